@@ -1,0 +1,214 @@
+"""How fast a training step is at several mask rates, against what its FLOPs allow.
+
+    python benchmarks/step.py                                             # CPU, 256 patches
+    python benchmarks/step.py --device cuda --preset maskdm-celebahq256   # GPU: also MFU and memory
+
+The whole step is timed as the loop runs it: drawing the batch from the cache's format, forward,
+backward, clipping, AdamW, average. The rates take turns, so that a slow moment of the machine
+meets all of them; each figure is the median over rounds. `ideal` is the ratio of analytic training
+FLOPs, `reached` the measured ratio over it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from underpaint import config
+from underpaint.core import masks, spaces
+from underpaint.data import Dataset, Order
+from underpaint.train.distributed import World
+from underpaint.train.learner import Learner
+from underpaint.train.stages import Level, Plan
+from underpaint.train.state import Progress
+from underpaint.train.step import step, training_flops
+
+# Dense bf16 peak in FLOP/s, from the makers' data sheets.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+
+
+class Synthetic:
+    """Images that need no files."""
+
+    def __init__(self, size: tuple[int, int], channels: int, count: int = 512) -> None:
+        rng = np.random.default_rng(0)
+        self.images = rng.integers(0, 256, (count, *size, channels), dtype=np.uint8)
+        self.labels = np.full(count, -1, np.int64)
+        self.train_ids = np.arange(count)
+
+    def batch(self, ids: np.ndarray) -> np.ndarray:
+        return self.images[ids]
+
+
+def plan(run: config.Run, size: tuple[int, int], rate: float, batch: int, kind: str) -> Plan:
+    """A stage at a constant rate."""
+    stage = dataclasses.replace(
+        next(iter(run.stages.values())), batch=batch, mask=kind, rate=rate, images=batch
+    )
+    spec = config.ModelSpec(
+        size=size,
+        channels=run.data.channels,
+        space=run.space,
+        network=run.network,
+        noise=run.noise,
+    )
+    space = spaces.build(spec.space, size, spec.channels)
+    visible = masks.visible_count(kind, space.grid, rate, block=stage.block)
+    realised = masks.realised_rate(kind, space.grid, rate, block=stage.block)
+    data = Synthetic(size, spec.channels)
+    return Plan(
+        index=0,
+        name="timed",
+        stage=stage,
+        spec=spec,
+        space=space,
+        dataset=cast(Dataset, data),
+        order=Order(data.train_ids, 0),
+        images=10**12,
+        levels=(Level(0, rate, realised, visible),),
+    )
+
+
+def peak_flops(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for key, flops in PEAKS.items() if key in name), None)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    run = config.preset(arguments.preset)
+    run.train.compile = arguments.compile
+    run.train.device = arguments.device
+    size = config.image_size(run.data.size) if arguments.size is None else (arguments.size,) * 2
+    assert size is not None
+    world = World(0, 1, torch.device(arguments.device))
+    torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
+    first = next(iter(run.stages.values()))
+    kind = first.mask if arguments.mask is None else arguments.mask
+    plans = {}
+    for rate in arguments.rates:
+        batch = arguments.batch
+        plans[rate] = plan(run, size, rate, batch, kind if rate else "none")
+    run.network.labels = False
+    learner = Learner(plans[arguments.rates[0]].spec, run.train, world)
+    times: dict[float, list[float]] = {rate: [] for rate in arguments.rates}
+    memory: dict[float, int] = {}
+    progress = Progress()
+
+    def timed(rate: float) -> float:
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        step(plans[rate], run, learner, progress)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    for rate in arguments.rates:
+        if world.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        for _ in range(3):
+            timed(rate)
+        if world.device.type == "cuda":
+            memory[rate] = torch.cuda.max_memory_allocated()
+    for _ in range(arguments.rounds):
+        for rate in arguments.rates:
+            # several steps a turn: the first after a change of shapes pays for cold caches
+            timed(rate)
+            times[rate] += [timed(rate) for _ in range(arguments.repeat)]
+    peak = peak_flops(world.device)
+    seconds = {rate: statistics.median(values) for rate, values in times.items()}
+    whole_flops = training_flops(learner, plans[0.0].levels[0].visible)
+    rows = []
+    for rate in arguments.rates:
+        level, flops = plans[rate].levels[0], training_flops(learner, plans[rate].levels[0].visible)
+        speed, ratio = arguments.batch / seconds[rate], seconds[0.0] / seconds[rate]
+        row: dict[str, Any] = {
+            "rate": rate,
+            "realised": level.realised,
+            "visible": level.visible,
+            "batch": arguments.batch,
+            "images_per_s": speed,
+            "flops_per_image": flops,
+            "ratio": ratio,
+            "ideal": whole_flops / flops,
+            "reached": ratio / (whole_flops / flops),
+            "flop_per_s": flops * speed,
+        }
+        if peak:
+            row |= {"mfu": flops * speed / peak, "peak_memory_bytes": memory[rate]}
+        rows.append(row)
+    device = "cpu" if peak is None else torch.cuda.get_device_name()
+    return {
+        "preset": arguments.preset,
+        "size": list(size),
+        "patches": plans[0.0].levels[0].visible,
+        "parameters": sum(p.numel() for p in learner.backbone.parameters()),
+        "device": device,
+        "peak_flop_per_s": peak,
+        "threads": torch.get_num_threads(),
+        "precision": "bf16" if learner.bf16 else "fp32",
+        "compiled": arguments.compile,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "rounds": arguments.rounds,
+        "rows": rows,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    print(
+        f"{result['preset']}, {result['patches']} patches, {result['parameters']:,} parameters, "
+        f"{result['device']}, {result['threads']} threads, {result['precision']}"
+    )
+    print(f"{'hidden':>8} {'visible':>8} {'images/s':>9} {'ratio':>6} {'ideal':>6} {'reached':>8}")
+    for row in result["rows"]:
+        line = f"{row['realised']:8.3f} {row['visible']:8d} {row['images_per_s']:9.1f} "
+        line += f"{row['ratio']:6.2f} {row['ideal']:6.2f} {row['reached']:8.1%}"
+        if "mfu" in row:
+            line += f"   MFU {row['mfu']:.1%}, {row['peak_memory_bytes'] / 2**30:.1f} GiB"
+        print(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="own")
+    parser.add_argument("--size", type=int, default=None, help="pixels (default: the preset's)")
+    parser.add_argument("--mask", default=None, help="kind of mask (default: the preset's)")
+    parser.add_argument("--rates", type=float, nargs="+", default=None)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    cuda = arguments.device.startswith("cuda")
+    if arguments.compile is None:
+        arguments.compile = cuda
+    if arguments.rates is None:
+        arguments.rates = [0.0, 0.5, 0.9] if cuda else [0.0, 0.5, 0.75, 0.9]
+    if arguments.size is None and arguments.preset == "own":
+        arguments.size = 64
+    torch.set_num_threads(arguments.threads)
+    result = measure(arguments)
+    show(result)
+    name = f"step-{'cuda' if cuda else 'cpu'}-{arguments.preset}.json"
+    out = arguments.out or Path(__file__).parent / "results" / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

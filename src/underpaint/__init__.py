@@ -1,0 +1,82 @@
+"""Train image diffusion models in two stages: masked patches first, whole images after.
+
+    import underpaint as up
+
+    run = up.preset("own")
+    run.data.source, run.data.size = "photos", (64,)
+    up.train(run, "runs/photos")
+    images = up.load("runs/photos").sample(16, seed=0)  # uint8 [16, 64, 64, 3]
+
+The parts work alone, too: `underpaint.core.masks`, `underpaint.backbones`, `underpaint.data`, …
+They are imported when they are used: `import underpaint` itself is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from underpaint._version import __version__
+
+if TYPE_CHECKING:
+    from underpaint.api import finetune, train
+    from underpaint.config import Run, preset
+    from underpaint.data import prepare
+    from underpaint.errors import Interrupted, RunFailed, UserError
+    from underpaint.model import Model, load
+
+__all__ = [
+    "Interrupted",
+    "Model",
+    "Run",
+    "RunFailed",
+    "UserError",
+    "__version__",
+    "finetune",
+    "load",
+    "prepare",
+    "preset",
+    "train",
+]
+
+_HOME = {
+    "train": "api",
+    "finetune": "api",
+    "Run": "config",
+    "preset": "config",
+    "prepare": "data",
+    "Interrupted": "errors",
+    "RunFailed": "errors",
+    "UserError": "errors",
+    "Model": "model",
+    "load": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name from the module that defines it, on first use (PEP 562)."""
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"underpaint.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    try:  # a part of the package, so that `import underpaint as up; up.core.masks` works
+        return importlib.import_module(f"underpaint.{name}")
+    except ModuleNotFoundError:
+        raise AttributeError(f"module 'underpaint' has no attribute '{name}'") from None
+
+
+def __dir__() -> list[str]:
+    return [*__all__]
+
+
+class _Package(ModuleType):
+    """Keeps `underpaint.train` the function: importing the sub-package would put itself there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "train" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,198 @@
+"""The contract between a network and everything else, and the table of networks.
+
+    backbone(patches, c_noise, labels, mask) → Prediction(visible [B, V, P], hidden | None)
+
+A backbone with `sees = "visible"` gets the visible patches alone, gathered before this call, so
+that hidden ones cost nothing; one with `sees = "all"` gets every patch and the mask. Trainable
+tensors live in ordinary layers, so that per-sample gradients, sharding and exports find them. Two
+have fixed names: `positions`, the `nn.Embedding` of patch positions (looked up with visible ids),
+and `labels`, the `nn.Embedding` with a row a class, perhaps one more for null.
+
+A new network is one file: a subclass with `@register("name", "one line")`, imported in
+`backbones/__init__.py`. Keyword arguments of its constructor beyond the common ones are its
+`network.options`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from underpaint import config as configuration
+from underpaint.core.denoiser import Prediction
+from underpaint.core.masks import Mask
+from underpaint.errors import UserError
+
+__all__ = [
+    "Backbone",
+    "Prediction",
+    "build",
+    "interpolate_positions",
+    "is_label_table",
+    "kinds",
+    "position_ids",
+    "register",
+]
+
+State = dict[str, Tensor]
+
+
+class Backbone(nn.Module):
+    """A network that predicts at positions.
+
+    Labels are int64 [B] in 0..classes−1, or −1 for the null label; None only where `classes` is 0.
+    Every parameter gets a gradient (perhaps zero) from any batch: masked or whole, all labels real
+    or all null.
+    """
+
+    sees: ClassVar[Literal["visible", "all"]] = "visible"
+
+    def __init__(self, grid: tuple[int, int], patch_dim: int, classes: int) -> None:
+        super().__init__()
+        self.grid, self.patch_dim, self.classes = grid, patch_dim, classes
+
+    def forward(
+        self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
+    ) -> Prediction:
+        """`patches` [B, V, P] (or [B, N, P]), `c_noise` [B] → raw output F at the patches."""
+        raise NotImplementedError
+
+    def flops(self, visible: int) -> int:
+        """FLOPs an image of a forward pass with `visible` patches.
+
+        2 a multiply-add of linear layers and attention; training costs three times this.
+        """
+        raise NotImplementedError
+
+    def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
+        """Bytes an image that training keeps from the forward for the backward pass (estimate).
+
+        What the backward formulas read, at `bytes_per` a number, without dropout.
+        """
+        raise NotImplementedError
+
+
+def position_ids(mask: Mask, batch: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Numbers of the visible patches [B, V].
+
+    The whole image is spelled out too, not broadcast: the lookup keeps its batch dimension, which
+    per-sample gradients need.
+    """
+    if mask.grid != grid:
+        raise ValueError(f"the mask's grid {mask.grid} is not the network's {grid}")
+    if mask.visible is not None:
+        return mask.visible
+    return torch.arange(grid[0] * grid[1], device=device).expand(batch, -1)
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+Kind = TypeVar("Kind", bound=type[Backbone])
+
+_KINDS: dict[str, tuple[type[Backbone], str]] = {}
+_COMMON = ("width", "depth", "heads", "mlp_ratio", "dropout")
+
+
+def register(kind: str, summary: str) -> Callable[[Kind], Kind]:
+    """Class decorator: the network is `network.kind: KIND` from now on."""
+
+    def add(cls: Kind) -> Kind:
+        _KINDS[kind] = (cls, summary)
+        return cls
+
+    return add
+
+
+def kinds() -> dict[str, str]:
+    """Names of the networks, each with its line."""
+    return {kind: summary for kind, (_, summary) in _KINDS.items()}
+
+
+def build(
+    network: configuration.Network, *, grid: tuple[int, int], patch_dim: int, classes: int
+) -> Backbone:
+    """A new network, freshly initialised from torch's global generator.
+
+    Raises UserError for an unknown kind or option, and for widths, depths and heads that do not
+    fit one another.
+    """
+    if network.kind not in _KINDS:
+        hint = _meant(network.kind, list(_KINDS))
+        raise UserError(f"network.kind '{network.kind}' does not exist; {hint}")
+    if network.heads < 1 or network.width < 1 or network.width % network.heads:
+        raise UserError(
+            f"network.width {network.width} is not divisible by network.heads {network.heads}; "
+            f"give a width that is a multiple of heads"
+        )
+    if network.depth < 1:
+        raise UserError(f"network.depth {network.depth}: give at least one block")
+    cls, _ = _KINDS[network.kind]
+    common = {name: getattr(network, name) for name in _COMMON}
+    options = _checked_options(network.kind, cls, network.options)
+    return cls(grid=grid, patch_dim=patch_dim, classes=classes, **common, **options)
+
+
+def _checked_options(kind: str, cls: type[Backbone], options: dict[str, Any]) -> dict[str, Any]:
+    """`options` if each is an argument of this kind's own, of the type of its default."""
+    shared = {"self", "grid", "patch_dim", "classes", *_COMMON}
+    arguments = inspect.signature(cls.__init__).parameters
+    known = {name: a.default for name, a in arguments.items() if name not in shared}
+    for name, value in options.items():
+        if name not in known:
+            hint = _meant(name, list(known)) if known else f"{kind} has no options of its own"
+            raise UserError(f"network.options: '{name}' is not an option of {kind}; {hint}")
+        expected = type(known[name])
+        if expected is float and type(value) is int:
+            continue
+        if type(value) is not expected:
+            raise UserError(
+                f"network.options.{name}: expected a value like {known[name]!r}, got {value!r}"
+            )
+    return options
+
+
+def _meant(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"did you mean '{close[0]}'?" if close else f"use {', '.join(known)}"
+
+
+# --- another resolution, other labels -------------------------------------------------------------
+
+
+def interpolate_positions(
+    state: State, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> State:
+    """A copy of the weights `state` whose patch positions cover the same image on another grid.
+
+    Learned positions (`positions.weight` [N, width]) are resampled bicubically; the coordinates of
+    fixed ones (`positions.rows` [h], `positions.columns` [w]) are spread anew over the old range.
+    """
+    if old_grid == new_grid:
+        return dict(state)
+    return {name: _resampled(name, x, old_grid, new_grid) for name, x in state.items()}
+
+
+def is_label_table(name: str) -> bool:
+    """Whether the weight `name` has a row a class: what changes when the labels do."""
+    return name.split(".")[-2:] == ["labels", "weight"]
+
+
+def _resampled(name: str, x: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    match name.split(".")[-2:]:
+        case ["positions", "weight"]:
+            table = x.float().unflatten(0, old).permute(2, 0, 1)[None]  # [1, width, h, w]
+            table = F.interpolate(table, size=new, mode="bicubic", antialias=True)
+            return table[0].flatten(1).T.contiguous().to(x.dtype)
+        case ["positions", "rows" | "columns" as axis]:
+            length, wanted = (old[0], new[0]) if axis == "rows" else (old[1], new[1])
+            step = (x[-1] - x[0]) / (length - 1) if length > 1 else x.new_ones(())
+            # the middles of the new patches, counted in old patches from the first one's middle
+            middles = (torch.arange(wanted, dtype=x.dtype, device=x.device) + 0.5) / wanted
+            return x[0] + step * (middles * length - 0.5)
+    return x

@@ -1,0 +1,142 @@
+"""DiT: a transformer over patches that time and label modulate.
+
+Peebles and Xie 2023 (arXiv 2212.09748):
+
+    c = MLP(sinusoid(c_noise)) + label                              [B, width]
+    (shift, scale, gate) × 2 = linear(silu(c))                      in every block
+    x = x + gate · attention(norm(x)·(1 + scale) + shift), the same with the MLP
+    F = linear(norm(x)·(1 + scale) + shift)
+
+- Positions are fixed sinusoids of column and row, added to the linear patch projection.
+- Norms have no weights (eps 1e-6); q, k and v have biases; the GELU is the tanh one.
+- adaLN-zero: modulations and head start at zero, so that every block starts as the identity.
+- 256 time frequencies, cosines first, ω_i = 10000^(−i/127).
+- The null label is the zero vector: pad the label table by a zero row for diffusers' pipeline.
+- With nothing hidden it computes what diffusers' `DiTTransformer2DModel` does (norm_eps 1e-6).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from underpaint.backbones.base import Backbone, Prediction, position_ids, register
+from underpaint.backbones.layers import (
+    MLP,
+    Attention,
+    SinCosPositions,
+    block_activations,
+    block_flops,
+    linear_flops,
+    sinusoid,
+)
+from underpaint.core.masks import Mask
+from underpaint.errors import UserError
+
+__all__ = ["DiT"]
+
+FREQUENCIES = 256
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """norm(x)·(1 + scale) + shift of tokens [B, T, width], shift and scale [B, width]."""
+    normal = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return normal * (1 + scale[:, None]) + shift[:, None]
+
+
+class Block(nn.Module):
+    """Attention and MLP, each between a modulated norm and a gate."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 6 * width)
+        self.attention = Attention(width, heads, qkv_bias=True)
+        self.mlp = MLP(width, hidden, "tanh")
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Tokens [B, T, width], silu of the condition [B, width] → [B, T, width]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=1)
+        x = x + gate1[:, None] * self.dropout(self.attention(modulate(x, shift1, scale1)))
+        return x + gate2[:, None] * self.dropout(self.mlp(modulate(x, shift2, scale2)))
+
+
+@register("dit", "transformer modulated by time and label (adaLN-zero)")
+class DiT(Backbone):
+    """DiT on a grid of patches; `classes` 0 is unconditional."""
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        patch_dim: int,
+        classes: int = 0,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(grid, patch_dim, classes)
+        if width % 4:
+            raise UserError(f"network.width {width}: a dit needs a width divisible by 4")
+        self.width, self.hidden, self.depth = width, int(width * mlp_ratio), depth
+        self.embed = nn.Linear(patch_dim, width)
+        self.positions = SinCosPositions(grid, width)
+        self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.labels = nn.Embedding(classes, width) if classes else None
+        self.blocks = nn.ModuleList(Block(width, heads, self.hidden, dropout) for _ in range(depth))
+        self.modulation = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, patch_dim)
+        self._initialise()
+
+    def forward(
+        self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
+    ) -> Prediction:
+        """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at the visible patches."""
+        ids = position_ids(mask, len(patches), self.grid, patches.device)
+        c = F.silu(self._condition(c_noise, labels))  # [B, width]
+        x = self.embed(patches) + self.positions(ids)  # [B, V, width]
+        for block in self.blocks:
+            x = block(x, c)
+        shift, scale = self.modulation(c).chunk(2, dim=1)
+        return Prediction(self.head(modulate(x, shift, scale)))
+
+    def _condition(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        c = self.time(sinusoid(c_noise, FREQUENCIES, shift=1))
+        if self.labels is None:
+            return c
+        if labels is None:
+            raise ValueError("a network with classes needs labels; -1 is the null label")
+        # looked up and then zeroed, so that the table gets a gradient from a batch of nulls as well
+        return c + self.labels(labels.clamp(min=0)) * (labels >= 0)[:, None]
+
+    def flops(self, visible: int) -> int:
+        """FLOPs of a forward pass an image with `visible` patches."""
+        width = self.width
+        blocks = self.depth * block_flops(visible, width, self.hidden)
+        ends = 2 * linear_flops(visible, width, self.patch_dim)
+        time = linear_flops(1, FREQUENCIES, width) + linear_flops(1, width, width)
+        modulations = linear_flops(1, width, (6 * self.depth + 2) * width)  # an image, not a patch
+        return blocks + ends + time + modulations
+
+    def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
+        """Bytes an image kept for the backward pass (estimate)."""
+        width = self.width
+        # beside a block's own: two norms before they are modulated, two branches before their gates
+        blocks = self.depth * (block_activations(visible, width, self.hidden) + 4 * visible * width)
+        ends = visible * (self.patch_dim + 3 * width)
+        condition = (6 * self.depth + 8) * width
+        return bytes_per * (blocks + ends + condition)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for module in self.modules():  # after the loop above, which has met their layers too
+            if isinstance(module, (Block, DiT)):
+                nn.init.zeros_(module.modulation.weight)
+        nn.init.zeros_(self.head.weight)

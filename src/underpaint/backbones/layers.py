@@ -1,0 +1,121 @@
+"""The layers that the transformers share: sinusoids, attention, the MLP, and what they cost.
+
+    sinusoid(c)[i] = cos(c ω_i), sin(c ω_i),   ω_i = 10000^(−i / (w/2 − shift)),   i < w/2
+
+Attention is softmax(q kᵀ/√d) v over the tokens that are there (Vaswani et al. 2017, arXiv
+1706.03762): with hidden patches dropped its cost falls with the square of their share.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "SinCosPositions",
+    "block_activations",
+    "block_flops",
+    "linear_flops",
+    "sinusoid",
+]
+
+
+def sinusoid(c_noise: Tensor, width: int, *, shift: int = 0) -> Tensor:
+    """c_noise [B] → [B, width] float32, cosines first.
+
+    Always float32: bfloat16 cannot tell c_noise 999 from 1000, nor carry the phase of its fastest
+    wave.
+    """
+    half = width // 2
+    i = torch.arange(half, dtype=torch.float32, device=c_noise.device)
+    # in diffusers' order of rounding, which c_noise = 999 would multiply
+    omega = torch.exp(-math.log(10000) * i / (half - shift))
+    angle = c_noise.float()[:, None] * omega  # [B, w/2]
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class SinCosPositions(nn.Module):
+    """Fixed positions: the first half of the width encodes the column, the second the row.
+
+    Each half is sin, then cos of the coordinate times 10000^(−i/(width/4)), as in DiT (Peebles and
+    Xie 2023, arXiv 2212.09748). Only the h + w coordinates are kept, so that a checkpoint knows the
+    coordinates it was trained with after a change of resolution.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.register_buffer("rows", torch.arange(grid[0], dtype=torch.float32))
+        self.register_buffer("columns", torch.arange(grid[1], dtype=torch.float32))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Patch numbers [B, V] → [B, V, width] float32."""
+        w = len(self.columns)
+        column = self._waves(self.columns)  # [w, width/2]
+        row = self._waves(self.rows)  # [h, width/2]
+        row, column = row[:, None].expand(-1, w, -1), column[None].expand(len(row), -1, -1)
+        return F.embedding(ids, torch.cat([column, row], dim=-1).flatten(0, 1))
+
+    def _waves(self, coordinate: Tensor) -> Tensor:
+        quarter = self.width // 4
+        i = torch.arange(quarter, dtype=torch.float32, device=coordinate.device)
+        angle = coordinate.float()[:, None] * torch.exp(i * (-math.log(10000) / quarter))
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; one linear layer makes q, k and v, in this order."""
+
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, T, width] → [B, T, width]."""
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # [B, T, 3, heads, d]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, T, d]
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Linear, GELU ("none": with the error function; "tanh": its approximation), linear."""
+
+    def __init__(self, width: int, hidden: int, gelu: str) -> None:
+        super().__init__()
+        self.rise = nn.Linear(width, hidden)
+        self.gelu = nn.GELU(gelu)
+        self.fall = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, T, width] → [B, T, width]."""
+        return self.fall(self.gelu(self.rise(x)))
+
+
+def linear_flops(rows: int, inputs: int, outputs: int) -> int:
+    """FLOPs of a linear layer on `rows` vectors, 2 a multiply-add."""
+    return 2 * rows * inputs * outputs
+
+
+def block_flops(tokens: int, width: int, hidden: int) -> int:
+    """FLOPs an image of a block's attention and MLP; the two attention matmuls are 4·T²·width."""
+    linears = 4 * width**2 + 2 * width * hidden  # q, k, v, out; rise, fall
+    return 2 * tokens * linears + 4 * tokens**2 * width
+
+
+def block_activations(tokens: int, width: int, hidden: int) -> int:
+    """Numbers an image that a pre-norm block keeps for its backward pass.
+
+    A token: the two norms' inputs and outputs, q, k, v, the attention's output (8 widths), and the
+    GELU's input and output; the attention's weights are recomputed, never kept.
+    """
+    return tokens * (8 * width + 2 * hidden)

@@ -1,0 +1,142 @@
+"""U-ViT: a transformer over patches whose early blocks are wired to its late ones.
+
+MaskDM's network (Lei et al. 2023, arXiv 2306.11363), after Bao et al. 2023 (arXiv 2209.12152):
+
+    tokens = [time, (label,) patch 1 … patch V],   time and patches with learned positions
+    depth//2 blocks ─┬─ one block ─┬─ depth//2 blocks, each after linear(concat(x, its partner's x))
+                     └── skips ────┘
+    norm → linear head on the patch tokens
+
+- The time token is the sinusoid of c_noise itself (cosines first, ω_i = 10000^(−2i/width)), no MLP.
+- Blocks are pre-norm, with the erf GELU, no bias on q, k and v. The patch projection is linear, and
+  no convolution follows the head.
+- The label token is ours (MaskDM is unconditional): a learned row a class and one for null.
+- Weights start from a normal law of deviation 0.02, biases from zero.
+- `depth` 13 and 12 both give 6 + 1 + 6 blocks, as in MaskDM's S and B.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from underpaint.backbones.base import Backbone, Prediction, position_ids, register
+from underpaint.backbones.layers import (
+    MLP,
+    Attention,
+    block_activations,
+    block_flops,
+    linear_flops,
+    sinusoid,
+)
+from underpaint.core.masks import Mask
+from underpaint.errors import UserError
+
+__all__ = ["UViT"]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, qkv_bias=False)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, hidden, "none")
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, T, width] → [B, T, width]."""
+        x = x + self.dropout(self.attention(self.norm1(x)))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+@register("uvit", "transformer with long skips, time and label as tokens (MaskDM)")
+class UViT(Backbone):
+    """U-ViT on a grid of patches; `classes` 0 is unconditional."""
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        patch_dim: int,
+        classes: int = 0,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(grid, patch_dim, classes)
+        if width % 2:
+            raise UserError(f"network.width {width}: a uvit needs an even width")
+        self.width, self.hidden, self.side = width, int(width * mlp_ratio), depth // 2
+        self.embed = nn.Linear(patch_dim, width)
+        self.positions = nn.Embedding(grid[0] * grid[1], width)
+        self.time_position = nn.Embedding(1, width)
+        self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last is null
+
+        def block() -> Block:
+            return Block(width, heads, self.hidden, dropout)
+
+        self.early = nn.ModuleList(block() for _ in range(self.side))
+        self.middle = block()
+        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(self.side))
+        self.late = nn.ModuleList(block() for _ in range(self.side))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, patch_dim)
+        self.apply(_initialise)
+
+    def forward(
+        self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
+    ) -> Prediction:
+        """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at the visible patches."""
+        B, V = patches.shape[:2]
+        ids = position_ids(mask, B, self.grid, patches.device)
+        x = self.embed(patches) + self.positions(ids)  # [B, V, width]
+        x = torch.cat([self._tokens(c_noise, labels), x], dim=1)  # [B, T, width]
+        kept = []
+        for block in self.early:
+            x = block(x)
+            kept.append(x)
+        x = self.middle(x)
+        for skip, block in zip(self.skips, self.late, strict=True):
+            x = block(skip(torch.cat([x, kept.pop()], dim=2)))
+        return Prediction(self.head(self.norm(x[:, -V:])))
+
+    def _tokens(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        """The tokens in front of the patches [B, 1 or 2, width]."""
+        zero = torch.zeros_like(c_noise, dtype=torch.long)
+        tokens = [sinusoid(c_noise, self.width) + self.time_position(zero)]
+        if self.labels is not None:
+            if labels is None:
+                raise ValueError("a network with classes needs labels; -1 is the null label")
+            tokens.append(self.labels(torch.where(labels < 0, self.classes, labels)))
+        return torch.stack(tokens, dim=1)
+
+    def flops(self, visible: int) -> int:
+        """FLOPs of a forward pass an image with `visible` patches."""
+        T, width = self._count(visible), self.width
+        blocks = (2 * self.side + 1) * block_flops(T, width, self.hidden)
+        skips = self.side * linear_flops(T, 2 * width, width)
+        return blocks + skips + 2 * linear_flops(visible, width, self.patch_dim)
+
+    def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
+        """Bytes an image kept for the backward pass (estimate)."""
+        T, width = self._count(visible), self.width
+        blocks = (2 * self.side + 1) * block_activations(T, width, self.hidden)
+        skips = self.side * T * 2 * width  # the concatenations
+        ends = visible * (self.patch_dim + 2 * width)
+        return bytes_per * (blocks + skips + ends)
+
+    def _count(self, visible: int) -> int:
+        """Tokens: time, label if there are classes, patches."""
+        return 1 + (self.classes > 0) + visible
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,90 @@
+"""The command line: verbs, each a file that calls one function of the library.
+
+Nothing heavy is imported before a verb runs, so that `--help` answers at once. Exit codes: 0 done,
+1 the run failed, 2 wrong use (one line), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from underpaint._version import __version__
+from underpaint.cli.parser import Parser, closest
+from underpaint.errors import Interrupted, RunFailed, UserError
+
+__all__ = ["VERBS", "main", "parser"]
+
+VERBS = {  # verb: (module of this package, one line)
+    "quickstart": ("quickstart", "train on drawn avatars, in minutes, and write a report"),
+    "prepare": ("prepare", "decode a set of images once, and say what is in it"),
+    "presets": ("presets", "list the recipes of the package, or print one to copy"),
+    "train": ("train", "train by a recipe: masked stages, then whole images"),
+    "pretrain": ("train", "the masked stages of a recipe alone"),
+    "finetune": ("train", "the whole-image stages of a recipe alone, from other weights"),
+    "sample": ("sample", "draw images from a trained model"),
+    "report": ("report", "write the page that tells what happened in a run"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Defects of the software keep their traceback."""
+    try:
+        _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except UserError as error:
+        return _end(str(error), 2)
+    except RunFailed as error:
+        return _end(str(error), 1)
+    except Interrupted as error:
+        return _end(str(error), 130)
+    except KeyboardInterrupt:
+        return _end("interrupted", 130)
+    except BrokenPipeError:  # the reader of a pipe has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def parser(verb: str) -> Parser:
+    """The parser of one verb."""
+    module, line = VERBS[verb]
+    result = Parser(prog=f"underpaint {verb}", description=line[0].upper() + line[1:] + ".")
+    importlib.import_module(f"underpaint.cli.{module}").arguments(result, verb)
+    return result
+
+
+def _dispatch(argv: list[str]) -> None:
+    first = argv[0] if argv else "--help"
+    if first in ("-h", "--help"):
+        print(_overview())
+    elif first == "--version":
+        print(f"underpaint {__version__}")
+    elif first not in VERBS:
+        raise UserError(f"'{first}' is not a command; {closest(first, [*VERBS])}")
+    else:
+        own = parser(first)
+        args, others = own.parse_known_args(argv[1:])
+        own.refuse(others)
+        importlib.import_module(f"underpaint.cli.{VERBS[first][0]}").run(args, others)
+
+
+def _overview() -> str:
+    lines = [f"  {verb:<12}{line}" for verb, (_, line) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: underpaint VERB …",
+            "",
+            "Train image diffusion models in two stages: masked patches first, whole images after.",
+            "",
+            *lines,
+            "",
+            "underpaint VERB --help tells more; underpaint --version says which one this is.",
+        ]
+    )
+
+
+def _end(message: str, code: int) -> int:
+    if message:
+        print(f"underpaint: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,152 @@
+"""argparse with errors of one line, and what several verbs share on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from underpaint.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+__all__ = ["Bar", "Parser", "add_output", "closest", "console", "print_json", "width"]
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or all that is known."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def width() -> int:
+    """Columns for text."""
+    return max(60, min(100, shutil.get_terminal_size((100, 24)).columns))
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UserError with one sentence instead of printing a usage page."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                prog, max_help_position=34, width=width()
+            ),
+            **options,
+        )
+        self.settings: list[str] = []  # dotted flags that are left for `config.apply_flags`
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse found, in our words."""
+        message = re.sub(r"^argument ", "", message)
+        message = re.sub(r"^(-n|--\w[\w-]*)(, ?-\S+|/\S+)?: ", r"\1: ", message)
+        kinds = {"int": "a whole number", "float": "a number"}
+        for kind, words in kinds.items():
+            message = re.sub(
+                rf"invalid {kind} value: ('.*')$", rf"expected {words}, got \1", message
+            )
+        choice = re.match(r"(.*?): invalid choice: (\S+) \(choose from (.*)\)$", message)
+        if choice:
+            options = choice[3].replace("'", "")
+            message = f"{choice[1]}: {choice[2]} is not one of {options}"
+        needed = re.match(r"the following arguments are required: (.*)$", message)
+        if needed:
+            message = f"{self.prog.split()[-1]} needs {needed[1]}; see {self.prog} --help"
+        raise UserError(message)
+
+    def refuse(self, others: list[str]) -> None:
+        """Raise UserError for arguments that nothing will take."""
+        if self.settings:
+            others = [other for other in others if other.startswith("-") and "." not in other]
+        flags = [other.partition("=")[0] for other in others if other.startswith("-")]
+        known = [name for action in self._actions for name in action.option_strings]
+        for flag in flags:
+            close = difflib.get_close_matches(flag, [*known, *self.settings], 1, 0.6)
+            hint = f"did you mean '{close[0]}'?" if close else f"see {self.prog} --help"
+            raise UserError(f"'{flag}' is not a flag of {self.prog}; {hint}")
+        if others:
+            raise UserError(f"'{others[0]}' was not expected; see {self.prog} --help")
+
+
+def add_output(parser: Parser) -> None:
+    """`--json` and `--quiet`."""
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on stdout, all else on stderr"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """The one object on stdout; of several processes (torchrun) the first prints."""
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(values, indent=2, ensure_ascii=False))
+
+
+def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A rich console; silent in all but the first of several processes."""
+    from rich.console import Console
+
+    others = os.environ.get("RANK", "0") != "0"
+    wide = None if (sys.stderr if stderr else sys.stdout).isatty() else 200  # no folding in pipes
+    return Console(stderr=stderr, quiet=quiet or others, highlight=False, width=wide)
+
+
+class Bar:
+    """Progress on stderr: a bar on a terminal; elsewhere a line each ten seconds.
+
+    Called with (done, total); begins with the first call and ends with the last or with the block.
+    """
+
+    EVERY = 10.0  # seconds; what is done sooner needs no lines
+
+    def __init__(self, what: str, *, quiet: bool = False) -> None:
+        self.what = what
+        self.console = console(stderr=True, quiet=quiet)
+        self.bar: Progress | None = None
+        self.said = time.monotonic()
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` are done."""
+        if self.console.is_terminal and not self.console.quiet:
+            self._draw(done, total)
+        elif time.monotonic() - self.said > self.EVERY:
+            self.said = time.monotonic()
+            self.console.print(f"{self.what}: {done:,} of {total:,}")
+        if done >= total:
+            self._stop()
+
+    def _draw(self, done: int, total: int) -> None:
+        if self.bar is None:
+            if done >= total:
+                return
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
+            self.bar = Progress(
+                *columns, TimeRemainingColumn(), console=self.console, transient=True
+            )
+            self.bar.add_task(self.what)
+            self.bar.start()
+        self.bar.update(self.bar.task_ids[0], completed=done, total=total)
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar = None

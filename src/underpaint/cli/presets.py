@@ -1,0 +1,40 @@
+"""`underpaint presets`: the recipes of the package."""
+
+from __future__ import annotations
+
+import argparse
+
+from underpaint import config
+from underpaint.cli.parser import Parser, print_json
+
+__all__ = ["arguments", "run", "summaries"]
+
+
+def arguments(parser: Parser, verb: str) -> None:
+    """Flags."""
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="print this recipe's YAML, to copy and edit"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def run(args: argparse.Namespace, others: list[str]) -> None:
+    """List, or print one."""
+    if args.name:
+        text = config.preset_text(args.name)
+        print_json({"name": args.name, "yaml": text}) if args.json else print(text, end="")
+        return
+    if args.json:
+        print_json({"presets": summaries()})
+        return
+    for name, line in summaries().items():
+        print(f"{name:<20}{line}")
+    print("\nunderpaint presets NAME > my.yaml makes one your own.")
+
+
+def summaries() -> dict[str, str]:
+    """The first line of each recipe."""
+    return {
+        name: config.preset_text(name).splitlines()[0].removeprefix("#").strip()
+        for name in config.preset_names()
+    }

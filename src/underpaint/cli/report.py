@@ -1,0 +1,25 @@
+"""`underpaint report`: one page on a run."""
+
+from __future__ import annotations
+
+import argparse
+
+from underpaint.cli.parser import Parser, print_json
+
+__all__ = ["arguments", "run"]
+
+
+def arguments(parser: Parser, verb: str) -> None:
+    """Flags."""
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def run(args: argparse.Namespace, others: list[str]) -> None:
+    """Write `RUN/report.html`."""
+    from pathlib import Path
+
+    from underpaint import report
+
+    path = report.build(Path(args.run))
+    print_json({"report": str(path)}) if args.json else print(path)

@@ -1,0 +1,177 @@
+"""`underpaint sample`: images from a trained model, as a grid, a folder or an array."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from underpaint import config
+from underpaint.cli.parser import Bar, Parser, add_output, closest, print_json
+from underpaint.cli.settings import choices
+from underpaint.errors import UserError
+
+if TYPE_CHECKING:
+    from underpaint.model import Model
+
+__all__ = ["arguments", "run"]
+
+MOST_COLUMNS = 10  # of labels in a grid
+
+
+def arguments(parser: Parser, verb: str) -> None:
+    """Flags; what is left out is taken from the model's own `preview` settings."""
+    add = parser.add_argument
+    add("model", metavar="RUN", help="a run, a checkpoint, an exported model or primer:NAME")
+    add("-n", type=int, default=64, metavar="N", help="images (default: %(default)s)")
+    add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
+    add("--steps", type=int, help="sampling steps (default: the model's own)")
+    add("--sampler", choices=choices(config.Preview, "sampler"), help="default: the model's own")
+    add(
+        "--grid",
+        choices=choices(config.Preview, "grid"),
+        help="noise levels of the steps (default: its own)",
+    )
+    add(
+        "--clip",
+        choices=choices(config.Preview, "clip"),
+        help="clipping of x0 (default: the model's own)",
+    )
+    add("--eta", type=float, help="noise of the ancestral sampler (default: the model's own)")
+    add(
+        "--label",
+        nargs="+",
+        metavar="NAME",
+        help="labels to draw, in turn (default: all of the model's in turn; 'none': unconditional)",
+    )
+    add("--guidance", type=float, help="classifier-free guidance, 1: none (default: its own)")
+    add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
+    add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    add(
+        "--out",
+        default="samples.png",
+        metavar="PATH",
+        help="a grid (.png), an array (.npz) or a folder of PNGs (default: %(default)s)",
+    )
+    add_output(parser)
+
+
+def run(args: argparse.Namespace, others: list[str]) -> None:
+    """Draw and write."""
+    for flag, value, least in (
+        ("-n", args.n, 1),
+        ("--steps", args.steps, 1),
+        ("--seed", args.seed, 0),
+        ("--batch", args.batch, 1),
+        ("--guidance", args.guidance, 0),
+        ("--eta", args.eta, 0),
+    ):
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"{flag} {value:g}: give a number from {least} up")
+    out = _checked_out(Path(args.out))
+    from underpaint import model as models
+
+    model = models.load(args.model, weights=args.weights, device=args.device)
+    labels = _labels(model, args)
+    began = time.perf_counter()
+    with Bar("sampling", quiet=args.quiet) as bar:
+        images = model.sample(
+            args.n,
+            seed=args.seed,
+            labels=labels,
+            sampler=args.sampler,
+            steps=args.steps,
+            grid=args.grid,
+            guidance=args.guidance,
+            clip=args.clip,
+            eta=args.eta,
+            batch=args.batch,
+            progress=bar,
+        )
+    seconds = time.perf_counter() - began
+    about = _about(model, args)
+    _write(out, images, labels, args, about)
+    if args.json:
+        print_json({"out": str(out), "n": args.n, "seconds": round(seconds, 3), **about})
+    else:
+        print(out)
+
+
+def _checked_out(out: Path) -> Path:
+    """`out`, if it is one of the three kinds and can be written, before anything is drawn."""
+    from underpaint.pictures import writable
+
+    if out.suffix.lower() not in (".png", ".npz", "") and not out.is_dir():
+        raise UserError(f"--out {out}: give a .png (grid), a .npz (array) or a folder")
+    with writable(out):
+        folder = out.parent if out.suffix and not out.is_dir() else out
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".underpaint-probe"
+        probe.touch()
+        probe.unlink()
+    return out
+
+
+def _labels(model: Model, args: argparse.Namespace) -> list[str] | None:
+    """Names of the classes to draw in turn; None: without a label."""
+    known = list(model.label_names)
+    if not known:
+        if args.label and args.label != ["none"]:
+            raise UserError(
+                f"--label {args.label[0]}: this model was trained without labels; leave --label out"
+            )
+        if args.guidance is not None and args.guidance != 1:
+            raise UserError(
+                f"--guidance {args.guidance:g}: needs labels, and this model was trained without; "
+                "leave --guidance out"
+            )
+        return None
+    if args.label == ["none"] and "none" not in known:
+        return None
+    for name in args.label or ():
+        if name not in known:
+            raise UserError(f"--label {name}: this model does not know it; {closest(name, known)}")
+    return args.label or known
+
+
+def _about(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+    own = model.spec.preview
+    about = {"model": args.model, "weights": args.weights, "seed": args.seed}
+    for name in ("sampler", "steps", "grid", "guidance", "clip", "eta"):
+        given = getattr(args, name)
+        about[name] = getattr(own, name) if given is None else given
+    return about
+
+
+def _write(
+    out: Path,
+    images: Any,
+    labels: list[str] | None,
+    args: argparse.Namespace,
+    about: dict[str, Any],
+) -> None:
+    from underpaint import pictures
+
+    n = len(images)
+    seeds = [args.seed + i for i in range(n)]
+    own = [labels[i % len(labels)] for i in range(n)] if labels else None
+    if out.is_dir() or not out.suffix:
+        pictures.save_folder(out, images, seeds, own, about)
+    elif out.suffix.lower() == ".npz":
+        pictures.save_npz(out, images, seeds, own, about)
+    else:
+        columns, captions = _columns(n, labels)
+        about = about | ({"labels": ", ".join(labels)} if labels else {})
+        pictures.save_grid(out, images, columns, captions, about)
+
+
+def _columns(n: int, labels: list[str] | None) -> tuple[int, list[str] | None]:
+    """Columns of a grid: labels repeat along a row where there are few, else about a square."""
+    square = max(1, round(math.sqrt(n)))
+    if not labels or len(labels) > MOST_COLUMNS or n < len(labels):
+        return square, None
+    times = max(1, round(square / len(labels)))
+    return len(labels) * times, labels * times

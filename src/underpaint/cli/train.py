@@ -1,0 +1,253 @@
+"""`underpaint train`, and its halves `pretrain` and `finetune`: one loop, other stages."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from underpaint import config
+from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, width
+from underpaint.cli.settings import as_help
+from underpaint.errors import UserError
+
+__all__ = ["arguments", "recipe", "run"]
+
+OWN = "own"  # the preset for somebody's own images
+
+
+def arguments(parser: Parser, verb: str) -> None:
+    """Flags; dotted settings are left over and go to `config.apply_flags`."""
+    parser.set_defaults(verb=verb)
+    add = parser.add_argument
+    add(
+        "--data", metavar="DATA", help="images: a folder, an archive, avatars:STYLE … (data.source)"
+    )
+    add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels (data.size)")
+    add("--channels", type=int, choices=(1, 3), help="colour or grey (data.channels)")
+    add("--preset", metavar="NAME", help=f"recipe of the package (default: {OWN})")
+    add("--config", metavar="FILE", help="recipe in YAML; with --preset: on top of it")
+    add("--out", metavar="RUN", help="folder of the run (default: runs/ and the name of DATA)")
+    add(
+        "--from",
+        dest="start",
+        metavar="RUN",
+        help="begin with the weights of a run, a checkpoint or primer:NAME; without --preset and "
+        "--config their network is taken, too",
+    )
+    add("--minutes", type=float, metavar="M", help="length of all stages together, in proportion")
+    add(
+        "--labels",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="learn the labels of the data (network.labels)",
+    )
+    add("--resume", action="store_true", help="go on with the run in --out, by its own recipe")
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    add("--dry-run", action="store_true", help="say what it would cost; train nothing")
+    add_output(parser)
+    parser.settings = config.flag_names(config.preset(OWN))
+    parser.epilog = as_help(width())
+
+
+def run(args: argparse.Namespace, others: list[str]) -> None:
+    """Train, or tell what training would cost."""
+    if args.resume:
+        _resume(args, others)
+        return
+    chosen = recipe(args, others)
+    if args.dry_run:
+        _dry_run(chosen, args)
+        return
+    for place, images in _sources(chosen).items():
+        if not images:
+            flag = "--data" if place == "data.source" else f"--{place}"
+            raise UserError(f"no images were given; add {flag} FOLDER")
+    out = Path(args.out or _default_out(chosen, args.verb))
+    from underpaint import api
+
+    with Bar("decoding", quiet=args.quiet) as bar:
+        folder = api.train(
+            chosen,
+            out,
+            start=args.start,
+            overwrite=args.overwrite,
+            preparing=bar,
+            quiet=args.quiet,
+        )
+    _finish(folder, args)
+
+
+def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
+    """The recipe that preset, file and flags describe, with the stages of this verb."""
+    base = config.preset(args.preset) if args.preset else None
+    if args.config:
+        chosen = config.load(args.config, base)
+    else:
+        chosen = base or config.preset(OWN)
+    if args.verb == "finetune" and not args.start and not args.dry_run:
+        raise UserError("finetune needs --from RUN, a checkpoint or primer:NAME; or use train")
+    if args.start and not (args.preset or args.config):
+        from underpaint.train import adopt
+
+        chosen = adopt(chosen, args.start)
+    data = {"source": args.data, "size": args.size, "channels": args.channels}
+    flags: dict[str, Any] = {"data": {k: v for k, v in data.items() if v is not None}}
+    if args.labels is not None:
+        flags["network"] = {"labels": args.labels}
+    chosen = config.from_dict(config.Run, flags, "--", chosen)
+    chosen = config.apply_flags(chosen, others)
+    if args.verb != "train":
+        chosen = _half(chosen, masked=args.verb == "pretrain")
+    if args.minutes is not None:
+        chosen = _within(chosen, args.minutes)
+    config.check(chosen)
+    return chosen
+
+
+def _half(run: config.Run, *, masked: bool) -> config.Run:
+    stages = {k: stage for k, stage in run.stages.items() if (stage.mask != "none") == masked}
+    if run.stages and not stages:
+        kind, verb = ("masked", "pretrain") if masked else ("whole-image", "finetune")
+        raise UserError(f"the recipe has no {kind} stage, so there is nothing to {verb}; use train")
+    return dataclasses.replace(run, stages=stages)
+
+
+def _within(run: config.Run, minutes: float) -> config.Run:
+    """All stages in `minutes`, each by its share of the recipe.
+
+    Shares of stages in images are those of their visible patches, which is about what they cost.
+    """
+    if not 0 < minutes < float("inf"):
+        raise UserError(f"--minutes {minutes:g}: give a positive number of minutes")
+    timed = [stage.minutes > 0 for stage in run.stages.values()]
+    if any(timed) and not all(timed):
+        raise UserError("--minutes: some stages are given in images, some in minutes; use one")
+
+    def weight(stage: config.Stage) -> float:
+        end = stage.rate if stage.rate_schedule == "constant" else stage.rate_end
+        return stage.minutes or stage.images * (1 - (stage.rate + end) / 2)
+
+    total = sum(weight(stage) for stage in run.stages.values())
+    if not total > 0:
+        raise UserError("--minutes: the recipe says nothing of how long its stages are")
+    stages = {
+        name: dataclasses.replace(stage, images=0, minutes=minutes * weight(stage) / total)
+        for name, stage in run.stages.items()
+    }
+    return dataclasses.replace(run, stages=stages)
+
+
+def _sources(run: config.Run) -> dict[str, str]:
+    """Where each stage's images come from: {setting: source}."""
+    found = {}
+    for name, stage in run.stages.items():
+        if stage.data is None:
+            found["data.source"] = run.data.source
+        else:
+            found[f"stages.{name}.data.source"] = stage.data.source
+    return found
+
+
+def _default_out(run: config.Run, verb: str) -> str:
+    source = run.data.source or next(iter(_sources(run).values()))
+    name = (
+        source.replace(":", "-") if source.startswith("avatars:") else Path(source).resolve().stem
+    )
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    return str(Path("runs") / (name if verb == "train" else f"{name}-{verb}"))
+
+
+def _resume(args: argparse.Namespace, others: list[str]) -> None:
+    if args.overwrite or args.dry_run:
+        raise UserError("--resume goes on with a run; it cannot be with --overwrite or --dry-run")
+    if args.out is None and not args.data:
+        raise UserError("--resume needs --out RUN, the folder of the run to go on with")
+    out = args.out or _default_out(config.Run(data=config.Data(source=args.data)), args.verb)
+    given = (args.preset, args.config, args.start, args.size, args.channels, args.minutes)
+    if others or any(value is not None for value in given):
+        console(stderr=True, quiet=args.quiet).print(
+            f"going on by the run's own recipe, {out}/config.yaml; other settings are not read"
+        )
+    from underpaint import api
+
+    with Bar("decoding", quiet=args.quiet) as bar:
+        folder = api.train(None, out, resume=True, preparing=bar, quiet=args.quiet)
+    _finish(folder, args)
+
+
+def _finish(folder: Path, args: argparse.Namespace) -> None:
+    """Say where everything is; of several processes the first says it."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    page = folder / "report.html"
+    if not args.json:
+        print(f"run      {folder}\nreport   {page}\nsample   underpaint sample {folder} -n 64")
+        return
+    last: dict[str, dict[str, Any]] = {}
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["kind"] != "check" or record["mask"] == "whole":
+            last[record["kind"]] = record
+    stage, check = last.get("stage", {}), last.get("check", {})
+    print_json(
+        {
+            "run": str(folder),
+            "report": str(page) if page.exists() else None,
+            "images": stage.get("images"),
+            "seconds": stage.get("seconds"),
+            "flops": stage.get("flops"),
+            "train_mean": check.get("train_mean"),
+            "held_out_mean": check.get("held_out_mean"),
+        }
+    )
+
+
+# --- what it would cost ------------------------------------------------------------------------
+
+
+def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
+    from underpaint.judge import cost
+
+    size, channels, classes = config.image_size(run.data.size), run.data.channels, 0
+    if run.data.source:
+        from underpaint import data
+
+        with Bar("decoding", quiet=args.quiet) as bar:
+            dataset = data.prepare(run.data, progress=bar)
+        size, channels, classes = dataset.size, dataset.channels, len(dataset.label_names)
+    if size is None:
+        raise UserError("--dry-run without images needs their --size")
+    found = cost.describe(run, size, channels, classes)
+    print_json(found) if args.json else _print(found)
+
+
+def _print(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    columns = ("stage", "mask", "hidden", "patches", "GFLOP/image", "cheaper", "length", "memory")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < 2 else "right")
+    for stage in found["stages"]:
+        length = f"{stage['images']:,} images" if stage["images"] else f"{stage['minutes']:.3g} min"
+        table.add_row(
+            stage["name"],
+            stage["mask"],
+            f"{stage['rate']:.1%}",
+            f"{stage['visible']:.4g} of {stage['patches']}",
+            f"{stage['flops_per_image'] / 1e9:,.4g}",
+            f"{stage['times_cheaper']:.2f}×",
+            length,
+            f"{stage['memory'] / 2**30:.2f} GiB",
+        )
+    height, wide = found["size"]
+    out = console()
+    out.print(f"{found['parameters']:,} parameters, images of {height}×{wide}×{found['channels']}")
+    out.print(table)
+    if found["flops"] is not None:
+        out.print(f"training: {found['flops'] / 1e15:,.0f} PFLOP in all")

@@ -1,0 +1,571 @@
+"""The settings of a run: dataclasses are the schema, YAML and flags are two spellings of them.
+
+`underpaint train --config my.yaml --stages.whole.batch 64` reads the file first, then the flags.
+Unknown names, wrong types and impossible values raise `UserError` with one sentence that names the
+place, what was given and what was expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from underpaint.errors import UserError
+
+__all__ = [
+    "Data",
+    "ModelSpec",
+    "Network",
+    "Noise",
+    "Preview",
+    "Run",
+    "Space",
+    "Stage",
+    "Train",
+    "apply_flags",
+    "check",
+    "check_data",
+    "flag_names",
+    "from_dict",
+    "image_size",
+    "load",
+    "preset",
+    "preset_names",
+    "preset_text",
+    "to_dict",
+    "to_yaml",
+]
+
+T = TypeVar("T")
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field with its default and the sentence that `--help` and docs/recipes.md print."""
+    if isinstance(default, dict) or dataclasses.is_dataclass(default):
+        return field(default_factory=type(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(kw_only=True)
+class Data:
+    """Which images, and how they are decoded into the cache."""
+
+    source: str = setting(
+        "",
+        "images: a folder, .zip, .tar, .npy/.npz, IDX .gz, .csv, a folder of parquet/arrow, "
+        "or avatars:STYLE",
+    )
+    size: tuple[int, ...] = setting(
+        (), "pixels: one number for a square, or height and width; empty: the images' own size"
+    )
+    channels: int = setting(3, "colour channels of the decoded images: 3 or 1")
+    fit: Literal["crop", "pad", "stretch"] = setting(
+        "crop", "how another aspect is met: crop the centre, pad with the background, or stretch"
+    )
+    background: str = setting("white", "colour behind transparent pixels and padding")
+    max_bad: float = setting(0.01, "share of unreadable files that is skipped; beyond it: error")
+    held_out: str = setting(
+        "auto", "images kept for judging: auto (5 %), a number, none, or another data source"
+    )
+    limit: int = setting(0, "use this many training images only (chosen by hash); 0: all")
+
+
+@dataclass(kw_only=True)
+class Space:
+    """The space in which the diffusion runs."""
+
+    kind: str = setting("pixels", "pixels")
+    patch: int = setting(4, "side of a patch in pixels; height and width must be divisible by it")
+
+
+@dataclass(kw_only=True)
+class Network:
+    """The network that sees patches at positions."""
+
+    kind: str = setting("uvit", "uvit or dit")
+    width: int = setting(128, "features of a token")
+    depth: int = setting(5, "transformer blocks (uvit: an even number has its middle block extra)")
+    heads: int = setting(4, "attention heads; width must be divisible by it")
+    mlp_ratio: float = setting(4.0, "hidden width of the MLP over the token width")
+    dropout: float = setting(0.0, "dropout probability")
+    labels: bool = setting(True, "learn the labels of the data, if it has any")
+    label_drop: float = setting(
+        0.1, "probability that a training label is replaced by the null label (for guidance)"
+    )
+    options: dict[str, Any] = setting({}, "settings that only this kind of network has")
+
+
+@dataclass(kw_only=True)
+class Noise:
+    """The noise process, what the network predicts and how errors are weighted."""
+
+    process: Literal["vp-linear", "vp-cosine", "flow", "edm"] = setting(
+        "flow", "variance preserving (linear or cosine), flow matching, or EDM"
+    )
+    prediction: Literal["eps", "x0", "v", "flow", "edm"] = setting(
+        "flow", "target of the network; v needs vp-*, flow needs flow, edm needs edm"
+    )
+    steps: int = setting(0, "discrete training grid (DDPM: 1000); 0: continuous time")
+    time: Literal["uniform", "logit-normal", "log-normal"] = setting(
+        "logit-normal",
+        "law of the training time: uniform (vp, flow), logit-normal (flow), log-normal sigma (edm)",
+    )
+    shift: float = setting(1.0, "resolution shift of the flow's time; above 1: more noise")
+    sigma_data: float = setting(0.5, "standard deviation of the data (edm)")
+    weighting: Literal["output", "x0", "min-snr"] = setting(
+        "output", "squared error of the network's output, of x0, or of x0 weighted min(SNR, gamma)"
+    )
+    gamma: float = setting(5.0, "gamma of the min-snr weighting")
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One stage of a recipe. Its length is a number of images, never of steps."""
+
+    images: int = setting(0, "length in images; a multiple of batch is used")
+    minutes: float = setting(
+        0.0, "length in minutes, measured once and then frozen as images (instead of images)"
+    )
+    mask: Literal["none", "patch", "block", "crop"] = setting(
+        "none", "what hides patches: none, single patches, blocks of patches, all outside a crop"
+    )
+    rate: float = setting(0.0, "share of the patches that is hidden, below 1")
+    rate_end: float = setting(0.0, "share at the stage's end, where rate_schedule is not constant")
+    rate_schedule: Literal["constant", "linear", "cos4"] = setting(
+        "constant", "how the rate goes from rate to rate_end (at most 8 distinct levels)"
+    )
+    block: int = setting(2, "side of a block in patches (mask: block)")
+    batch: int = setting(32, "images a step, over all devices")
+    learning_rate: float = setting(1e-3, "peak learning rate")
+    warmup: int = setting(0, "images over which the learning rate rises linearly")
+    schedule: Literal["constant", "cosine", "cooldown"] = setting(
+        "constant", "learning rate after the warm-up; cooldown: constant, then linear to 0"
+    )
+    cooldown: float = setting(0.25, "share of the stage that the cool-down takes")
+    clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
+    flip: bool = setting(False, "mirror images at random")
+    shift: int = setting(0, "largest random shift in pixels (edges are repeated)")
+    keep_optimizer: bool = setting(True, "keep the optimiser's state from the stage before")
+    size: tuple[int, ...] = setting((), "pixels; empty: as data.size. Positions are interpolated")
+    data: Data | None = setting(None, "other images than the run's (transfer)")
+
+
+@dataclass(kw_only=True)
+class Train:
+    """How the loop runs: seed, optimiser, EMA, device, and what is written when."""
+
+    seed: int = setting(0, "seed of everything random")
+    microbatch: int = setting(0, "images a forward pass and device; 0: batch / devices")
+    betas: tuple[float, float] = setting((0.9, 0.99), "AdamW's betas")
+    weight_decay: float = setting(0.01, "AdamW's weight decay")
+    decay: Literal["matrices", "all"] = setting("matrices", "tensors that are decayed")
+    ema: float = setting(0.999, "decay of the weights' average, a step")
+    device: str = setting("auto", "auto, cpu, cuda or mps")
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 where it is fast")
+    compile: bool = setting(False, "compile the network with torch.compile")
+    threads: int = setting(0, "CPU threads; 0: as torch chooses")
+    log_every: int = setting(0, "images between two lines of metrics; 0: a 400th of the run")
+    check_every: int = setting(0, "images between overfit checks; 0: a 12th of the run; -1: none")
+    sample_every: int = setting(0, "images between sample grids; 0: an 8th of the run; -1: none")
+    checkpoint_every: int = setting(0, "images between two checkpoints; 0: an 8th of the run")
+    keep: int = setting(2, "checkpoints kept, besides each stage's last")
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
+        "none", "also send metrics to this tracker"
+    )
+
+
+@dataclass(kw_only=True)
+class Preview:
+    """How the run draws its sample grids, and the defaults of `underpaint sample`."""
+
+    count: int = setting(32, "samples in a grid")
+    sampler: Literal["euler", "heun", "dpm++", "ancestral", "churn"] = setting(
+        "heun", "sampling method"
+    )
+    steps: int = setting(20, "sampling steps")
+    grid: Literal["karras", "uniform", "log-snr"] = setting("uniform", "noise levels of the steps")
+    guidance: float = setting(1.0, "classifier-free guidance; 1: none")
+    clip: Literal["none", "static", "dynamic"] = setting("static", "clipping of x0 while sampling")
+    eta: float = setting(1.0, "noise of the ancestral sampler (0: DDIM)")
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A whole run."""
+
+    data: Data = setting(Data(), "images")
+    space: Space = setting(Space(), "space of the diffusion")
+    network: Network = setting(Network(), "network")
+    noise: Noise = setting(Noise(), "noise process and objective")
+    stages: dict[str, Stage] = setting({}, "the stages in their order, by name")
+    train: Train = setting(Train(), "loop")
+    preview: Preview = setting(Preview(), "sample grids")
+
+
+@dataclass(kw_only=True)
+class ModelSpec:
+    """What is needed to build a network for weights: a checkpoint's `config.json`."""
+
+    size: tuple[int, int] = setting((32, 32), "height and width in pixels")
+    channels: int = setting(3, "colour channels")
+    label_names: tuple[str, ...] = setting((), "names of the classes; empty: unconditional")
+    space: Space = setting(Space(), "space of the diffusion")
+    network: Network = setting(Network(), "network")
+    noise: Noise = setting(Noise(), "noise process")
+    preview: Preview = setting(Preview(), "defaults for sampling")
+
+
+def image_size(size: tuple[int, ...]) -> tuple[int, int] | None:
+    """`(s,)` → (s, s); `(h, w)` as it is; `()` → None. Raises UserError otherwise."""
+    if not size:
+        return None
+    if len(size) > 2 or min(size) < 1:
+        shown = " ".join(str(s) for s in size)
+        raise UserError(f"size '{shown}': give one positive number, or height and width")
+    return (size[0], size[-1])
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def from_dict(cls: type[T], values: Any, where: str, base: T | None = None) -> T:
+    """Build `cls` from nested plain values, on top of `base` (or of the defaults).
+
+    `where` names the place in messages, for example `my.yaml: stages.whole`.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected settings as 'name: value', got {_shown(values)}")
+    result: Any = cls() if base is None else dataclasses.replace(base)  # type: ignore[type-var]
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in names:
+            raise UserError(_unknown(str(name), names, where))
+        current = getattr(result, name)
+        setattr(result, name, _convert(hints[name], value, _join(where, name), current))
+    if isinstance(result, Stage):  # the length that was said last is the one that is meant
+        if values.get("images") and "minutes" not in values:
+            result.minutes = 0.0
+        if values.get("minutes") and "images" not in values:
+            result.images = 0
+    return result
+
+
+def _convert(hint: Any, value: Any, where: str, current: Any = None) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where, current)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where, current)  # type: ignore[arg-type]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: expected 'name: value' pairs, got {_shown(value)}")
+        merged = dict(current or {})
+        for key, item in value.items():
+            if dataclasses.is_dataclass(args[1]):
+                if item is None:  # a stage set to null is dropped from a preset's recipe
+                    merged.pop(str(key), None)
+                    continue
+                item = _convert(args[1], item, _join(where, str(key)), merged.get(str(key)))
+            merged[str(key)] = item
+        return merged
+    if origin is Literal:
+        if value not in args:
+            options = ", ".join(str(a) for a in args)
+            raise UserError(f"{where}: {_shown(value)} is not one of {options}")
+        return value
+    if origin is tuple:
+        items = list(value) if isinstance(value, (list, tuple)) else [value]
+        if args[-1] is not Ellipsis and len(items) != len(args):
+            raise UserError(f"{where}: expected {len(args)} values, got {_shown(value)}")
+        return tuple(_convert(args[0], item, where) for item in items)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
+        return value
+    kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+    raise UserError(f"{where}: expected {kind[hint.__name__]}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, (str, int, float)) else f"{value!r}"
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}{name}" if where.endswith((": ", "--", ".")) else f"{where}.{name}"
+
+
+def _unknown(name: str, names: list[str], where: str) -> str:
+    place, _, section = where.rstrip(": ").partition(": ")
+    of = f" of {section}" if section else ""
+    close = difflib.get_close_matches(name, names, 1, 0.6)
+    if not close and not name.startswith("--"):
+        sections = {"data": Data, "space": Space, "network": Network, "noise": Noise}
+        sections |= {"stages.NAME": Stage, "train": Train, "preview": Preview}
+        elsewhere = {f.name: s for s, cls in sections.items() for f in dataclasses.fields(cls)}
+        close = difflib.get_close_matches(name, list(elsewhere), 1, 0.7)
+        close = [f"{elsewhere[c]}.{c}" for c in close]
+    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+    return f"{place}: '{name}' is not a setting{of}; {hint}"
+
+
+def load(path: str | Path, base: Run | None = None) -> Run:
+    """Read a YAML recipe on top of `base`. Raises UserError for a missing or invalid file."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML recipe") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a text file; give a YAML recipe") from None
+    return from_dict(Run, _parse(text, str(path)), f"{path.name}: ", base)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        values = yaml.safe_load(text)
+        return {} if values is None else values  # an empty file is no settings
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{where}: is not valid YAML{line}") from None
+
+
+def preset_names() -> list[str]:
+    """Names of the recipes that are part of the package."""
+    folder = resources.files("underpaint") / "presets"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def preset(name: str) -> Run:
+    """A recipe of the package by its name."""
+    return from_dict(Run, _parse(preset_text(name), name), f"{name}.yaml: ")
+
+
+def preset_text(name: str) -> str:
+    """The YAML of a recipe of the package, with its comments."""
+    names = preset_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, 1, 0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+        raise UserError(f"preset '{name}' does not exist; {hint}")
+    path = resources.files("underpaint") / "presets" / f"{name}.yaml"
+    return path.read_text(encoding="utf-8")
+
+
+def apply_flags(run: Run, flags: list[str]) -> Run:
+    """Apply `--stages.whole.batch 64` or `--train.seed=1`; several values make a list."""
+    values: dict[str, list[str]] = {}
+    name = None
+    for token in flags:
+        if token.startswith("--"):
+            name, _, value = token[2:].partition("=")
+            values[name] = [value] if value else []
+        elif name is None:
+            raise UserError(f"'{token}' was not expected here; settings look like --train.seed 1")
+        else:
+            values[name].append(token)
+    for name, items in values.items():
+        parsed = [_parse_flag(item) for item in items]
+        if "." not in name:
+            close = difflib.get_close_matches(f"--{name}", flag_names(run), 1, 0.5)
+            hint = f"did you mean '{close[0]}'?" if close else "settings look like --train.seed 1"
+            raise UserError(f"'--{name}' is not a setting; {hint}")
+        head, *path = name.split(".")
+        if head == "stages" and path[0] not in run.stages:
+            raise UserError(
+                f"--{name}: the recipe has no stage '{path[0]}'; it has {', '.join(run.stages)}"
+            )
+        nested: Any = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
+        for part in reversed(path):
+            nested = {part: nested}
+        run = from_dict(Run, {head: nested}, "--", run)
+    return run
+
+
+def _parse_flag(text: str) -> Any:
+    """A flag's value as YAML reads it; all but plain values (`#fff`, a date, `a: b`) are texts."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if value is None and text in ("null", "~"):
+        return None
+    nested = isinstance(value, (list, dict)) and text.startswith(("[", "{"))
+    return value if nested or isinstance(value, (bool, int, float)) else text
+
+
+def flag_names(run: Run) -> list[str]:
+    """All settings of `run` as flags: `--train.seed`, `--stages.whole.batch`, …"""
+    names = []
+    for section, value in to_dict(run).items():
+        for key, item in value.items():
+            names += [f"--{section}.{key}.{k}" for k in item] if section == "stages" else []
+            names.append(f"--{section}.{key}")
+    return names
+
+
+# --- checking --------------------------------------------------------------------------------
+
+
+def check(run: Run) -> None:
+    """Raise UserError for settings that cannot work together, as far as no data is needed."""
+    if not run.stages:
+        raise UserError("the recipe has no stages; give at least one under 'stages:'")
+    for name, stage in run.stages.items():
+        _check_stage(f"stages.{name}", name, stage, run)
+    check_data(run.data)
+    _check_size("data.size", run.data.size, run.space)
+    network, train, preview = run.network, run.train, run.preview
+    if network.heads < 1 or network.width < 1 or network.width % network.heads:
+        raise UserError(
+            f"network.width {network.width} is not divisible by network.heads {network.heads}; "
+            "give a width that is a multiple of heads"
+        )
+    small = {
+        "space.patch": (run.space.patch, 1),
+        "network.depth": (network.depth, 1),
+        "train.microbatch": (train.microbatch, 0),
+        "train.weight_decay": (train.weight_decay, 0),
+        "train.threads": (train.threads, 0),
+        "train.log_every": (train.log_every, 0),
+        "train.check_every": (train.check_every, -1),
+        "train.sample_every": (train.sample_every, -1),
+        "train.checkpoint_every": (train.checkpoint_every, 0),
+        "train.keep": (train.keep, 1),
+        "preview.count": (preview.count, 1),
+        "preview.steps": (preview.steps, 1),
+        "preview.guidance": (preview.guidance, 0),
+        "preview.eta": (preview.eta, 0),
+    }
+    for place, (value, least) in small.items():
+        _at_least(place, value, least)
+    shares = {
+        "network.dropout": network.dropout,
+        "train.betas[0]": train.betas[0],
+        "train.betas[1]": train.betas[1],
+        "train.ema": train.ema,
+    }
+    for place, value in shares.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{place} {value:g}: give a number from 0 to below 1")
+    if not 0 <= network.label_drop <= 1:
+        raise UserError(f"network.label_drop {network.label_drop:g}: give a number from 0 to 1")
+    for place, value in {
+        "network.mlp_ratio": network.mlp_ratio,
+        "noise.gamma": run.noise.gamma,
+    }.items():
+        _above_zero(place, value)
+
+
+def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(f"stage '{name}': name it with letters, digits, - and _ alone")
+    if stage.images < 0 or not 0 <= stage.minutes < math.inf:
+        raise UserError(f"{place}: images and minutes cannot be negative")
+    if bool(stage.images) == bool(stage.minutes):
+        given = "both images and minutes are" if stage.images else "neither images nor minutes is"
+        raise UserError(f"{place}: {given} given; give its length in one of them")
+    _at_least(f"{place}.batch", stage.batch, 1)
+    if 0 < stage.images < stage.batch:
+        raise UserError(
+            f"{place}.images {stage.images} is less than one batch of {stage.batch}; give more "
+            "images or a smaller batch"
+        )
+    if run.train.microbatch > 0 and stage.batch % run.train.microbatch:
+        raise UserError(
+            f"{place}.batch {stage.batch} is not divisible by train.microbatch "
+            f"{run.train.microbatch}; give a microbatch that divides it"
+        )
+    rates = {"rate": stage.rate}
+    if stage.rate_schedule != "constant":
+        rates["rate_end"] = stage.rate_end
+    for key, rate in rates.items():
+        if not 0 <= rate < 1:  # also refuses nan
+            raise UserError(f"{place}.{key} {rate:g}: give the hidden share, from 0 to below 1")
+        if rate and stage.mask == "none":
+            raise UserError(
+                f"{place}: {key} {rate:g} hides nothing with mask none; "
+                "give mask patch, block or crop"
+            )
+    _above_zero(f"{place}.learning_rate", stage.learning_rate)
+    if not 0 < stage.cooldown <= 1:
+        raise UserError(f"{place}.cooldown {stage.cooldown:g}: give a share above 0, up to 1")
+    for key, least in {"warmup": 0, "clip": 0, "shift": 0, "block": 1}.items():
+        _at_least(f"{place}.{key}", getattr(stage, key), least)
+    _check_size(f"{place}.size", stage.size, run.space)
+    if stage.data is not None:
+        check_data(stage.data, f"{place}.data")
+        _check_size(f"{place}.data.size", stage.data.size, run.space)
+
+
+def check_data(data: Data, place: str = "data") -> None:
+    """Raise UserError for settings of the images that cannot work."""
+    if data.channels not in (1, 3):
+        raise UserError(f"{place}.channels {data.channels}: give 3 (colour) or 1 (grey)")
+    if not 0 <= data.max_bad <= 1:
+        raise UserError(f"{place}.max_bad {data.max_bad:g}: give a share from 0 to 1")
+    _at_least(f"{place}.limit", data.limit, 0)
+    image_size(data.size)
+
+
+def _check_size(place: str, size: tuple[int, ...], space: Space) -> None:
+    found = image_size(size)
+    _at_least("space.patch", space.patch, 1)
+    if space.kind == "pixels" and found and (found[0] % space.patch or found[1] % space.patch):
+        nearest = [str(max(1, round(side / space.patch)) * space.patch) for side in found]
+        shown = nearest[0] if found[0] == found[1] else " ".join(nearest)
+        raise UserError(
+            f"{place} {found[0]}×{found[1]} is not divisible by space.patch {space.patch}; "
+            f"give size {shown} or another patch"
+        )
+
+
+def _at_least(place: str, value: float, least: int) -> None:
+    if not least <= value < math.inf:
+        raise UserError(f"{place} {value:g}: give a number from {least} up")
+
+
+def _above_zero(place: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise UserError(f"{place} {value:g}: give a number above 0")
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested values (tuples become lists), ready for YAML or JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def to_yaml(config: Any) -> str:
+    """YAML that `load` reads back to the same settings."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,343 @@
+"""Noise processes: how much noise an image carries at time t.
+
+    x_t = alpha(t) x0 + sigma_t(t) n,   n ~ N(0, I),   t from 0 (clean) to 1 (noise)
+
+Everything outside this file works in the frame x = x_t / alpha = x0 + sigma n with
+sigma = sigma_t / alpha, in which all processes differ only in the levels that they visit:
+
+    vp-linear  alpha² = exp(−B), B = ∫ beta = 0.1 t + 19.9 t²/2           Song 2021, 2011.13456
+    vp-cosine  alpha = cos(θ)/cos(θ0), θ = π/2 (t + s)/(1 + s), s = 0.008  Nichol 2021, 2102.09672
+    discrete   alpha² = ∏ (1 − beta_k), the T steps of DDPM, both betas    Ho 2020, 2006.11239
+    flow       alpha = 1 − t, sigma_t = t                                  Lipman 2023, 2210.02747
+    edm        alpha = 1, ln sigma ~ N(−1.2, 1.2²) in training             Karras 2022, 2206.00364
+
+A network sees c_in(sigma)·x and c_noise(sigma): x_t and 1000 t for VP and flow; for EDM x scaled to
+unit variance and ln(sigma)/4. Levels are finite: sigma_max = min(sigma(1), 1000), and sigma_min is
+
+    0.0105 (vp-linear), 0.0064 (vp-cosine)  the level at t = 1/1000, about DDPM's first step
+    0.0100 (linear), 0.0064 (cosine)        discrete: exactly the first of the T = 1000 steps
+    0.001 (flow)   0.002 (edm, whose sigma_max is 80)
+
+Every formula is chosen not to cancel: float32 is enough from sigma 1e-4 to 1000.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from underpaint import config
+from underpaint.errors import UserError
+
+__all__ = ["EDM", "Discrete", "Flow", "Process", "VPCosine", "VPLinear", "build"]
+
+SIGMA_CAP = 1000.0
+FIRST = 1e-3  # the smallest t of the continuous processes
+TIME_LAWS = {
+    "vp-linear": ("uniform",),
+    "vp-cosine": ("uniform",),
+    "flow": ("uniform", "logit-normal"),
+    "edm": ("log-normal",),
+}
+
+
+class Process:
+    """What every process answers; times and levels are tensors of any shape, element by element."""
+
+    sigma_min: float
+    sigma_max: float
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Scale of x0 in x_t."""
+        raise NotImplementedError
+
+    def sigma_t(self, t: Tensor) -> Tensor:
+        """Scale of the noise in x_t."""
+        raise NotImplementedError
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The level sigma_t / alpha: the noise in units of x0. Infinite at worst."""
+        raise NotImplementedError
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """The time at which the level is `sigma`: the inverse of `sigma(t)`."""
+        raise NotImplementedError
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """What x is multiplied by before the network sees it. VP: alpha, so that it sees x_t."""
+        return torch.rsqrt(1 + sigma**2)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """The noise level as the network is told it. VP and flow: 1000 t."""
+        return 1000 * self.t(sigma)
+
+    def draw_t(
+        self,
+        batch: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Training times [B], float32. Drawn where the generator lives, then moved to `device`."""
+        source = generator.device if generator is not None else device
+        return self._draw(batch, generator=generator, device=source).to(device)
+
+    def _draw(self, batch: int, **where: Any) -> Tensor:
+        """Here: uniform between the times of sigma_min and sigma_max."""
+        low, high = self._time_range()
+        return low + (high - low) * torch.rand(batch, **where)
+
+    def times(self, steps: int) -> Tensor:
+        """Evenly spaced times for sampling, from most to least noise: [steps], float64.
+
+        Here: from 1 to the time of sigma_min, after which only the step to the clean image is left.
+        """
+        return torch.linspace(1, self._time_range()[0], steps, dtype=torch.float64)
+
+    def _time_range(self) -> tuple[float, float]:
+        ends = torch.tensor([self.sigma_min, self.sigma_max], dtype=torch.float64)
+        low, high = self.t(ends).tolist()
+        return low, high
+
+
+class VPLinear(Process):
+    """Variance preserving, beta rising linearly: the limit of DDPM's betas 1e-4..0.02, T = 1000."""
+
+    beta_min, beta_max = 0.1, 20.0
+
+    def __init__(self) -> None:
+        self.sigma_min, self.sigma_max = _ends(self)
+
+    def _beta(self, t: Tensor) -> Tensor:  # B, beta integrated from 0 to t
+        return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self._beta(t) / 2)
+
+    def sigma_t(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._beta(t)))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(torch.expm1(self._beta(t)))
+
+    def t(self, sigma: Tensor) -> Tensor:
+        B, slope = torch.log1p(sigma**2), self.beta_max - self.beta_min
+        # the root of slope/2 t² + beta_min t − B = 0, written so that it does not cancel near 0
+        return 2 * B / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * B))
+
+
+class VPCosine(Process):
+    """Variance preserving with a cosine: noise rises slowly at both ends."""
+
+    s = 0.008
+
+    def __init__(self) -> None:
+        self.theta0 = math.pi / 2 * self.s / (1 + self.s)
+        self.sigma_min, self.sigma_max = _ends(self)
+
+    def _angle(self, t: Tensor) -> Tensor:  # θ − θ0
+        return math.pi / 2 * t / (1 + self.s)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        # cos(θ) as a sine of what is left to π/2: in float32 cos(π/2) is negative
+        return torch.sin(math.pi / 2 * (1 - t) / (1 + self.s)) / math.cos(self.theta0)
+
+    def sigma_t(self, t: Tensor) -> Tensor:
+        u = self._angle(t)  # cos²θ0 − cos²θ = sin(θ − θ0) sin(θ + θ0)
+        return torch.sqrt(torch.sin(u) * torch.sin(u + 2 * self.theta0)) / math.cos(self.theta0)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_t(t) / self.alpha(t)
+
+    def t(self, sigma: Tensor) -> Tensor:
+        sin0, cos0 = math.sin(self.theta0), math.cos(self.theta0)
+        root = torch.sqrt(sigma**2 + sin0**2)  # tan θ = root / cos θ0
+        # tan θ − tan θ0 = sigma² / (cos θ0 (root + sin θ0)), then the tangent of a difference
+        return (
+            (2 / math.pi)
+            * (1 + self.s)
+            * torch.atan2(sigma**2 / (root + sin0), cos0 + root * sin0 / cos0)
+        )
+
+
+class Discrete(Process):
+    """The T steps of DDPM. Step k = 0..T−1 is t = k/T, so that at T = 1000 c_noise is k itself.
+
+    Between two steps ln sigma is interpolated linearly in t; outside of them t is clamped to the
+    first and the last. (In the continuous process the same level lies at (k + 1)/T.) At other T the
+    linear betas are scaled by 1000/T, so that the end stays equally noisy (Nichol 2021).
+    """
+
+    def __init__(self, schedule: str, steps: int = 1000) -> None:
+        self.steps = steps
+        if schedule == "vp-linear":
+            betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
+        else:
+            k = torch.arange(steps + 1, dtype=torch.float64)
+            bar = torch.cos((k / steps + 0.008) / 1.008 * math.pi / 2) ** 2
+            betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+        log_bar = torch.log1p(-betas).cumsum(0)  # ln of alphas_cumprod
+        self.alphas_cumprod = log_bar.exp()  # [T] float64
+        self._log_sigma = (torch.log(-torch.expm1(log_bar)) - log_bar) / 2  # [T] float64
+        self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.sigma_min = float(self._log_sigma[0].exp())
+        self.sigma_max = min(float(self._log_sigma[-1].exp()), SIGMA_CAP)
+
+    def _table(self, like: Tensor) -> Tensor:
+        key = (like.device, like.dtype)
+        if key not in self._tables:  # copied to each device once, not at every step
+            self._tables[key] = self._log_sigma.to(like)
+        return self._tables[key]
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.rsqrt(1 + self.sigma(t) ** 2)
+
+    def sigma_t(self, t: Tensor) -> Tensor:
+        sigma = self.sigma(t)
+        return sigma * torch.rsqrt(1 + sigma**2)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        table = self._table(t)
+        place = (t * self.steps).clamp(0, self.steps - 1)
+        k = place.floor().clamp(max=self.steps - 2).long()
+        return torch.lerp(table[k], table[k + 1], place - k).exp()
+
+    def t(self, sigma: Tensor) -> Tensor:
+        table, level = self._table(sigma), torch.log(sigma)
+        k = (torch.searchsorted(table, level, right=True) - 1).clamp(0, self.steps - 2)
+        place = k + (level - table[k]) / (table[k + 1] - table[k])
+        return place.clamp(0, self.steps - 1) / self.steps
+
+    def _draw(self, batch: int, **where: Any) -> Tensor:
+        """One of the T steps, each equally likely: k/T."""
+        return torch.randint(self.steps, (batch,), **where) / self.steps
+
+    def times(self, steps: int) -> Tensor:
+        """Whole steps, evenly spaced from T − 1 (not T, which is no step) down to 0."""
+        if steps > self.steps:
+            raise UserError(
+                f"{steps} sampling steps: the model's noise has a grid of {self.steps}; "
+                "ask for fewer steps or for another grid"
+            )
+        k = torch.linspace(self.steps - 1, 0, steps, dtype=torch.float64).round()
+        return k / self.steps
+
+
+class Flow(Process):
+    """Flow matching: straight lines from data to noise.
+
+    `shift` s moves times towards noise, t' = s t / (1 + (s − 1) t), in training and in the uniform
+    sampling grid, as larger images need (Esser et al. 2024, arXiv 2403.03206, as the logit-normal
+    law of `time`: t = sigmoid(N(0, 1)) before the shift).
+    """
+
+    def __init__(self, time: str = "logit-normal", shift: float = 1.0) -> None:
+        self.time, self.shift = time, shift
+        self.sigma_min, self.sigma_max = _ends(self)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma_t(self, t: Tensor) -> Tensor:
+        return t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t / (1 - t)
+
+    def t(self, sigma: Tensor) -> Tensor:
+        return sigma / (1 + sigma)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
+
+    def _shifted(self, t: Tensor) -> Tensor:
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def _draw(self, batch: int, **where: Any) -> Tensor:
+        if self.time == "uniform":
+            u = torch.rand(batch, **where)
+        else:
+            u = torch.randn(batch, **where).sigmoid()
+        return self._shifted(u).clamp(*self._time_range())
+
+    def times(self, steps: int) -> Tensor:
+        """1, 1 − 1/steps, …, 1/steps, then shifted; the next, 0, is the clean image."""
+        return self._shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1])
+
+
+class EDM(Process):
+    """Noise is added and nothing shrinks: x_t = x0 + sigma n.
+
+    t is only a name for the level: the place of ln sigma between sigma_min (t = 0) and sigma_max
+    (t = 1). Training levels are log-normal and may lie outside, where t is below 0 or above 1.
+    """
+
+    mean, std = -1.2, 1.2  # of ln sigma in training
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        self.sigma_data = sigma_data
+        self.sigma_min, self.sigma_max = 0.002, 80.0
+        self._low = math.log(self.sigma_min)
+        self._span = math.log(self.sigma_max) - self._low
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma_t(self, t: Tensor) -> Tensor:
+        return self.sigma(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.exp(self._low + self._span * t)
+
+    def t(self, sigma: Tensor) -> Tensor:
+        return (torch.log(sigma) - self._low) / self._span
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return torch.rsqrt(sigma**2 + self.sigma_data**2)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        return torch.log(sigma) / 4
+
+    def _draw(self, batch: int, **where: Any) -> Tensor:
+        """Times whose levels are log-normal."""
+        log_sigma = self.mean + self.std * torch.randn(batch, **where)
+        return (log_sigma - self._low) / self._span
+
+
+def build(config: config.Noise) -> Process:
+    """The process that `config` asks for. Raises UserError where settings do not go together."""
+    kind = config.process
+    if kind not in TIME_LAWS:
+        raise UserError(f"noise.process '{kind}' is unknown; use one of {', '.join(TIME_LAWS)}")
+    if config.time not in TIME_LAWS[kind]:
+        laws = " or ".join(TIME_LAWS[kind])
+        raise UserError(f"noise.time '{config.time}' does not go with process {kind}; use {laws}")
+    if config.shift != 1 and kind != "flow":
+        raise UserError(f"noise.shift {config.shift:g} is for process flow; leave it 1 with {kind}")
+    if not 0 < config.shift < math.inf:
+        raise UserError(f"noise.shift {config.shift:g}: give a number above 0 (1: no shift)")
+    if kind.startswith("vp"):
+        if config.steps == 0:
+            return VPLinear() if kind == "vp-linear" else VPCosine()
+        if config.steps < 100:  # the scaled linear betas come near one
+            raise UserError(
+                f"noise.steps {config.steps}: give 0 (continuous time) or at least 100 (DDPM: 1000)"
+            )
+        return Discrete(kind, config.steps)
+    if config.steps:
+        raise UserError(
+            f"noise.steps {config.steps}: only vp-linear and vp-cosine have a discrete grid; "
+            f"leave it 0 with {kind}"
+        )
+    if kind == "flow":
+        return Flow(config.time, config.shift)
+    if not 0 < config.sigma_data < math.inf:
+        raise UserError(f"noise.sigma_data {config.sigma_data:g}: give a number above 0")
+    return EDM(config.sigma_data)
+
+
+def _ends(process: Process) -> tuple[float, float]:
+    low, high = process.sigma(torch.tensor([FIRST, 1.0], dtype=torch.float64)).tolist()
+    return low, min(high, SIGMA_CAP)

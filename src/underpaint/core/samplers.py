@@ -1,0 +1,232 @@
+"""Samplers: from noise to an image, by asking the denoiser at falling levels.
+
+All work in the frame x = x0 + sigma n, where every process has the same probability-flow equation
+
+    dx/dsigma = (x − D(x, sigma)) / sigma,     D(x, sigma) = E[x0 | x]
+
+so that one Euler step is DDIM (eta 0) and flow matching's Euler at once. A sampler is a generator
+that yields (x at the new level, the D it used) once a step; s is the level now, r < s the next one.
+The last level is 0, where a step gives D itself.
+
+    euler      1st order                  Song 2021, arXiv 2010.02502 (DDIM)
+    heun       2nd order, two calls       Karras 2022, 2206.00364, algorithm 1
+    dpm++      2nd order, one call        Lu 2022, 2211.01095 (DPM-Solver++, 2M)
+    ancestral  DDIM with noise eta        Song 2021; eta 1 is DDPM
+    churn      Heun after adding noise    Karras 2022, algorithm 2
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from underpaint.core.noise import Process
+from underpaint.errors import UserError
+
+__all__ = ["SAMPLERS", "Churn", "SeededNoise", "sample", "sigmas"]
+
+Denoise = Callable[[Tensor, float], Tensor]  # x [B, ...], sigma → x0 [B, ...]
+Draw = Callable[[], Tensor]  # standard normal [B, ...], new at each call
+Steps = Iterator[tuple[Tensor, Tensor]]  # x after the step, the x0 that led there
+
+SAMPLERS = ("euler", "heun", "dpm++", "ancestral", "churn")
+DYNAMIC_QUANTILE = 0.995  # of |x0|; Saharia 2022, arXiv 2205.11487
+
+
+class Churn(NamedTuple):
+    """How EDM's sampler adds noise: `amount` over all steps, at levels from low to high."""
+
+    amount: float = 40.0
+    low: float = 0.05
+    high: float = 50.0
+    noise: float = 1.003  # scale of the added noise: makes up for what networks lose of it
+
+
+def sigmas(process: Process, steps: int, kind: str = "karras", rho: float = 7.0) -> Tensor:
+    """The levels of `steps` sampling steps: [steps + 1] float64 on the CPU, falling, the last 0.
+
+    karras: evenly spaced in sigma^(1/rho); log-snr: in ln sigma; both from sigma_max to sigma_min.
+    uniform: at the evenly spaced times of the process (Process.times).
+    Raises UserError for an unknown kind or too few or too many steps.
+    """
+    if steps < 1:
+        raise UserError(f"{steps} sampling steps: give at least 1")
+    high, low = process.sigma_max, process.sigma_min
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    if kind == "karras":
+        levels = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    elif kind == "log-snr":
+        levels = torch.exp(math.log(high) + ramp * (math.log(low) - math.log(high)))
+    elif kind == "uniform":
+        levels = process.sigma(process.times(steps)).clamp(max=high)  # sigma(1) may be infinite
+    else:
+        raise UserError(f"grid '{kind}' does not exist; use karras, uniform or log-snr")
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
+class SeededNoise:
+    """Noise in which every sample has a seed of its own, and depends on nothing else.
+
+    One CPU generator a sample, so that neither the batch nor the device matters; `sample` moves
+    the noise to where x is.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = list(seeds)
+
+    def initial(self, shape: Sequence[int]) -> Tensor:
+        """The first noise of each sample, [B, *shape], standard normal; starts the seeds anew."""
+        self._shape = tuple(shape)
+        self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        return self.step()
+
+    def step(self) -> Tensor:
+        """The next noise of each sample, of the same shape; after `initial`."""
+        return torch.stack([torch.randn(self._shape, generator=g) for g in self._generators])
+
+
+@torch.no_grad()
+def sample(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    sampler: str = "heun",
+    *,
+    noise: Draw | None = None,
+    eta: float = 1.0,
+    churn: Churn | None = None,
+    clip: str = "none",
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Bring x [B, ...] from level sigmas[0] down to sigmas[-1] (x0 where that is 0).
+
+    x must *be* at that level: pure noise is `seeded.initial(shape) * sigmas[0]`, and an image to
+    start from is `x0 + sigmas[0] * noise`. The caller scales the noise; nothing here does.
+
+    `noise` gives standard normal tensors like x to the samplers that add some (ancestral, churn).
+    `clip` acts on every x0, and the noise is taken anew from the clipped one: none; static: to
+    [−1, 1]; dynamic: to the 0.995 quantile s of |x0| if above 1, then divided by s.
+    `callback(i, x, x0)` hears of every step. x keeps its precision; levels are computed in float64.
+    """
+    if sampler not in SAMPLERS:
+        close = difflib.get_close_matches(sampler, SAMPLERS, 1, 0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(SAMPLERS)}"
+        raise UserError(f"sampler '{sampler}' does not exist; {hint}")
+    if clip not in CLIPS:
+        raise UserError(f"clip '{clip}' does not exist; use {', '.join(CLIPS)}")
+    if sampler == "ancestral" and eta < 0:
+        raise UserError(f"eta {eta:g}: give 0 (no noise, DDIM) or more (1: DDPM)")
+    if sampler in ("ancestral", "churn") and noise is None:
+        raise ValueError(f"sampler '{sampler}' adds noise: pass noise=SeededNoise(…).step")
+
+    def D(x: Tensor, sigma: float) -> Tensor:  # noqa: N802
+        return CLIPS[clip](denoise(x, sigma).to(x.dtype))
+
+    def z() -> Tensor:
+        assert noise is not None
+        return noise().to(x)
+
+    levels = sigmas.tolist()
+    steps = {
+        "euler": lambda: euler(D, x, levels),
+        "heun": lambda: heun(D, x, levels),
+        "dpm++": lambda: dpm_plus_plus(D, x, levels),
+        "ancestral": lambda: ancestral(D, x, levels, z, eta),
+        "churn": lambda: churned(D, x, levels, z, churn or Churn()),
+    }[sampler]()
+    for i, (x, x0) in enumerate(steps):
+        if callback:
+            callback(i, x, x0)
+    return x
+
+
+def euler(D: Denoise, x: Tensor, levels: Sequence[float]) -> Steps:
+    """Straight on along the slope: DDIM."""
+    for s, r in pairwise(levels):
+        x0 = D(x, s)
+        x = x0 + (r / s) * (x - x0)
+        yield x, x0
+
+
+def heun(D: Denoise, x: Tensor, levels: Sequence[float]) -> Steps:
+    """The mean of the slopes at both ends of the step; the step to 0 has only one."""
+    for s, r in pairwise(levels):
+        x, x0 = heun_step(D, x, s, r)
+        yield x, x0
+
+
+def heun_step(D: Denoise, x: Tensor, s: float, r: float) -> tuple[Tensor, Tensor]:
+    """One step from level s to r.
+
+    The mean slope holds D at r with the weight (s − r)/2r. That runs away in a long step through
+    almost pure noise, such as the first of flow matching's uniform grid, 1000 → 19: there the mean
+    of both D is held fixed over the step instead (second order too).
+    """
+    x0 = D(x, s)
+    if r == 0:
+        return x0, x0
+    ahead = x0 + (r / s) * (x - x0)
+    x0_ahead = D(ahead, r)
+    if s > 3 * max(r, 1):
+        mean = (x0 + x0_ahead) / 2
+        return mean + (r / s) * (x - mean), x0
+    return x + (r - s) * ((x - x0) / s + (ahead - x0_ahead) / r) / 2, x0
+
+
+def dpm_plus_plus(D: Denoise, x: Tensor, levels: Sequence[float]) -> Steps:
+    """Exact in the linear part; D is extrapolated in λ = −ln sigma from the step before."""
+    previous = None
+    for i, (s, r) in enumerate(pairwise(levels)):
+        x0 = guess = D(x, s)
+        if previous is not None and r > 0:  # the step to 0 is infinitely long in λ: first order
+            q = math.log(levels[i - 1] / s) / math.log(s / r)
+            guess = x0 + (x0 - previous) / (2 * q)
+        x = guess + (r / s) * (x - guess)
+        previous = x0
+        yield x, x0
+
+
+def ancestral(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, eta: float) -> Steps:
+    """A little too far down, then noise back up to r. `eta` 0 is `euler`, 1 is DDPM."""
+    for s, r in pairwise(levels):
+        x0 = D(x, s)
+        up = min(r, eta * r * math.sqrt(s**2 - r**2) / s)
+        down = math.sqrt(r**2 - up**2)
+        x = x0 + (down / s) * (x - x0)
+        if up > 0:
+            x = x + up * z()
+        yield x, x0
+
+
+def churned(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, churn: Churn) -> Steps:
+    """Before each step noise up from s to a higher level, then Heun from there."""
+    most = min(churn.amount / (len(levels) - 1), math.sqrt(2) - 1)
+    for s, r in pairwise(levels):
+        up = s * (1 + most) if churn.low <= s <= churn.high else s
+        if up > s:
+            x = x + math.sqrt(up**2 - s**2) * churn.noise * z()
+        x, x0 = heun_step(D, x, up, r)
+        yield x, x0
+
+
+def _static(x0: Tensor) -> Tensor:
+    return x0.clamp(-1, 1)
+
+
+def _dynamic(x0: Tensor) -> Tensor:
+    s = torch.quantile(x0.abs().flatten(1).float(), DYNAMIC_QUANTILE, dim=1).clamp(min=1).to(x0)
+    s = s.view(-1, *[1] * (x0.ndim - 1))  # [B, 1, …]
+    return x0.clamp(-s, s) / s
+
+
+CLIPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x0: x0,
+    "static": _static,
+    "dynamic": _dynamic,
+}

@@ -1,0 +1,224 @@
+"""Decoding all images of a source in parallel, in order, and keeping count of what was met.
+
+Threads suffice: Pillow and hashlib let go of Python's lock while they work. Small images (under a
+millisecond each) are faster without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from underpaint.data import digests
+from underpaint.data.cache import Index, Write
+from underpaint.data.decode import Options, Unreadable, decode, fit, from_array
+from underpaint.data.sources import Contents, Item
+from underpaint.errors import UserError
+
+__all__ = ["Progress", "check_bad", "decode_all", "natural_order"]
+
+CONSTANT = 2.0  # of 255: below this standard deviation an image is nearly constant
+CHUNK = 16  # images a task of the pool
+QUICK = 1e-3  # seconds an image; below it threads only wait for each other
+
+Progress = Callable[[int, int], None]
+
+
+class Decoded(NamedTuple):
+    pixels: NDArray[np.uint8] | None  # None: unreadable
+    met: tuple[int, int]
+    file_sha: bytes
+    pixel_sha: bytes
+    constant: bool
+    reason: str
+
+
+def decode_all(
+    parts: list[tuple[str, Contents]],
+    options: Options,
+    max_bad: float,
+    progress: Progress | None,
+    workers: int,
+    write: Write,
+) -> Index:
+    """Decode the data (first part) and a source of held-out images (second, if any).
+
+    parts: origin and contents. Raises UserError if more than `max_bad` of a part is unreadable, if
+    the data are fewer than two images, or if sizes differ and none is asked.
+    """
+    started = time.monotonic()
+    total = sum(contents.total for _, contents in parts)
+    index = Index([], [], [], [], [], {})
+    label_names: tuple[str, ...] = ()
+    done, constant = 0, 0
+    sizes: Counter[str] = Counter()
+    bad: list[dict[str, Any]] = []
+    if progress is not None:
+        progress(0, total)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of decoders; what fails is in the report
+        for part, (origin, contents) in enumerate(parts):
+            texts: list[str | None] = []
+            bad_here: list[dict[str, Any]] = []
+            images = _in_order(origin, contents.items, options, workers)
+            for item, image in images:
+                done += 1
+                if image.pixels is None:
+                    bad_here.append({"path": item.name, "reason": image.reason, "part": part})
+                else:
+                    if options.size is None:  # the first image's; all others must agree
+                        options = options._replace(size=image.met)
+                    _check_size(origin, item.name, image.pixels, options)
+                    write(image.pixels.data)
+                    texts.append(item.label)
+                    index.part.append(part)
+                    index.file_sha.append(image.file_sha)
+                    index.pixel_sha.append(image.pixel_sha)
+                    index.names.append(item.name)
+                    sizes["{}×{}".format(*image.met)] += 1
+                    constant += image.constant
+                if progress is not None and (done % CHUNK == 0 or done == total):
+                    progress(done, total)
+            check_bad(origin, bad_here, len(texts), max_bad)
+            if part == 0:
+                if len(texts) < 2:
+                    raise UserError(f"data '{origin}' is one image; at least 2 are needed")
+                label_names = contents.label_names or natural_order(texts)
+            index.label.extend(_label_ids(origin, texts, label_names, part))
+            bad += bad_here
+    index.about.update(
+        shape=[len(index.names), *(options.size or ()), options.channels],
+        label_names=list(label_names),
+        sizes=dict(sizes.most_common()),
+        near_constant=constant,
+        unreadable=bad,
+        seconds=time.monotonic() - started,
+    )
+    return index
+
+
+def _in_order(
+    origin: str, items: Iterator[Item], options: Options, workers: int
+) -> Iterator[tuple[Item, Decoded]]:
+    """Decode and yield in order; in parallel where that is faster, which the first chunk tells."""
+    chunks = _chunks(origin, items)
+    first = next(chunks, [])
+    started = time.perf_counter()
+    yield from zip(first, _decode_chunk(first, options), strict=True)
+    if workers == 1 or time.perf_counter() - started < QUICK * len(first):
+        for chunk in chunks:
+            yield from zip(chunk, _decode_chunk(chunk, options), strict=True)
+        return
+    waiting: deque[tuple[list[Item], Future[list[Decoded]]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for chunk in chunks:
+                waiting.append((chunk, pool.submit(_decode_chunk, chunk, options)))
+                if len(waiting) > 4 * workers:  # so many are in memory at a time
+                    chunk, future = waiting.popleft()
+                    yield from zip(chunk, future.result(), strict=True)
+            for chunk, future in waiting:
+                yield from zip(chunk, future.result(), strict=True)
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _chunks(origin: str, items: Iterator[Item]) -> Iterator[list[Item]]:
+    while True:
+        try:
+            chunk = list(islice(items, CHUNK))
+        except OSError as error:  # not to be taken for an error in writing the cache
+            raise UserError(f"data '{origin}' cannot be read ({error})") from None
+        if not chunk:
+            return
+        yield chunk
+
+
+def _decode_chunk(chunk: list[Item], options: Options) -> list[Decoded]:
+    return [_decode_one(item, options) for item in chunk]
+
+
+def _decode_one(item: Item, options: Options) -> Decoded:
+    """Never raises: a file that cannot be read is a result."""
+    try:
+        data = item.read()
+        if isinstance(data, bytes):
+            file_sha = hashlib.sha256(data).digest()
+            pixels, met = decode(data, options)
+        else:
+            file_sha, met = digests.of_array(data), (data.shape[0], data.shape[1])
+            pixels = fit(from_array(data), options)
+    except Unreadable as error:
+        return Decoded(None, (0, 0), b"", b"", False, str(error))
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror or error})"
+        return Decoded(None, (0, 0), b"", b"", False, reason)
+    except Exception as error:  # archives raise RuntimeError, zlib.error, NotImplementedError, ...
+        return Decoded(None, (0, 0), b"", b"", False, f"cannot be read ({error})")
+    constant = bool(pixels.std(dtype=np.float32) < CONSTANT)
+    return Decoded(pixels, met, file_sha, digests.of_array(pixels), constant, "")
+
+
+def _check_size(origin: str, name: str, pixels: NDArray[np.uint8], options: Options) -> None:
+    if pixels.shape[:2] != options.size:
+        first = "{}×{}".format(*(options.size or ()))
+        raise UserError(
+            f"data '{origin}' has images of several sizes: {first}, but '{name}' has "
+            "{}×{}; add the size that all shall get, for example --size 64".format(*pixels.shape)
+        )
+
+
+def check_bad(origin: str, bad: list[dict[str, Any]], good: int, max_bad: float) -> None:
+    """Raise UserError if more than the share `max_bad` of the files could not be read."""
+    total = good + len(bad)
+    if not bad or (good and len(bad) <= max_bad * total):
+        return
+    first = f"'{bad[0]['path']}' {bad[0]['reason']}"
+    if not good:
+        raise UserError(
+            f"data '{origin}': none of the {total} images could be read (the first: {first}); "
+            "check that they are whole PNG, JPEG, WebP, BMP, GIF or TIFF files"
+        )
+    share = math.ceil(1000 * len(bad) / total) / 1000
+    raise UserError(
+        f"data '{origin}': {len(bad)} of {total} files could not be read (the first: {first}); "
+        f"mend or remove them, or allow more with --max-bad {share}"
+    )
+
+
+def natural_order(texts: list[str | None]) -> tuple[str, ...]:
+    """Distinct labels, numbers inside them ordered by value: 2 before 10."""
+
+    def key(text: str) -> tuple[list[str | int], str]:
+        parts = re.split(r"([0-9]+)", text)  # text, number, text, ...
+        return [int(p) if i % 2 else p for i, p in enumerate(parts)], text
+
+    return tuple(sorted({t for t in texts if t is not None}, key=key))
+
+
+def _label_ids(
+    origin: str, texts: list[str | None], names: tuple[str, ...], part: int
+) -> list[int]:
+    ids = {name: i for i, name in enumerate(names)}
+    if part == 1 and not names:
+        return [-1] * len(texts)  # the data have no labels, so those of the held-out say nothing
+    unknown = sorted({t for t in texts if t is not None} - set(ids))
+    if unknown:
+        shown = ", ".join(names[:8])
+        raise UserError(
+            f"held-out data '{origin}' has the label '{unknown[0]}', which the training data "
+            f"lack; they have {shown}"
+        )
+    return [-1 if t is None else ids[t] for t in texts]

@@ -1,0 +1,254 @@
+"""A data set ready for training: `prepare(config.Data(source="photos", size=(64,)))`.
+
+The images are decoded once into the cache (cache.py), each has an identity (digests.py) and a side
+(split.py); what is read afterwards is a file mapped into memory.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from underpaint import config as settings
+from underpaint.data import cache, digests, split
+from underpaint.data.build import Progress, check_bad, decode_all
+from underpaint.data.decode import RESAMPLING, Options, parse_colour
+from underpaint.data.sources import Source, find
+from underpaint.errors import UserError
+
+__all__ = ["Dataset", "prepare"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Decoded images with labels, identities and split."""
+
+    images: NDArray[np.uint8]  # [n, H, W, C], mapped into memory, read-only
+    labels: NDArray[np.int64]  # [n], -1 unlabelled
+    label_names: tuple[str, ...]
+    names: list[str]  # path of each image inside its source
+    train_ids: NDArray[np.int64]
+    held_out_ids: NDArray[np.int64]
+    key: str  # of the cache entry: bytes and options
+    report: dict[str, Any]  # what `underpaint prepare` prints
+    file_digests: NDArray[np.uint8]  # [n, 32]
+    pixel_digests: NDArray[np.uint8]  # [n, 32]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return (self.images.shape[1], self.images.shape[2])
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return self.images.shape[3]
+
+    @cached_property
+    def file_sha256(self) -> list[str]:
+        """sha256 of each image's file (of the array's bytes, where there is no file)."""
+        return [digest.tobytes().hex() for digest in self.file_digests]
+
+    @cached_property
+    def pixel_sha256(self) -> list[str]:
+        """sha256 of each image's pixels as they are in `images`."""
+        return [digest.tobytes().hex() for digest in self.pixel_digests]
+
+    def batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images `ids` as an array of their own, [B, H, W, C]."""
+        return np.take(self.images, ids, axis=0)
+
+
+def prepare(
+    config: settings.Data,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    workers: int = 0,
+) -> Dataset:
+    """Decode `config.source` into the cache, unless it is there, and return it.
+
+    force: decode again. progress: called with (images done, images in all) while decoding.
+    workers: threads; 0: one for each core. Raises UserError for data that cannot be used.
+    """
+    started = time.monotonic()
+    workers = workers or os.cpu_count() or 1
+    options = _options(config)
+    data = find(config.source)
+    judges = _judges(config.held_out)
+    sources = [data, judges] if isinstance(judges, Source) else [data]
+
+    stamps, key = _identify(sources, options, workers)
+    folder = cache.root() / "images" / key
+    entry = None if force else cache.load(folder)
+    found = entry is not None
+    if entry is None:
+        with cache.locked(folder.with_name(f"{key}.lock")):
+            entry = None if force else cache.load(folder)  # built while we waited
+            found = entry is not None
+            if entry is None:
+                parts = [(source.origin, source.open()) for source in sources]
+
+                def fill(write: cache.Write) -> cache.Index:
+                    index = decode_all(parts, options, config.max_bad, progress, workers, write)
+                    _check_unchanged(stamps)
+                    return index
+
+                entry = cache.store(folder, fill)
+    for part, source in enumerate(sources):
+        bad = [b for b in entry.about["unreadable"] if b["part"] == part]
+        check_bad(source.origin, bad, int((entry.part == part).sum()), config.max_bad)
+
+    side = _sides(data, judges, entry)
+    train_ids = np.flatnonzero(side == split.TRAIN)
+    if len(train_ids) == 0:
+        raise UserError(
+            f"data '{data.origin}': all its images are held out too; give other images to train on"
+        )
+    if config.limit:
+        train_ids = _first_by_hash(train_ids, entry.file_sha, config.limit)
+    held_out_ids = np.flatnonzero(side == split.HELD_OUT)
+    report = _report(data, entry, options, side, train_ids)
+    report |= {"cache": str(folder), "reused": found, "seconds": time.monotonic() - started}
+    return Dataset(
+        images=np.asarray(entry.pixels),
+        labels=entry.label,
+        label_names=tuple(entry.about["label_names"]),
+        names=entry.names,
+        train_ids=train_ids,
+        held_out_ids=held_out_ids,
+        key=key,
+        report=report,
+        file_digests=entry.file_sha,
+        pixel_digests=entry.pixel_sha,
+    )
+
+
+def _options(config: settings.Data) -> Options:
+    if config.channels not in (1, 3):
+        raise UserError(f"channels '{config.channels}': give 3 for colour or 1 for grey")
+    if not 0 <= config.max_bad <= 1:
+        raise UserError(f"max-bad '{config.max_bad}': give a share between 0 and 1, such as 0.01")
+    if config.limit < 0:
+        raise UserError(f"limit '{config.limit}': give a number of images, or 0 for all")
+    background = parse_colour(config.background)
+    return Options(settings.image_size(config.size), config.channels, config.fit, background)
+
+
+def _judges(text: str) -> str | int | Source:
+    """What `held_out` asks for: 'auto', a number (0: none) or a source of its own."""
+    if text == "auto":
+        return text
+    if text == "none":
+        return 0
+    if text.isascii() and text.isdigit():
+        return int(text)
+    if not text.startswith("avatars:") and not Path(text).expanduser().exists():
+        raise UserError(
+            f"held-out '{text}': give auto, none, a number of images, or images of their own "
+            "(there is no such file or folder)"
+        )
+    return find(text)
+
+
+def _identify(
+    sources: list[Source], options: Options, workers: int
+) -> tuple[dict[Path, digests.Stamp], str]:
+    """Stamps of all files, and the key of the cache entry: the same wherever the data lie."""
+    stamps: dict[Path, digests.Stamp] = {}
+    texts = [cache.FORMAT, repr(tuple(options))]
+    folder = cache.root() / "files"
+    with cache.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            memory = folder / f"{digests.of_text(source.origin)[:32]}.json"
+            base = Path(source.origin)
+            base = base if base.is_dir() else source.files[0].parent
+            texts.append("source")
+            for file, (stamp, sha) in digests.of_files(source.files, memory, workers).items():
+                stamps[file] = stamp
+                texts += [os.path.relpath(file, base), sha]
+    return stamps, digests.of_text(*texts)
+
+
+def _check_unchanged(stamps: dict[Path, digests.Stamp]) -> None:
+    for file, before in stamps.items():
+        if digests.stamp(file) != before:
+            raise UserError(f"data: '{file}' changed while it was read; run again when it is whole")
+
+
+def _sides(data: Source, judges: str | int | Source, entry: cache.Entry) -> NDArray[np.int8]:
+    """The side of each image of the entry, recording what is decided for the first time."""
+    if isinstance(judges, Source):
+        side = entry.part.astype(np.int8)  # TRAIN and HELD_OUT are the numbers of the parts
+        pixels = [digest.tobytes() for digest in entry.pixel_sha]
+        judging = {p for p, s in zip(pixels, side, strict=True) if s == split.HELD_OUT}
+        twins = np.array([p in judging for p in pixels])
+        side[twins & (side == split.TRAIN)] = split.ASIDE
+        return side
+    n = len(entry.label)
+    if judges == 0:
+        return np.zeros(n, np.int8)
+    if isinstance(judges, int) and judges >= n:
+        raise UserError(f"held-out {judges}: the data have {n} images; hold out fewer than that")
+
+    wanted = judges if isinstance(judges, int) else None
+    path = cache.root() / "splits" / f"{digests.of_text(data.origin, str(judges))[:32]}.npz"
+    record = split.read_record(path)
+    if record is None or not split.knows_all(record, entry.file_sha):
+        with cache.locked(path.with_suffix(".lock")):
+            record = split.read_record(path)
+            side = split.assign(entry.file_sha, entry.pixel_sha, record, wanted)
+            record = split.extended(record, entry.file_sha, side)
+            with cache.writing(path.parent):
+                split.write_record(path, record)
+            return side
+    return split.assign(entry.file_sha, entry.pixel_sha, record, wanted)
+
+
+def _first_by_hash(
+    ids: NDArray[np.int64], file_sha: NDArray[np.uint8], limit: int
+) -> NDArray[np.int64]:
+    order = sorted(ids.tolist(), key=lambda i: (file_sha[i].tobytes(), i))
+    return np.array(sorted(order[:limit]), np.int64)
+
+
+def _report(
+    data: Source,
+    entry: cache.Entry,
+    options: Options,
+    side: NDArray[np.int8],
+    train_ids: NDArray[np.int64],
+) -> dict[str, Any]:
+    about = entry.about
+    own = entry.part == 0
+    n = int(own.sum())
+    counts = Counter(entry.label[own].tolist())
+    labels = {name: counts[i] for i, name in enumerate(about["label_names"])}
+    if labels and counts[-1]:
+        labels["(none)"] = counts[-1]
+    distinct = len({digest.tobytes() for digest in entry.pixel_sha[own]})
+    return {
+        "source": data.origin,
+        "images": n,
+        "size": about["shape"][1:3],
+        "channels": options.channels,
+        "sizes": about["sizes"],
+        "labels": labels,
+        "duplicates": n - distinct,
+        "near_constant": about["near_constant"],
+        "unreadable": [{"path": b["path"], "reason": b["reason"]} for b in about["unreadable"]],
+        "train": len(train_ids),
+        "held_out": int((side == split.HELD_OUT).sum()),
+        "set_aside": int((side == split.ASIDE).sum()),
+        "resampling": RESAMPLING,
+        "decode_seconds": about["seconds"],
+    }

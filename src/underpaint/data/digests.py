@@ -1,0 +1,84 @@
+"""What a source's bytes are: the sha256 of each of its files.
+
+Hashing a large folder again at every start would take minutes, so the digests are remembered with
+each file's size, mtime and ctime (in nanoseconds), as git does. As there, a file that was changed
+less than two seconds before it was hashed is not remembered: it could change once more within the
+clock's resolution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["UNREADABLE", "Stamp", "of_array", "of_files", "of_text", "stamp"]
+
+Stamp = tuple[int, int, int]
+UNREADABLE = "unreadable"
+SETTLED = 2_000_000_000  # nanoseconds
+
+
+def of_text(*parts: str) -> str:
+    """One digest of several texts; their boundaries count."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def of_array(pixels: NDArray[np.uint8]) -> bytes:
+    """Digest of an image's pixels and shape."""
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.digest()
+
+
+def stamp(file: Path) -> Stamp:
+    """Size and times: if they are the same, so are the bytes. Zeros for a file that is gone."""
+    try:
+        status = file.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def of_files(files: Iterable[Path], memory: Path, workers: int) -> dict[Path, tuple[Stamp, str]]:
+    """Stamp and sha256 of each file; `memory` is the file in which they are remembered.
+
+    A file that cannot be read has the digest `UNREADABLE`.
+    """
+    files = list(files)
+    known = _recall(memory)
+
+    def digest(file: Path) -> tuple[Stamp, str, bool]:
+        now = stamp(file)
+        old = known.get(str(file))
+        if old is not None and (old[0], old[1], old[2]) == now:
+            return now, str(old[3]), True
+        try:
+            with file.open("rb") as opened:
+                sha = hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError:
+            return now, UNREADABLE, False
+        return now, sha, stamp(file) == now and time.time_ns() - max(now[1:]) > SETTLED
+
+    with ThreadPoolExecutor(workers) as pool:
+        found = dict(zip(files, pool.map(digest, files, chunksize=64), strict=True))
+    settled = {str(f): [*s, sha] for f, (s, sha, keep) in found.items() if keep}
+    if settled != known or not memory.exists():
+        part = memory.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(settled))
+        os.replace(part, memory)
+    return {file: (s, sha) for file, (s, sha, _) in found.items()}
+
+
+def _recall(memory: Path) -> dict[str, list[int | str]]:
+    try:
+        return dict(json.loads(memory.read_text()))
+    except (OSError, ValueError):
+        return {}  # nothing is lost but time

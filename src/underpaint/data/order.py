@@ -1,0 +1,71 @@
+"""In which order images are seen, and how they are changed on the way.
+
+Order is a pure function of (seed, position): position p lies in epoch p // n at place p mod n, and
+each epoch is its own permutation of the n images. So any number of processes, each asking for its
+own positions, sees every image once an epoch, and resuming needs no state.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Order", "augment"]
+
+
+class Order:
+    """The endless shuffled sequence of `ids`."""
+
+    def __init__(self, ids: NDArray[np.int64], seed: int) -> None:
+        if len(ids) == 0:
+            raise ValueError("an order needs at least one id")
+        self.ids = np.asarray(ids, np.int64)
+        self.seed = seed
+        self._epoch = -1
+        self._shuffled = self.ids
+
+    def at(self, position: int, count: int) -> NDArray[np.int64]:
+        """The ids at `position` ... `position + count - 1`, across epochs."""
+        n = len(self.ids)
+        parts = []
+        while count > 0:
+            epoch, place = divmod(position, n)
+            take = min(count, n - place)
+            parts.append(self._permutation(epoch)[place : place + take])
+            position, count = position + take, count - take
+        return np.concatenate(parts) if parts else self.ids[:0]
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self._epoch:
+            # Sorting raw draws, not Generator.permutation: numpy keeps only the former stream
+            # the same in all its versions.
+            seeds = np.random.SeedSequence([self.seed % 2**64, epoch])
+            draws = np.random.PCG64(seeds).random_raw(len(self.ids))
+            self._shuffled = self.ids[np.argsort(draws, kind="stable")]
+            self._epoch = epoch
+        return self._shuffled
+
+
+def augment(
+    images: NDArray[np.uint8], rng: np.random.Generator, flip: bool, shift: int
+) -> NDArray[np.uint8]:
+    """Mirror each image with probability 1/2, and move it by up to `shift` pixels either way.
+
+    What moves in at an edge repeats the edge's pixels. images: [B, H, W, C]. The i-th image uses
+    the i-th three draws of `rng`, so it does not depend on how many follow.
+    """
+    if not flip and shift == 0:
+        return images
+    B, H, W, _ = images.shape
+    draws = rng.random((B, 3))
+    out = images.copy()
+    if flip:
+        mirrored = draws[:, 0] < 0.5
+        out[mirrored] = images[mirrored, :, ::-1]
+    if shift:
+        corners = np.floor(draws[:, 1:] * (2 * shift + 1)).astype(np.int64)  # [B, 2]
+        edges = ((0, 0), (shift, shift), (shift, shift), (0, 0))
+        padded = np.pad(out, edges, mode="edge")
+        for i, (top, left) in enumerate(corners.tolist()):  # twice as fast as one fancy index
+            out[i] = padded[i, top : top + H, left : left + W]
+    return out

@@ -1,0 +1,140 @@
+"""Which images are held out: used only for judging, never for training.
+
+An image is identified by the sha256 of its file; images with the same decoded pixels form a group
+and stay on one side. Groups are taken in the order of their smallest hash until 5 % of the images
+are held out (at least one from 20 images on, none below), never more than 10 %. Every decision is
+recorded at the first `prepare`: an image once held out is never trained on later, one that was
+trained on never judges, and images that are added are assigned among themselves by the same rule.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from underpaint.errors import UserError
+
+__all__ = [
+    "ASIDE",
+    "HELD_OUT",
+    "TRAIN",
+    "Record",
+    "assign",
+    "extended",
+    "knows_all",
+    "read_record",
+    "write_record",
+]
+
+TRAIN, HELD_OUT, ASIDE = 0, 1, 2
+SHARE, MOST, SMALLEST = 0.05, 0.10, 20
+
+
+class Record(NamedTuple):
+    """Sides decided earlier: sha256 [m, 32] and TRAIN or HELD_OUT [m]."""
+
+    sha: NDArray[np.uint8]
+    side: NDArray[np.int8]
+
+
+def assign(
+    file_sha: NDArray[np.uint8],
+    pixel_sha: NDArray[np.uint8],
+    record: Record | None = None,
+    wanted: int | None = None,
+) -> NDArray[np.int8]:
+    """The side of each image, [n] of TRAIN, HELD_OUT and (rarely) ASIDE.
+
+    file_sha, pixel_sha: [n, 32]. `wanted`: exactly so many held out, where groups allow it, instead
+    of the shares. ASIDE are images on neither side: a held-out one whose pixels now equal those of
+    one in training (seen at another size), and held-out ones beyond 10 % after images were removed.
+    """
+    n = len(file_sha)
+    group = np.unique(_keys(pixel_sha), return_inverse=True)[1].reshape(n)  # [n]
+    groups = int(group.max(initial=-1)) + 1
+    size = np.bincount(group, minlength=groups)
+    known = _recorded(file_sha, record)  # [n]: -1 unknown
+    trained = np.bincount(group[known == TRAIN], minlength=groups) > 0
+    held = np.bincount(group[known == HELD_OUT], minlength=groups) > 0
+
+    side = np.where(trained[group], TRAIN, np.where(held[group], HELD_OUT, -1)).astype(np.int8)
+    side[(known == HELD_OUT) & trained[group]] = ASIDE
+
+    by_hash = np.argsort(_keys(file_sha), kind="stable")
+    _, first = np.unique(group[by_hash], return_index=True)
+    in_order = np.argsort(first, kind="stable")  # groups by their smallest file hash
+    most = int(MOST * n) if wanted is None else wanted
+    aim = (max(1, round(SHARE * n)) if n >= SMALLEST else 0) if wanted is None else wanted
+
+    held &= ~trained
+    count = int(size[held].sum())
+    dropped = np.zeros(groups, bool)
+    for g in in_order[held[in_order]][::-1].tolist():
+        if count <= most:
+            break
+        dropped[g] = True
+        count -= int(size[g])
+    side[dropped[group]] = ASIDE
+    chosen = np.zeros(groups, bool)
+    for g in in_order[~(held | trained)[in_order]].tolist():
+        if count >= aim:
+            break
+        if count + size[g] <= most:
+            chosen[g] = True
+            count += int(size[g])
+    side[chosen[group]] = HELD_OUT
+    side[side == -1] = TRAIN
+    return side
+
+
+def extended(record: Record | None, file_sha: NDArray[np.uint8], side: NDArray[np.int8]) -> Record:
+    """The record with the images that it did not know. Those set aside stay unrecorded."""
+    if record is None:
+        record = Record(np.empty((0, 32), np.uint8), np.empty(0, np.int8))
+    new = (_recorded(file_sha, record) == -1) & (side != ASIDE)
+    sha = np.concatenate([record.sha, file_sha[new]])
+    return Record(sha, np.concatenate([record.side, side[new]]))
+
+
+def knows_all(record: Record, file_sha: NDArray[np.uint8]) -> bool:
+    """Whether nothing is left to decide."""
+    return bool((_recorded(file_sha, record) != -1).all())
+
+
+def _keys(sha: NDArray[np.uint8]) -> NDArray[np.void]:
+    return np.ascontiguousarray(sha).view("V32").reshape(len(sha))
+
+
+def _recorded(file_sha: NDArray[np.uint8], record: Record | None) -> NDArray[np.int8]:
+    if record is None:
+        return np.full(len(file_sha), -1, np.int8)
+    sides = {sha.tobytes(): int(side) for sha, side in zip(record.sha, record.side, strict=True)}
+    return np.array([sides.get(sha.tobytes(), -1) for sha in file_sha], np.int8)
+
+
+def read_record(path: Path) -> Record | None:
+    """The record of a source, None at its first `prepare`."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Record(arrays["sha"], arrays["side"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise UserError(
+            f"{path}: the record of which images are held out is damaged; delete it to draw anew"
+        ) from None
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Replace the file in one step: a reader sees the old or the new one."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez(file, sha=record.sha, side=record.side)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

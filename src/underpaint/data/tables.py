@@ -1,0 +1,146 @@
+"""Images in parquet or arrow tables, as the `datasets` library writes them (extra `parquet`).
+
+The image column is the one of type Image, else the first of type struct{bytes, path} or binary;
+the label column is the one of type ClassLabel, else `label`, `labels`, `cls` or `fine_label`.
+Where a folder holds several splits, those named train are used: what is held out is our own choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from underpaint.data.sources import Contents, Item
+from underpaint.errors import UserError
+
+__all__ = ["table", "table_files"]
+
+LABELS = ("label", "labels", "cls", "fine_label")
+
+
+def table_files(folder: Path) -> list[Path]:
+    """All parquet files below a folder, else all arrow files; only those of train if there are."""
+    for suffix in ("parquet", "arrow"):
+        files = sorted(
+            p for p in folder.rglob(f"*.{suffix}") if not p.name.startswith((".", "cache-"))
+        )
+        names = {p: p.relative_to(folder).parts for p in files}
+        train = [p for p in files if any(part.startswith("train") for part in names[p])]
+        if files:
+            return train or files
+    return []
+
+
+class Rows(NamedTuple):
+    """The rows of one file, read in small batches."""
+
+    features: Any
+    total: int
+    read: Callable[[list[str]], Iterator[dict[str, Any]]]
+
+
+def table(folder: Path, files: list[Path]) -> Contents:
+    """Images and labels of the rows of all files."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"data '{folder}' needs the datasets library to read it: "
+            "pip install 'underpaint[parquet]'"
+        ) from None
+    parts = [_open(datasets, file) for file in files]
+    features = parts[0].features
+    image = _image_column(datasets, features, folder)
+    label, names = _label_column(datasets, features)
+    columns = [image, label] if label else [image]
+    for file, part in zip(files, parts, strict=True):
+        if missing := set(columns) - set(part.features):
+            raise UserError(
+                f"data '{folder}': '{file.name}' has no column '{min(missing)}', as "
+                f"'{files[0].name}' has; give a folder of files that belong together"
+            )
+
+    def text(value: Any) -> str | None:
+        if value is None or (names and value == -1):  # -1: how datasets marks a missing class
+            return None
+        return names[value] if names else str(value)
+
+    def items() -> Iterator[Item]:
+        rows = (row for part in parts for row in part.read(columns))
+        for i, row in enumerate(rows):
+            value = row[image]
+            path = value.get("path") if isinstance(value, dict) else None
+            yield Item(
+                f"{i}/{Path(path).name}" if path else str(i),
+                _reader(folder, value),
+                text(row[label]) if label else None,
+            )
+
+    return Contents(sum(p.total for p in parts), items(), tuple(names) if names else None)
+
+
+def _open(datasets: Any, file: Path) -> Rows:
+    try:
+        if file.suffix == ".arrow":
+            return _open_arrow(datasets, file)
+        # Not load_dataset: that would copy every byte into a second cache.
+        import pyarrow.parquet
+
+        parquet = pyarrow.parquet.ParquetFile(file)
+
+        def read(columns: list[str]) -> Iterator[dict[str, Any]]:
+            for batch in parquet.iter_batches(batch_size=64, columns=columns):
+                yield from batch.to_pylist()
+
+        features = datasets.Features.from_arrow_schema(parquet.schema_arrow)
+        return Rows(features, parquet.metadata.num_rows, read)
+    except Exception as error:  # pyarrow and datasets have no common class for damaged files
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"data '{file}' cannot be read as a table ({text})") from None
+
+
+def _open_arrow(datasets: Any, file: Path) -> Rows:
+    rows = datasets.Dataset.from_file(str(file))  # memory-mapped
+    features = rows.features
+    for name, kind in features.items():
+        if isinstance(kind, datasets.Image):  # bytes, decoded by us
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return Rows(features, len(rows), lambda columns: iter(rows.select_columns(columns)))
+
+
+def _reader(folder: Path, value: Any) -> Callable[[], bytes]:
+    if isinstance(value, bytes):
+        return partial(bytes, value)
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        return partial(bytes, value["bytes"])
+    if isinstance(value, dict) and value.get("path"):
+        return (folder / value["path"]).read_bytes
+    return partial(bytes, b"")
+
+
+def _image_column(datasets: Any, features: Any, folder: Path) -> str:
+    for name, kind in features.items():
+        if isinstance(kind, datasets.Image):
+            return str(name)
+    for name, kind in features.items():
+        if isinstance(kind, dict) and {"bytes", "path"} <= set(kind):
+            return str(name)
+        if getattr(kind, "dtype", None) in ("binary", "large_binary"):
+            return str(name)
+    raise UserError(
+        f"data '{folder}' has the columns {', '.join(features)}; expected one with images "
+        "(type Image, or their bytes)"
+    )
+
+
+def _label_column(datasets: Any, features: Any) -> tuple[str | None, list[str]]:
+    for name, kind in features.items():
+        if isinstance(kind, datasets.ClassLabel):
+            return str(name), list(kind.names or [])
+    for name in LABELS:
+        kind = getattr(features.get(name), "dtype", "")
+        if kind == "string" or str(kind).startswith(("int", "uint")):
+            return name, []
+    return None, []

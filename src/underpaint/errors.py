@@ -1,0 +1,19 @@
+"""The exceptions that a command turns into one line and an exit code.
+
+A sentence for a person: what was given, what was expected, what to do. Anything else that is raised
+is a defect of the software and keeps its traceback.
+"""
+
+__all__ = ["Interrupted", "RunFailed", "UserError"]
+
+
+class UserError(Exception):
+    """Wrong use: a path, a setting or a file that cannot work. Exit code 2."""
+
+
+class RunFailed(Exception):
+    """A run that began well and could not go on (divergence, disk full). Exit code 1."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after a checkpoint was written. Exit code 130."""

@@ -1,0 +1,117 @@
+"""What a recipe costs, before anything is trained.
+
+    FLOPs an image    3 · forward(V): the backward pass costs twice the forward
+    memory            20 bytes a parameter + batch · activations(V)
+
+with V the visible patches of N; the 20 bytes are weight, gradient, two moments and average. The
+networks count their own FLOPs and activations (`Backbone.flops`, `Backbone.activation_bytes`); they
+are built on torch's meta device, so that no weight is allocated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from underpaint import backbones, config
+from underpaint.core import denoiser, masks, noise, spaces
+from underpaint.errors import UserError
+from underpaint.model import pick_device
+from underpaint.train.learner import use_bf16
+
+__all__ = ["describe"]
+
+BYTES_A_PARAMETER = 5 * 4  # weight, gradient, two moments of AdamW, average; all float32
+
+
+def describe(
+    run: config.Run, size: tuple[int, int], channels: int, classes: int = 0
+) -> dict[str, Any]:
+    """Parameters, and for each stage its masks, FLOPs, images and memory, as plain values.
+
+    `size` is the run's (height, width) in pixels, `classes` the number of labels in its data.
+    FLOPs are counts, memory is in bytes (an estimate). `flops` is None where a stage's length is
+    given in minutes. A stage whose rate changes has its means, and each level under `levels`.
+    Raises UserError where the settings do not fit together.
+    """
+    config.check(run)
+    noise.build(run.noise), denoiser.parameterisation(run.noise)  # raise what they refuse
+    stages = []
+    for name, stage in run.stages.items():
+        try:
+            stages.append({"name": name, **_stage(run, stage, size, channels, classes)})
+        except UserError as error:
+            raise UserError(f"stages.{name}: {error}") from None
+    lengths = [stage["flops"] for stage in stages]
+    return {
+        "parameters": _parameters(_network(run, size, channels, classes)),
+        "size": list(size),
+        "channels": channels,
+        "classes": classes,
+        "stages": stages,
+        "flops": None if None in lengths else sum(lengths),
+        "memory": max(stage["memory"] for stage in stages),
+    }
+
+
+def _network(
+    run: config.Run, size: tuple[int, int], channels: int, classes: int
+) -> backbones.Backbone:
+    space = spaces.build(run.space, size, channels)
+    with torch.device("meta"):
+        return backbones.build(
+            run.network,
+            grid=space.grid,
+            patch_dim=space.patch_dim,
+            classes=classes if run.network.labels else 0,
+        )
+
+
+def _parameters(backbone: backbones.Backbone) -> int:
+    return sum(p.numel() for p in backbone.parameters())
+
+
+def _stage(
+    run: config.Run, stage: config.Stage, size: tuple[int, int], channels: int, classes: int
+) -> dict[str, Any]:
+    own = config.image_size(stage.size or (stage.data.size if stage.data else ()))
+    backbone = _network(run, own or size, channels, classes)
+    grid = backbone.grid
+    N = grid[0] * grid[1]
+    whole = 3 * backbone.flops(N)
+    levels: list[dict[str, Any]] = []
+    found = masks.rate_levels(
+        stage.mask, grid, stage.rate, stage.rate_end, stage.rate_schedule, block=stage.block
+    )
+    ends = [start for start, _ in found[1:]] + [1.0]
+    for (start, rate), end in zip(found, ends, strict=True):
+        V = masks.visible_count(stage.mask, grid, rate, block=stage.block)
+        levels.append(
+            {
+                "share": end - start,
+                "rate_asked": rate,
+                "rate": 1 - V / N,
+                "visible": V,
+                "flops_per_image": 3 * backbone.flops(V),
+            }
+        )
+    mean = {key: sum(lv["share"] * lv[key] for lv in levels) for key in levels[0] if key != "share"}
+    micro = run.train.microbatch or stage.batch
+    most = max(lv["visible"] for lv in levels)
+    bytes_per = 2 if use_bf16(run.train, pick_device(run.train.device)) else 4
+    activations = backbone.activation_bytes(most, bytes_per)
+    images = max(1, round(stage.images / stage.batch)) * stage.batch if stage.images else None
+    return {
+        "mask": stage.mask,
+        **(mean if len(levels) > 1 else {k: v for k, v in levels[0].items() if k != "share"}),
+        "patches": N,
+        "whole_flops_per_image": whole,
+        "times_cheaper": whole / mean["flops_per_image"],
+        "images": images,
+        "minutes": stage.minutes or None,
+        "batch": stage.batch,
+        "flops": None if images is None else round(images * mean["flops_per_image"]),
+        "memory": _parameters(backbone) * BYTES_A_PARAMETER + micro * activations,
+        "levels": levels,
+    }

@@ -1,0 +1,69 @@
+"""Nearest training images of samples, by exact search over pixels.
+
+    ‖a − b‖² = ‖a‖² + ‖b‖² − 2 a·b
+
+block by block, so that memory stays bounded whatever the number of images. Decoded pixels are
+whole numbers from 0 to 255, and float64 holds the sums exactly (65025·d < 2⁵³ for any image here):
+there is no cancellation, an exact copy has distance 0.0, and equal distances are equal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["nearest"]
+
+Images = NDArray[np.uint8]
+
+
+def nearest(
+    samples: Images,
+    images: Images,
+    ids: NDArray[np.int64],
+    k: int = 1,
+    *,
+    memory: int = 1 << 26,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The `k` nearest of `images[ids]` for each of `samples`, nearest first.
+
+    `samples` uint8 [n, H, W, C]; `images` uint8 [m, H, W, C], may be mapped from a file; `ids` the
+    rows of `images` to search. Returns Euclidean distances in grey levels [n, k] and ids [n, k];
+    among equal distances the one that comes first in `ids`. `memory`: bytes for a block of each.
+    Raises ValueError for other shapes and for k beyond the number of ids.
+    """
+    if samples.shape[1:] != images.shape[1:]:
+        raise ValueError(f"samples are {samples.shape[1:]}, images are {images.shape[1:]}")
+    if not 1 <= k <= len(ids):
+        raise ValueError(f"{k} nearest of {len(ids)} images")
+    rows = max(1, memory // (8 * int(np.prod(images.shape[1:]))))
+    squares = np.empty((len(samples), k))
+    found = np.empty((len(samples), k), np.int64)
+    for start in range(0, len(samples), rows):
+        part = slice(start, start + rows)
+        squares[part], found[part] = _nearest(_flat(samples[part]), images, ids, k, rows)
+    return np.sqrt(squares), found
+
+
+def _nearest(
+    a: NDArray[np.float64], images: Images, ids: NDArray[np.int64], k: int, rows: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Squared distances and ids of the nearest of `a` [n, d]."""
+    best = np.empty((len(a), 0))
+    best_ids = np.empty((len(a), 0), np.int64)
+    own = np.square(a).sum(1, keepdims=True)
+    for start in range(0, len(ids), rows):
+        block = ids[start : start + rows]
+        b = _flat(images[block])
+        squares = own + np.square(b).sum(1) - 2 * (a @ b.T)  # [n, rows]
+        # earlier blocks stand first and the sort is stable: that settles ties
+        squares = np.concatenate([best, squares], 1)
+        candidates = np.concatenate([best_ids, np.broadcast_to(block, (len(a), len(block)))], 1)
+        order = np.argsort(squares, axis=1, kind="stable")[:, :k]
+        best = np.take_along_axis(squares, order, 1)
+        best_ids = np.take_along_axis(candidates, order, 1)
+    return best, best_ids
+
+
+def _flat(images: Images) -> NDArray[np.float64]:
+    return images.reshape(len(images), -1).astype(np.float64)

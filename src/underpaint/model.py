@@ -1,0 +1,290 @@
+"""A trained model: a denoiser, the space it works in, and the names of its labels.
+
+A model's folder is self-contained: `config.json` (a `ModelSpec`, and the sha256 of each weight
+file) beside `ema.safetensors` and `model.safetensors`. A run, one of its checkpoints, an exported
+folder and `primer:NAME` all lead to such a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from underpaint import backbones, config
+from underpaint.core import denoiser as denoisers
+from underpaint.core import noise, samplers, spaces
+from underpaint.core.masks import whole
+from underpaint.errors import UserError
+
+__all__ = ["Model", "build", "find", "load", "pick_device", "read_spec", "read_weights", "sha256"]
+
+Weights = Literal["ema", "model"]
+
+
+class Model:
+    """A denoiser with what is needed to use it on images."""
+
+    def __init__(
+        self, spec: config.ModelSpec, denoiser: denoisers.Denoiser, space: spaces.Space
+    ) -> None:
+        self.spec = spec
+        self.denoiser = denoiser
+        self.space = space
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes; empty for an unconditional model."""
+        return self.spec.label_names if self.spec.network.labels else ()
+
+    @property
+    def backbone(self) -> backbones.Backbone:
+        """The network inside the denoiser."""
+        return cast(backbones.Backbone, self.denoiser.backbone)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
+
+    def label_ids(self, labels: Sequence[str | int]) -> list[int]:
+        """Class numbers of names (or of numbers, -1 for none). Raises UserError if unknown."""
+        if not self.label_names:
+            raise UserError("this model was trained without labels; leave the label out")
+        ids = []
+        for label in labels:
+            if isinstance(label, str) and label in self.label_names:
+                ids.append(self.label_names.index(label))
+            elif str(label).removeprefix("-").isdigit() and -1 <= int(label) < len(
+                self.label_names
+            ):
+                ids.append(int(label))
+            else:
+                known = ", ".join(self.label_names)
+                raise UserError(f"label '{label}' is unknown to this model; known: {known}")
+        return ids
+
+    @torch.inference_mode()
+    def denoise(
+        self, images: Tensor, sigma: float | Tensor, labels: Sequence[str | int] | None = None
+    ) -> Tensor:
+        """The expected clean images given noisy ones.
+
+        `images` [B, C, H, W] = x0 + sigma·n with x0 in [-1, 1]; `sigma` a number or [B], the noise
+        level in that frame (METHODS: x_t/alpha_t). Returns [B, C, H, W] on the model's device.
+        """
+        patches = self.space.encode(images.to(self.device, torch.float32))
+        mask = whole(self.space.grid)
+        with evaluating(self.denoiser):
+            x0 = self.denoiser.denoise(
+                patches, sigma, self._label_tensor(labels, len(images)), mask
+            )
+        return self.space.decode(x0)
+
+    def _label_tensor(self, labels: Sequence[str | int] | None, count: int) -> Tensor | None:
+        if not self.label_names:
+            if labels is not None:
+                self.label_ids(labels)  # raises
+            return None
+        ids = [-1] * count if labels is None else self.label_ids(labels)
+        return torch.tensor(ids, device=self.device)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        labels: Sequence[str | int] | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        grid: str | None = None,
+        guidance: float | None = None,
+        clip: str | None = None,
+        eta: float | None = None,
+        batch: int = 64,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """Draw `n` images: uint8 [n, H, W, C].
+
+        Sample i has the seed `seed + i` and depends on it alone, not on the batch or device count.
+        `labels` (names or numbers) are repeated to `n`; None draws without a label. What is None
+        is taken from the model's own defaults (`spec.preview`).
+        """
+        own = self.spec.preview
+        sampler, grid, clip = sampler or own.sampler, grid or own.grid, clip or own.clip
+        steps = own.steps if steps is None else steps
+        guidance = own.guidance if guidance is None else guidance
+        eta = own.eta if eta is None else eta
+        if n < 1 or steps < 1:
+            raise UserError(f"{n} samples in {steps} steps: both must be at least 1")
+        ids = None if labels is None else self.label_ids(labels)
+        sigmas = samplers.sigmas(self.denoiser.process, steps, grid)
+        shape = (self.space.grid[0] * self.space.grid[1], self.space.patch_dim)
+        images = np.empty((n, *self.spec.size, self.spec.channels), np.uint8)
+        with evaluating(self.denoiser):
+            for start in range(0, n, batch):
+                chosen = range(start, min(start + batch, n))
+                own_labels = None if ids is None else [ids[i % len(ids)] for i in chosen]
+                source = samplers.SeededNoise([seed + i for i in chosen])
+                x = source.initial(shape).to(self.device) * float(sigmas[0])
+                x0 = samplers.sample(
+                    self._guided(own_labels, len(chosen), guidance),
+                    x,
+                    sigmas,
+                    sampler,
+                    noise=source.step,
+                    eta=eta,
+                    clip=clip,
+                )
+                images[start : chosen.stop] = spaces.to_uint8(self.space.decode(x0)).cpu().numpy()
+                if progress:
+                    progress(chosen.stop, n)
+        return images
+
+    def _guided(
+        self, ids: list[int] | None, count: int, guidance: float
+    ) -> Callable[[Tensor, float | Tensor], Tensor]:
+        labels = self._label_tensor(ids, count)
+        null = None if ids is None or labels is None else torch.full_like(labels, -1)
+        mask = whole(self.space.grid)
+
+        def conditional(x: Tensor, sigma: float | Tensor, labels: Tensor | None) -> Tensor:
+            return self.denoiser.denoise(x, sigma, labels, mask)
+
+        # guidance towards no label is no guidance: one call
+        return denoisers.guided(conditional, labels, null, guidance)
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """The module in evaluation mode, and back in the mode it had."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+def build(spec: config.ModelSpec) -> Model:
+    """A model with fresh weights. Raises UserError where the settings do not fit together."""
+    space = spaces.build(spec.space, spec.size, spec.channels)
+    classes = len(spec.label_names) if spec.network.labels else 0
+    backbone = backbones.build(
+        spec.network, grid=space.grid, patch_dim=space.patch_dim, classes=classes
+    )
+    process, prediction = noise.build(spec.noise), denoisers.parameterisation(spec.noise)
+    return Model(spec, denoisers.Denoiser(backbone, process, prediction), space)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto`: cuda, else mps, else cpu. Raises UserError for a device that is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"device '{name}' is not available here; try auto or cpu") from None
+    return device
+
+
+# --- folders ---------------------------------------------------------------------------------
+
+
+def find(source: str | Path) -> Path:
+    """The model's folder behind a run, a checkpoint, an exported folder or `primer:NAME`."""
+    text = str(source)
+    if text.startswith("primer:"):
+        primers = Path(str(resources.files("underpaint"))) / "primers"
+        name = text.removeprefix("primer:")
+        if not (primers / name / "config.json").is_file():
+            known = ", ".join(f"primer:{p.name}" for p in sorted(primers.glob("*/"))) or "none"
+            raise UserError(f"{text}: there is no such primer; known: {known}")
+        return primers / name
+    folder = Path(source)
+    if not folder.exists():
+        raise UserError(f"{text}: no such folder; give a run, a checkpoint or an exported model")
+    if (folder / "config.json").is_file():
+        return folder
+    latest = folder / "checkpoints" / "LATEST"
+    if latest.is_file():
+        checkpoint = folder / "checkpoints" / latest.read_text(encoding="utf-8").strip()
+        if (checkpoint / "config.json").is_file():
+            return checkpoint
+        raise UserError(f"{text}: its last checkpoint, {checkpoint.name}, is missing or incomplete")
+    raise UserError(
+        f"{text}: holds no model (no config.json and no checkpoints/LATEST); "
+        "give a run, a checkpoint or an exported model"
+    )
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The whole `config.json` of a model's folder."""
+    path = folder / "config.json"
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(card, dict) or not isinstance(card.get("model"), dict):
+            raise ValueError
+    except (ValueError, OSError):
+        raise UserError(f"{path}: is damaged or not a model of underpaint") from None
+    return card
+
+
+def read_spec(folder: Path) -> config.ModelSpec:
+    """What the weights in `folder` belong to."""
+    return config.from_dict(config.ModelSpec, read_card(folder)["model"], f"{folder.name}: ")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
+    """The tensors of a model's folder in float32, after their checksum was compared.
+
+    A folder with one weight file (an exported model, a primer) has it as `model.safetensors`.
+    """
+    path = folder / f"{weights}.safetensors"
+    if not path.is_file():
+        path = folder / "model.safetensors"
+    expected = read_card(folder).get("sha256", {}).get(path.name)
+    if not path.is_file() or expected is None or sha256(path) != expected:
+        raise UserError(
+            f"{path}: is missing, cut short or changed (its checksum differs from config.json); "
+            "use another checkpoint"
+        )
+    try:
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
+    except SafetensorError:
+        raise UserError(f"{path}: is not a safetensors file") from None
+
+
+def load(source: str | Path, *, weights: Weights = "ema", device: str = "auto") -> Model:
+    """Load a model: `source` as in `find`. Raises UserError for a missing or damaged one."""
+    folder = find(source)
+    spec = read_spec(folder)
+    model = build(spec)
+    state = read_weights(folder, weights)
+    own = model.denoiser.backbone.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        if name not in own or name not in state or own[name].shape != state[name].shape:
+            raise UserError(f"{folder}: '{name}' does not fit the network that config.json names")
+    model.denoiser.backbone.load_state_dict(state)
+    model.denoiser.to(pick_device(device)).eval()
+    return model

@@ -1,0 +1,159 @@
+"""Samples as files: a grid, a folder of PNGs, or an array.
+
+A grid is a contact sheet: thin white gaps, small images enlarged by a whole factor (nearest
+neighbour, so that a pixel stays a pixel) until the sheet is 600 to 1000 pixels wide, or just above,
+and a caption over each column where the columns are labels. Every file says how it was made: PNGs in text chunks,
+an array in its `about` entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from underpaint.errors import UserError
+
+__all__ = ["grid", "read_about", "save_folder", "save_grid", "save_npz", "writable"]
+
+NARROWEST, WIDEST = 600, 1000  # pixels of a sheet
+GAP = 4
+CAPTION = 15  # font size
+PAPER, INK = (255, 255, 255), (60, 60, 60)
+
+Images = NDArray[np.uint8]
+About = Mapping[str, object]
+
+
+def grid(images: Images, columns: int, labels: Sequence[str] | None = None) -> Image.Image:
+    """A sheet of `images` uint8 [n, H, W, C] (C = 1 or 3), row by row in `columns`.
+
+    `labels`: one caption a column, shortened to fit. Raises ValueError for other shapes.
+    """
+    if images.ndim != 4 or len(images) < 1 or images.shape[3] not in (1, 3) or columns < 1:
+        raise ValueError(f"no grid of {columns} columns can be made of images {images.shape}")
+    if labels is not None and len(labels) != columns:
+        raise ValueError(f"{len(labels)} captions for {columns} columns")
+    n, H, W, _ = images.shape
+    rows = math.ceil(n / columns)
+    gaps = GAP * (columns + 1)
+    factor = max(1, (WIDEST - gaps) // (columns * W))
+    if columns * W * factor + gaps < NARROWEST:  # 8 columns of 64: 548 or 1060
+        factor += 1
+    height, width = H * factor, W * factor
+    top = GAP if labels is None else CAPTION + 3 * GAP
+    size = (GAP + columns * (width + GAP), top + rows * (height + GAP))
+    sheet = Image.new("RGB", size, PAPER)
+    for i, pixels in enumerate(images):
+        row, column = divmod(i, columns)
+        place = (GAP + column * (width + GAP), top + row * (height + GAP))
+        sheet.paste(_picture(pixels).resize((width, height), Image.Resampling.NEAREST), place)
+    if labels is not None:
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(CAPTION)
+        for column, label in enumerate(labels):
+            middle = GAP + column * (width + GAP) + width / 2
+            draw.text((middle, GAP), _fitting(label, width, font), INK, font, anchor="ma")
+    return sheet
+
+
+def save_grid(
+    path: Path,
+    images: Images,
+    columns: int,
+    labels: Sequence[str] | None = None,
+    about: About | None = None,
+) -> None:
+    """Write a grid as PNG with `about` in its text chunks. Raises UserError if it cannot be."""
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid(images, columns, labels).save(path, "PNG", pnginfo=_chunks(about or {}))
+
+
+def save_folder(
+    folder: Path,
+    images: Images,
+    seeds: Sequence[int],
+    labels: Sequence[str | None] | None = None,
+    about: About | None = None,
+) -> list[Path]:
+    """Write one PNG an image, `seed00000007_LABEL.png`, and return their paths.
+
+    `about` and the image's own seed and label are in its text chunks.
+    """
+    paths = []
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, (pixels, seed) in enumerate(zip(images, seeds, strict=True)):
+            label = labels[i] if labels is not None else None
+            own = {**(about or {}), "seed": seed} | ({"label": label} if label is not None else {})
+            ending = "" if label is None else "_" + re.sub(r"[^\w.-]+", "-", label)
+            paths.append(folder / f"seed{seed:08d}{ending}.png")
+            _picture(pixels).save(paths[-1], "PNG", pnginfo=_chunks(own))
+    return paths
+
+
+def save_npz(
+    path: Path,
+    images: Images,
+    seeds: Sequence[int],
+    labels: Sequence[str | None] | None = None,
+    about: About | None = None,
+) -> None:
+    """Write arrays: `images` uint8 [n, H, W, C], `seeds` [n], `labels` [n], `about` (JSON)."""
+    arrays: dict[str, NDArray[np.generic]] = {
+        "images": images,
+        "seeds": np.asarray(seeds, dtype=np.int64),
+        "about": np.asarray(json.dumps(dict(about or {}))),
+    }
+    if labels is not None:
+        arrays["labels"] = np.asarray([label or "" for label in labels])
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """The text chunks of a PNG that this module wrote."""
+    with Image.open(path) as image:
+        return {str(k): str(v) for k, v in image.info.items() if isinstance(v, str)}
+
+
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a UserError that names the `--out` path."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path}: cannot be written ({reason}); give another --out") from None
+
+
+def _picture(pixels: Images) -> Image.Image:
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _fitting(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """`text`, or as many of its first letters as fit with an ellipsis."""
+    shown = text
+    while font.getlength(shown) > width and text:
+        text = text[:-1]
+        shown = text + "…"
+    return shown if text else ""
+
+
+def _chunks(about: About) -> PngInfo:
+    info = PngInfo()
+    for key, value in about.items():
+        info.add_itxt(key, str(value))
+    return info

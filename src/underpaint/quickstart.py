@@ -1,0 +1,64 @@
+"""The quick start: the whole idea on two embedded sets of avatars, in minutes on a CPU.
+
+Three runs of one small network: two stages on `lorelei` (its parts, then whole heads); the same
+weights taught another style, `pixel-art`, from 1,000 images; and that style from scratch on the
+same images for the same time. One report shows all three.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from underpaint import api, config, report
+from underpaint.errors import UserError
+from underpaint.train.state import RunFolder
+
+__all__ = ["recipes", "run"]
+
+SHARES = {"main": 4 / 6, "transfer": 1 / 6, "scratch": 1 / 6}  # of the minutes
+
+
+def recipes(minutes: float, seed: int) -> dict[str, config.Run]:
+    """The three recipes for a quick start of `minutes` of training in all."""
+    if not 0 < minutes < float("inf"):
+        raise UserError(f"--minutes {minutes:g}: give a positive number of minutes")
+    main = config.preset("quickstart")
+    main.train.seed = seed
+    whole_minutes = sum(stage.minutes for stage in main.stages.values())
+    for stage in main.stages.values():
+        stage.minutes *= SHARES["main"] * minutes / whole_minutes
+    target = dataclasses.replace(main.data, source="avatars:pixel-art", limit=1000)
+    whole = list(main.stages.values())[-1]
+    short = dataclasses.replace(whole, minutes=SHARES["transfer"] * minutes, keep_optimizer=False)
+    # half of the sample grids and checks of the main run: these are a quarter of its length
+    transfer = dataclasses.replace(main, data=target, stages={"whole": short})
+    return {"main": main, "transfer": transfer, "scratch": transfer}
+
+
+def run(out: str | Path, minutes: float, seed: int = 0, overwrite: bool = False) -> Path:
+    """Train all three into `out`, `out/transfer` and `out/scratch`; returns the report's path.
+
+    Raises UserError for wrong use, Interrupted after Ctrl-C (each finished run stays).
+    """
+    out = Path(out)
+    parts = recipes(minutes, seed)
+    folders = {"main": out, "transfer": out / "transfer", "scratch": out / "scratch"}
+    for folder in folders.values():
+        RunFolder(folder).check(overwrite)
+    for name, recipe in parts.items():
+        api.train(
+            recipe,
+            folders[name],
+            start=str(out) if name == "transfer" else None,
+            overwrite=overwrite,
+            write_report=False,
+        )
+    return report.build(
+        out,
+        title="Quick start",
+        also=[
+            ("transfer to 1,000 images of another style", folders["transfer"]),
+            ("the same images from scratch", folders["scratch"]),
+        ],
+    )

@@ -1,0 +1,5 @@
+"""One self-contained HTML page for a run: what was trained, how it went, what came out."""
+
+from underpaint.report.page import build
+
+__all__ = ["build"]

@@ -1,0 +1,125 @@
+"""The report's pictures: final samples, real images beside them, and the nearest training images.
+
+Needs the run's weights and its images. What is not there any more is left out, with a sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from underpaint import config
+from underpaint import model as models
+from underpaint.data import Dataset, prepare
+from underpaint.errors import UserError
+from underpaint.judge.nearest import nearest
+
+__all__ = ["Gallery", "Pair", "draw"]
+
+Image = NDArray[np.uint8]  # [H, W, C]
+COLUMNS, ROWS = 8, 4
+PAIRS = 16
+HELD_OUT = 64  # held-out images whose distance to the training images is measured beside
+
+
+class Pair(NamedTuple):
+    """A sample, the training image nearest to it, and their root mean square difference."""
+
+    sample: Image
+    image: Image
+    distance: float  # grey levels, 0 to 255
+
+
+@dataclass
+class Gallery:
+    """What could be drawn; empty lists where it could not."""
+
+    samples: list[Image] = field(default_factory=list)
+    real: list[Image | None] = field(default_factory=list)  # None: no image with this label left
+    columns: int = COLUMNS
+    captions: tuple[str, ...] = ()  # of the columns: labels
+    pairs: list[Pair] = field(default_factory=list)
+    usual: float | None = None  # median distance of held-out images to their nearest
+    held_out_used: int = 0
+    counts: tuple[int, int] | None = None  # training and held-out images
+    size: tuple[int, int] | None = None
+    channels: int = 3
+    missing: list[str] = field(default_factory=list)  # sentences
+
+
+def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
+    """All pictures of a run whose last stage with any training was `stage`."""
+    gallery = Gallery()
+    try:
+        model = models.load(run_dir)
+        _draw_samples(gallery, model)
+    except UserError as error:
+        gallery.missing.append(f"No final samples could be drawn ({error}).")
+    try:
+        dataset = prepare(_data(run, stage))
+    except UserError as error:
+        gallery.missing.append(
+            "The images of this run were not found, so the real images and the nearest training "
+            f"images are missing here ({error})."
+        )
+        return gallery
+    gallery.counts = (len(dataset.train_ids), len(dataset.held_out_ids))
+    gallery.size, gallery.channels = dataset.size, dataset.channels
+    _choose_real(gallery, dataset)
+    if gallery.samples and gallery.samples[0].shape == dataset.images.shape[1:]:
+        _find_nearest(gallery, dataset)
+    return gallery
+
+
+def _data(run: config.Run, name: str | None) -> config.Data:
+    """The images of a stage, as the training loop chooses them."""
+    stage = run.stages.get(name or "")
+    data = (stage.data if stage else None) or run.data
+    return dataclasses.replace(data, size=stage.size) if stage and stage.size else data
+
+
+def _draw_samples(gallery: Gallery, model: models.Model) -> None:
+    if model.label_names:
+        gallery.captions = model.label_names[:10]
+        gallery.columns = len(gallery.captions)
+    n = gallery.columns * (ROWS if gallery.columns > 3 else 3 * ROWS // gallery.columns)
+    gallery.samples = list(model.sample(n, seed=0, labels=list(gallery.captions) or None))
+
+
+def _choose_real(gallery: Gallery, dataset: Dataset) -> None:
+    """Training images at random, in the columns of their labels if the samples have them."""
+    rng = np.random.default_rng(0)
+    rows = max(1, len(gallery.samples) // gallery.columns) if gallery.samples else ROWS
+    ids = rng.permutation(dataset.train_ids)
+    if not gallery.captions:
+        gallery.real = list(dataset.batch(ids[: rows * gallery.columns]))
+        return
+    names = dataset.label_names
+    of_label = {
+        name: list(ids[dataset.labels[ids] == names.index(name)][:rows]) if name in names else []
+        for name in gallery.captions
+    }
+    for row in range(rows):
+        for name in gallery.captions:
+            column = of_label[name]
+            gallery.real.append(dataset.images[column[row]] if row < len(column) else None)
+
+
+def _find_nearest(gallery: Gallery, dataset: Dataset) -> None:
+    samples = np.stack(gallery.samples[:PAIRS])
+    scale = np.sqrt(samples[0].size)
+    distances, ids = nearest(samples, dataset.images, dataset.train_ids, 1)
+    gallery.pairs = [
+        Pair(sample, dataset.images[i], float(distance / scale))
+        for sample, (distance,), (i,) in zip(samples, distances, ids, strict=True)
+    ]
+    held_out = np.random.default_rng(0).permutation(dataset.held_out_ids)[:HELD_OUT]
+    if len(held_out):
+        own, _ = nearest(dataset.batch(held_out), dataset.images, dataset.train_ids, 1)
+        gallery.usual = float(np.median(own) / scale)
+        gallery.held_out_used = len(held_out)

@@ -1,0 +1,252 @@
+"""From a run's folder to `report.html`: a single file that needs no network and no scripts."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from underpaint import config
+from underpaint.errors import UserError
+from underpaint.report import charts, gallery, metrics, summary
+
+__all__ = ["build"]
+
+GRIDS = 8  # sample grids shown
+LARGE = 400_000  # bytes of a PNG above which a grid is embedded as WebP
+
+
+def build(
+    run_dir: Path | str, *, title: str | None = None, also: Sequence[tuple[str, Path]] = ()
+) -> Path:
+    """Write `report.html` into a run's folder and return its path.
+
+    `title`: the headline, else the folder's name. `also`: further runs by name, which are shown
+    side by side; a single one is compared with the run itself.
+    Raises UserError if the folder holds no run, or its files are damaged or cannot be written.
+    """
+    run_dir = Path(run_dir)
+    run, records, environment = _read(run_dir)
+    name = title or run_dir.resolve().name
+    stages = summary.stages(records, run)
+    pictures = gallery.draw(run_dir, run, stages[-1].name if stages else None)
+    compared = list(also) if len(also) != 1 else [(name, run_dir), *also]
+    templates = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    templates.lstrip_blocks = True
+    templates.filters |= {
+        "clock": summary.clock,
+        "flops": summary.flops,
+        "percent": summary.percent,
+        "picture": _picture,
+    }
+    page = templates.from_string(_text("page.html.jinja")).render(
+        css=Markup(_text("page.css")),
+        title=name,
+        sentences=_sentences(run, stages, pictures, environment),
+        numbers=_numbers(records, stages),
+        stages=stages,
+        about_stage=summary.about_stage,
+        about_masks=summary.about_masks(stages),
+        can_time=any(stage.saved_seconds is not None for stage in stages),
+        pictures=pictures,
+        pixelated=bool(pictures.size) and max(pictures.size or ()) <= 128,
+        grids=_grids(run_dir, records),
+        compared=[_compared(label, Path(path)) for label, path in compared],
+        compared_chart=charts.comparison(
+            [(label, metrics.read(Path(path) / "metrics.jsonl")) for label, path in compared]
+        ),
+        charts=charts.of_run(records, stages),
+        has_checks=bool(metrics.of_kind(records, "check")),
+        rollbacks=metrics.of_kind(records, "rollback"),
+        skipped=_skipped(records),
+        recipe=(run_dir / "config.yaml").read_text(encoding="utf-8"),
+        environment={k: _shown(v) for k, v in environment.items() if v is not None},
+        commands=_commands(run_dir, environment),
+    )
+    return _write(run_dir / "report.html", page)
+
+
+def _read(run_dir: Path) -> tuple[config.Run, list[metrics.Record], dict[str, Any]]:
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir}: holds no run (no config.yaml); give the folder of a run")
+    try:
+        environment = json.loads((run_dir / "env.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        environment = {}
+    except ValueError:
+        raise UserError(f"{run_dir / 'env.json'}: is damaged; remove it to go without") from None
+    records = metrics.read(run_dir / "metrics.jsonl")
+    return config.load(run_dir / "config.yaml"), records, environment
+
+
+def _write(path: Path, page: str) -> Path:
+    """Replace the page at once, so that a reader never sees half of it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(page, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise UserError(f"{path}: the report cannot be written ({reason})") from None
+    return path
+
+
+def _text(name: str) -> str:
+    return (resources.files("underpaint.report") / name).read_text(encoding="utf-8")
+
+
+# --- what the page says ------------------------------------------------------------------------
+
+
+def _sentences(
+    run: config.Run,
+    stages: list[summary.StageFacts],
+    pictures: gallery.Gallery,
+    environment: dict[str, Any],
+) -> list[str]:
+    """What was trained, on what, from where."""
+    source = run.data.source
+    last = run.stages.get(stages[-1].name) if stages else None
+    if last and last.data:
+        source = last.data.source
+    text = f"This model learned to draw images like those of {source}"
+    if pictures.counts and pictures.size:
+        train, held_out = pictures.counts
+        height, width = pictures.size
+        colour = "in colour" if pictures.channels == 3 else "in grey"
+        text = (
+            f"This model learned from {train:,} images of {source} ({width}×{height} pixels, "
+            f"{colour})"
+        )
+        text += f"; {held_out:,} more were held out to judge it" if held_out else ""
+    sentences = [f"{text}."]
+    patches = stages[-1].patches if stages else None
+    sentences.append(summary.about_network(run, environment.get("parameters"), patches))
+    if environment.get("start"):
+        sentences.append(f"It began with the weights of {environment['start']}.")
+    if not stages:
+        sentences.append("No training is recorded yet.")
+    elif not (stages[-1].finished and len(stages) == len(run.stages)):
+        sentences.append("The run has not reached the end of its recipe.")
+    return sentences
+
+
+def _numbers(
+    records: list[metrics.Record], stages: list[summary.StageFacts]
+) -> list[tuple[str, str]]:
+    """The few figures that stand at the top."""
+    if not stages:
+        return []
+    found = [
+        ("images seen", f"{sum(stage.images for stage in stages):,}"),
+        ("of training", summary.clock(sum(stage.seconds for stage in stages))),
+        ("computed", summary.flops(sum(stage.flops for stage in stages))),
+    ]
+    whole = sum(stage.whole_flops for stage in stages)
+    saved = sum(stage.saved_flops for stage in stages)
+    if saved:
+        found.append(("of the compute saved by masks", summary.percent(round(saved / whole, 2))))
+    checks = [r for r in metrics.of_kind(records, "check") if r["mask"] == "whole"]
+    if checks and checks[-1]["held_out_mean"] is not None:
+        found.append(("error on held-out images", f"{checks[-1]['held_out_mean']:.4f}"))
+    return found
+
+
+def _skipped(records: list[metrics.Record]) -> int:
+    steps = metrics.of_kind(records, "step")
+    return int(steps[-1].get("skipped", 0)) if steps else 0
+
+
+def _commands(run_dir: Path, environment: dict[str, Any]) -> list[tuple[str, str]]:
+    folder = shlex.quote(str(run_dir))
+    start = environment.get("start")
+    verb = f"finetune --from {shlex.quote(start)}" if start else "train"
+    recipe = shlex.quote(str(run_dir / "config.yaml"))
+    return [
+        ("Train it again", f"underpaint {verb} --config {recipe} --out NEW_FOLDER"),
+        ("Draw samples", f"underpaint sample {folder} -n 64 --seed 0 --out grid.png"),
+        ("Make this page again", f"underpaint report {folder}"),
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items())
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+def _grids(run_dir: Path, records: list[metrics.Record]) -> list[dict[str, Any]]:
+    """At most GRIDS of the run's sample grids, evenly chosen, with the first and the last."""
+    there = [r for r in metrics.of_kind(records, "sample") if (run_dir / r["file"]).is_file()]
+    chosen = sorted({round(i) for i in np.linspace(0, len(there) - 1, GRIDS)}) if there else []
+    seconds = summary.seconds_at(records, [r["images"] for r in there])
+    return [
+        {
+            "images": there[i]["images"],
+            "stage": there[i]["stage"],
+            "seconds": seconds[i],
+            "file": _embedded(run_dir / there[i]["file"]),
+        }
+        for i in chosen
+    ]
+
+
+def _compared(label: str, run_dir: Path) -> dict[str, Any]:
+    """What is shown of a run among others."""
+    run, records, environment = _read(run_dir)
+    stages = summary.stages(records, run)
+    grids = [r for r in metrics.of_kind(records, "sample") if (run_dir / r["file"]).is_file()]
+    checks = [r for r in metrics.of_kind(records, "check") if r["mask"] == "whole"]
+    limit = f", {run.data.limit:,} images" if run.data.limit else ""
+    start = environment.get("start")
+    return {
+        "label": label,
+        "data": f"{run.data.source}{limit}",
+        "start": f"began with the weights of {start}" if start else "began from random weights",
+        "images": sum(stage.images for stage in stages),
+        "seconds": sum(stage.seconds for stage in stages),
+        "held_out": checks[-1]["held_out_mean"] if checks else None,
+        "grid": _embedded(run_dir / grids[-1]["file"]) if grids else None,
+    }
+
+
+def _embedded(path: Path) -> str:
+    """A picture file as a data address; large ones (of photographs) are compressed."""
+    data, kind = path.read_bytes(), "png"
+    if len(data) > LARGE:
+        with Image.open(path) as image:
+            data, kind = _encoded(image, "webp"), "webp"
+    return _address(data, kind)
+
+
+def _picture(pixels: NDArray[np.uint8]) -> str:
+    """Pixels [H, W, C] as a data address; small images exactly, large ones as WebP."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    kind = "png" if max(image.size) <= 96 else "webp"
+    return _address(_encoded(image, kind), kind)
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 90} if kind == "webp" else {"optimize": True}))
+    return file.getvalue()
+
+
+def _address(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,208 @@
+"""The report's charts: matplotlib draws them as SVG, the page's style sheet colours them.
+
+Text stays text and colours become CSS variables (`currentColor`, `var(--line-1)`, …), so that one
+drawing reads well on a light and on a dark page. Nothing in a chart refers to anything outside it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+__all__ = ["Band", "Line", "chart", "smooth"]
+
+INK, GRID, BAND = "#010101", "#020202", "#030303"
+LINES = ["#040404", "#050505", "#060606", "#070707"]
+# what the page calls the colours: matplotlib cannot write a variable
+VARIABLES = {INK: "currentColor", GRID: "var(--rule)", BAND: "var(--band)"}
+VARIABLES |= {colour: f"var(--line-{i})" for i, colour in enumerate(LINES, 1)}
+
+STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a label may hold a dollar sign
+    "font.size": 10.5,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve. `spread`: half the height of a band around it. `faint`: raw values behind it."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0  # of the four line colours
+    faint: Sequence[float] | None = None
+    spread: Sequence[float] | None = None
+    marks: bool = False
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """A named part of the x axis: a stage."""
+
+    name: str
+    left: float
+    right: float
+    shaded: bool = field(default=False)
+
+
+def chart(
+    key: str,
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    describe: str,
+    bands: Sequence[Band] = (),
+    log: bool = False,
+    zero: bool = False,
+    wide: bool = False,
+) -> Markup:
+    """An inline SVG. `key` makes its ids its own on the page; `describe` is read to the blind.
+
+    `log`: logarithmic y axis. `zero`: the y axis begins at 0. `wide`: the page's whole width.
+    """
+    size = (10.4, 3.7) if wide else (5.1, 3.5)
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": key}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes: Axes = figure.subplots()
+        axes.set_xlabel(x_label)
+        axes.set_title(y_label, loc="left", fontsize=10.5, color=INK)
+        axes.set_axisbelow(True)
+        for line in lines:
+            _draw(axes, line)
+        if log:
+            _log_scale(axes, lines)
+        elif zero:
+            axes.set_ylim(bottom=0)
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+        _draw_bands(axes, bands)
+        axes.margins(x=0.02)
+        if not log:
+            axes.yaxis.set_major_formatter(FuncFormatter(_short))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        if any(line.name for line in lines) and len(lines) > 1:
+            axes.legend(loc="best", fontsize=10, labelcolor=INK)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True)
+    return _inline(file.getvalue(), key, describe)
+
+
+def smooth(values: Sequence[float], parts: int = 40) -> list[float]:
+    """A running mean over a `parts`-th of the values to either side."""
+    array = np.asarray(values, dtype=np.float64)
+    reach = len(array) // (2 * parts)
+    sums = np.concatenate([[0.0], np.cumsum(array)])
+    ends = np.arange(len(array))
+    low, high = np.maximum(0, ends - reach), np.minimum(len(array), ends + reach + 1)
+    return [float(v) for v in (sums[high] - sums[low]) / (high - low)]
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    colour = LINES[line.colour]
+    y = np.asarray(line.y, dtype=np.float64)
+    if line.faint is not None:
+        axes.plot(line.x, line.faint, color=colour, alpha=0.25, linewidth=1.0)
+    if line.spread is not None:
+        spread = np.asarray(line.spread)
+        axes.fill_between(line.x, y - spread, y + spread, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(
+        line.x,
+        y,
+        color=colour,
+        label=line.name or "_",
+        marker="o" if line.marks or len(y) == 1 else "",
+        markersize=5,
+        linestyle=(0, (4, 2)) if line.dashed else "-",
+    )
+
+
+def _draw_bands(axes: Axes, bands: Sequence[Band]) -> None:
+    if not bands:
+        return
+    axes.set_xlim(bands[0].left, max(bands[-1].right, bands[0].left + 1e-9))
+    low, high = axes.get_ylim()
+    logarithmic = axes.get_yscale() == "log"
+    top = high * (high / low) ** 0.12 if logarithmic else high + 0.12 * (high - low)
+    axes.set_ylim(low, top)
+    span = bands[-1].right - bands[0].left
+    for band in bands:
+        if band.shaded:
+            axes.axvspan(band.left, band.right, color=BAND, linewidth=0, zorder=0)
+        if band.right - band.left > 0.06 * span:
+            middle = (band.left + band.right) / 2
+            across = axes.get_xaxis_transform()
+            axes.text(middle, 0.97, band.name, ha="center", va="top", transform=across, color=INK)
+
+
+def _log_scale(axes: Axes, lines: Sequence[Line]) -> None:
+    axes.set_yscale("log")
+    values = np.concatenate([np.asarray(line.y, dtype=np.float64) for line in lines])
+    values = values[np.isfinite(values) & (values > 0)]
+    decades = math.log10(values.max() / values.min()) if len(values) else 1.0
+    subs: Sequence[float] = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.2 else (1, 2, 3, 5)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float, _: object = None) -> str:
+    """Tick labels as a person writes them: 1,000 and 0.001, no 1e-3."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def _inline(svg: str, key: str, describe: str) -> Markup:
+    """Only the drawing, with the page's colours, and ids that no other chart has."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{key}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # the page's own font
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # type: ignore[union-attr]
+    opening = (
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{Markup.escape(describe)}" xmlns="http://www.w3.org/2000/svg" '
+        'xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
+    return Markup(re.sub(r"<svg[^>]*>", _literal(opening), svg, count=1))
+
+
+def _literal(text: str) -> Callable[[re.Match[str]], str]:
+    return lambda _: text

@@ -1,0 +1,109 @@
+"""AdamW, its learning rate as a function of images seen, and the average of the weights.
+
+The learning rate and the average depend on counts alone, so that a resumed run repeats them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from underpaint import config
+
+__all__ = [
+    "EMA",
+    "adamw",
+    "clip_gradients",
+    "learning_rate",
+    "optimizer_state",
+    "restore_optimizer",
+]
+
+
+def adamw(model: nn.Module, train: config.Train, device: torch.device) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in its fused form.
+
+    Weight decay acts on matrices alone, or on all tensors (`train.decay`).
+    """
+    tensors = list(model.parameters())
+    decayed = [p for p in tensors if train.decay == "all" or p.ndim >= 2]
+    rest = [p for p in tensors if not (train.decay == "all" or p.ndim >= 2)]
+    groups = [
+        {"params": decayed, "weight_decay": train.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=0.0,  # set before each step
+        betas=train.betas,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def learning_rate(stage: config.Stage, images: int, total: int) -> float:
+    """Learning rate of the step that begins after `images` of the stage's `total` images."""
+    peak = stage.learning_rate
+    if images < stage.warmup:
+        # + batch: the first step is not wasted on a rate of zero
+        return peak * min(1.0, (images + stage.batch) / stage.warmup)
+    if stage.schedule == "cosine":
+        progress = (images - stage.warmup) / max(1, total - stage.warmup)
+        return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    if stage.schedule == "cooldown":
+        start = total * (1.0 - stage.cooldown)
+        return peak * min(1.0, (total - images) / max(1.0, total - start))
+    return peak
+
+
+def clip_gradients(parameters: Iterable[Tensor], clip: float) -> Tensor:
+    """Scale the gradients to a norm of at most `clip` (0: leave them); returns the norm before."""
+    return nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+
+
+class EMA:
+    """Exponential moving average of a module's weights, updated once a step.
+
+    avg ← avg + (1 − decay_k)(weights − avg), with decay_k = min(decay, (1 + k)/(10 + k)) after k
+    steps, so that a short run is not averaged with its random start. `module` is the averaged
+    copy, ready to be evaluated.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, steps: int = 0) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay = decay
+        self.steps = steps
+        self._average: list[Tensor] = list(self.module.parameters())
+        self._weights: list[Tensor] = list(module.parameters())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the weights."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self._average, self._weights, 1.0 - decay)
+        self.steps += 1
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> dict[str, dict[str, Tensor]]:
+    """The optimiser's state by the parameters' names (it survives a change of other tensors)."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    return {names[p]: dict(state) for p, state in optimizer.state.items() if p in names}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, dict[str, Tensor]]
+) -> None:
+    """Take over the state of all tensors whose shape has not changed."""
+    for name, parameter in model.named_parameters():
+        own = state.get(name)
+        if own and own["exp_avg"].shape == parameter.shape:
+            optimizer.state[parameter] = {
+                # the step count stays where AdamW keeps it: beside the parameter when fused
+                k: v.detach().clone().to(parameter.device)
+                for k, v in own.items()
+            }

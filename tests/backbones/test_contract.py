@@ -1,0 +1,371 @@
+"""What every network promises, and that one file and one registration are enough for a new one."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from underpaint import backbones, config
+from underpaint.backbones import base
+from underpaint.core import denoiser as denoisers
+from underpaint.core import masks, noise
+from underpaint.core.objective import masked_loss
+from underpaint.errors import UserError
+
+GRID, P, CLASSES, B = (4, 6), 12, 3, 4
+KINDS = [*backbones.kinds(), "toy"]
+MASKS = [(kind, rate) for kind in ("patch", "block", "crop") for rate in (0.5, 0.75)]
+
+
+class Toy(base.Backbone):
+    """Every token gets a share of the mean token: a network written for this file alone."""
+
+    def __init__(
+        self, grid, patch_dim, classes=0, *, width, depth, heads, mlp_ratio, dropout, share=0.5
+    ):
+        super().__init__(grid, patch_dim, classes)
+        self.share, self.width = share, width
+        self.embed = nn.Linear(patch_dim, width)
+        self.positions = nn.Embedding(grid[0] * grid[1], width)
+        self.level = nn.Linear(1, width)
+        self.labels = nn.Embedding(classes + 1, width) if classes else None
+        self.head = nn.Linear(width, patch_dim)
+
+    def forward(self, patches, c_noise, labels, mask):
+        ids = base.position_ids(mask, len(patches), self.grid, patches.device)
+        x = self.embed(patches) + self.positions(ids) + self.level(c_noise[:, None] / 1000)[:, None]
+        if self.labels is not None:
+            if labels is None:
+                raise ValueError("labels are missing")
+            x = x + self.labels(torch.where(labels < 0, self.classes, labels))[:, None]
+        return base.Prediction(self.head(torch.tanh(x + self.share * x.mean(1, keepdim=True))))
+
+    def flops(self, visible):
+        return 4 * visible * self.width * self.patch_dim + 2 * self.width
+
+    def activation_bytes(self, visible, bytes_per=4):
+        return bytes_per * visible * (self.patch_dim + self.width)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered():
+    base.register("toy", "a network of the tests")(Toy)
+    yield
+    del base._KINDS["toy"]
+
+
+def network(kind, **changes):
+    return config.Network(kind=kind, **{"width": 32, "depth": 3, "heads": 2, **changes})
+
+
+def build(kind, *, grid=GRID, classes=CLASSES, stir=0.1, seed=0, **changes):
+    """A small network; `stir` moves every weight, since some networks start as zero."""
+    torch.manual_seed(seed)
+    backbone = backbones.build(network(kind, **changes), grid=grid, patch_dim=P, classes=classes)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(stir * torch.randn_like(parameter))
+    return backbone
+
+
+def draw(kind, rate, batch=B, grid=GRID, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return masks.draw(kind, grid, batch, rate, generator=generator)
+
+
+def inputs(count, batch=B, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    patches = torch.randn(batch, count, P, generator=generator)
+    return patches, 1000 * torch.rand(batch, generator=generator)
+
+
+def loss_and_gradients(backbone, patches, noises, labels, mask):
+    process = noise.build(config.Noise())
+    denoiser = denoisers.Denoiser(backbone, process, denoisers.parameterisation(config.Noise()))
+    backbone.zero_grad(set_to_none=True)
+    loss = masked_loss(
+        denoiser, patches, labels, mask, t=torch.linspace(0.1, 0.9, len(patches)), noise=noises
+    )
+    loss.mean.backward()
+    return loss, {name: p.grad for name, p in backbone.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("mask_kind", "rate"), MASKS)
+def test_hidden_pixels_change_nothing(kind, mask_kind, rate):
+    backbone = build(kind)
+    if backbone.sees == "all":
+        pytest.skip("it is given hidden patches on purpose")
+    mask = draw(mask_kind, rate)
+    (patches, _), (noises, _) = inputs(24), inputs(24, seed=2)
+    labels = torch.tensor([0, 1, 2, -1])
+    loss, gradients = loss_and_gradients(backbone, patches, noises, labels, mask)
+    hidden = mask.hidden[..., None].expand(-1, -1, P)
+    for x in (patches, noises):
+        x.scatter_(1, hidden, math.nan)
+    poisoned, poisoned_gradients = loss_and_gradients(backbone, patches, noises, labels, mask)
+    for a, b in zip(loss, poisoned, strict=True):
+        assert a.isfinite().all()
+        assert torch.equal(a, b)
+    for name, gradient in gradients.items():
+        assert gradient.isfinite().all(), name
+        assert torch.equal(gradient, poisoned_gradients[name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("mask_kind", "rate"), MASKS)
+def test_output_has_the_shape_of_the_visible_part(kind, mask_kind, rate):
+    backbone, mask = build(kind), draw(mask_kind, rate)
+    patches, c_noise = inputs(24)
+    seen = masks.see(patches, mask, backbone.sees)
+    F = backbone(seen, c_noise, torch.zeros(B, dtype=torch.long), mask)
+    assert isinstance(F, base.Prediction)
+    assert F.visible.shape == (B, mask.visible.shape[1], P)
+    assert F.hidden is None or F.hidden.shape == (B, mask.hidden.shape[1], P)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_patches_visible_is_the_whole_image(kind):
+    backbone = build(kind)
+    everything = torch.arange(24).expand(B, 24)
+    mask = masks.Mask(GRID, everything, torch.empty(B, 0, dtype=torch.long))
+    (patches, _), (noises, _) = inputs(24), inputs(24, seed=2)
+    labels = torch.tensor([0, 1, 2, -1])
+    given, given_gradients = loss_and_gradients(backbone, patches, noises, labels, mask)
+    plain, gradients = loss_and_gradients(backbone, patches, noises, labels, masks.whole(GRID))
+    assert torch.equal(given.per_image, plain.per_image)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, given_gradients[name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rate", [0.0, 0.75])
+@pytest.mark.parametrize("labels", ["real", "null", "unconditional"])
+def test_every_parameter_gets_a_gradient(kind, rate, labels):
+    backbone = build(kind, classes=0 if labels == "unconditional" else CLASSES)
+    ids = {"real": torch.tensor([0, 1, 2, 0]), "null": torch.full((B,), -1)}.get(labels)
+    (patches, _), (noises, _) = inputs(24), inputs(24, seed=2)
+    _, gradients = loss_and_gradients(backbone, patches, noises, ids, draw("patch", rate))
+    for name, gradient in gradients.items():
+        assert gradient is not None, name
+        assert gradient.isfinite().all(), name
+    moving = [name for name, gradient in gradients.items() if gradient.any()]
+    still = set(gradients) - set(moving)
+    assert all(base.is_label_table(name) for name in still), still
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_time_and_place_matter(kind):
+    backbone = build(kind, stir=0.3)
+    mask = draw("patch", 0.5, batch=1)
+    patches, c_noise = inputs(12, batch=1)
+    label = torch.tensor([1])
+    F = backbone(patches, c_noise, label, mask).visible
+    elsewhere = masks.Mask(GRID, mask.hidden, mask.visible)
+    for other in (
+        backbone(patches, c_noise, torch.tensor([-1]), mask),
+        backbone(patches, c_noise, torch.tensor([2]), mask),
+        backbone(patches, c_noise + 100, label, mask),
+        backbone(patches, c_noise, label, elsewhere),
+    ):
+        assert (F - other.visible).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_labels_are_an_error(kind):
+    patches, c_noise = inputs(24)
+    with pytest.raises(ValueError, match="labels"):
+        build(kind)(patches, c_noise, None, masks.whole(GRID))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_of_another_grid_is_an_error(kind):
+    patches, c_noise = inputs(24)
+    with pytest.raises(ValueError, match="grid"):
+        build(kind, classes=0)(patches, c_noise, None, masks.whole((6, 4)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_do_not_see_one_another(kind):
+    backbone, mask = build(kind), draw("patch", 0.5)
+    patches, c_noise = inputs(12)
+    labels = torch.tensor([0, 1, 2, -1])
+    F = backbone(patches, c_noise, labels, mask).visible
+    for b in range(B):
+        one = masks.Mask(GRID, mask.visible[b, None], mask.hidden[b, None])
+        alone = backbone(patches[b, None], c_noise[b, None], labels[b, None], one).visible
+        torch.testing.assert_close(alone[0], F[b], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_weights_give_the_same_outputs(kind, tmp_path):
+    backbone, other = build(kind), build(kind, seed=7)
+    patches, c_noise = inputs(24)
+    labels, mask = torch.tensor([0, 1, 2, -1]), masks.whole(GRID)
+    F = backbone(patches, c_noise, labels, mask).visible
+    assert not torch.equal(F, other(patches, c_noise, labels, mask).visible)
+    save_file(backbone.state_dict(), tmp_path / "model.safetensors")
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(F, other(patches, c_noise, labels, mask).visible)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_determines_the_weights(kind):
+    first, again, other = (build(kind, stir=0, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_step_lowers_the_loss(kind, rate):
+    backbone = build(kind, stir=0)
+    optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-3)
+    (patches, _), (noises, _) = inputs(24), inputs(24, seed=2)
+    batch = (patches, noises, torch.tensor([0, 1, 2, -1]), draw("patch", rate))
+    before, _ = loss_and_gradients(backbone, *batch)
+    optimizer.step()
+    after, _ = loss_and_gradients(backbone, *batch)
+    assert after.mean < before.mean
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("classes", [0, CLASSES])
+def test_flops_are_counted(kind, rate, classes):
+    grid = (16, 16)
+    backbone = build(kind, grid=grid, width=64, classes=classes, mlp_ratio=3.0)
+    mask = draw("patch", rate, batch=2, grid=grid)
+    V = masks.visible_count("patch", grid, rate)
+    patches, c_noise = inputs(V, batch=2)
+    labels = torch.tensor([0, -1]) if classes else None
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        backbone(patches, c_noise, labels, mask)
+    assert backbone.flops(V) == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rate", [0.0, 0.75])
+def test_activation_bytes_are_estimated(kind, rate):
+    grid, batch = (16, 16), 4
+    backbone = build(kind, grid=grid, width=64)
+    weights = {p.data_ptr() for p in backbone.parameters()}
+    mask = draw("patch", rate, batch=batch, grid=grid)
+    V = masks.visible_count("patch", grid, rate)
+    patches, c_noise = inputs(V, batch=batch)
+    kept = {}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights and x.is_floating_point():
+            kept[storage.data_ptr()] = storage
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        F = backbone(patches, c_noise, torch.tensor([0, 1, 2, -1]), mask)  # keeps the graph alive
+    measured = sum(storage.nbytes() for storage in kept.values()) / batch
+    assert F.visible.requires_grad
+    assert backbone.activation_bytes(V) == pytest.approx(measured, rel=0.15)
+    assert backbone.activation_bytes(V, bytes_per=2) == backbone.activation_bytes(V) // 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("new_grid", [(8, 12), (2, 3), (5, 9)])
+def test_weights_move_to_another_grid(kind, new_grid):
+    old, new = build(kind), build(kind, grid=new_grid, seed=5)
+    state = {f"backbone.{name}": x for name, x in old.state_dict().items()}
+    moved = backbones.interpolate_positions(state, GRID, new_grid)
+    new.load_state_dict({name.removeprefix("backbone."): x for name, x in moved.items()})
+    patches, c_noise = inputs(new_grid[0] * new_grid[1])
+    F = new(patches, c_noise, torch.tensor([0, 1, 2, -1]), masks.whole(new_grid)).visible
+    assert F.isfinite().all()
+    same = backbones.interpolate_positions(state, GRID, GRID)
+    assert all(torch.equal(same[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_label_tables_are_the_only_difference_between_label_sets(kind):
+    none, three, five = (build(kind, classes=c).state_dict() for c in (0, 3, 5))
+    tables = {name for name in three if base.is_label_table(name)}
+    assert tables
+    assert set(none) == set(three) - tables
+    differ = {name for name in three if three[name].shape != five[name].shape}
+    assert differ == tables
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_once_for_all_masks_of_a_rate(kind):
+    torch._dynamo.reset()
+    backbone = build(kind)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(backbone, backend=backend, fullgraph=True, dynamic=False)
+    labels = torch.tensor([0, 1, 2, -1])
+    for seed in range(3):
+        mask = draw("patch", 0.5, seed=seed)
+        patches, c_noise = inputs(12, seed=seed)
+        F = compiled(patches, c_noise, labels, mask).visible
+        torch.testing.assert_close(F, backbone(patches, c_noise, labels, mask).visible)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_in_bfloat16_autocast(kind):
+    backbone, mask = build(kind), draw("patch", 0.5)
+    patches, c_noise = inputs(12)
+    labels = torch.tensor([0, 1, 2, -1])
+    F = backbone(patches, c_noise, labels, mask).visible
+    with torch.autocast("cpu", torch.bfloat16):
+        low = backbone(patches, c_noise, labels, mask).visible
+    assert (F - low.float()).abs().max() < 0.05 * F.abs().max()
+
+
+@pytest.mark.parametrize("kind", backbones.kinds())
+def test_dropout_drops_in_training_alone(kind):
+    backbone, mask = build(kind, dropout=0.5), masks.whole(GRID)
+    patches, c_noise = inputs(24)
+    labels = torch.tensor([0, 1, 2, -1])
+
+    def twice():
+        return [backbone(patches, c_noise, labels, mask).visible for _ in range(2)]
+
+    assert not torch.equal(*twice())
+    backbone.eval()
+    assert torch.equal(*twice())
+
+
+# --- the table of networks
+
+
+def test_one_registration_is_enough():
+    assert backbones.kinds()["toy"] == "a network of the tests"
+    assert build("toy", options={"share": 0.25}).share == 0.25
+    assert build("toy", options={"share": 1}).share == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "uvitt"}, "'uvitt' does not exist; did you mean 'uvit'"),
+        ({"width": 33}, "width 33 is not divisible by network.heads 2"),
+        ({"heads": 0}, "heads 0"),
+        ({"depth": 0}, "depth 0"),
+        ({"kind": "uvit", "width": 33, "heads": 3}, "even"),
+        ({"kind": "dit", "width": 34}, "divisible by 4"),
+        ({"kind": "toy", "options": {"shaer": 0.5}}, "'shaer' is not an option of toy.*'share'"),
+        ({"kind": "toy", "options": {"share": "half"}}, "expected a value like 0.5, got 'half'"),
+        ({"kind": "dit", "options": {"share": 0.5}}, "dit has no options of its own"),
+    ],
+)
+def test_impossible_networks_are_refused_in_one_line(changes, words):
+    with pytest.raises(UserError, match=words) as raised:
+        backbones.build(network(**{"kind": "uvit", **changes}), grid=GRID, patch_dim=P, classes=0)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,79 @@
+"""What the tests of the command line share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from underpaint.cli import main
+
+SMALL = """\
+network: {width: 16, depth: 3, heads: 2}
+stages:
+  masked: {images: 32, mask: patch, rate: 0.5, batch: 8}
+  whole: {images: 32, batch: 8}
+train: {threads: 1, check_every: -1, sample_every: -1}
+preview: {count: 4, steps: 2, sampler: euler}
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("UNDERPAINT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A recipe whose run takes a second."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """24 PNGs of 8×8 in the folders `dark` and `light`."""
+    return write_pictures(tmp_path / "faces")
+
+
+def write_pictures(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        label = ("dark", "light")[i % 2]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 90, (8, 8, 3), dtype=np.uint8) + np.uint8(120 * (i % 2))
+        Image.fromarray(pixels).save(folder / label / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with the labels `dark` and `light`; not to be written to."""
+    folder = tmp_path_factory.mktemp("trained")
+    faces = write_pictures(folder / "faces")
+    (folder / "small.yaml").write_text(SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDERPAINT_CACHE", str(folder / "cache"))
+        run = folder / "run"
+        flags = ["--config", folder / "small.yaml", "--data", faces, "--out", run, "--quiet"]
+        assert main(["train", *map(str, flags)]) == 0
+    return run
+
+
+@pytest.fixture
+def wrong(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must be refused in one line; returns the line."""
+
+    def run(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 2
+        stdout, stderr = capsys.readouterr()
+        assert stdout == ""
+        assert stderr.startswith("underpaint: ")
+        assert stderr.count("\n") == 1, stderr
+        assert "Traceback" not in stderr
+        return stderr.strip()
+
+    return run

@@ -1,0 +1,245 @@
+"""Parameterisations and the denoiser: every output means the same x0 and the same noise."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from underpaint import config
+from underpaint.core import denoiser, noise
+from underpaint.core.masks import Mask, draw, whole
+from underpaint.errors import UserError
+
+NAMES = ["eps", "x0", "v", "flow", "edm"]
+PAIRS = [
+    ("vp-linear", "eps"),
+    ("vp-linear", "x0"),
+    ("vp-linear", "v"),
+    ("vp-cosine", "eps"),
+    ("vp-cosine", "x0"),
+    ("vp-cosine", "v"),
+    ("flow", "eps"),
+    ("flow", "x0"),
+    ("flow", "flow"),
+    ("edm", "eps"),
+    ("edm", "x0"),
+    ("edm", "edm"),
+]
+TIME = {"vp-linear": "uniform", "vp-cosine": "uniform", "flow": "uniform", "edm": "log-normal"}
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def settings(process: str, prediction: str) -> config.Noise:
+    return config.Noise(process=process, prediction=prediction, time=TIME[process])
+
+
+class Oracle(nn.Module):
+    """A backbone that knows x0 and the noise of all patches, and answers as it was asked to."""
+
+    def __init__(self, x0: Tensor, n: Tensor, answer, sees: str = "visible") -> None:
+        super().__init__()
+        self.grid, self.patch_dim, self.classes, self.sees = (2, 3), x0.shape[-1], 0, sees
+        self.x0, self.n, self.answer = x0, n, answer
+        self.got: tuple = ()
+
+    def forward(self, x, c_noise, labels, mask):
+        self.got = (x, c_noise, labels, mask)
+        ids = mask.visible
+        x0, n = self.x0, self.n
+        if ids is not None:
+            i = torch.arange(len(ids))[:, None]
+            x0, n = x0[i, ids], n[i, ids]
+        return denoiser.Prediction(self.answer(x0, n))
+
+
+def data(batch: int = 4, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    x0 = torch.rand(batch, 6, 5, generator=g, dtype=torch.float64) * 2 - 1
+    return x0.to(dtype), torch.randn(batch, 6, 5, generator=g, dtype=torch.float64).to(dtype)
+
+
+def per_image(values: Tensor) -> Tensor:
+    return values[:, None, None]
+
+
+@pytest.mark.parametrize(("process", "prediction"), PAIRS)
+def test_output_of_the_definition_gives_back_x0_and_noise(process: str, prediction: str) -> None:
+    """The targets as METHODS §5 defines them, in alpha and sigma_t, not in our coefficients."""
+    kind = settings(process, prediction)
+    steps = noise.build(kind)
+    x0, n = data()
+    t = torch.tensor([0.02, 0.3, 0.7, 0.95], dtype=torch.float64)
+    alpha, sigma_t, sigma = map(per_image, (steps.alpha(t), steps.sigma_t(t), steps.sigma(t)))
+    x_t = alpha * x0 + sigma_t * n
+    q = 0.5
+    c_skip, c_out = q**2 / (sigma**2 + q**2), sigma * q / (sigma**2 + q**2).sqrt()
+    F = {
+        "eps": n,
+        "x0": x0,
+        "v": alpha * n - sigma_t * x0,
+        "flow": n - x0,
+        "edm": (x0 - c_skip * x_t) / c_out,
+    }[prediction]
+    said = denoiser.parameterisation(kind)
+    x, levels = x_t / alpha, steps.sigma(t)
+    torch.testing.assert_close(said.x0(x, F, levels), x0)
+    torch.testing.assert_close(said.eps(x, F, levels), n)
+    torch.testing.assert_close(said.target(x0, n, levels), F)
+
+
+@every
+def test_lines_are_each_others_inverse(name: str) -> None:
+    """x = D + sigma·eps whatever F is, and the target is the F that gives x0 and n back."""
+    s = torch.logspace(-4, 3, 50, dtype=torch.float64)
+    a, b, c, d, e, f = denoiser.Parameterisation(name).coefficients(s)
+    one, zero = torch.ones_like(s), torch.zeros_like(s)
+    for left, right in [
+        (a + s * c, one),
+        (b + s * d, zero),
+        (a + b * e, one),
+        (a * s + b * f, zero),
+        (c + d * e, zero),
+        (c * s + d * f, one),
+    ]:
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-12 * 1e4)
+    torch.testing.assert_close(denoiser.Parameterisation(name).b(s), b)
+
+
+@every
+def test_no_cancellation_in_float32(name: str) -> None:
+    said = denoiser.Parameterisation(name)
+    s = torch.logspace(-4, 3, 500)  # float32
+    for single, double in zip(said.coefficients(s), said.coefficients(s.double()), strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("name", ["eps", "v", "flow", "edm"])
+def test_noise_is_exact_at_tiny_sigma(name: str) -> None:
+    """At sigma 1e-4, (x − D)/sigma would be off by 6e-4 in float32: the direct line is not."""
+    said = denoiser.Parameterisation(name)
+    x0, n = data()
+    s = torch.full((4,), 1e-4, dtype=torch.float64)
+    x, F = (x0 + per_image(s) * n).float(), said.target(x0, n, s).float()
+    error = (said.eps(x, F, s.float()) - n).abs().max()
+    # v, flow and edm add x and F, each rounded to 1e-7, and edm's F is 1/sigma_data as large
+    assert error < 2e-6
+
+
+@pytest.mark.parametrize(("process", "prediction"), PAIRS)
+@pytest.mark.parametrize("sees", ["visible", "all"])
+def test_denoiser_returns_the_visible_patches(process: str, prediction: str, sees: str) -> None:
+    kind = settings(process, prediction)
+    said = denoiser.parameterisation(kind)
+    x0, n = data()
+    sigma = torch.tensor([0.01, 0.5, 3.0, 40.0], dtype=torch.float64)
+    mask = draw("patch", (2, 3), 4, 0.5, generator=torch.Generator().manual_seed(1))
+    backbone = Oracle(x0, n, lambda x0, n: said.target(x0, n, sigma), sees)
+    model = denoiser.Denoiser(backbone, noise.build(kind), said)
+    i = torch.arange(4)[:, None]
+    x = x0 + per_image(sigma) * n
+    seen = x[i, mask.visible] if sees == "visible" else x
+    torch.testing.assert_close(model.denoise(seen, sigma, None, mask), x0[i, mask.visible])
+    torch.testing.assert_close(model.eps(seen, sigma, None, mask), n[i, mask.visible])
+    torch.testing.assert_close(model.denoise(x, sigma), x0)  # no mask: the whole image
+
+
+@pytest.mark.parametrize(
+    ("process", "c_in", "c_noise"),
+    [
+        ("vp-cosine", lambda s: (1 + s**2) ** -0.5, None),
+        ("flow", lambda s: 1 / (1 + s), lambda s: 1000 * s / (1 + s)),
+        ("edm", lambda s: (s**2 + 0.25) ** -0.5, lambda s: torch.tensor(s).log() / 4),
+    ],
+)
+def test_what_the_backbone_is_given(process: str, c_in, c_noise) -> None:
+    kind = settings(process, "eps")
+    x0, n = data(dtype=torch.float32)
+    backbone = Oracle(x0, n, lambda x0, n: n)
+    model = denoiser.Denoiser(backbone, noise.build(kind), denoiser.parameterisation(kind))
+    labels = torch.tensor([0, 1, 2, -1])
+    model.denoise(x0, 0.7, labels)
+    x, told, given, mask = backbone.got
+    torch.testing.assert_close(x, x0 * c_in(0.7))
+    assert told.shape == (4,)
+    assert told.dtype == torch.float32
+    if c_noise:
+        torch.testing.assert_close(told, torch.full((4,), float(c_noise(0.7))))
+    assert given is labels
+    assert mask == whole((2, 3))
+
+
+def test_a_number_is_a_level_for_each_image() -> None:
+    x0, n = data(dtype=torch.float32)
+    backbone = Oracle(x0, n, lambda x0, n: n)
+    kind = settings("flow", "eps")
+    model = denoiser.Denoiser(backbone, noise.build(kind), denoiser.parameterisation(kind))
+    expected = model.denoise(x0, torch.full((4,), 0.3))
+    for same in (0.3, torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64)):
+        assert torch.equal(model.denoise(x0, same), expected)
+
+
+def test_float32_outside_the_network_under_autocast() -> None:
+    class Linear(nn.Module):
+        grid, sees = (2, 3), "visible"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(5, 5)
+
+        def forward(self, x: Tensor, c_noise: Tensor, labels, mask: Mask) -> denoiser.Prediction:
+            self.dtype = self.map(x).dtype
+            return denoiser.Prediction(self.map(x), self.map(x))
+
+    kind = settings("edm", "edm")
+    model = denoiser.Denoiser(Linear(), noise.build(kind), denoiser.parameterisation(kind))
+    x = torch.randn(4, 6, 5)
+    plain = model.denoise(x, 1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model.denoise(x, 1e-3)
+        F = model.predict(x, 1e-3, None, None)
+    assert model.backbone.dtype == torch.bfloat16
+    assert mixed.dtype == F.visible.dtype == F.hidden.dtype == torch.float32
+    # F's bfloat16 error of about 1e-2 counts with b(1e-3) = 1e-3; rounding x to it would give 1e-2
+    assert (mixed - plain).abs().max() < 5e-5
+    assert model.predict(x.bfloat16(), 1e-3, None, None).visible.dtype == torch.float32
+    assert model.denoise(x.bfloat16(), 1e-3).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("process", "prediction"),
+    [
+        (process, prediction)
+        for process in TIME
+        for prediction in NAMES
+        if (process, prediction) not in PAIRS
+    ],
+)
+def test_other_combinations_are_refused_in_one_line(process: str, prediction: str) -> None:
+    with pytest.raises(UserError) as error:
+        denoiser.parameterisation(settings(process, prediction))
+    assert f"'{prediction}' does not go with process {process}; use eps, x0" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_prediction_is_refused() -> None:
+    with pytest.raises(UserError, match="'noise' is unknown; use one of eps"):
+        denoiser.parameterisation(config.Noise(prediction="noise"))
+
+
+def test_guidance() -> None:
+    calls = []
+
+    def denoise(x: Tensor, sigma: float | Tensor, labels: Tensor | None) -> Tensor:
+        calls.append(len(x))
+        assert labels is not None
+        level = sigma if isinstance(sigma, float) else per_image(sigma)
+        return x * level + per_image(labels).double()
+
+    x = torch.randn(3, 2, 2, dtype=torch.float64)
+    labels, null = torch.tensor([4, 5, 6]), torch.full((3,), -1)
+    for sigma in (0.5, torch.tensor([0.1, 0.2, 0.3])):
+        asked, unasked = denoise(x, sigma, labels), denoise(x, sigma, null)
+        calls.clear()
+        for scale in (1.0, 0.0, 2.5):
+            got = denoiser.guided(denoise, labels, null, scale)(x, sigma)
+            torch.testing.assert_close(got, unasked + scale * (asked - unasked))
+        assert calls == [3, 6, 6]  # one call each; without guidance not twice the batch

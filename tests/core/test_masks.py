@@ -1,0 +1,226 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from underpaint.core import masks
+from underpaint.errors import UserError
+
+sides = st.integers(1, 12)
+grids = st.tuples(sides, sides)
+rates = st.floats(0, 0.95)
+kinds = st.sampled_from(masks.KINDS)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def hidden_map(mask: masks.Mask, batch: int) -> torch.Tensor:
+    h, w = mask.grid
+    hidden = torch.zeros(batch, h * w, dtype=torch.bool)
+    if mask.hidden is not None:
+        hidden.scatter_(1, mask.hidden, True)
+    return hidden.view(batch, h, w)
+
+
+# --- promises of every kind
+
+
+@settings(max_examples=200, deadline=None)
+@given(kinds, grids, rates, st.integers(1, 4), st.integers(0, 2**32))
+def test_visible_and_hidden_split_the_grid(kind, grid, rate, block, seed):
+    block = min(block, *grid)
+    N, B = grid[0] * grid[1], 5
+    try:
+        V = masks.visible_count(kind, grid, rate, block=block)
+    except UserError:
+        assert kind == "crop"  # the others keep a patch at any rate below 1
+        assert (1 - rate) * N < 1
+        return
+    mask = masks.draw(kind, grid, B, rate, block=block, generator=seeded(seed))
+    assert mask.grid == grid
+    assert 1 <= V <= N
+    assert masks.realised_rate(kind, grid, rate, block=block) == pytest.approx(1 - V / N)
+    if V == N:
+        assert mask == masks.whole(grid)
+        return
+    assert mask.visible.shape == (B, V)
+    assert mask.hidden.shape == (B, N - V)
+    assert mask.visible.dtype == mask.hidden.dtype == torch.int64
+    for ids in (mask.visible, mask.hidden):
+        assert (ids.diff(dim=1) > 0).all()
+    everything = torch.cat([mask.visible, mask.hidden], dim=1).sort(dim=1).values
+    assert torch.equal(everything, torch.arange(N).expand(B, N))
+
+
+@pytest.mark.parametrize("kind", ["patch", "block", "crop"])
+def test_a_generator_determines_the_masks(kind):
+    first, again, other = (
+        masks.draw(kind, (8, 8), 16, 0.5, generator=seeded(seed)).visible for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("kind", ["patch", "block", "crop"])
+def test_images_of_a_batch_have_their_own_masks(kind):
+    visible = masks.draw(kind, (8, 8), 64, 0.5, generator=seeded(0)).visible
+    assert len(visible.unique(dim=0)) > 5
+
+
+# --- rounding
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid", "rate", "block", "visible"),
+    [
+        ("patch", (16, 16), 0.1, 1, 256 - 25),
+        ("patch", (16, 16), 0.9, 1, 256 - 230),
+        ("patch", (10, 10), 0.29, 1, 71),  # 0.29 · 100 = 28.999999999999996 in floating point
+        ("block", (16, 16), 0.9, 4, 256 - 14 * 16),  # 14 of 16 blocks: 0.875
+        ("block", (16, 16), 0.9, 2, 256 - 57 * 4),
+        ("block", (7, 7), 0.5, 2, 49 - 24),  # 2 does not divide 7: exactly ⌊rN⌋
+        ("crop", (16, 16), 0.1, 1, 15 * 15),
+        ("crop", (16, 16), 0.5, 1, 11 * 11),
+        ("crop", (16, 16), 0.9, 1, 5 * 5),
+        ("crop", (10, 10), 0.64, 1, 6 * 6),
+        ("crop", (8, 16), 0.75, 1, 4 * 8),  # the grid's aspect
+        ("crop", (1, 16), 0.5, 1, 1 * 11),
+        ("none", (4, 4), 0.5, 1, 16),
+    ],
+)
+def test_rounding_is_the_published_one(kind, grid, rate, block, visible):
+    assert masks.visible_count(kind, grid, rate, block=block) == visible
+
+
+# --- each kind is what its name says
+
+
+def test_patches_are_hidden_uniformly():
+    B = 4000
+    hidden = hidden_map(masks.draw("patch", (4, 4), B, 0.5, generator=seeded(3)), B).float()
+    deviation = math.sqrt(0.25 / B)
+    assert (hidden.mean(0) - 0.5).abs().max() < 5 * deviation
+    pair = (hidden[:, 0, 0] * hidden[:, 0, 1]).mean()  # neighbours are not tied: 8/16 · 7/15
+    assert pair == pytest.approx(8 * 7 / (16 * 15), abs=5 * deviation)
+
+
+@pytest.mark.parametrize("block", [2, 4])
+def test_blocks_are_hidden_whole_and_uniformly(block):
+    B, grid = 2000, (8, 16)
+    mask = masks.draw("block", grid, B, 0.5, block=block, generator=seeded(4))
+    hidden = hidden_map(mask, B)
+    cells = hidden.unfold(1, block, block).unfold(2, block, block).flatten(3)  # [B, ., ., b²]
+    assert torch.equal(cells.any(-1), cells.all(-1))
+    frequency = hidden.float().mean(0)
+    assert (frequency - 0.5).abs().max() < 5 * math.sqrt(0.25 / B)
+
+
+@settings(max_examples=60, deadline=None)
+@given(grids, rates, st.integers(2, 5), st.integers(0, 2**32))
+def test_at_most_one_block_is_hidden_in_part(grid, rate, block, seed):
+    block = min(block, *grid)
+    mask = masks.draw("block", grid, 4, rate, block=block, generator=seeded(seed))
+    for hidden in hidden_map(mask, 4):
+        partial = 0
+        for rows in hidden.split(block, 0):
+            for cell in rows.split(block, 1):  # edge blocks are smaller
+                partial += bool(cell.any()) and not bool(cell.all())
+        divides = grid[0] % block == 0 and grid[1] % block == 0
+        assert partial <= (0 if divides else 1)
+
+
+def test_a_crop_shows_its_window_and_nothing_else():
+    B, grid = 400, (6, 9)
+    mask = masks.draw("crop", grid, B, 0.5, generator=seeded(5))
+    shown = ~hidden_map(mask, B)
+    for image, (top, left, height, width) in zip(shown, mask.window.tolist(), strict=True):
+        assert image[top : top + height, left : left + width].all()
+        assert image.sum() == height * width == mask.visible.shape[1]
+    places = mask.window[:, :2].unique(dim=0)
+    assert len(places) == (6 - 4 + 1) * (9 - 6 + 1)  # every place is met
+
+
+def test_only_crops_have_a_window():
+    for kind in ("patch", "block"):
+        assert masks.draw(kind, (4, 4), 2, 0.5, generator=seeded(0)).window is None
+
+
+# --- what a network gets
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(2, 30), st.lists(st.integers(1, 3), max_size=2), st.data())
+def test_gather_is_indexing(B, N, rest, data):
+    V = data.draw(st.integers(1, N))
+    x = torch.randn(B, N, *rest)
+    ids = torch.stack([torch.randperm(N)[:V] for _ in range(B)])
+    picked = masks.gather(x, ids)
+    assert torch.equal(picked, torch.stack([x[b, ids[b]] for b in range(B)]))
+    assert masks.gather(x, None) is x
+
+
+def test_see_gives_visible_patches_or_all():
+    x = torch.randn(2, 16, 3)
+    mask = masks.draw("patch", (4, 4), 2, 0.5, generator=seeded(0))
+    assert masks.see(x, mask, "all") is x
+    assert torch.equal(masks.see(x, mask, "visible"), masks.gather(x, mask.visible))
+    assert masks.see(x, masks.whole((4, 4)), "visible") is x
+
+
+# --- rates over a stage
+
+
+def test_a_constant_rate_is_one_level():
+    assert masks.rate_levels("patch", (8, 8), 0.75, 0.1, "constant") == [(0.0, 0.75)]
+    assert masks.rate_levels("none", (8, 8), 0.75, 0.1, "linear") == [(0.0, 0.0)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(grids, rates, rates, st.sampled_from(["linear", "cos4"]))
+def test_levels_go_from_start_to_end_in_few_shapes(grid, rate, rate_end, schedule):
+    levels = masks.rate_levels("patch", grid, rate, rate_end, schedule)
+    starts = [start for start, _ in levels]
+    assert starts[0] == 0
+    assert starts == sorted(set(starts))
+    assert starts[-1] < 1
+    counts = [masks.visible_count("patch", grid, r) for _, r in levels]
+    assert len(counts) <= 8
+    assert len(set(counts)) == len(counts)  # no shape comes twice
+    assert counts == sorted(counts, reverse=rate < rate_end)
+    assert counts[0] == masks.visible_count("patch", grid, rate)
+    assert counts[-1] == masks.visible_count("patch", grid, rate_end)
+
+
+def test_schedules_follow_their_formula():
+    linear = masks.rate_levels("patch", (64, 64), 0.7, 0.0, "linear")
+    assert [r for _, r in linear] == pytest.approx([0.7 * (1 - i / 7) for i in range(8)])
+    cos4 = masks.rate_levels("patch", (64, 64), 0.5, 0.0, "cos4")
+    expected = [0.5 * math.cos(math.pi / 2 * i / 7) ** 4 for i in range(8)]
+    assert [r for _, r in cos4] == pytest.approx(expected)
+    assert [start for start, _ in cos4] == [i / 8 for i in range(8)]
+
+
+# --- wrong use is one sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid", "rate", "block", "words"),
+    [
+        ("patch", (4, 4), 1.0, 2, "rate 1"),
+        ("patch", (4, 4), -0.1, 2, "rate -0.1"),
+        ("patch", (4, 4), math.nan, 2, "rate nan"),
+        ("block", (2, 2), 0.5, 4, "no block of 4×4"),
+        ("block", (2, 2), 0.5, 0, "no block of 0×0"),
+        ("crop", (4, 4), 0.99, 2, "no visible patch"),
+        ("patch", (4, 4), 1 - 1e-15, 2, "no visible patch"),
+        ("stripes", (4, 4), 0.5, 2, "stripes"),
+    ],
+)
+def test_impossible_masks_are_refused(kind, grid, rate, block, words):
+    with pytest.raises(UserError, match=words) as raised:
+        masks.visible_count(kind, grid, rate, block=block)
+    assert "\n" not in str(raised.value)

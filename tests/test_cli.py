@@ -1,0 +1,319 @@
+"""The command line: what it answers, prints and returns."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import underpaint
+from underpaint import config
+from underpaint.cli import VERBS, main, parser
+from underpaint.cli import train as training
+from underpaint.errors import Interrupted, RunFailed
+from underpaint.pictures import read_about
+
+HEAVY = ["torch", "matplotlib", "scipy", "numpy", "PIL", "rich", "jinja2", "safetensors"]
+
+
+def parsed(*flags: str, verb: str = "train") -> tuple[argparse.Namespace, list[str]]:
+    return parser(verb).parse_known_args(list(flags))
+
+
+def recipe(*flags: str, verb: str = "train") -> config.Run:
+    return training.recipe(*parsed(*flags, verb=verb))
+
+
+# --- help --------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"""
+import contextlib, io, sys
+import underpaint
+from underpaint.cli import VERBS, main
+with contextlib.redirect_stdout(io.StringIO()):
+    main(["--help"]), main(["--version"])
+    for verb in VERBS:
+        with contextlib.suppress(SystemExit):
+            main([verb, "--help"])
+print([m for m in {HEAVY} if m in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_train_help_has_every_setting_with_its_help() -> None:
+    text = " ".join(parser("train").format_help().split())
+    for name in config.flag_names(config.Run()):
+        assert name in text
+    for cls, section in ((config.Stage, "stages.NAME"), (config.Train, "train")):
+        for field in dataclasses.fields(cls):
+            assert f"--{section}.{field.name} " in text
+            assert field.metadata["help"] in text
+    assert "peak learning rate (default: 0.001)" in text
+
+
+def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    assert all(re.search(rf"^  {verb} ", overview, re.M) for verb in VERBS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"underpaint {underpaint.__version__}\n"
+
+
+def test_as_a_module() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "underpaint", "trian"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert run.stderr == "underpaint: 'trian' is not a command; did you mean 'train'?\n"
+
+
+# --- exit codes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (RunFailed("no space left"), 1, "underpaint: no space left\n"),
+        (Interrupted(), 130, ""),
+        (KeyboardInterrupt(), 130, "underpaint: interrupted\n"),
+    ],
+)
+def test_exit_codes(
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(importlib.import_module("underpaint.cli.presets"), "run", raiser(error))
+    assert main(["presets"]) == code
+    assert capsys.readouterr().err == line
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    presets = importlib.import_module("underpaint.cli.presets")
+    monkeypatch.setattr(presets, "run", raiser(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        main(["presets"])
+
+
+def raiser(error: BaseException) -> Callable[..., None]:
+    def run(*_: object) -> None:
+        raise error
+
+    return run
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    command = f"{sys.executable} -c 'import time, sys; time.sleep(1); import underpaint.cli as c; "
+    command += 'sys.exit(c.main(["presets", "own"]))\' | true; exit ${PIPESTATUS[0]}'
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+# --- recipes from flags ------------------------------------------------------------------------
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: {seed: 3, ema: 0.9}\nstages: {whole: {batch: 16, images: 640}}\n")
+    run = recipe(
+        *("--preset", "own", "--config", str(path), "--data", "photos", "--size", "32", "48"),
+        *("--channels", "1", "--no-labels", "--train.seed", "7", "--stages.whole.batch=64"),
+    )
+    assert (run.train.seed, run.train.ema, run.stages["whole"].batch) == (7, 0.9, 64)
+    assert (run.stages["whole"].images, run.stages["whole"].minutes) == (640, 0)
+    assert run.stages["masked"] == config.preset("own").stages["masked"]
+    assert run.data == dataclasses.replace(
+        config.preset("own").data, source="photos", size=(32, 48), channels=1
+    )
+    assert not run.network.labels
+
+
+def test_a_file_alone_is_a_whole_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("stages: {only: {images: 64}}\n")
+    assert recipe("--config", str(path)) == config.load(path)
+    assert list(recipe("--config", str(path)).stages) == ["only"]
+
+
+def test_pretrain_and_finetune_are_the_two_halves() -> None:
+    preset = "maskdm-celebahq256"
+    masked = recipe("--preset", preset, verb="pretrain").stages
+    whole = recipe("--preset", preset, "--from", "primer:x", verb="finetune").stages
+    assert list(masked) == ["masked90", "masked50"]
+    assert list(whole) == ["whole"]
+    assert masked | whole == config.preset(preset).stages
+
+
+def test_minutes_are_split_in_the_recipes_proportions(tmp_path: Path) -> None:
+    stages = recipe("--minutes", "60").stages
+    own = config.preset("own").stages
+    assert sum(stage.minutes for stage in stages.values()) == pytest.approx(60)
+    assert stages["masked"].minutes / stages["whole"].minutes == pytest.approx(
+        own["masked"].minutes / own["whole"].minutes
+    )
+    path = tmp_path / "images.yaml"  # 300 images of a quarter cost what 75 whole ones do
+    path.write_text(
+        "stages: {a: {images: 300, mask: patch, rate: 0.75, batch: 1}, b: {images: 25, batch: 1}}"
+    )
+    stages = recipe("--config", str(path), "--minutes", "2").stages
+    assert [(s.images, s.minutes) for s in stages.values()] == [(0, 1.5), (0, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("source", "verb", "out"),
+    [
+        ("photos/", "train", "runs/photos"),
+        ("some/where/my photos.zip", "train", "runs/my-photos"),
+        ("avatars:lorelei", "train", "runs/avatars-lorelei"),
+        ("photos", "finetune", "runs/photos-finetune"),
+    ],
+)
+def test_a_run_is_named_after_its_images(source: str, verb: str, out: str) -> None:
+    run = config.preset("own")
+    run.data.source = source
+    assert training._default_out(run, verb) == out
+
+
+# --- verbs -------------------------------------------------------------------------------------
+
+
+def test_presets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["presets"]) == 0
+    listed = capsys.readouterr().out
+    names = config.preset_names()
+    assert {"quickstart", "own", "maskdm-celeba64", "maskdm-celebahq256", "maskdm-transfer"} < set(
+        names
+    )
+    assert all(re.search(rf"^{name} +\S", listed, re.M) for name in names)
+    assert main(["presets", "own"]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    assert config.load(tmp_path / "mine.yaml") == config.preset("own")
+    assert main(["presets", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["presets"]) == names
+
+
+def test_dry_run_needs_no_images(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--preset", "maskdm-celebahq256", "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] / 1e6 == pytest.approx(102.42, abs=0.01)
+    assert [(s["name"], s["visible"]) for s in found["stages"]] == [
+        ("masked90", 416),
+        ("masked50", 2048),
+        ("whole", 4096),
+    ]
+    assert main(["pretrain", "--preset", "maskdm-celebahq256", "--dry-run"]) == 0
+    table = capsys.readouterr().out
+    assert "416 of 4096" in table
+    assert "whole" not in table
+
+
+def test_dry_run_with_images_trains_nothing(
+    faces: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config", str(small), "--data", str(faces), "--out", str(tmp_path / "run")]
+    assert main(["train", *flags, "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["size"], found["classes"]) == ([8, 8], 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_prepare(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", str(faces), "--size", "8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == {"dark": 12, "light": 12}
+    assert main(["prepare", str(faces), "--size", "8"]) == 0
+    assert re.search(r"^labels +dark 12, light 12 *$", capsys.readouterr().out, re.M)
+
+
+def test_train_says_where_everything_is(
+    faces: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    flags = ["--config", str(small), "--data", str(faces), "--out", str(out)]
+    assert main(["train", *flags, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["run"] == str(out)
+    assert found["images"] == 64
+    assert Path(found["report"]).is_file()
+    assert main(["train", "--resume", "--out", str(out), "--quiet"]) == 0
+    assert str(out) in capsys.readouterr().out
+
+
+def test_finetune_takes_the_network_of_its_start(
+    trained: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned"
+    flags = ["--from", str(trained), "--data", str(faces), "--out", str(out), "--quiet"]
+    settings = ["--stages.whole.images", "32", "--train.sample_every", "-1"]
+    assert main(["finetune", *flags, *settings]) == 0
+    run = config.load(out / "config.yaml")
+    assert run.network.width == 16
+    assert list(run.stages) == ["whole"]
+    assert run.data.size == (8, 8)
+
+
+def test_sample_as_a_grid(trained: Path, tmp_path: Path) -> None:
+    grid = tmp_path / "new" / "grid.png"
+    assert main(["sample", str(trained), "-n", "4", "--steps", "2", "--out", str(grid)]) == 0
+    about = read_about(grid)
+    assert (about["seed"], about["steps"], about["labels"]) == ("0", "2", "dark, light")
+    with Image.open(grid) as sheet:
+        assert 600 <= sheet.width <= 1000
+
+
+def test_samples_depend_on_their_seed_alone(trained: Path, tmp_path: Path) -> None:
+    def draw(name: str, *flags: str) -> Path:
+        out = tmp_path / name
+        common = ["--steps", "2", "--sampler", "ancestral", "--label", "light", "--guidance", "2"]
+        assert main(["sample", str(trained), *common, *flags, "--out", str(out)]) == 0
+        return out
+
+    arrays = np.load(draw("a.npz", "-n", "3", "--seed", "5", "--batch", "2"))
+    assert arrays["images"].shape == (3, 8, 8, 3)
+    assert arrays["seeds"].tolist() == [5, 6, 7]
+    assert json.loads(str(arrays["about"]))["guidance"] == 2
+    folder = draw("folder", "-n", "1", "--seed", "7")
+    (file,) = folder.iterdir()
+    assert file.name == "seed00000007_light.png"
+    assert (read_about(file)["seed"], read_about(file)["label"]) == ("7", "light")
+    with Image.open(file) as image:
+        assert np.array_equal(np.asarray(image), arrays["images"][2])
+
+
+def test_sample_json_is_one_object(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "x.npz")
+    assert main(["sample", str(trained), "-n", "2", "--out", out, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (found["out"], found["n"], found["sampler"]) == (out, 2, "euler")
+
+
+# --- the package -------------------------------------------------------------------------------
+
+
+def test_public_names() -> None:
+    assert all(hasattr(underpaint, name) for name in underpaint.__all__)
+    assert underpaint.core.masks.whole((2, 2)).grid == (2, 2)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        underpaint.trian  # noqa: B018
+
+
+@pytest.mark.parametrize("first", ["import underpaint.train.loop", "import underpaint.api", ""])
+def test_train_is_the_function_whatever_was_imported_first(first: str) -> None:
+    code = f"{first}\nimport underpaint as up\nfrom underpaint.train import loop\nprint(up.train)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("<function train")

@@ -1,0 +1,313 @@
+"""Wrong use gives one line that says what was given, what was expected, and what to do.
+
+The fixture `wrong` runs a command and asserts exit code 2, one line on stderr and no traceback.
+"""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from underpaint.cli import main
+
+Wrong = Callable[..., str]
+
+
+@pytest.fixture
+def train(wrong: Wrong, small: Path, tmp_path: Path) -> Wrong:
+    """`underpaint train` with a small recipe, refused."""
+
+    def run(*arguments: object, verb: str = "train") -> str:
+        return wrong(verb, "--config", small, "--out", tmp_path / "run", *arguments)
+
+    return run
+
+
+# --- images ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train"])
+def test_images_that_are_not_there(verb: str, wrong: Wrong, train: Wrong, tmp_path: Path) -> None:
+    path = tmp_path / "nowhere"
+    line = train("--data", path) if verb == "train" else wrong("prepare", path)
+    assert str(path) in line
+
+
+def test_no_images_given(train: Wrong, wrong: Wrong) -> None:
+    assert "--data" in train()
+    assert "--stages.masked.data.source" in wrong(
+        "train", "--preset", "maskdm-transfer", "--data", "x"
+    )
+    assert "--size" in wrong("train", "--dry-run")
+
+
+def test_an_empty_folder(wrong: Wrong, train: Wrong, tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    assert str(folder) in wrong("prepare", folder)
+    assert str(folder) in train("--data", folder)
+
+
+def test_nothing_but_unreadable_images(wrong: Wrong, train: Wrong, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(b"not a picture")
+    assert "read" in wrong("prepare", folder, "--size", 8)
+    assert "read" in train("--data", folder, "--size", 8)
+
+
+def test_one_image(train: Wrong, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    Image.new("RGB", (8, 8), "red").save(folder / "only.png")
+    assert str(folder) in train("--data", folder)
+
+
+def test_wishes_that_no_image_can_have(wrong: Wrong, faces: Path) -> None:
+    assert "--size: expected a whole number, got 'big'" in wrong("prepare", faces, "--size", "big")
+    assert "size '0': give one positive number" in wrong("prepare", faces, "--size", 0)
+    assert "--channels: 2 is not one of 1, 3" in wrong("prepare", faces, "--channels", 2)
+    assert "--fit: 'squash' is not one of" in wrong("prepare", faces, "--fit", "squash")
+    assert "max_bad 7" in wrong("prepare", faces, "--size", 8, "--max-bad", 7)
+    assert "prepare needs DATA" in wrong("prepare")
+
+
+# --- recipes -----------------------------------------------------------------------------------
+
+
+def test_a_size_that_the_patch_does_not_divide(train: Wrong, faces: Path) -> None:
+    assert "patch" in train("--data", faces, "--size", 10)
+    assert "patch" in train("--data", faces, "--space.patch", 3)  # the images' own size
+
+
+def test_a_grid_smaller_than_a_block(train: Wrong, faces: Path) -> None:
+    flags = ("--stages.masked.mask", "block", "--stages.masked.block", 3)
+    assert "block" in train("--data", faces, *flags)
+
+
+@pytest.mark.parametrize(("rate", "mask"), [(1.0, "patch"), (1.5, "patch"), (0.99, "crop")])
+def test_a_rate_that_leaves_no_patch(rate: float, mask: str, train: Wrong, faces: Path) -> None:
+    line = train("--data", faces, "--stages.masked.rate", rate, "--stages.masked.mask", mask)
+    assert "rate" in line
+    assert "masked" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: {learing_rate: 1}", "'learing_rate' is not a setting of train; did you mean"),
+        ("stages: {whole: {bach: 3}}", "did you mean 'batch'?"),
+        ("train: {seed: many}", "train.seed: expected a whole number, got 'many'"),
+        ("stages: {whole: {batch: [3]}}", "stages.whole.batch: expected a whole number"),
+        ("a: [", "is not valid YAML"),
+        ("just words", "expected settings"),
+    ],
+)
+def test_a_recipe_with_a_mistake(text: str, expected: str, wrong: Wrong, tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
+    line = wrong("train", "--config", path, "--data", "x")
+    assert "my.yaml" in line
+    assert expected in line
+
+
+def test_a_recipe_that_is_not_there(wrong: Wrong, tmp_path: Path) -> None:
+    assert "cannot be read" in wrong("train", "--config", tmp_path / "no.yaml")
+    assert "did you mean 'quickstart'?" in wrong("train", "--preset", "quikstart")
+    assert "did you mean 'own'?" in wrong("presets", "onw")
+
+
+def test_a_network_that_is_not_there(train: Wrong, faces: Path) -> None:
+    assert "did you mean 'uvit'?" in train("--data", faces, "--network.kind", "uvitt")
+    assert "heads" in train("--data", faces, "--network.heads", 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--dta", "x"], "'--dta' is not a flag of underpaint train; did you mean '--data'?"),
+        (["--batch", "3"], "'--batch' is not a flag"),
+        (["--train.sed", "3"], "did you mean 'seed'?"),
+        (["--stages.hole.batch", "3"], "no stage 'hole'"),
+        (["--minutes", "soon"], "--minutes: expected a number, got 'soon'"),
+        (["--minutes", "0"], "--minutes 0: give a positive number"),
+        (["--size"], "--size: expected at least one argument"),
+        (["--data"], "--data: expected one argument"),
+        (["photos"], "'photos' was not expected"),
+    ],
+)
+def test_wrong_flags(flags: list[str], expected: str, train: Wrong) -> None:
+    assert expected in train(*flags)
+
+
+def test_halves_that_a_recipe_does_not_have(wrong: Wrong, train: Wrong, tmp_path: Path) -> None:
+    path = tmp_path / "whole.yaml"
+    path.write_text("stages: {whole: {images: 64}}")
+    assert "no masked stage" in wrong("pretrain", "--config", path, "--data", "x")
+    assert "finetune needs --from" in train("--data", "x", verb="finetune")
+
+
+# --- weights to begin with ---------------------------------------------------------------------
+
+
+def test_weights_that_are_not_there(
+    train: Wrong, wrong: Wrong, faces: Path, tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    assert str(nowhere) in train("--data", faces, "--from", nowhere)
+    assert str(tmp_path) in train("--data", faces, "--from", tmp_path)
+    assert "primer:nobody" in train("--data", faces, "--from", "primer:nobody")
+    assert str(nowhere) in wrong("finetune", "--data", faces, "--from", nowhere)
+
+
+def test_weights_of_another_architecture(train: Wrong, trained: Path, faces: Path) -> None:
+    line = train("--data", faces, "--from", trained, "--network.depth", 5, "--network.width", 32)
+    assert "network.width" in line  # the first mismatch
+    assert "16" in line
+    assert "32" in line
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def tamper(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("damage", [truncate, tamper, Path.unlink])
+def test_damaged_weights(
+    damage: Callable[[Path], None],
+    copy: Path,
+    wrong: Wrong,
+    train: Wrong,
+    faces: Path,
+    tmp_path: Path,
+) -> None:
+    damage(checkpoint(copy) / "ema.safetensors")
+    out = tmp_path / "x.png"
+    for source in (copy, checkpoint(copy)):
+        assert "safetensors" in wrong("sample", source, "--out", out)
+        assert "safetensors" in train("--data", faces, "--from", source)
+    assert "safetensors" in wrong("train", "--resume", "--out", copy)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"model": {"network": {"wdth": 3}}})])
+def test_a_damaged_description(text: str, copy: Path, wrong: Wrong, tmp_path: Path) -> None:
+    (checkpoint(copy) / "config.json").write_text(text)
+    wrong("sample", copy, "--out", tmp_path / "x.png")
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_there_already(wrong: Wrong, trained: Path, small: Path, faces: Path) -> None:
+    line = wrong("train", "--config", small, "--data", faces, "--out", trained)
+    assert "--resume" in line
+    assert "--overwrite" in line
+
+
+def test_a_run_that_is_not_there(wrong: Wrong, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    assert str(nowhere) in wrong("train", "--resume", "--out", nowhere)
+    assert "--out" in wrong("train", "--resume")
+    assert "--overwrite" in wrong("train", "--resume", "--overwrite", "--out", nowhere)
+    assert str(nowhere) in wrong("sample", nowhere, "--out", tmp_path / "x.png")
+    assert str(nowhere) in wrong("report", nowhere)
+
+
+def test_a_folder_of_other_things_is_not_overwritten(
+    train: Wrong, faces: Path, wrong: Wrong
+) -> None:
+    line = wrong("train", "--data", faces, "--size", 8, "--out", faces, "--overwrite")
+    assert str(faces) in line
+    assert len(list(faces.rglob("*.png"))) == 24
+
+
+@pytest.mark.parametrize("kind", ["below a file", "a file"])
+def test_a_place_that_cannot_be_written(
+    kind: str, wrong: Wrong, trained: Path, small: Path, faces: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "file.txt"
+    file.touch()
+    out = file / "run" if kind == "below a file" else file
+    flags = ("--config", small, "--data", faces)
+    assert str(out) in wrong("train", *flags, "--out", out)
+    if kind == "below a file":
+        for name in ("x.png", "x.npz", "folder"):
+            assert "cannot be written" in wrong("sample", trained, "--out", out / name)
+    else:
+        assert "give a .png" in wrong("sample", trained, "--out", out)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_read_only_place(
+    number: int,
+    wrong: Wrong,
+    small: Path,
+    faces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tests may run as root, whom no mode stops: the operating system's answer is played."""
+    target, mkdir = tmp_path / "read-only" / "run", Path.mkdir
+
+    def refused(path: Path, *args: object, **options: object) -> None:
+        if "read-only" in path.parts:
+            raise OSError(number, "refused", str(path))
+        mkdir(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    flags = ("--config", small, "--data", faces)
+    assert str(target) in wrong("train", *flags, "--out", target)
+
+
+# --- sampling ----------------------------------------------------------------------------------
+
+
+def test_wishes_that_no_model_can_meet(wrong: Wrong, trained: Path, tmp_path: Path) -> None:
+    def sample(*flags: object) -> str:
+        return wrong("sample", trained, "--out", tmp_path / "x.png", *flags)
+
+    assert "-n 0: give a number from 1 up" in sample("-n", 0)
+    assert "-n: expected a whole number, got 'many'" in sample("-n", "many")
+    assert "--steps 0: give a number from 1 up" in sample("--steps", 0)
+    assert "--guidance -1" in sample("--guidance", -1)
+    assert "--sampler: 'hein' is not one of euler, heun" in sample("--sampler", "hein")
+    assert "did you mean 'light'?" in sample("--label", "ligt")
+    assert "known: dark, light" in sample("--label", "xyzzy")
+    assert "did you mean '--steps'?" in sample("--stepps", 3)
+    assert "mars" in sample("--device", "mars")
+    assert "sample needs RUN" in wrong("sample")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_labels_of_an_unlabelled_model(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: Wrong
+) -> None:
+    images, run = tmp_path / "plain.npy", tmp_path / "plain"
+    np.save(images, np.random.default_rng(0).integers(0, 255, (20, 8, 8, 3), dtype=np.uint8))
+    flags = ["--config", small, "--data", images, "--out", run, "--quiet"]
+    assert main(["train", *map(str, flags)]) == 0
+    capsys.readouterr()
+    out = ("--out", tmp_path / "x.png")
+    assert "was trained without labels" in wrong("sample", run, *out, "--label", "cat")
+    assert "was trained without" in wrong("sample", run, *out, "--guidance", 2)

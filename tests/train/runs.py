@@ -1,0 +1,56 @@
+"""What tests of whole runs share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from underpaint.model import find
+
+TIMES = {"seconds", "images_per_s", "time"}
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without their times."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the last checkpoint: weights, average, optimiser."""
+    folder = find(run)
+    tensors = {}
+    for name in ("model", "ema"):
+        tensors |= {f"{name}/{k}": v for k, v in load_file(folder / f"{name}.safetensors").items()}
+    for parameter, state in torch.load(folder / "optimizer.pt", weights_only=True).items():
+        tensors |= {f"{parameter}/{k}": v for k, v in state.items()}
+    return tensors
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Bit for bit the same weights, averages, optimiser states and metrics."""
+    one, two = weights(a), weights(b)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+    assert metrics(a) == metrics(b)
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "underpaint", *map(str, arguments)]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
+
+
+def underpaint(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, env=environment(**extra), check=False
+    )

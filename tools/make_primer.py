@@ -1,0 +1,43 @@
+"""Train a primer and put it into the package: `python tools/make_primer.py lorelei`.
+
+Trains by tools/primers/NAME.yaml (an hour or two on one CPU core; run it again to go on after a
+stop), then writes the averaged weights in float16, their config.json with the checksum, the recipe
+and the model card to src/underpaint/primers/NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from underpaint import api, config
+from underpaint.model import find, read_spec
+from underpaint.train.state import write_model
+
+ROOT = Path(__file__).parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name")
+    name = parser.parse_args().name
+    run = ROOT / "runs" / f"primer-{name}"
+    recipe = ROOT / "tools" / "primers" / f"{name}.yaml"
+    resume = (run / "checkpoints" / "LATEST").exists()
+    api.train(config.load(recipe), run, resume=resume)
+    folder = ROOT / "src" / "underpaint" / "primers" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = find(run)
+    weights = load_file(checkpoint / "ema.safetensors")
+    write_model(folder, read_spec(checkpoint), {"model": {k: v.half() for k, v in weights.items()}})
+    shutil.copy(recipe, folder / "recipe.yaml")
+    digest = json.loads((folder / "config.json").read_text())["sha256"]["model.safetensors"]
+    print(f"{folder}: {sum(v.numel() for v in weights.values()):,} parameters, sha256 {digest}")
+
+
+if __name__ == "__main__":
+    main()
