@@ -26,11 +26,11 @@ import torch
 from underpaint import config
 from underpaint.core import masks, spaces
 from underpaint.data import Dataset, Order
-from underpaint.train.distributed import World
-from underpaint.train.learner import Learner
-from underpaint.train.stages import Level, Plan
-from underpaint.train.state import Progress
-from underpaint.train.step import step, training_flops
+from underpaint.training.distributed import World
+from underpaint.training.learner import Learner
+from underpaint.training.stages import Level, Plan, stride
+from underpaint.training.state import Progress
+from underpaint.training.step import step, training_flops
 
 # Dense bf16 peak in FLOP/s, from the makers' data sheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
@@ -62,8 +62,9 @@ def plan(run: config.Run, size: tuple[int, int], rate: float, batch: int, kind: 
         noise=run.noise,
     )
     space = spaces.build(spec.space, size, spec.channels)
-    visible = masks.visible_count(kind, space.grid, rate, block=stage.block)
-    realised = masks.realised_rate(kind, space.grid, rate, block=stage.block)
+    rounding = {"block": stage.block, "multiple": stride(spec)}
+    visible = masks.visible_count(kind, space.grid, rate, **rounding)
+    realised = masks.realised_rate(kind, space.grid, rate, **rounding)
     data = Synthetic(size, spec.channels)
     return Plan(
         index=0,
@@ -128,10 +129,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             times[rate] += [timed(rate) for _ in range(arguments.repeat)]
     peak = peak_flops(world.device)
     seconds = {rate: statistics.median(values) for rate, values in times.items()}
-    whole_flops = training_flops(learner, plans[0.0].levels[0].visible)
+    whole_flops = training_flops(learner, plans[0.0].levels[0].visible, "none")
     rows = []
     for rate in arguments.rates:
-        level, flops = plans[rate].levels[0], training_flops(learner, plans[rate].levels[0].visible)
+        level = plans[rate].levels[0]
+        flops = training_flops(learner, level.visible, plans[rate].stage.mask)
         speed, ratio = arguments.batch / seconds[rate], seconds[0.0] / seconds[rate]
         row: dict[str, Any] = {
             "rate": rate,

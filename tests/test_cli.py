@@ -310,10 +310,3 @@ def test_public_names() -> None:
     assert underpaint.core.masks.whole((2, 2)).grid == (2, 2)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         underpaint.trian  # noqa: B018
-
-
-@pytest.mark.parametrize("first", ["import underpaint.train.loop", "import underpaint.api", ""])
-def test_train_is_the_function_whatever_was_imported_first(first: str) -> None:
-    code = f"{first}\nimport underpaint as up\nfrom underpaint.train import loop\nprint(up.train)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.startswith("<function train")

@@ -43,13 +43,18 @@ def test_a_preset_is_a_recipe_that_works(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("maskdm-celeba64", 44.29), ("maskdm-transfer", 46.26), ("maskdm-celebahq256", 102.42)],
+    [
+        ("maskdm-celeba64", 44.29),
+        ("maskdm-transfer", 46.26),
+        ("maskdm-celebahq256", 102.42),
+        ("maskdm-dwt-celebahq256", 232.3),
+    ],
 )
 def test_published_presets_have_the_published_size(name: str, millions: float) -> None:
     run = config.preset(name)
     size = config.image_size(run.data.size)
     assert size
-    assert cost.describe(run, size, 3)["parameters"] / 1e6 == pytest.approx(millions, abs=0.01)
+    assert cost.describe(run, size, 3)["parameters"] / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_published_warmups_are_in_images() -> None:
@@ -213,6 +218,16 @@ def test_wrong_flags(flags: list[str], message: str) -> None:
         (whole(rate=0.5), "hides nothing with mask none"),
         (whole(learning_rate=0), "learning_rate 0: give a number above 0"),
         (whole(cooldown=0), "cooldown 0: give a share above 0"),
+        (whole(reweight=True), "reweight: mask none has no chances to weight by; use mask salient"),
+        (whole(mask="patch", reweight=True), "reweight: mask patch has no chances"),
+        (whole(mask="patch", fixed=True, flip=True), "fixed: a mirrored or shifted image"),
+        (whole(mask="patch", fixed=True, shift=1), "fixed: a mirrored or shifted image"),
+        (
+            whole(mask="salient", fixed=True)
+            | {"space": {"kind": "latents"}, "preview": {"clip": "none"}},
+            "fixed: latents are drawn anew",
+        ),
+        (whole(temperature=0), "temperature 0: give a number above 0"),
         (whole(warmup=-1), "warmup -1: give a number from 0 up"),
         (whole(block=0), "block 0: give a number from 1 up"),
         (whole(size=[30]), "stages.only.size 30×30 is not divisible by space.patch 4; give size"),
@@ -224,6 +239,12 @@ def test_wrong_flags(flags: list[str], message: str) -> None:
         (whole() | {"network": {"heads": 3}}, "width 128 is not divisible by network.heads 3"),
         (whole() | {"network": {"heads": 0}}, "width 128 is not divisible by network.heads 0"),
         (whole() | {"space": {"patch": 0}}, "space.patch 0"),
+        (whole() | {"space": {"levels": 0}}, "space.levels 0"),
+        (
+            whole(size=[36]) | {"space": {"kind": "wavelets"}},
+            r"36×36 is not divisible by space.patch 4 · 2\^1 of the wavelets; give size 32",
+        ),
+        (whole() | {"noise": {"hidden_weight": -1}}, "noise.hidden_weight -1"),
         (whole() | {"data": {"size": [30, 32]}}, "data.size 30×32 is not divisible by space.patch"),
         (whole() | {"data": {"size": [1, 2, 3]}}, "size '1 2 3': give one positive number"),
         (whole() | {"data": {"max_bad": 2}}, "data.max_bad 2: give a share"),

@@ -192,7 +192,7 @@ def tamper(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("damage", [truncate, tamper, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, tamper, pytest.param(Path.unlink, id="missing")])
 def test_damaged_weights(
     damage: Callable[[Path], None],
     copy: Path,
@@ -278,6 +278,18 @@ def test_a_read_only_place(
     monkeypatch.setattr(Path, "mkdir", refused)
     flags = ("--config", small, "--data", faces)
     assert str(target) in wrong("train", *flags, "--out", target)
+
+
+def test_no_space(
+    wrong: Wrong, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    for out in (tmp_path / "x.png", tmp_path / "folder"):
+        line = wrong("sample", trained, "-n", 2, "--out", out)
+        assert f"{out}: cannot be written (No space left on device)" in line
 
 
 # --- sampling ----------------------------------------------------------------------------------

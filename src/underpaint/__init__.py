@@ -14,8 +14,6 @@ They are imported when they are used: `import underpaint` itself is cheap.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from underpaint._version import __version__
@@ -69,14 +67,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__]
-
-
-class _Package(ModuleType):
-    """Keeps `underpaint.train` the function: importing the sub-package would put itself there."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name == "train" and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

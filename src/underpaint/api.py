@@ -8,8 +8,8 @@ from pathlib import Path
 
 from underpaint import config, report
 from underpaint.judge.overfit import OverfitCheck
-from underpaint.train import adopt
-from underpaint.train import train as train_loop
+from underpaint.training import adopt
+from underpaint.training import train as train_loop
 
 __all__ = ["finetune", "recipe", "train"]
 

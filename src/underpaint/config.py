@@ -84,15 +84,25 @@ class Data:
 class Space:
     """The space in which the diffusion runs."""
 
-    kind: str = setting("pixels", "pixels")
-    patch: int = setting(4, "side of a patch in pixels; height and width must be divisible by it")
+    kind: str = setting("pixels", "pixels, wavelets or latents")
+    patch: int = setting(
+        4,
+        "side of a patch in pixels (wavelets: in coefficients, each 2^levels pixels wide); height "
+        "and width must be divisible by it",
+    )
+    levels: int = setting(1, "levels of the Haar transform (wavelets)")
+    vae: str = setting(
+        "", "folder of a diffusers AutoencoderKL or AutoencoderTiny, which you have (latents)"
+    )
+    factor: int = setting(8, "pixels a side that one latent stands for (latents)")
+    latent_channels: int = setting(4, "channels of the autoencoder's latents (latents)")
 
 
 @dataclass(kw_only=True)
 class Network:
     """The network that sees patches at positions."""
 
-    kind: str = setting("uvit", "uvit or dit")
+    kind: str = setting("uvit", "uvit, dit, maskdit or unet")
     width: int = setting(128, "features of a token")
     depth: int = setting(5, "transformer blocks (uvit: an even number has its middle block extra)")
     heads: int = setting(4, "attention heads; width must be divisible by it")
@@ -126,6 +136,9 @@ class Noise:
         "output", "squared error of the network's output, of x0, or of x0 weighted min(SNR, gamma)"
     )
     gamma: float = setting(5.0, "gamma of the min-snr weighting")
+    hidden_weight: float = setting(
+        0.0, "weight of MaskDiT's loss on hidden patches (its paper: 0.1); needs a decoder"
+    )
 
 
 @dataclass(kw_only=True)
@@ -136,8 +149,10 @@ class Stage:
     minutes: float = setting(
         0.0, "length in minutes, measured once and then frozen as images (instead of images)"
     )
-    mask: Literal["none", "patch", "block", "crop"] = setting(
-        "none", "what hides patches: none, single patches, blocks of patches, all outside a crop"
+    mask: Literal["none", "patch", "block", "crop", "salient"] = setting(
+        "none",
+        "what hides patches: none, single patches, blocks of patches, all outside a crop, or "
+        "patches of little contrast first (salient)",
     )
     rate: float = setting(0.0, "share of the patches that is hidden, below 1")
     rate_end: float = setting(0.0, "share at the stage's end, where rate_schedule is not constant")
@@ -145,6 +160,13 @@ class Stage:
         "constant", "how the rate goes from rate to rate_end (at most 8 distinct levels)"
     )
     block: int = setting(2, "side of a block in patches (mask: block)")
+    temperature: float = setting(
+        1.0, "how strictly contrast decides: above 1 nearer to chance, below 1 stricter (salient)"
+    )
+    reweight: bool = setting(
+        False, "weight patches by how rarely they are shown (Horvitz-Thompson; mask: salient)"
+    )
+    fixed: bool = setting(False, "each image keeps one mask for ever, drawn from its hash")
     batch: int = setting(32, "images a step, over all devices")
     learning_rate: float = setting(1e-3, "peak learning rate")
     warmup: int = setting(0, "images over which the learning rate rises linearly")
@@ -175,7 +197,8 @@ class Train:
     compile: bool = setting(False, "compile the network with torch.compile")
     threads: int = setting(0, "CPU threads; 0: as torch chooses")
     log_every: int = setting(0, "images between two lines of metrics; 0: a 400th of the run")
-    check_every: int = setting(0, "images between overfit checks; 0: a 12th of the run; -1: none")
+    check_every: int = setting(0, "images between overfit checks; 0: an 8th of the run; -1: none")
+    check_images: int = setting(128, "images of each side (train, held-out) in an overfit check")
     sample_every: int = setting(0, "images between sample grids; 0: an 8th of the run; -1: none")
     checkpoint_every: int = setting(0, "images between two checkpoints; 0: an 8th of the run")
     keep: int = setting(2, "checkpoints kept, besides each stage's last")
@@ -445,12 +468,14 @@ def check(run: Run) -> None:
         )
     small = {
         "space.patch": (run.space.patch, 1),
+        "noise.hidden_weight": (run.noise.hidden_weight, 0),
         "network.depth": (network.depth, 1),
         "train.microbatch": (train.microbatch, 0),
         "train.weight_decay": (train.weight_decay, 0),
         "train.threads": (train.threads, 0),
         "train.log_every": (train.log_every, 0),
         "train.check_every": (train.check_every, -1),
+        "train.check_images": (train.check_images, 1),
         "train.sample_every": (train.sample_every, -1),
         "train.checkpoint_every": (train.checkpoint_every, 0),
         "train.keep": (train.keep, 1),
@@ -470,6 +495,10 @@ def check(run: Run) -> None:
     for place, value in shares.items():
         if not 0 <= value < 1:
             raise UserError(f"{place} {value:g}: give a number from 0 to below 1")
+    if run.space.kind == "latents" and preview.clip != "none":
+        raise UserError(
+            f"preview.clip {preview.clip}: latents are not bounded as pixels are; give clip none"
+        )
     if not 0 <= network.label_drop <= 1:
         raise UserError(f"network.label_drop {network.label_drop:g}: give a number from 0 to 1")
     for place, value in {
@@ -507,8 +536,28 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
         if rate and stage.mask == "none":
             raise UserError(
                 f"{place}: {key} {rate:g} hides nothing with mask none; "
-                "give mask patch, block or crop"
+                "give mask patch, block, crop or salient"
             )
+    if stage.shift and run.space.kind == "latents":
+        raise UserError(
+            f"{place}.shift {stage.shift}: latents are computed once, so they can be mirrored but "
+            "not shifted; leave shift out"
+        )
+    if stage.reweight and stage.mask != "salient":
+        raise UserError(
+            f"{place}.reweight: mask {stage.mask} has no chances to weight by; use mask salient"
+        )
+    if stage.fixed and stage.mask != "none" and (stage.flip or stage.shift):
+        raise UserError(
+            f"{place}.fixed: a mirrored or shifted image shows under the same mask what was hidden "
+            "before; leave flip and shift out"
+        )
+    if stage.fixed and stage.mask == "salient" and run.space.kind == "latents":
+        raise UserError(
+            f"{place}.fixed: latents are drawn anew at each step, and their contrast with them; "
+            "give mask patch, block or crop"
+        )
+    _above_zero(f"{place}.temperature", stage.temperature)
     _above_zero(f"{place}.learning_rate", stage.learning_rate)
     if not 0 < stage.cooldown <= 1:
         raise UserError(f"{place}.cooldown {stage.cooldown:g}: give a share above 0, up to 1")
@@ -533,11 +582,23 @@ def check_data(data: Data, place: str = "data") -> None:
 def _check_size(place: str, size: tuple[int, ...], space: Space) -> None:
     found = image_size(size)
     _at_least("space.patch", space.patch, 1)
-    if space.kind == "pixels" and found and (found[0] % space.patch or found[1] % space.patch):
-        nearest = [str(max(1, round(side / space.patch)) * space.patch) for side in found]
+    _at_least("space.levels", space.levels, 1)
+    _at_least("space.factor", space.factor, 1)
+    _at_least("space.latent_channels", space.latent_channels, 1)
+    unit, named = space.patch, f"space.patch {space.patch}"
+    if space.kind == "wavelets":
+        unit, named = unit * 2**space.levels, f"{named} · 2^{space.levels} of the wavelets"
+    if space.kind == "latents":
+        unit, named = unit * space.factor, f"{named} · space.factor {space.factor}"
+    if (
+        space.kind in ("pixels", "wavelets", "latents")
+        and found
+        and (found[0] % unit or found[1] % unit)
+    ):
+        nearest = [str(max(1, round(side / unit)) * unit) for side in found]
         shown = nearest[0] if found[0] == found[1] else " ".join(nearest)
         raise UserError(
-            f"{place} {found[0]}×{found[1]} is not divisible by space.patch {space.patch}; "
+            f"{place} {found[0]}×{found[1]} is not divisible by {named}; "
             f"give size {shown} or another patch"
         )
 

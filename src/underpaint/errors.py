@@ -8,11 +8,11 @@ __all__ = ["Interrupted", "RunFailed", "UserError"]
 
 
 class UserError(Exception):
-    """Wrong use: a path, a setting or a file that cannot work. Exit code 2."""
+    """Wrong use: a path, a setting or a file that cannot work, or a full disk. Exit code 2."""
 
 
 class RunFailed(Exception):
-    """A run that began well and could not go on (divergence, disk full). Exit code 1."""
+    """A run that began well and could not go on, as when it diverges. Exit code 1."""
 
 
 class Interrupted(Exception):

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,13 +22,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from underpaint import backbones, config
+from underpaint import backbones, config, vae
 from underpaint.core import denoiser as denoisers
 from underpaint.core import noise, samplers, spaces
 from underpaint.core.masks import whole
 from underpaint.errors import UserError
+from underpaint.vae import VAE
 
-__all__ = ["Model", "build", "find", "load", "pick_device", "read_spec", "read_weights", "sha256"]
+__all__ = [
+    "Model",
+    "build",
+    "find",
+    "load",
+    "network",
+    "pick_device",
+    "read_spec",
+    "read_weights",
+    "sha256",
+]
 
 Weights = Literal["ema", "model"]
 
@@ -73,6 +85,17 @@ class Model:
                 known = ", ".join(self.label_names)
                 raise UserError(f"label '{label}' is unknown to this model; known: {known}")
         return ids
+
+    @cached_property
+    def vae(self) -> VAE | None:
+        """The autoencoder of a latent space, read from where it was in training."""
+        latent = self.spec.space.kind == "latents"
+        return vae.of_space(self.spec.space, self.spec.channels) if latent else None
+
+    def images(self, patches: Tensor) -> Tensor:
+        """Patches [B, N, P] → images [B, C, H, W] in [-1, 1], through the autoencoder if any."""
+        planes = self.space.decode(patches)
+        return planes if self.vae is None else self.vae.decode(planes)
 
     @torch.inference_mode()
     def denoise(
@@ -126,6 +149,8 @@ class Model:
         steps = own.steps if steps is None else steps
         guidance = own.guidance if guidance is None else guidance
         eta = own.eta if eta is None else eta
+        if self.vae is not None and clip != "none":
+            raise UserError(f"clip {clip}: latents are not bounded as pixels are; give clip none")
         if n < 1 or steps < 1:
             raise UserError(f"{n} samples in {steps} steps: both must be at least 1")
         ids = None if labels is None else self.label_ids(labels)
@@ -147,7 +172,7 @@ class Model:
                     eta=eta,
                     clip=clip,
                 )
-                images[start : chosen.stop] = spaces.to_uint8(self.space.decode(x0)).cpu().numpy()
+                images[start : chosen.stop] = spaces.to_uint8(self.images(x0)).cpu().numpy()
                 if progress:
                     progress(chosen.stop, n)
         return images
@@ -180,12 +205,22 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 def build(spec: config.ModelSpec) -> Model:
     """A model with fresh weights. Raises UserError where the settings do not fit together."""
     space = spaces.build(spec.space, spec.size, spec.channels)
-    classes = len(spec.label_names) if spec.network.labels else 0
-    backbone = backbones.build(
-        spec.network, grid=space.grid, patch_dim=space.patch_dim, classes=classes
-    )
+    backbone = network(spec)
+    backbones.check_hidden(backbone, spec.network, spec.noise)
     process, prediction = noise.build(spec.noise), denoisers.parameterisation(spec.noise)
     return Model(spec, denoisers.Denoiser(backbone, process, prediction), space)
+
+
+def network(spec: config.ModelSpec) -> backbones.Backbone:
+    """The network alone, with fresh weights."""
+    space = spaces.build(spec.space, spec.size, spec.channels)
+    return backbones.build(
+        spec.network,
+        grid=space.grid,
+        patch_dim=space.patch_dim,
+        classes=len(spec.label_names) if spec.network.labels else 0,
+        patch=spec.space.patch,
+    )
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -260,10 +295,10 @@ def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
 
     A folder with one weight file (an exported model, a primer) has it as `model.safetensors`.
     """
-    path = folder / f"{weights}.safetensors"
-    if not path.is_file():
-        path = folder / "model.safetensors"
-    expected = read_card(folder).get("sha256", {}).get(path.name)
+    digests = read_card(folder).get("sha256", {})
+    alone = list(digests) == ["model.safetensors"]
+    path = folder / ("model.safetensors" if alone else f"{weights}.safetensors")
+    expected = digests.get(path.name)
     if not path.is_file() or expected is None or sha256(path) != expected:
         raise UserError(
             f"{path}: is missing, cut short or changed (its checksum differs from config.json); "

@@ -2,8 +2,8 @@
 
 A grid is a contact sheet: thin white gaps, small images enlarged by a whole factor (nearest
 neighbour, so that a pixel stays a pixel) until the sheet is 600 to 1000 pixels wide, or just above,
-and a caption over each column where the columns are labels. Every file says how it was made: PNGs in text chunks,
-an array in its `about` entry.
+and a caption over each column where the columns are labels. Every file says how it was made: PNGs
+in text chunks, an array in its `about` entry.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from underpaint import api, config, report
 from underpaint.errors import UserError
-from underpaint.train.state import RunFolder
+from underpaint.training.state import RunFolder
 
 __all__ = ["recipes", "run"]
 
@@ -31,27 +31,38 @@ def recipes(minutes: float, seed: int) -> dict[str, config.Run]:
     target = dataclasses.replace(main.data, source="avatars:pixel-art", limit=1000)
     whole = list(main.stages.values())[-1]
     short = dataclasses.replace(whole, minutes=SHARES["transfer"] * minutes, keep_optimizer=False)
-    # half of the sample grids and checks of the main run: these are a quarter of its length
     transfer = dataclasses.replace(main, data=target, stages={"whole": short})
     return {"main": main, "transfer": transfer, "scratch": transfer}
 
 
-def run(out: str | Path, minutes: float, seed: int = 0, overwrite: bool = False) -> Path:
+def run(
+    out: str | Path,
+    minutes: float,
+    seed: int = 0,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Path:
     """Train all three into `out`, `out/transfer` and `out/scratch`; returns the report's path.
 
-    Raises UserError for wrong use, Interrupted after Ctrl-C (each finished run stays).
+    `resume`: go on where an interrupted quick start stopped. Raises UserError for wrong use,
+    Interrupted after Ctrl-C.
     """
     out = Path(out)
     parts = recipes(minutes, seed)
     folders = {"main": out, "transfer": out / "transfer", "scratch": out / "scratch"}
-    for folder in folders.values():
-        RunFolder(folder).check(overwrite)
+    begun = {name: resume and (folder / "config.yaml").exists() for name, folder in folders.items()}
+    if resume and not begun["main"]:
+        raise UserError(f"{out}: holds no quick start to go on with; leave --resume out")
+    for name, folder in folders.items():
+        if not begun[name]:
+            RunFolder(folder).check(overwrite)
     for name, recipe in parts.items():
         api.train(
             recipe,
             folders[name],
             start=str(out) if name == "transfer" else None,
-            overwrite=overwrite,
+            overwrite=overwrite and not begun[name],
+            resume=begun[name],
             write_report=False,
         )
     return report.build(

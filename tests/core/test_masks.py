@@ -40,7 +40,8 @@ def test_visible_and_hidden_split_the_grid(kind, grid, rate, block, seed):
         assert kind == "crop"  # the others keep a patch at any rate below 1
         assert (1 - rate) * N < 1
         return
-    mask = masks.draw(kind, grid, B, rate, block=block, generator=seeded(seed))
+    contrast = torch.rand(B, N, generator=seeded(seed))
+    mask = masks.draw(kind, grid, B, rate, block=block, generator=seeded(seed), contrast=contrast)
     assert mask.grid == grid
     assert 1 <= V <= N
     assert masks.realised_rate(kind, grid, rate, block=block) == pytest.approx(1 - V / N)
@@ -71,6 +72,22 @@ def test_images_of_a_batch_have_their_own_masks(kind):
     assert len(visible.unique(dim=0)) > 5
 
 
+@pytest.mark.parametrize("kind", ["patch", "block", "crop", "salient"])
+def test_with_a_generator_for_each_image_a_mask_depends_on_its_own(kind):
+    contrast = torch.rand(3, 64, generator=seeded(0))
+
+    def draw(seeds, rows, rate=0.6):
+        own = [seeded(seed) for seed in seeds]
+        return masks.draw(kind, (8, 8), len(own), rate, generator=own, contrast=contrast[rows])
+
+    three = draw([5, 6, 7], [0, 1, 2])
+    assert torch.equal(three.visible[1:], draw([6, 7], [1, 2]).visible)
+    assert not torch.equal(three.visible[0], three.visible[1])
+    if kind in ("patch", "block"):  # a lower rate shows the same and more
+        lower = hidden_map(draw([5, 6, 7], [0, 1, 2], rate=0.3), 3)
+        assert not (lower & ~hidden_map(three, 3)).any()
+
+
 # --- rounding
 
 
@@ -83,6 +100,7 @@ def test_images_of_a_batch_have_their_own_masks(kind):
         ("block", (16, 16), 0.9, 4, 256 - 14 * 16),  # 14 of 16 blocks: 0.875
         ("block", (16, 16), 0.9, 2, 256 - 57 * 4),
         ("block", (7, 7), 0.5, 2, 49 - 24),  # 2 does not divide 7: exactly ⌊rN⌋
+        ("salient", (16, 16), 0.9, 1, 256 - 230),
         ("crop", (16, 16), 0.1, 1, 15 * 15),
         ("crop", (16, 16), 0.5, 1, 11 * 11),
         ("crop", (16, 16), 0.9, 1, 5 * 5),
@@ -224,3 +242,68 @@ def test_impossible_masks_are_refused(kind, grid, rate, block, words):
     with pytest.raises(UserError, match=words) as raised:
         masks.visible_count(kind, grid, rate, block=block)
     assert "\n" not in str(raised.value)
+
+
+# --- crops in multiples, as a U-Net wants them
+
+
+@settings(max_examples=200, deadline=None)
+@given(grids, rates, st.integers(1, 4), st.integers(0, 2**32))
+def test_crops_keep_to_multiples(grid, rate, multiple, seed):
+    grid = (grid[0] * multiple, grid[1] * multiple)
+    try:
+        V = masks.visible_count("crop", grid, rate, multiple=multiple)
+    except UserError:
+        assert (1 - rate) * grid[0] * grid[1] < 1
+        return
+    height, width = masks.crop_sides(grid, V, multiple)
+    assert height * width == V
+    assert height % multiple == width % multiple == 0
+    mask = masks.draw("crop", grid, 5, rate, multiple=multiple, generator=seeded(seed))
+    if grid[0] * grid[1] == V:
+        assert mask == masks.whole(grid)
+        return
+    assert not (mask.window % multiple).any()
+    assert (mask.window[:, 2:] == torch.tensor([height, width])).all()
+    assert (mask.window[:, :2] >= 0).all()
+    assert (mask.window[:, :2] + mask.window[:, 2:] <= torch.tensor(grid)).all()
+    rows, columns = mask.visible // grid[1], mask.visible % grid[1]
+    inside = torch.stack([rows, columns], 2) - mask.window[:, None, :2]
+    assert ((inside >= 0) & (inside < mask.window[:, None, 2:])).all()
+
+
+@pytest.mark.parametrize(
+    ("rate", "multiple", "side"),
+    # 32 patches a side: ⌊32 √(1−r)⌋ is 10, 16, 22, 30
+    [(0.9, 1, 10), (0.9, 8, 8), (0.75, 8, 16), (0.5, 8, 24), (0.1, 8, 32), (0.99, 8, 8)],
+)
+def test_a_crop_is_rounded_to_the_nearest_multiple(rate, multiple, side):
+    assert masks.visible_count("crop", (32, 32), rate, multiple=multiple) == side**2
+    realised = masks.realised_rate("crop", (32, 32), rate, multiple=multiple)
+    assert realised == pytest.approx(1 - (side / 32) ** 2)
+
+
+def test_every_corner_on_the_multiples_is_drawn():
+    window = masks.draw("crop", (8, 8), 400, 0.75, multiple=2, generator=seeded(6)).window
+    corners = {tuple(corner) for corner in window[:, :2].tolist()}
+    assert corners == {(top, left) for top in (0, 2, 4) for left in (0, 2, 4)}
+
+
+@pytest.mark.parametrize("kind", ["patch", "block"])
+def test_other_masks_know_no_multiples(kind):
+    plain = masks.draw(kind, (8, 8), 3, 0.5, generator=seeded(7)).visible
+    again = masks.draw(kind, (8, 8), 3, 0.5, multiple=4, generator=seeded(7)).visible
+    assert torch.equal(plain, again)
+
+
+def test_levels_of_a_crop_count_its_multiples():
+    levels = masks.rate_levels("crop", (32, 32), 0.9, 0.0, "linear", multiple=8)
+    counts = [masks.visible_count("crop", (32, 32), rate, multiple=8) for _, rate in levels]
+    assert counts == sorted(set(counts))
+    assert counts[0] == 64
+    assert counts[-1] == 1024
+
+
+def test_a_count_that_no_crop_has_is_an_error():
+    with pytest.raises(ValueError, match="multiples of 2"):
+        masks.crop_sides((8, 8), 9, 2)

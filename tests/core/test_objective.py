@@ -10,7 +10,7 @@ from underpaint import config
 from underpaint.backbones import Backbone, Prediction, UViT
 from underpaint.core import denoiser as denoisers
 from underpaint.core import masks, noise
-from underpaint.core.objective import masked_loss
+from underpaint.core.objective import masked_loss, predict
 
 GRID, P = (2, 3), 2
 COMBINATIONS = [
@@ -228,3 +228,19 @@ def test_an_unknown_weighting_is_an_error():
             noise=n,
             weighting="cube",
         )
+
+
+def test_weights_of_a_mask_multiply_the_errors_of_its_patches():
+    backbone, patches, n, mask = random_problem()
+    t, weights = torch.linspace(0.1, 0.9, 5, dtype=torch.float64), torch.rand(5, 3).double()
+    model = denoiser(backbone)
+    plain = masked_loss(model, patches, None, mask, t=t, noise=n)
+    weighted = masked_loss(
+        model, patches, None, mask._replace(weights=weights), t=t, noise=n, weighting="output"
+    )
+    output = predict(model, patches, None, mask, t=t, noise=n).visible
+    target = masks.gather(n - patches, mask.visible)  # flow
+    errors = (output - target).square().mean(2)  # [B, V]
+    torch.testing.assert_close(plain.per_image, errors.mean(1))
+    torch.testing.assert_close(weighted.per_image, (weights * errors).mean(1))
+    assert torch.equal(weighted.x0_mse, plain.x0_mse)

@@ -72,3 +72,67 @@ def test_an_unknown_space_is_refused():
 def test_build_gives_the_configured_space():
     space = spaces.build(config.Space(patch=2), (8, 12), 1)
     assert (space.size, space.channels, space.grid, space.patch_dim) == ((8, 12), 1, (4, 6), 4)
+
+
+# --- wavelets
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+)
+def test_wavelets_come_back_and_are_orthonormal_up_to_a_factor(B, h, w, p, C, levels):
+    side = p * 2**levels
+    space = spaces.Wavelets((h * side, w * side), C, p, levels)
+    images = torch.rand(B, C, h * side, w * side) * 2 - 1
+    patches = space.encode(images)
+    assert space.grid == (h, w)
+    assert patches.shape == (B, h * w, space.patch_dim) == (B, h * w, C * 4**levels * p * p)
+    assert (space.decode(patches) - images).abs().max() <= 1e-6
+    energy = images.double().square().sum()
+    torch.testing.assert_close(patches.double().square().sum() * 4**levels, energy)
+    back = torch.randn_like(patches)
+    torch.testing.assert_close(space.encode(space.decode(back)), back, rtol=0, atol=2e-6)
+
+
+def test_bands_are_in_their_order():
+    """One square (1 2 / 4 8) of the first colour: LL, LH (rows differ), HL (columns differ), HH."""
+    images = torch.zeros(1, 2, 2, 2)
+    images[0, 0] = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
+    images[0, 1] = 1
+    bands = spaces.Wavelets((2, 2), 2, 1).encode(images)
+    assert (4 * bands).flatten().tolist() == [15, 3 - 12, 5 - 10, 1 + 8 - 6, 4, 0, 0, 0]
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_every_band_reaches_from_minus_one_to_one(levels):
+    """Clipping x0 to [−1, 1] cuts nothing off an image, and no band could do with less."""
+    side = 2**levels
+    space = spaces.Wavelets((side, side), 1, 1, levels)
+    band = torch.eye(space.patch_dim)[:, None]  # one coefficient of 1 each
+    patterns = space.decode(band)
+    assert set(patterns.unique().tolist()) == {-1.0, 1.0}
+    torch.testing.assert_close(space.encode(patterns), band)
+    noise = torch.rand(500, 1, side, side).round() * 2 - 1
+    assert space.encode(noise).abs().max() <= 1
+
+
+def test_build_gives_wavelets():
+    space = spaces.build(config.Space(kind="wavelets", patch=4), (256, 256), 3)
+    assert (space.grid, space.patch_dim) == ((32, 32), 12 * 16)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "levels"),
+    [((33, 32), 1, 1), ((32, 36), 4, 1), ((32, 32), 4, 4), ((32, 32), 4, 0), ((32, 32), 0, 1)],
+)
+def test_wavelets_need_sides_that_can_be_halved(size, patch, levels):
+    chosen = config.Space(kind="wavelets", patch=patch, levels=levels)
+    with pytest.raises(UserError, match=f"size {size[0]}×{size[1]}.* sides divisible by") as raised:
+        spaces.build(chosen, size, 3)
+    assert "\n" not in str(raised.value)

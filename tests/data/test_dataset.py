@@ -17,7 +17,7 @@ from tests.data.pictures import noise, png, write_folder
 from underpaint import config, data
 from underpaint.data import cache as caches
 from underpaint.data import digests
-from underpaint.errors import RunFailed, UserError
+from underpaint.errors import UserError
 
 
 def prepare(source: Path | str, **settings) -> data.Dataset:
@@ -218,7 +218,7 @@ def test_no_space(tmp_path, cache):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
-        with pytest.raises(RunFailed, match=r"no space left .*UNDERPAINT_CACHE"):
+        with pytest.raises(UserError, match=r"no space left .*UNDERPAINT_CACHE"):
             prepare(place)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

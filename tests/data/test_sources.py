@@ -205,7 +205,12 @@ def names_and_labels(place: Path) -> dict[str, str | None]:
 def test_folder_labels(tmp_path):
     content = png(noise(1)[0])
     place = tmp_path / "set"
-    for name in ("train/cats/1.png", "train/cats/old/2.JPG", "train/dogs/3.webp", "train/4.gif"):
+    for name in (
+        "train/cats/1.png",
+        "train/cats/old/2.JPG",
+        "train/dogs/3.webp",
+        "train/4.gif",
+    ):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(content)
     (place / "train/cats/.hidden.png").write_bytes(content)

@@ -26,6 +26,7 @@ class Double(nn.Module):
     def __init__(self, function, sees="visible"):
         super().__init__()
         self.function, self.backbone = function, SimpleNamespace(sees=sees)
+        self.stride = 1
         self.calls = []
 
     def denoise(self, x, sigma, labels=None, mask=None):
@@ -158,6 +159,7 @@ def test_a_run_takes_at_most_the_limit_and_keeps_to_the_split():
         held_out_ids=np.arange(10),
         labels=np.arange(100),
         batch=lambda ids: images[ids],
+        latents=None,
     )
     model = SimpleNamespace(label_names=("a",), space=SPACE, denoiser=SimpleNamespace(process=FLOW))
     own = OverfitCheck.of(dataset, model, 0, limit=30)

@@ -1,5 +1,6 @@
 """A run's folder as the training loop leaves it, without training."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -71,16 +72,20 @@ def _records(stages, checks, held_out, finished, labels, level):
         visible, rate, speed = (16, 0.75, 1000.0) if masked else (64, 0.0, 320.0)
         own_flops = WHOLE_FLOPS / 4 if masked else WHOLE_FLOPS
 
-        def stage(event, index=index, visible=visible, rate=rate, own_flops=own_flops, name=name):
-            return {
-                **{"kind": "stage", "event": event, "stage": name, "index": index},
-                **{"images": images, "mask": "patch" if rate else "none", "rate_asked": rate},
-                **{"rate": rate, "visible": visible, "patches": 64, "seconds": seconds},
-                **{"flops_per_image": own_flops, "whole_flops_per_image": WHOLE_FLOPS},
-                "flops": flops,
-            }
-
-        records.append(stage("start"))
+        facts = {
+            "kind": "stage",
+            "stage": name,
+            "index": index,
+            "mask": "patch" if masked else "none",
+            "rate_asked": rate,
+            "rate": rate,
+            "visible": visible,
+            "patches": 64,
+            "flops_per_image": own_flops,
+            "whole_flops_per_image": WHOLE_FLOPS,
+        }
+        so_far = {"images": images, "seconds": seconds, "flops": flops}
+        records.append({**facts, "event": "start", **so_far})
         steps = 100 if finished or index + 1 < len(stages) else 40
         for step in range(1, steps + 1):
             images += 320
@@ -91,10 +96,20 @@ def _records(stages, checks, held_out, finished, labels, level):
             loss *= 1.35 if masked else 1.0
             records.append(
                 {
-                    **{"kind": "step", "stage": name, "images": images, "loss": loss},
-                    **{"stage_images": step * 320, "x0_mse": loss / 3, "grad_norm": 0.4},
-                    **{"lr": 1e-3 * min(1.0, 4 * (1 - progress)), "rate": rate, "skipped": 0},
-                    **{"visible": visible, "flops": flops, "seconds": seconds, "time": 1e9},
+                    "kind": "step",
+                    "stage": name,
+                    "images": images,
+                    "loss": loss,
+                    "stage_images": step * 320,
+                    "x0_mse": loss / 3,
+                    "grad_norm": 0.4,
+                    "lr": 1e-3 * min(1.0, 4 * (1 - progress)),
+                    "rate": rate,
+                    "skipped": 0,
+                    "visible": visible,
+                    "flops": flops,
+                    "seconds": seconds,
+                    "time": 1e9,
                     "images_per_s": speed * (1 + 0.05 * rng.normal()),
                 }
             )
@@ -107,29 +122,44 @@ def _records(stages, checks, held_out, finished, labels, level):
                 file = f"samples/images_{images:012d}.png"
                 records.append(
                     {
-                        **{"kind": "sample", "stage": name, "images": images, "file": file},
-                        **{"columns": len(labels), "rows": 4, "labels": labels},
+                        "kind": "sample",
+                        "stage": name,
+                        "images": images,
+                        "file": file,
+                        "columns": len(labels),
+                        "rows": 4,
+                        "labels": labels,
                     }
                 )
         if steps == 100:
-            records.append(stage("end"))
+            so_far = {"images": images, "seconds": seconds, "flops": flops}
+            records.append({**facts, "event": "end", **so_far})
     return records
 
 
 def _check(stage, images, mask, held_out, level):
     edges = [-6 + 1.5 * i for i in range(9)]
-    sigmas = [math.exp(-(a + b) / 4) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    sigmas = [math.exp(-(a + b) / 4) for a, b in itertools.pairwise(edges)]
     factor = level * (0.35 + 0.8 * math.exp(-images / 12000)) * (1.3 if mask == "stage" else 1)
     train = [factor * s**2 * 0.25 / (s**2 + 0.25) for s in sigmas]
     unseen = [value * (1 + images / 4e5) for value in train]
     mean = float(np.mean(unseen))
     gap = {
-        **{"held_out": unseen, "held_out_mean": mean, "held_out_se": 0.03 * mean},
-        **{"gap": mean - float(np.mean(train)), "held_out_images": [mean, mean]},
+        "held_out": unseen,
+        "held_out_mean": mean,
+        "held_out_se": 0.03 * mean,
+        "gap": mean - float(np.mean(train)),
+        "held_out_images": [mean, mean],
     }
     return {
-        **{"kind": "check", "stage": stage, "images": images, "mask": mask, "rate": 0.0},
-        **{"log_snr_edges": edges, "train": train, "train_mean": float(np.mean(train))},
+        "kind": "check",
+        "stage": stage,
+        "images": images,
+        "mask": mask,
+        "rate": 0.0,
+        "log_snr_edges": edges,
+        "train": train,
+        "train_mean": float(np.mean(train)),
         **(gap if held_out else dict.fromkeys(gap)),
     }
 

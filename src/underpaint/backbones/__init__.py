@@ -1,28 +1,36 @@
 """Networks: one file each, all behind the contract of `base`."""
 
-from underpaint.backbones import dit, uvit  # importing a network registers it
+from underpaint.backbones import dit, maskdit, unet, uvit  # importing a network registers it
 from underpaint.backbones.base import (
     Backbone,
     Prediction,
     build,
+    check_hidden,
     interpolate_positions,
     is_label_table,
     kinds,
     register,
 )
 from underpaint.backbones.dit import DiT
+from underpaint.backbones.maskdit import MaskDiT
+from underpaint.backbones.unet import UNet
 from underpaint.backbones.uvit import UViT
 
 __all__ = [
     "Backbone",
     "DiT",
+    "MaskDiT",
     "Prediction",
+    "UNet",
     "UViT",
     "build",
+    "check_hidden",
     "dit",
     "interpolate_positions",
     "is_label_table",
     "kinds",
+    "maskdit",
     "register",
+    "unet",
     "uvit",
 ]

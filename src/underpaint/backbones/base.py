@@ -10,7 +10,8 @@ and `labels`, the `nn.Embedding` with a row a class, perhaps one more for null.
 
 A new network is one file: a subclass with `@register("name", "one line")`, imported in
 `backbones/__init__.py`. Keyword arguments of its constructor beyond the common ones are its
-`network.options`.
+`network.options`; one named `patch` gets the side of a patch, for networks that want the image back
+(P = C·patch²).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ __all__ = [
     "Backbone",
     "Prediction",
     "build",
+    "check_hidden",
     "interpolate_positions",
     "is_label_table",
     "kinds",
@@ -52,6 +54,9 @@ class Backbone(nn.Module):
     """
 
     sees: ClassVar[Literal["visible", "all"]] = "visible"
+    predicts_hidden: ClassVar[bool] = False  # whether a decoder predicts the hidden patches as well
+
+    stride: int = 1  # sides and corners of a crop mask are multiples of this many patches
 
     def __init__(self, grid: tuple[int, int], patch_dim: int, classes: int) -> None:
         super().__init__()
@@ -63,10 +68,19 @@ class Backbone(nn.Module):
         """`patches` [B, V, P] (or [B, N, P]), `c_noise` [B] → raw output F at the patches."""
         raise NotImplementedError
 
+    def processed(self, visible: int, mask: str) -> int:
+        """Patches that are computed on where a mask of this kind shows `visible`: them alone.
+
+        More in a network that cannot leave such patches out. What `flops` and `activation_bytes`
+        are asked about.
+        """
+        return visible
+
     def flops(self, visible: int) -> int:
         """FLOPs an image of a forward pass with `visible` patches.
 
-        2 a multiply-add of linear layers and attention; training costs three times this.
+        2 a multiply-add of linear layers, convolutions and attention; training costs three times
+        this.
         """
         raise NotImplementedError
 
@@ -115,10 +129,16 @@ def kinds() -> dict[str, str]:
 
 
 def build(
-    network: configuration.Network, *, grid: tuple[int, int], patch_dim: int, classes: int
+    network: configuration.Network,
+    *,
+    grid: tuple[int, int],
+    patch_dim: int,
+    classes: int,
+    patch: int = 1,
 ) -> Backbone:
     """A new network, freshly initialised from torch's global generator.
 
+    `patch` is the side of a patch, P = C·patch².
     Raises UserError for an unknown kind or option, and for widths, depths and heads that do not
     fit one another.
     """
@@ -135,26 +155,43 @@ def build(
     cls, _ = _KINDS[network.kind]
     common = {name: getattr(network, name) for name in _COMMON}
     options = _checked_options(network.kind, cls, network.options)
+    if "patch" in inspect.signature(cls.__init__).parameters:
+        common["patch"] = patch
     return cls(grid=grid, patch_dim=patch_dim, classes=classes, **common, **options)
+
+
+def check_hidden(
+    backbone: Backbone, network: configuration.Network, noise: configuration.Noise
+) -> None:
+    """Raise UserError if a loss on hidden patches is asked of a network that has no decoder."""
+    if noise.hidden_weight and not backbone.predicts_hidden:
+        able = [kind for kind, (cls, _) in _KINDS.items() if cls.predicts_hidden]
+        raise UserError(
+            f"noise.hidden_weight {noise.hidden_weight:g} needs a network with a decoder, which "
+            f"{network.kind} has not; use 0, or network.kind {' or '.join(able)}"
+        )
 
 
 def _checked_options(kind: str, cls: type[Backbone], options: dict[str, Any]) -> dict[str, Any]:
     """`options` if each is an argument of this kind's own, of the type of its default."""
-    shared = {"self", "grid", "patch_dim", "classes", *_COMMON}
+    shared = {"self", "grid", "patch_dim", "classes", "patch", *_COMMON}
     arguments = inspect.signature(cls.__init__).parameters
     known = {name: a.default for name, a in arguments.items() if name not in shared}
+    checked = {}
     for name, value in options.items():
         if name not in known:
             hint = _meant(name, list(known)) if known else f"{kind} has no options of its own"
             raise UserError(f"network.options: '{name}' is not an option of {kind}; {hint}")
         expected = type(known[name])
-        if expected is float and type(value) is int:
-            continue
-        if type(value) is not expected:
+        if expected is tuple:  # YAML has lists, a flag with one value has none
+            value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        wrong = type(value) is not expected and not (expected is float and type(value) is int)
+        if wrong or (expected is tuple and any(type(v) is not type(known[name][0]) for v in value)):
             raise UserError(
                 f"network.options.{name}: expected a value like {known[name]!r}, got {value!r}"
             )
-    return options
+        checked[name] = value
+    return checked
 
 
 def _meant(name: str, known: list[str]) -> str:

@@ -33,7 +33,7 @@ from underpaint.backbones.layers import (
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 
-__all__ = ["DiT"]
+__all__ = ["Block", "DiT", "initialise", "modulate"]
 
 FREQUENCIES = 256
 
@@ -45,17 +45,22 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and MLP, each between a modulated norm and a gate."""
+    """Attention and MLP, each between a modulated norm and a gate.
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    `condition` is the width of what modulates them; None: that of the tokens.
+    """
+
+    def __init__(
+        self, width: int, heads: int, hidden: int, dropout: float, condition: int | None = None
+    ) -> None:
         super().__init__()
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = nn.Linear(condition or width, 6 * width)
         self.attention = Attention(width, heads, qkv_bias=True)
         self.mlp = MLP(width, hidden, "tanh")
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Tokens [B, T, width], silu of the condition [B, width] → [B, T, width]."""
+        """Tokens [B, T, width], silu of the condition [B, condition] → [B, T, width]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=1)
         x = x + gate1[:, None] * self.dropout(self.attention(modulate(x, shift1, scale1)))
         return x + gate2[:, None] * self.dropout(self.mlp(modulate(x, shift2, scale2)))
@@ -88,7 +93,8 @@ class DiT(Backbone):
         self.blocks = nn.ModuleList(Block(width, heads, self.hidden, dropout) for _ in range(depth))
         self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, patch_dim)
-        self._initialise()
+        initialise(self)
+        nn.init.zeros_(self.head.weight)
 
     def forward(
         self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
@@ -96,11 +102,19 @@ class DiT(Backbone):
         """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at the visible patches."""
         ids = position_ids(mask, len(patches), self.grid, patches.device)
         c = F.silu(self._condition(c_noise, labels))  # [B, width]
-        x = self.embed(patches) + self.positions(ids)  # [B, V, width]
+        return Prediction(self._read(self._encode(patches, ids, c), c))
+
+    def _encode(self, patches: Tensor, ids: Tensor, c: Tensor) -> Tensor:
+        """Patches at `ids` through all blocks [B, V, width]."""
+        x = self.embed(patches) + self.positions(ids)
         for block in self.blocks:
             x = block(x, c)
+        return x
+
+    def _read(self, x: Tensor, c: Tensor) -> Tensor:
+        """F of the last block's tokens."""
         shift, scale = self.modulation(c).chunk(2, dim=1)
-        return Prediction(self.head(modulate(x, shift, scale)))
+        return self.head(modulate(x, shift, scale))
 
     def _condition(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         c = self.time(sinusoid(c_noise, FREQUENCIES, shift=1))
@@ -129,14 +143,15 @@ class DiT(Backbone):
         condition = (6 * self.depth + 8) * width
         return bytes_per * (blocks + ends + condition)
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        for module in self.modules():  # after the loop above, which has met their layers too
-            if isinstance(module, (Block, DiT)):
-                nn.init.zeros_(module.modulation.weight)
-        nn.init.zeros_(self.head.weight)
+
+def initialise(network: nn.Module) -> None:
+    """Fresh weights: Xavier in linear layers, and modulations that start at zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    for name, module in network.named_modules():  # after the loop above, which has met them too
+        if name.split(".")[-1] == "modulation":
+            nn.init.zeros_(module.weight)

@@ -24,6 +24,7 @@ VERBS = {  # verb: (module of this package, one line)
     "pretrain": ("train", "the masked stages of a recipe alone"),
     "finetune": ("train", "the whole-image stages of a recipe alone, from other weights"),
     "sample": ("sample", "draw images from a trained model"),
+    "evaluate": ("evaluate", "score samples against training and held-out images"),
     "report": ("report", "write the page that tells what happened in a run"),
 }
 

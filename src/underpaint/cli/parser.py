@@ -67,15 +67,15 @@ class Parser(argparse.ArgumentParser):
 
     def refuse(self, others: list[str]) -> None:
         """Raise UserError for arguments that nothing will take."""
+        flags = [o.partition("=")[0] for o in others if re.match("--?[A-Za-z]", o)]  # not -1
         if self.settings:
-            others = [other for other in others if other.startswith("-") and "." not in other]
-        flags = [other.partition("=")[0] for other in others if other.startswith("-")]
+            flags = [flag for flag in flags if "." not in flag]
         known = [name for action in self._actions for name in action.option_strings]
         for flag in flags:
             close = difflib.get_close_matches(flag, [*known, *self.settings], 1, 0.6)
             hint = f"did you mean '{close[0]}'?" if close else f"see {self.prog} --help"
             raise UserError(f"'{flag}' is not a flag of {self.prog}; {hint}")
-        if others:
+        if others and not self.settings:
             raise UserError(f"'{others[0]}' was not expected; see {self.prog} --help")
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
 from underpaint.cli.settings import choices
+
+if TYPE_CHECKING:
+    from underpaint.data import Dataset
 
 __all__ = ["arguments", "run", "shown"]
 
@@ -51,6 +54,12 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="WISH",
         help="images kept for judging: auto, a number, none, or DATA (default: %(default)s)",
     )
+    parser.add_argument(
+        "--latents",
+        metavar="VAE",
+        help="also compute latents with this folder of a diffusers AutoencoderKL or "
+        "AutoencoderTiny (space.vae)",
+    )
     add_output(parser)
 
 
@@ -70,10 +79,22 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     config.check_data(wish)
     with Bar("decoding", quiet=args.quiet) as bar:
         dataset = data.prepare(wish, progress=bar)
+    if args.latents:
+        dataset = _latents(dataset, args)
     if args.json:
         print_json(dataset.report)
     else:
         _print(dataset.report)
+
+
+def _latents(dataset: Dataset, args: argparse.Namespace) -> Dataset:
+    from underpaint import vae
+    from underpaint.data import latents
+    from underpaint.model import pick_device
+
+    encoder = vae.read(args.latents, dataset.channels)
+    with Bar("encoding", quiet=args.quiet) as bar:
+        return latents.prepare(dataset, encoder, progress=bar, device=pick_device())
 
 
 def _print(report: dict[str, Any]) -> None:

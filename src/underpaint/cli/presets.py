@@ -27,8 +27,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     if args.json:
         print_json({"presets": summaries()})
         return
-    for name, line in summaries().items():
-        print(f"{name:<20}{line}")
+    found = summaries()
+    column = max(map(len, found)) + 2
+    for name, line in found.items():
+        print(f"{name:<{column}}{line}")
     print("\nunderpaint presets NAME > my.yaml makes one your own.")
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from underpaint.cli.parser import Parser, print_json
+from underpaint.errors import UserError
 
 __all__ = ["arguments", "run"]
 
@@ -19,6 +20,9 @@ def arguments(parser: Parser, verb: str) -> None:
         "--out", default="runs/quickstart", metavar="RUN", help="folder (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a quick start that was interrupted"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the runs that are there")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
@@ -27,7 +31,9 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     """Train three small models and report."""
     from underpaint import quickstart
 
-    page = quickstart.run(args.out, args.minutes, args.seed, overwrite=args.overwrite)
+    if args.resume and args.overwrite:
+        raise UserError("--resume goes on with what is there; it cannot be with --overwrite")
+    page = quickstart.run(args.out, args.minutes, args.seed, args.overwrite, args.resume)
     grids = sorted(str(path) for path in (Path(args.out) / "samples").glob("*.png"))
     if args.json:
         print_json({"run": args.out, "report": str(page), "samples": grids})

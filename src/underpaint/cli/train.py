@@ -29,6 +29,11 @@ def arguments(parser: Parser, verb: str) -> None:
     )
     add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels (data.size)")
     add("--channels", type=int, choices=(1, 3), help="colour or grey (data.channels)")
+    add(
+        "--held-out",
+        metavar="WISH",
+        help="images for judging: auto, a number, none, or another source (data.held_out)",
+    )
     add("--preset", metavar="NAME", help=f"recipe of the package (default: {OWN})")
     add("--config", metavar="FILE", help="recipe in YAML; with --preset: on top of it")
     add("--out", metavar="RUN", help="folder of the run (default: runs/ and the name of DATA)")
@@ -92,10 +97,15 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
     if args.verb == "finetune" and not args.start and not args.dry_run:
         raise UserError("finetune needs --from RUN, a checkpoint or primer:NAME; or use train")
     if args.start and not (args.preset or args.config):
-        from underpaint.train import adopt
+        from underpaint.training import adopt
 
         chosen = adopt(chosen, args.start)
-    data = {"source": args.data, "size": args.size, "channels": args.channels}
+    data = {
+        "source": args.data,
+        "size": args.size,
+        "channels": args.channels,
+        "held_out": args.held_out,
+    }
     flags: dict[str, Any] = {"data": {k: v for k, v in data.items() if v is not None}}
     if args.labels is not None:
         flags["network"] = {"labels": args.labels}
@@ -168,7 +178,8 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     if args.out is None and not args.data:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with")
     out = args.out or _default_out(config.Run(data=config.Data(source=args.data)), args.verb)
-    given = (args.preset, args.config, args.start, args.size, args.channels, args.minutes)
+    given = [args.preset, args.config, args.start, args.size, args.channels, args.minutes]
+    given += [args.held_out, args.labels]
     if others or any(value is not None for value in given):
         console(stderr=True, quiet=args.quiet).print(
             f"going on by the run's own recipe, {out}/config.yaml; other settings are not read"
@@ -249,5 +260,11 @@ def _print(found: dict[str, Any]) -> None:
     out = console()
     out.print(f"{found['parameters']:,} parameters, images of {height}×{wide}×{found['channels']}")
     out.print(table)
+    for stage in found["stages"]:
+        if not stage["saves"]:
+            out.print(
+                f"stage {stage['name']}: this network computes on hidden patches too, so mask "
+                f"{stage['mask']} saves nothing; mask crop does"
+            )
     if found["flops"] is not None:
         out.print(f"training: {found['flops'] / 1e15:,.0f} PFLOP in all")

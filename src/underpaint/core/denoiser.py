@@ -138,6 +138,8 @@ class Denoiser(nn.Module):
         self.backbone = backbone
         self.process = process
         self.prediction = prediction
+        # what the sides and corners of a crop mask are multiples of, in patches
+        self.stride = int(getattr(backbone, "stride", 1))
 
     def predict(
         self, x: Tensor, sigma: float | Tensor, labels: Tensor | None, mask: Mask | None

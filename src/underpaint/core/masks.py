@@ -8,8 +8,9 @@ that the shapes of a whole stage are static.
     block   b×b groups of patches are hidden together: ⌊⌊rN⌋/b²⌋·b² patches where b divides the
             grid; elsewhere ⌊rN⌋ along a random order of blocks, the last perhaps hidden in part
     crop    all but one rectangle is hidden: its sides are ⌊√(1−r)·h⌋ and ⌊√(1−r)·w⌋, its place is
-            uniform
+            uniform. Both are multiples of `multiple` (a U-Net's stride): ⌊…⌋ is rounded to one
     none    nothing is hidden
+    salient ⌊rN⌋ patches as in patch, but those of high contrast are visible more often (`salient`)
 
 Patches, blocks and crops as in MaskDM (Lei et al. 2023, arXiv 2306.11363), whose rounding this is.
 """
@@ -17,16 +18,19 @@ Patches, blocks and crops as in MaskDM (Lei et al. 2023, arXiv 2306.11363), whos
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from underpaint.core.salient import chances, systematic
 from underpaint.errors import UserError
 
 __all__ = [
     "KINDS",
     "Mask",
+    "crop_sides",
     "draw",
     "gather",
     "rate_levels",
@@ -36,7 +40,7 @@ __all__ = [
     "whole",
 ]
 
-KINDS = ("none", "patch", "block", "crop")
+KINDS = ("none", "patch", "block", "crop", "salient")
 MAX_LEVELS = 8  # distinct V in a stage: each is one more shape to compile and to hold in memory
 
 
@@ -47,6 +51,7 @@ class Mask(NamedTuple):
     visible: Tensor | None = None  # [B, V] int64 ascending; None: the whole image
     hidden: Tensor | None = None  # [B, N − V] int64 ascending
     window: Tensor | None = None  # [B, 4] top, left, height, width in patches; crop masks only
+    weights: Tensor | None = None  # [B, V] of the visible patches' errors; None: all are 1
 
 
 def whole(grid: tuple[int, int]) -> Mask:
@@ -61,39 +66,54 @@ def draw(
     rate: float,
     *,
     block: int = 2,
-    generator: torch.Generator | None,
+    multiple: int = 1,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
     device: torch.device | str = "cpu",
+    contrast: Tensor | None = None,
+    temperature: float = 1.0,
+    reweight: bool = False,
 ) -> Mask:
     """Random masks for `batch` images, on `device`.
 
     The numbers are drawn where `generator` lives, so that a CPU generator gives the same masks on
-    every device. Raises UserError as `visible_count`.
+    every device. With one generator for each image, a mask depends on that one alone; the same
+    seeds then show at a lower rate what they show at a higher one, and more (patch masks).
+    Salient masks need the `contrast` [B, N] of the patches; `reweight` gives them weights.
+    Raises UserError as `visible_count`.
     """
-    N, V = grid[0] * grid[1], visible_count(kind, grid, rate, block=block)
+    N, V = grid[0] * grid[1], visible_count(kind, grid, rate, block=block, multiple=multiple)
     if V == N:
         return whole(grid)
-    source = generator.device if generator is not None else torch.device(device)
-    window = None
+    draws = Draws(batch, generator, device)
+    window = chance = weights = None
     if kind == "crop":
-        window = _random_windows(grid, _crop_sides(grid, rate), batch, generator, source)
+        window = _random_windows(grid, _crop_sides(grid, rate, multiple), multiple, draws)
         hidden = ~_inside(window, grid)
+    elif kind == "salient":
+        if contrast is None:
+            raise ValueError("salient masks need the contrast of the patches: local_variance(…)")
+        chance = chances(contrast.to(draws.device), V, temperature)
+        hidden = ~systematic(chance, draws.uniform(N).argsort(1), draws.uniform(1)[:, 0], V)
     else:
-        if kind == "patch":
-            key = torch.rand(batch, N, generator=generator, device=source)
-        else:
-            key = _block_keys(grid, block, batch, generator, source)
+        key = draws.uniform(N) if kind == "patch" else _block_keys(grid, block, draws)
         first = key.topk(N - V, dim=1, largest=False, sorted=False).indices
-        hidden = torch.zeros(batch, N, dtype=torch.bool, device=source).scatter_(1, first, True)
+        hidden = torch.zeros_like(key, dtype=torch.bool).scatter_(1, first, True)
     # nonzero walks row by row, which is the ascending order: no sort of ids is needed
+    visible = (~hidden).nonzero()[:, 1].view(batch, V)
+    if chance is not None and reweight:
+        weights = (V / N / chance.gather(1, visible)).float().to(device)
     return Mask(
         grid,
-        visible=(~hidden).nonzero()[:, 1].view(batch, V).to(device),
+        visible=visible.to(device),
         hidden=hidden.nonzero()[:, 1].view(batch, N - V).to(device),
         window=None if window is None else window.to(device),
+        weights=weights,
     )
 
 
-def visible_count(kind: str, grid: tuple[int, int], rate: float, *, block: int = 2) -> int:
+def visible_count(
+    kind: str, grid: tuple[int, int], rate: float, *, block: int = 2, multiple: int = 1
+) -> int:
     """V, the number of visible patches an image.
 
     Raises UserError for an unknown kind, a rate outside [0, 1), a rate that leaves no patch, and a
@@ -108,7 +128,7 @@ def visible_count(kind: str, grid: tuple[int, int], rate: float, *, block: int =
     if kind == "none":
         return N
     if kind == "crop":
-        height, width = _crop_sides(grid, rate)
+        height, width = _crop_sides(grid, rate, multiple)
         return height * width
     H = _floor(rate * N)
     if kind == "block":
@@ -124,9 +144,12 @@ def visible_count(kind: str, grid: tuple[int, int], rate: float, *, block: int =
     return N - H
 
 
-def realised_rate(kind: str, grid: tuple[int, int], rate: float, *, block: int = 2) -> float:
+def realised_rate(
+    kind: str, grid: tuple[int, int], rate: float, *, block: int = 2, multiple: int = 1
+) -> float:
     """The share of patches that is really hidden, after rounding: 1 − V/N."""
-    return 1 - visible_count(kind, grid, rate, block=block) / (grid[0] * grid[1])
+    V = visible_count(kind, grid, rate, block=block, multiple=multiple)
+    return 1 - V / (grid[0] * grid[1])
 
 
 def rate_levels(
@@ -137,6 +160,7 @@ def rate_levels(
     rate_schedule: str = "constant",
     *,
     block: int = 2,
+    multiple: int = 1,
 ) -> list[tuple[float, float]]:
     """The steps in which a stage goes from `rate` to `rate_end`: [(progress at its start, rate)].
 
@@ -145,7 +169,8 @@ def rate_levels(
     equal parts, the first at `rate` and the last at `rate_end`; parts with equal V are joined.
     """
     if kind == "none" or rate_schedule == "constant":
-        visible_count(kind, grid, rate, block=block)  # raises for a rate that cannot be
+        # raises for a rate that cannot be
+        visible_count(kind, grid, rate, block=block, multiple=multiple)
         return [(0.0, 0.0 if kind == "none" else rate)]
     if rate_schedule not in ("linear", "cos4"):
         raise UserError(f"rate_schedule '{rate_schedule}': use constant, linear or cos4")
@@ -155,11 +180,27 @@ def rate_levels(
         progress = i / (MAX_LEVELS - 1)
         fall = progress if rate_schedule == "linear" else 1 - math.cos(math.pi / 2 * progress) ** 4
         level = (1 - fall) * rate + fall * rate_end
-        V = visible_count(kind, grid, level, block=block)
+        V = visible_count(kind, grid, level, block=block, multiple=multiple)
         if previous != V:
             levels.append((i / MAX_LEVELS, level))
         previous = V
     return levels
+
+
+def crop_sides(grid: tuple[int, int], visible: int, multiple: int = 1) -> tuple[int, int]:
+    """Height and width of the crop that shows `visible` patches.
+
+    Both sides only grow as the rate falls, so that their product tells them. A plain function of
+    numbers: a network knows its shapes without reading a mask's window from the device.
+    """
+    h, w = grid
+    if visible == h * w:
+        return grid
+    for share in {*(i / h for i in range(1, h)), *(j / w for j in range(1, w))}:
+        height, width = _sides(grid, share, multiple)
+        if height * width == visible:
+            return height, width
+    raise ValueError(f"no crop of a {h}×{w} grid, in multiples of {multiple}, shows {visible}")
 
 
 def gather(x: Tensor, ids: Tensor | None) -> Tensor:
@@ -180,6 +221,27 @@ def see(patches: Tensor, mask: Mask, sees: str) -> Tensor:
 # --- how the kinds are drawn -------------------------------------------------------------------
 
 
+class Draws:
+    """Uniform numbers for a batch: from one generator, or from one for each image."""
+
+    def __init__(
+        self,
+        batch: int,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        device: torch.device | str,
+    ) -> None:
+        first = generator[0] if isinstance(generator, Sequence) else generator
+        self.batch, self.generator = batch, generator
+        self.device = first.device if first is not None else torch.device(device)
+
+    def uniform(self, count: int) -> Tensor:
+        """[B, count] float32 in [0, 1)."""
+        if isinstance(self.generator, Sequence):
+            own = [torch.rand(count, generator=g, device=self.device) for g in self.generator]
+            return torch.stack(own)
+        return torch.rand(self.batch, count, generator=self.generator, device=self.device)
+
+
 def _floor(x: float) -> int:
     return math.floor(x + 1e-9)  # 0.29 · 100 is 28.999999999999996 in floating point
 
@@ -191,25 +253,37 @@ def _nothing_left(kind: str, grid: tuple[int, int], rate: float) -> UserError:
     )
 
 
-def _crop_sides(grid: tuple[int, int], rate: float) -> tuple[int, int]:
+def _crop_sides(grid: tuple[int, int], rate: float, multiple: int) -> tuple[int, int]:
     """Height and width of the visible rectangle, in patches, of the grid's own aspect."""
     if _floor((1 - rate) * grid[0] * grid[1]) < 1:
         raise _nothing_left("crop", grid, rate)
-    share = math.sqrt(1 - rate)
-    height, width = _floor(share * grid[0]), _floor(share * grid[1])
-    return max(1, height), max(1, width)  # a long thin grid keeps at least one row
+    return _sides(grid, math.sqrt(1 - rate), multiple)
+
+
+def _sides(grid: tuple[int, int], share: float, multiple: int) -> tuple[int, int]:
+    """The share of each side, rounded down, then to the nearest multiple that fits.
+
+    At least one: a long thin grid keeps a row.
+    """
+    height, width = (
+        max(1, min((2 * _floor(share * length) + multiple) // (2 * multiple), length // multiple))
+        for length in grid
+    )
+    return height * multiple, width * multiple
 
 
 def _random_windows(
     grid: tuple[int, int],
     sides: tuple[int, int],
-    batch: int,
-    generator: torch.Generator | None,
-    device: torch.device,
+    multiple: int,
+    draws: Draws,
 ) -> Tensor:
-    """Uniform places of a rectangle of `sides` in the grid → [B, 4] top, left, height, width."""
+    """Places of a rectangle of `sides` in the grid → [B, 4] top, left, height, width.
+
+    Uniform over the multiples.
+    """
     places = [
-        torch.randint(0, length - side + 1, (batch,), generator=generator, device=device)
+        multiple * (draws.uniform(1)[:, 0] * ((length - side) // multiple + 1)).long()
         for length, side in zip(grid, sides, strict=True)
     ]
     return torch.stack([*places, *(torch.full_like(places[0], side) for side in sides)], dim=1)
@@ -225,13 +299,7 @@ def _inside(window: Tensor, grid: tuple[int, int]) -> Tensor:
     return (rows[:, :, None] & columns[:, None, :]).flatten(1)
 
 
-def _block_keys(
-    grid: tuple[int, int],
-    block: int,
-    batch: int,
-    generator: torch.Generator | None,
-    device: torch.device,
-) -> Tensor:
+def _block_keys(grid: tuple[int, int], block: int, draws: Draws) -> Tensor:
     """Keys [B, N] whose smallest come block by block: rank of the block + a random half.
 
     The random half orders the patches within a block; it matters only in a block that is hidden in
@@ -239,10 +307,10 @@ def _block_keys(
     """
     h, w = grid
     columns = -(-w // block)
-    row = torch.arange(h, device=device) // block
-    column = torch.arange(w, device=device) // block
+    row = torch.arange(h, device=draws.device) // block
+    column = torch.arange(w, device=draws.device) // block
     of_patch = (row[:, None] * columns + column).flatten()  # [N] the block that holds the patch
     blocks = -(-h // block) * columns
-    rank = torch.rand(batch, blocks, generator=generator, device=device).argsort(1).argsort(1)
-    within = torch.rand(batch, h * w, generator=generator, device=device)
+    rank = draws.uniform(blocks).argsort(1).argsort(1)
+    within = draws.uniform(h * w)
     return rank[:, of_patch] + 0.5 * within

@@ -6,6 +6,20 @@ N = h·w, numbered row by row, and is exactly invertible:
     patches[:, i·w + j] = images[:, :, i·p : (i+1)·p, j·p : (j+1)·p],   P = C·p²
 
 with the numbers of a patch in the order channel, row, column (that of a convolution's kernel).
+
+`Wavelets` cuts Haar coefficients instead of pixels. A level makes four planes of half the side out
+of each plane, from its squares (a b / c d):
+
+    LL = (a + b + c + d)/4    LH = (a + b − c − d)/4
+    HL = (a − b + c − d)/4    HH = (a − b − c + d)/4
+
+The orthonormal transform divides by 2 and its four bands reach from −2 to 2; by 4, all reach from
+−1 to 1 exactly, so that clipping x0 to [−1, 1] is right for each of them, as it is for pixels. Up
+to this factor of 2^levels the transform is orthonormal: squared errors in pixels are 4^levels times
+those of the coefficients.
+
+`Latents` cuts an autoencoder's latents [B, c, H/f, W/f], which it takes for the images: encoding
+images to latents and decoding them is not the space's business (`underpaint.vae`).
 """
 
 from __future__ import annotations
@@ -19,7 +33,7 @@ from torch import Tensor
 from underpaint import config as configuration
 from underpaint.errors import UserError
 
-__all__ = ["Pixels", "Space", "build", "from_uint8", "to_uint8"]
+__all__ = ["Latents", "Pixels", "Space", "Wavelets", "build", "from_uint8", "to_uint8"]
 
 
 class Space(Protocol):
@@ -64,11 +78,87 @@ class Pixels:
         return split.permute(0, 3, 1, 4, 2, 5).reshape(-1, self.channels, *self.size)
 
 
+class Wavelets:
+    """Square patches of p × p Haar coefficients: C·4^levels planes of side / 2^levels.
+
+    A level splits every plane again (a full packet of wavelets), so that all planes have one size.
+    Each plane's four follow one another in the order LL, LH, HL, HH.
+    """
+
+    def __init__(self, size: tuple[int, int], channels: int, patch: int, levels: int = 1) -> None:
+        """Raises UserError if patch · 2^levels does not divide the height and width of `size`."""
+        unit = patch * 2**levels if levels > 0 else 0
+        if unit < 1 or size[0] % unit or size[1] % unit:
+            raise UserError(
+                f"size {size[0]}×{size[1]}: {levels} levels of wavelets with patch {patch} need "
+                f"sides divisible by patch · 2^levels = {unit}; give another size, patch or levels"
+            )
+        self.size, self.channels, self.levels = size, channels, levels
+        side = 2**levels
+        self._planes = Pixels((size[0] // side, size[1] // side), channels * side**2, patch)
+        self.grid, self.patch_dim = self._planes.grid, self._planes.patch_dim
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] → patches [B, N, P]."""
+        x = images
+        for _ in range(self.levels):
+            x = _four(x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2])
+            x = (x / 4).flatten(1, 2)  # [B, 4C, H/2, W/2]
+        return self._planes.encode(x)
+
+    def decode(self, patches: Tensor) -> Tensor:
+        """Patches [B, N, P] → images [B, C, H, W]."""
+        x = self._planes.decode(patches)
+        for _ in range(self.levels):
+            squares = _four(*x.unflatten(1, (-1, 4)).unbind(2))  # [B, C, 4, h, w]
+            rows = squares.unflatten(2, (2, 2)).permute(0, 1, 4, 2, 5, 3)  # [B, C, h, 2, w, 2]
+            x = rows.flatten(4, 5).flatten(2, 3)
+        return x
+
+
+def _four(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """The four sums of the Haar transform [B, C, 4, h, w], which are its inverse as well (· 4)."""
+    s, t, u, v = a + b, c + d, a - b, c - d
+    return torch.stack([s + t, s - t, u + v, u - v], dim=2)
+
+
+class Latents:
+    """Square patches of p × p latents, each of which stands for `factor` × `factor` pixels."""
+
+    def __init__(
+        self, size: tuple[int, int], channels: int, patch: int, factor: int, latent_channels: int
+    ) -> None:
+        """Raises UserError if patch · factor does not divide the height and width of `size`."""
+        unit = patch * factor
+        if unit < 1 or size[0] % unit or size[1] % unit:
+            raise UserError(
+                f"size {size[0]}×{size[1]}: latents of 1/{factor} with patch {patch} need sides "
+                f"divisible by {unit}; give another size or patch"
+            )
+        self.size, self.channels = size, channels
+        planes = (size[0] // factor, size[1] // factor)
+        self._planes = Pixels(planes, latent_channels, patch)
+        self.grid, self.patch_dim = self._planes.grid, self._planes.patch_dim
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents [B, c, H/f, W/f] → patches [B, N, P]."""
+        return self._planes.encode(images)
+
+    def decode(self, patches: Tensor) -> Tensor:
+        """Patches [B, N, P] → latents [B, c, H/f, W/f]."""
+        return self._planes.decode(patches)
+
+
 def build(config: configuration.Space, size: tuple[int, int], channels: int) -> Space:
     """The space of a run for images of `size` (height, width) in pixels."""
-    if config.kind != "pixels":
-        raise UserError(f"space.kind '{config.kind}' does not exist; use pixels")
-    return Pixels(size, channels, config.patch)
+    match config.kind:
+        case "pixels":
+            return Pixels(size, channels, config.patch)
+        case "wavelets":
+            return Wavelets(size, channels, config.patch, config.levels)
+        case "latents":
+            return Latents(size, channels, config.patch, config.factor, config.latent_channels)
+    raise UserError(f"space.kind '{config.kind}' does not exist; use pixels, wavelets or latents")
 
 
 def from_uint8(images: Tensor | np.ndarray) -> Tensor:

@@ -75,7 +75,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RunFailed(
+            raise UserError(
                 f"no space left for the decoded images in {folder}; free some, or {advice}"
             ) from None
         raise UserError(

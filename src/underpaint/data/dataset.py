@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from underpaint.data.build import Progress, check_bad, decode_all
 from underpaint.data.decode import RESAMPLING, Options, parse_colour
 from underpaint.data.sources import Source, find
 from underpaint.errors import UserError
+
+if TYPE_CHECKING:
+    from underpaint.data.latents import Latents
 
 __all__ = ["Dataset", "prepare"]
 
@@ -41,6 +44,7 @@ class Dataset:
     report: dict[str, Any]  # what `underpaint prepare` prints
     file_digests: NDArray[np.uint8]  # [n, 32]
     pixel_digests: NDArray[np.uint8]  # [n, 32]
+    latents: Latents | None = None  # of an autoencoder, where the diffusion runs in its space
 
     @property
     def size(self) -> tuple[int, int]:

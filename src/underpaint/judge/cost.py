@@ -18,7 +18,7 @@ from underpaint import backbones, config
 from underpaint.core import denoiser, masks, noise, spaces
 from underpaint.errors import UserError
 from underpaint.model import pick_device
-from underpaint.train.learner import use_bf16
+from underpaint.training.learner import use_bf16
 
 __all__ = ["describe"]
 
@@ -37,6 +37,8 @@ def describe(
     """
     config.check(run)
     noise.build(run.noise), denoiser.parameterisation(run.noise)  # raise what they refuse
+    network = _network(run, size, channels, classes)
+    backbones.check_hidden(network, run.network, run.noise)
     stages = []
     for name, stage in run.stages.items():
         try:
@@ -45,7 +47,7 @@ def describe(
             raise UserError(f"stages.{name}: {error}") from None
     lengths = [stage["flops"] for stage in stages]
     return {
-        "parameters": _parameters(_network(run, size, channels, classes)),
+        "parameters": _parameters(network),
         "size": list(size),
         "channels": channels,
         "classes": classes,
@@ -65,6 +67,7 @@ def _network(
             grid=space.grid,
             patch_dim=space.patch_dim,
             classes=classes if run.network.labels else 0,
+            patch=run.space.patch,
         )
 
 
@@ -82,25 +85,31 @@ def _stage(
     whole = 3 * backbone.flops(N)
     levels: list[dict[str, Any]] = []
     found = masks.rate_levels(
-        stage.mask, grid, stage.rate, stage.rate_end, stage.rate_schedule, block=stage.block
+        stage.mask,
+        grid,
+        stage.rate,
+        stage.rate_end,
+        stage.rate_schedule,
+        block=stage.block,
+        multiple=backbone.stride,
     )
     ends = [start for start, _ in found[1:]] + [1.0]
     for (start, rate), end in zip(found, ends, strict=True):
-        V = masks.visible_count(stage.mask, grid, rate, block=stage.block)
+        V = masks.visible_count(stage.mask, grid, rate, block=stage.block, multiple=backbone.stride)
         levels.append(
             {
                 "share": end - start,
                 "rate_asked": rate,
                 "rate": 1 - V / N,
                 "visible": V,
-                "flops_per_image": 3 * backbone.flops(V),
+                "flops_per_image": 3 * backbone.flops(backbone.processed(V, stage.mask)),
             }
         )
     mean = {key: sum(lv["share"] * lv[key] for lv in levels) for key in levels[0] if key != "share"}
     micro = run.train.microbatch or stage.batch
-    most = max(lv["visible"] for lv in levels)
+    most, least = (pick(lv["visible"] for lv in levels) for pick in (max, min))
     bytes_per = 2 if use_bf16(run.train, pick_device(run.train.device)) else 4
-    activations = backbone.activation_bytes(most, bytes_per)
+    activations = backbone.activation_bytes(backbone.processed(most, stage.mask), bytes_per)
     images = max(1, round(stage.images / stage.batch)) * stage.batch if stage.images else None
     return {
         "mask": stage.mask,
@@ -108,6 +117,8 @@ def _stage(
         "patches": N,
         "whole_flops_per_image": whole,
         "times_cheaper": whole / mean["flops_per_image"],
+        # False: hidden patches cost as much as visible ones (a U-Net without a crop)
+        "saves": backbone.processed(least, stage.mask) < N or least == N,
         "images": images,
         "minutes": stage.minutes or None,
         "batch": stage.batch,

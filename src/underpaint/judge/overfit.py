@@ -30,24 +30,25 @@ from underpaint import config
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.masks import Mask, draw, gather, see, visible_count
 from underpaint.core.noise import Process
+from underpaint.core.salient import local_variance
 from underpaint.core.spaces import Space, from_uint8
 from underpaint.data import Dataset
 from underpaint.model import Model, evaluating
-from underpaint.train.draws import key
+from underpaint.training.draws import key
 
 __all__ = ["BINS", "IN_A_ROW", "LOG_SNR", "OverfitCheck", "log_snr_edges", "rising"]
 
 BINS = 8
 LOG_SNR = (-6.0, 6.0)
-LIMIT = 256  # images a side
 IN_A_ROW = 3  # rises before a warning
 
 
 class OverfitCheck:
     """Fixed images and noises, and the errors of a denoiser on them.
 
-    `train`, `held_out`: uint8 [n, H, W, C] with their labels int64 [n] (None for a network without
-    labels); `held_out` may be None. Images, noises and masks are functions of `seed` alone.
+    `train`, `held_out`: uint8 [n, H, W, C], or latents float32 [n, c, h, w], with their labels
+    int64 [n] (None for a network without labels); `held_out` may be None. Images, noises and masks
+    are functions of `seed` alone.
     """
 
     def __init__(
@@ -71,9 +72,7 @@ class OverfitCheck:
             self.sides.append((held_out, held_out_labels))
 
     @classmethod
-    def of(
-        cls, dataset: Dataset, model: Model, seed: int, *, limit: int = LIMIT
-    ) -> OverfitCheck | None:
+    def of(cls, dataset: Dataset, model: Model, seed: int, limit: int) -> OverfitCheck | None:
         """The check of a run: at most `limit` images of each side, chosen by `seed`.
 
         None if there are no images to train on.
@@ -84,9 +83,10 @@ class OverfitCheck:
         if not len(train):
             return None
         labelled = bool(model.label_names)
+        read = dataset.batch if dataset.latents is None else dataset.latents.means
         return cls(
-            dataset.batch(train),
-            dataset.batch(held_out) if len(held_out) else None,
+            read(train),
+            read(held_out) if len(held_out) else None,
             model.space,
             model.denoiser.process,
             seed,
@@ -97,9 +97,23 @@ class OverfitCheck:
     def run(self, model: Model, stage: config.Stage, rate: float) -> list[dict[str, Any]]:
         """Records for metrics.jsonl: of whole images, and at the stage's mask if it hides any."""
         records = [self.measure(model.denoiser)]
-        visible = visible_count(stage.mask, self.space.grid, rate, block=stage.block)
+        visible = visible_count(
+            stage.mask,
+            self.space.grid,
+            rate,
+            block=stage.block,
+            multiple=model.denoiser.stride,
+        )
         if visible < math.prod(self.space.grid):
-            records.append(self.measure(model.denoiser, stage.mask, rate, block=stage.block))
+            records.append(
+                self.measure(
+                    model.denoiser,
+                    stage.mask,
+                    rate,
+                    block=stage.block,
+                    temperature=stage.temperature,
+                )
+            )
         return records
 
     def measure(
@@ -109,6 +123,7 @@ class OverfitCheck:
         rate: float = 0.0,
         *,
         block: int = 2,
+        temperature: float = 1.0,
     ) -> dict[str, Any]:
         """One record: errors by bin, their means, and the held-out standard error and gap.
 
@@ -116,7 +131,7 @@ class OverfitCheck:
         compares them one by one.
         """
         errors = [
-            self._errors(denoiser, images, labels, mask, rate, block, side)
+            self._errors(denoiser, images, labels, mask, rate, block, temperature, side)
             for side, (images, labels) in enumerate(self.sides)
         ]
         train, held_out = errors[0], errors[1] if len(errors) > 1 else None
@@ -162,6 +177,7 @@ class OverfitCheck:
         kind: str,
         rate: float,
         block: int,
+        temperature: float,
         side: int,
     ) -> np.ndarray:
         """Errors float64 [n, BINS] of one side; `side` tells their noises and masks apart."""
@@ -174,9 +190,20 @@ class OverfitCheck:
         with evaluating(denoiser):
             for start in range(0, len(images), self.batch):
                 part = slice(start, start + self.batch)
-                x0 = self.space.encode(from_uint8(np.ascontiguousarray(images[part])))
+                planes = _planes(np.ascontiguousarray(images[part]))
+                x0, grid = self.space.encode(planes), self.space.grid
                 own = None if labels is None else torch.from_numpy(labels[part].copy()).to(device)
-                mask = draw(kind, self.space.grid, len(x0), rate, block=block, generator=masks)
+                mask = draw(
+                    kind,
+                    grid,
+                    len(x0),
+                    rate,
+                    block=block,
+                    multiple=denoiser.stride,
+                    generator=masks,
+                    contrast=local_variance(planes, grid) if kind == "salient" else None,
+                    temperature=temperature,
+                )
                 target = gather(x0, mask.visible)  # [B, V, P]
                 for i in range(BINS):
                     sigma = math.exp(-(self.edges[i] + self.edges[i + 1]) / 4)
@@ -222,6 +249,11 @@ def _chosen(ids: np.ndarray, limit: int, seed: int) -> np.ndarray:
     if len(ids) <= limit:
         return np.sort(ids)
     return np.sort(np.random.default_rng(seed).choice(ids, limit, replace=False))
+
+
+def _planes(images: np.ndarray) -> Tensor:
+    """Decoded images, or latents as they are → float32 [B, C, H, W]."""
+    return from_uint8(images) if images.dtype == np.uint8 else torch.from_numpy(images)
 
 
 def _to(mask: Mask, device: torch.device) -> Mask:

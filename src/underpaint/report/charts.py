@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -31,8 +32,8 @@ def of_run(records: list[Record], stages: list[StageFacts]) -> list[Chart]:
         _errors(records, stages),
         _bins(records),
         _at_mask(records, stages),
-        _learning_rate(records, stages),
         _speed(records, stages),
+        _learning_rate(records, stages),
     ]
     return [one for one in drawn if one is not None]
 
@@ -54,6 +55,7 @@ def comparison(runs: Named) -> Chart | None:
     unit, scale = _unit(max(max(line.x) for line in lines))
     lines = [Line(n.name, [x / scale for x in n.x], n.y, n.colour, marks=n.marks) for n in lines]
     title = "Error on held-out images" if judged else "Training loss"
+    end = max(max(line.x) for line in lines)
     return Chart(
         title,
         chart(
@@ -62,6 +64,7 @@ def comparison(runs: Named) -> Chart | None:
             x_label=f"{unit} of training",
             y_label="mean squared error of x0" if judged else "loss",
             describe=f"{title} of {len(lines)} runs over {unit} of training",
+            bands=[Band("", "", 0.0, end)],
             log=all(y > 0 for line in lines for y in line.y),
             wide=True,
         ),
@@ -168,14 +171,14 @@ def _bins(records: list[Record]) -> Chart | None:
         return None
     last = checks[-1]
     edges = last["log_snr_edges"]
-    middles = [(a + b) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
     lines = [Line("training images", middles, last["train"], 1, marks=True)]
     if last["held_out"] is not None:
         lines.append(Line("held-out images", middles, last["held_out"], 0, marks=True))
     gap = last["gap"]
     own = (
         f" At the last check the gap of the means is {gap:+.4f}; the held-out mean itself is known "
-        f"to ±{last['held_out_se']:.4f} (one standard error)."
+        f"to ±{last['held_out_se']:.4f} (one standard error), and a gap of that size is chance."
         if gap is not None
         else ""
     )
@@ -250,6 +253,7 @@ def _bands(stages: list[StageFacts], scale: float) -> list[Band]:
     return [
         Band(
             f"{s.name}: {s.hidden} hidden" if s.masked else s.name,
+            s.name,
             s.begin / scale,
             (s.begin + s.seconds) / scale,
             s.masked,

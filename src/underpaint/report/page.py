@@ -58,12 +58,11 @@ def build(
         numbers=_numbers(records, stages),
         stages=stages,
         about_stage=summary.about_stage,
-        about_masks=summary.about_masks(stages),
         can_time=any(stage.saved_seconds is not None for stage in stages),
         pictures=pictures,
         pixelated=bool(pictures.size) and max(pictures.size or ()) <= 128,
         grids=_grids(run_dir, records),
-        compared=[_compared(label, Path(path)) for label, path in compared],
+        compared=[_compared(label, Path(path), run_dir) for label, path in compared],
         compared_chart=charts.comparison(
             [(label, metrics.read(Path(path) / "metrics.jsonl")) for label, path in compared]
         ),
@@ -137,6 +136,9 @@ def _sentences(
     sentences.append(summary.about_network(run, environment.get("parameters"), patches))
     if environment.get("start"):
         sentences.append(f"It began with the weights of {environment['start']}.")
+    if stages:
+        sentences.append(summary.about_stages(stages))
+        sentences.append(summary.about_masks(stages))
     if not stages:
         sentences.append("No training is recorded yet.")
     elif not (stages[-1].finished and len(stages) == len(run.stages)):
@@ -161,7 +163,7 @@ def _numbers(
         found.append(("of the compute saved by masks", summary.percent(round(saved / whole, 2))))
     checks = [r for r in metrics.of_kind(records, "check") if r["mask"] == "whole"]
     if checks and checks[-1]["held_out_mean"] is not None:
-        found.append(("error on held-out images", f"{checks[-1]['held_out_mean']:.4f}"))
+        found.append(("denoising error on held-out images", f"{checks[-1]['held_out_mean']:.4f}"))
     return found
 
 
@@ -207,7 +209,7 @@ def _grids(run_dir: Path, records: list[metrics.Record]) -> list[dict[str, Any]]
     ]
 
 
-def _compared(label: str, run_dir: Path) -> dict[str, Any]:
+def _compared(label: str, run_dir: Path, main: Path) -> dict[str, Any]:
     """What is shown of a run among others."""
     run, records, environment = _read(run_dir)
     stages = summary.stages(records, run)
@@ -215,6 +217,8 @@ def _compared(label: str, run_dir: Path) -> dict[str, Any]:
     checks = [r for r in metrics.of_kind(records, "check") if r["mask"] == "whole"]
     limit = f", {run.data.limit:,} images" if run.data.limit else ""
     start = environment.get("start")
+    if start and Path(start).resolve() == main.resolve():
+        start = "the run above"
     return {
         "label": label,
         "data": f"{run.data.source}{limit}",

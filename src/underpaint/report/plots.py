@@ -10,7 +10,8 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,12 +23,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 __all__ = ["Band", "Line", "chart", "smooth"]
 
 INK, GRID, BAND = "#010101", "#020202", "#030303"
+NARROW = (5.1, 3.5)  # inches
 LINES = ["#040404", "#050505", "#060606", "#070707"]
 # what the page calls the colours: matplotlib cannot write a variable
 VARIABLES = {INK: "currentColor", GRID: "var(--rule)", BAND: "var(--band)"}
 VARIABLES |= {colour: f"var(--line-{i})" for i, colour in enumerate(LINES, 1)}
 
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a label may hold a dollar sign
     "font.size": 10.5,
@@ -53,16 +55,14 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Line:
-    """A curve. `spread`: half the height of a band around it. `faint`: raw values behind it."""
+    """A curve. `faint`: the raw values behind a smoothed one."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 0  # of the four line colours
     faint: Sequence[float] | None = None
-    spread: Sequence[float] | None = None
     marks: bool = False
-    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,10 @@ class Band:
     """A named part of the x axis: a stage."""
 
     name: str
+    short: str  # the name where there is little room
     left: float
     right: float
-    shaded: bool = field(default=False)
+    shaded: bool = False
 
 
 def chart(
@@ -89,9 +90,40 @@ def chart(
 ) -> Markup:
     """An inline SVG. `key` makes its ids its own on the page; `describe` is read to the blind.
 
-    `log`: logarithmic y axis. `zero`: the y axis begins at 0. `wide`: the page's whole width.
+    `log`: logarithmic y axis. `zero`: the y axis begins at 0. `wide`: the page's whole width; a
+    second drawing takes its place on a phone, where the text of a wide one would be too small.
     """
-    size = (10.4, 3.7) if wide else (5.1, 3.5)
+
+    def drawing(key: str, size: tuple[float, float], kind: str) -> Markup:
+        return _drawing(key, lines, x_label, y_label, describe, bands, log, zero, size, kind)
+
+    if wide:
+        return drawing(key, (10.4, 3.6), "broad") + drawing(f"{key}-narrow", NARROW, "narrow")
+    return drawing(key, NARROW, "")
+
+
+def smooth(values: Sequence[float], parts: int = 12) -> list[float]:
+    """A running mean over a `parts`-th of the values."""
+    array = np.asarray(values, dtype=np.float64)
+    reach = len(array) // (2 * parts)
+    sums = np.concatenate([[0.0], np.cumsum(array)])
+    ends = np.arange(len(array))
+    low, high = np.maximum(0, ends - reach), np.minimum(len(array), ends + reach + 1)
+    return [float(v) for v in (sums[high] - sums[low]) / (high - low)]
+
+
+def _drawing(
+    key: str,
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    describe: str,
+    bands: Sequence[Band],
+    log: bool,
+    zero: bool,
+    size: tuple[float, float],
+    kind: str,
+) -> Markup:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": key}):
         figure = Figure(figsize=size, layout="constrained")
         axes: Axes = figure.subplots()
@@ -106,26 +138,16 @@ def chart(
             axes.set_ylim(bottom=0)
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
-        _draw_bands(axes, bands)
-        axes.margins(x=0.02)
-        if not log:
-            axes.yaxis.set_major_formatter(FuncFormatter(_short))
+        if bands:
+            _draw_bands(axes, bands, size[0])
+        axes.yaxis.set_major_formatter(FuncFormatter(_short))
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
         if any(line.name for line in lines) and len(lines) > 1:
-            axes.legend(loc="best", fontsize=10, labelcolor=INK)
+            columns = 2 if all(len(line.name) < 20 for line in lines) else 1
+            figure.legend(loc="outside lower left", fontsize=10, labelcolor=INK, ncols=columns)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True)
-    return _inline(file.getvalue(), key, describe)
-
-
-def smooth(values: Sequence[float], parts: int = 40) -> list[float]:
-    """A running mean over a `parts`-th of the values to either side."""
-    array = np.asarray(values, dtype=np.float64)
-    reach = len(array) // (2 * parts)
-    sums = np.concatenate([[0.0], np.cumsum(array)])
-    ends = np.arange(len(array))
-    low, high = np.maximum(0, ends - reach), np.minimum(len(array), ends + reach + 1)
-    return [float(v) for v in (sums[high] - sums[low]) / (high - low)]
+    return _inline(file.getvalue(), key, describe, kind)
 
 
 def _draw(axes: Axes, line: Line) -> None:
@@ -133,9 +155,6 @@ def _draw(axes: Axes, line: Line) -> None:
     y = np.asarray(line.y, dtype=np.float64)
     if line.faint is not None:
         axes.plot(line.x, line.faint, color=colour, alpha=0.25, linewidth=1.0)
-    if line.spread is not None:
-        spread = np.asarray(line.spread)
-        axes.fill_between(line.x, y - spread, y + spread, color=colour, alpha=0.18, linewidth=0)
     axes.plot(
         line.x,
         y,
@@ -143,52 +162,61 @@ def _draw(axes: Axes, line: Line) -> None:
         label=line.name or "_",
         marker="o" if line.marks or len(y) == 1 else "",
         markersize=5,
-        linestyle=(0, (4, 2)) if line.dashed else "-",
+        clip_on=False,
     )
 
 
-def _draw_bands(axes: Axes, bands: Sequence[Band]) -> None:
-    if not bands:
-        return
-    axes.set_xlim(bands[0].left, max(bands[-1].right, bands[0].left + 1e-9))
+def _draw_bands(axes: Axes, bands: Sequence[Band], inches: float) -> None:
+    """The stages behind the curves, named where the name has room; a strip is kept free for it."""
+    left, right = bands[0].left, bands[-1].right
+    axes.set_xlim(left, max(right, left + 1e-9))
     low, high = axes.get_ylim()
     logarithmic = axes.get_yscale() == "log"
-    top = high * (high / low) ** 0.12 if logarithmic else high + 0.12 * (high - low)
-    axes.set_ylim(low, top)
-    span = bands[-1].right - bands[0].left
+    axes.set_ylim(low, high * (high / low) ** 0.14 if logarithmic else high + 0.14 * (high - low))
     for band in bands:
         if band.shaded:
             axes.axvspan(band.left, band.right, color=BAND, linewidth=0, zorder=0)
-        if band.right - band.left > 0.06 * span:
-            middle = (band.left + band.right) / 2
-            across = axes.get_xaxis_transform()
-            axes.text(middle, 0.97, band.name, ha="center", va="top", transform=across, color=INK)
+        room = (band.right - band.left) / (right - left) * 0.88 * inches * 72  # points
+        fitting = [name for name in (band.name, band.short) if 6.2 * len(name) < room]
+        if fitting:
+            axes.text(
+                (band.left + band.right) / 2,
+                0.97,
+                fitting[0],
+                ha="center",
+                va="top",
+                transform=axes.get_xaxis_transform(),
+            )
 
 
 def _log_scale(axes: Axes, lines: Sequence[Line]) -> None:
+    """Round numbers as ticks: of each decade, or evenly where the values span less than one."""
     axes.set_yscale("log")
     values = np.concatenate([np.asarray(line.y, dtype=np.float64) for line in lines])
     values = values[np.isfinite(values) & (values > 0)]
-    decades = math.log10(values.max() / values.min()) if len(values) else 1.0
-    subs: Sequence[float] = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.2 else (1, 2, 3, 5)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs))
-    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    decades = math.log10(values.max() / values.min()) if len(values) else 0.0
+    if decades < 0.9:
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 3.0)))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _short(value: float, _: object = None) -> str:
-    """Tick labels as a person writes them: 1,000 and 0.001, no 1e-3."""
+    """Tick labels as a person writes them: 1,000 and 0.0005, no 5e-4."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def _inline(svg: str, key: str, describe: str) -> Markup:
+def _inline(svg: str, key: str, describe: str, kind: str) -> Markup:
     """Only the drawing, with the page's colours, and ids that no other chart has."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # matplotlib's style element would hold for the whole page; page.css has it for charts alone
+    for tag in ("metadata", "style"):
+        svg = re.sub(rf"<{tag}\b.*?</{tag}>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{key}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", svg)
@@ -197,7 +225,7 @@ def _inline(svg: str, key: str, describe: str) -> Markup:
         svg = svg.replace(colour, variable)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # type: ignore[union-attr]
     opening = (
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        f'<svg class="chart {kind}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{Markup.escape(describe)}" xmlns="http://www.w3.org/2000/svg" '
         'xmlns:xlink="http://www.w3.org/1999/xlink">'
     )

@@ -21,6 +21,7 @@ __all__ = [
     "about_masks",
     "about_network",
     "about_stage",
+    "about_stages",
     "clock",
     "count",
     "flops",
@@ -33,6 +34,7 @@ MASKS = {
     "patch": "single patches at random",
     "block": "blocks of {0}×{0} patches at random",
     "crop": "all outside a random crop",
+    "salient": "patches at random, those of little contrast more often",
 }
 NETWORKS = {"uvit": "U-ViT", "dit": "DiT"}
 
@@ -141,7 +143,8 @@ def about_network(run: config.Run, parameters: int | None, patches: int | None) 
     size = f" with {count(parameters)} parameters" if parameters else ""
     side = run.space.patch
     many = f"{patches} patches" if patches else "patches"
-    return f"The network is a {kind}{size} that sees an image as {many} of {side}×{side} pixels."
+    what = f"{side}×{side} pixels" if run.space.kind == "pixels" else f"its {run.space.kind}"
+    return f"The network is a {kind}{size} that sees an image as {many} of {what}."
 
 
 def about_stage(stage: StageFacts) -> str:
@@ -155,6 +158,17 @@ def about_stage(stage: StageFacts) -> str:
         f"{length}, with {stage.hidden} of the patches hidden ({how}): the network saw "
         f"{stage.seen} of {stage.patches}."
     )
+
+
+def about_stages(all_stages: list[StageFacts]) -> str:
+    """One sentence about the whole course of training."""
+    parts = [
+        f"“{s.name}” with {s.hidden + ' of the patches' if s.masked else 'nothing'} hidden"
+        for s in all_stages
+    ]
+    many = f"{len(parts)} stages" if len(parts) > 1 else "one stage"
+    seconds = clock(sum(stage.seconds for stage in all_stages))
+    return f"Training took {seconds} in {many}: {', then '.join(parts)}."
 
 
 def about_masks(all_stages: list[StageFacts]) -> str:

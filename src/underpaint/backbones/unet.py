@@ -1,0 +1,282 @@
+"""U-Net: DDPM's convolutional network, which takes a crop as a smaller image.
+
+Ho et al. 2020 (arXiv 2006.11239), as diffusers' `UNet2DModel`. A convolution cannot leave patches
+out, but a crop mask's rectangle is an image of its own: the network runs on the hh·p × ww·p pixels
+of the window alone, which is where hiding saves compute (cf. Patch Diffusion, Wang et al. 2023,
+arXiv 2304.12526). Every pixel comes with three channels beside its colours:
+
+    visible   1 where the pixel is seen, 0 where zeros stand for a hidden one
+    row       2 (i + 1/2)/H − 1, its place in the whole image, also inside a crop
+    column    2 (j + 1/2)/W − 1
+
+Patch and block masks fill the hidden patches with zeros and run on the whole image: they work, but
+save nothing (`processed`).
+
+- `width` is that of the first level, `depth` the residual blocks a level (DDPM: 2). `heads` counts
+  those of the narrowest attention (DDPM: 1). `mlp_ratio` has no meaning here.
+- `multipliers`: each level's width over the first one's; between levels the sides are halved, so
+  the sides of images and crops are multiples of 2^(levels − 1) pixels (`stride`).
+- `attention`: the levels, counted from 0, with attention; the middle always has it. By level, not
+  by resolution, so that the same weights serve every size.
+- The label's row (the last is null) is added to the time embedding. Each residual branch and the
+  last convolution start from zero, as in DDPM.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from underpaint.backbones.base import Backbone, Prediction, position_ids, register
+from underpaint.core.masks import Mask, crop_sides, gather
+from underpaint.errors import UserError
+
+__all__ = ["UNet"]
+
+EXTRA = 3  # channels beside the colours: visible, row, column
+
+
+@register("unet", "convolutions with long skips (DDPM); crops are smaller images")
+class UNet(Backbone):
+    """U-Net on images whose patches are `patch` pixels a side; `classes` 0 is unconditional."""
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        patch_dim: int,
+        classes: int = 0,
+        *,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        multipliers: tuple[int, ...] = (1, 2, 2, 2),
+        attention: tuple[int, ...] = (1,),
+    ) -> None:
+        super().__init__(grid, patch_dim, classes)
+        self.patch, self.channels = patch, patch_dim // patch**2
+        halved = _checked_stride((grid[0] * patch, grid[1] * patch), multipliers)
+        self.stride = halved // math.gcd(halved, patch)
+        self.settings = _settings(width, depth, heads, dropout, multipliers, attention) | {
+            "in_channels": self.channels + EXTRA,
+            "out_channels": self.channels,
+            "class_embed_type": "identity" if classes else None,
+        }
+        self.labels = nn.Embedding(classes + 1, 4 * width) if classes else None  # the last is null
+        self.unet = _unet(self.settings)
+        self._costs: dict[tuple[int, int], tuple[int, int]] = {}
+        self._initialise()
+
+    def forward(
+        self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
+    ) -> Prediction:
+        """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at the visible patches."""
+        B, V = patches.shape[:2]
+        ids = position_ids(mask, B, self.grid, patches.device)
+        sides, corner, scattered = self.grid, None, False
+        if mask.window is not None:
+            sides, corner = crop_sides(self.grid, V, self.stride), mask.window[:, :2]
+        elif mask.visible is not None:
+            scattered = True
+        shown = patches.new_ones(B, V, self.patch**2)
+        if scattered:
+            patches, shown = self._scattered(patches, ids), self._scattered(shown, ids)
+        pixels = torch.cat(
+            [
+                self._image(patches, sides),
+                self._image(shown, sides),
+                self._places(sides, corner, patches),
+            ],
+            dim=1,
+        )  # [B, C + 3, hh·p, ww·p]
+        image = self.unet(pixels, c_noise.float(), self._label_rows(labels), return_dict=False)[0]
+        F = self._patches(image, sides)
+        return Prediction(gather(F, ids) if scattered else F)
+
+    def _label_rows(self, labels: Tensor | None) -> Tensor | None:
+        if self.labels is None:
+            return None
+        if labels is None:
+            raise ValueError("a network with classes needs labels; -1 is the null label")
+        return self.labels(torch.where(labels < 0, self.classes, labels))
+
+    def _scattered(self, visible: Tensor, ids: Tensor) -> Tensor:
+        """Visible patches [B, V, ...] in their places among zeros [B, N, ...]."""
+        N = self.grid[0] * self.grid[1]
+        zeros = visible.new_zeros(len(visible), N, visible.shape[2])
+        return zeros.scatter(1, ids[:, :, None].expand_as(visible), visible)
+
+    def _image(self, patches: Tensor, sides: tuple[int, int]) -> Tensor:
+        """Patches [B, hh·ww, C·p²] → [B, C, hh·p, ww·p]."""
+        p = self.patch
+        split = patches.unflatten(2, (-1, p, p)).unflatten(1, sides)  # [B, hh, ww, C, p, p]
+        return split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+    def _patches(self, image: Tensor, sides: tuple[int, int]) -> Tensor:
+        """The inverse of `_image`."""
+        p = self.patch
+        split = image.unflatten(3, (sides[1], p)).unflatten(2, (sides[0], p))
+        return split.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
+
+    def _places(self, sides: tuple[int, int], corner: Tensor | None, like: Tensor) -> Tensor:
+        """Rows and columns in the whole image [B, 2, hh·p, ww·p]; `corner` [B, 2] in patches."""
+        axes = []
+        for axis in (0, 1):
+            place = torch.arange(sides[axis] * self.patch, device=like.device) + 0.5
+            place = place.expand(len(like), -1)
+            if corner is not None:
+                place = place + corner[:, axis, None] * self.patch
+            axes.append((2 * place / (self.grid[axis] * self.patch) - 1).to(like.dtype))
+        height, width = axes[0].shape[1], axes[1].shape[1]
+        rows = axes[0][:, :, None].expand(-1, -1, width)
+        columns = axes[1][:, None, :].expand(-1, height, -1)
+        return torch.stack([rows, columns], dim=1)
+
+    def _initialise(self) -> None:
+        for name, module in self.unet.named_modules():
+            # the last layers: of the network, a residual block (so the identity), an attention
+            if name.endswith(("conv_out", ".conv2", ".to_out.0")):
+                for parameter in module.parameters():
+                    nn.init.zeros_(parameter)
+        if self.labels is not None:
+            nn.init.normal_(self.labels.weight, std=0.02)
+
+    # --- what it costs -----------------------------------------------------------------------
+
+    def processed(self, visible: int, mask: str) -> int:
+        """A crop alone is computed on; patches hidden otherwise cost as much as visible ones."""
+        return visible if mask == "crop" else self.grid[0] * self.grid[1]
+
+    def flops(self, visible: int) -> int:
+        """FLOPs of a forward pass an image, on a crop of `visible` patches."""
+        return self._cost(visible)[0]
+
+    def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
+        """Bytes an image kept for the backward pass, on a crop of `visible` patches."""
+        return bytes_per * self._cost(visible)[1]
+
+    def _cost(self, visible: int) -> tuple[int, int]:
+        """FLOPs of a forward pass, and numbers that it keeps; counted once for each size."""
+        hh, ww = crop_sides(self.grid, visible, self.stride)
+        size = (hh * self.patch, ww * self.patch)
+        if size not in self._costs:
+            self._costs[size] = _counted(self.settings, self.classes > 0, size)
+        return self._costs[size]
+
+
+def _checked_stride(size: tuple[int, int], multipliers: tuple[int, ...]) -> int:
+    """Pixels that one cell of the last level stands for. Raises UserError if it does not fit."""
+    if not multipliers or min(multipliers) < 1:
+        raise UserError(
+            f"network.options.multipliers {list(multipliers)}: give a width for each level, such "
+            "as 1 2 2 2"
+        )
+    stride = 2 ** (len(multipliers) - 1)
+    if size[0] % stride or size[1] % stride:
+        below, above = (
+            [s // stride * stride for s in size],
+            [-(-s // stride) * stride for s in size],
+        )
+        near = [f"{a}×{b}" for a, b in (below, above) if a and b]
+        raise UserError(
+            f"a unet of {len(multipliers)} levels halves the sides {len(multipliers) - 1} times, "
+            f"but {size[0]}×{size[1]} is not divisible by {stride}; give size {' or '.join(near)}, "
+            "or fewer network.options.multipliers"
+        )
+    return stride
+
+
+def _settings(
+    width: int,
+    depth: int,
+    heads: int,
+    dropout: float,
+    multipliers: tuple[int, ...],
+    attention: tuple[int, ...],
+) -> dict[str, Any]:
+    """Arguments of `UNet2DModel`, with DDPM's choices. Raises UserError where they do not fit."""
+    last = len(multipliers) - 1
+    if width % 4:
+        raise UserError(f"network.width {width}: a unet needs a width divisible by 4")
+    if any(not 0 <= level <= last for level in attention):
+        raise UserError(
+            f"network.options.attention {list(attention)}: give levels from 0 to {last}, or none"
+        )
+    widths = [width * multiplier for multiplier in multipliers]
+    attending = {widths[level] for level in (*attention, last)}  # the middle is the last's width
+    head, rest = divmod(min(attending), heads)
+    if rest or any(w % head for w in attending):
+        shown = ", ".join(str(w) for w in sorted(attending))
+        raise UserError(
+            f"network.heads {heads}: heads of equal width do not fit attention of width {shown}; "
+            "give another number of heads or other multipliers"
+        )
+    down = ["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(last + 1)]
+    up = ["AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(last + 1))]
+    return {
+        "block_out_channels": tuple(widths),
+        "down_block_types": tuple(down),
+        "up_block_types": tuple(up),
+        "layers_per_block": depth,
+        "attention_head_dim": head,
+        "norm_num_groups": math.gcd(32, width // 4),  # at least 4 channels a group
+        "dropout": dropout,
+        # DDPM's: frequencies over w/2 − 1, sines first, and padding at the far side when halving
+        "freq_shift": 1,
+        "flip_sin_to_cos": False,
+        "downsample_padding": 0,
+        "norm_eps": 1e-6,
+    }
+
+
+def _unet(settings: dict[str, Any]) -> nn.Module:
+    try:
+        from diffusers.models.unets.unet_2d import UNet2DModel
+    except ImportError:
+        raise UserError(
+            "network.kind unet needs diffusers; type pip install 'underpaint[diffusers]'"
+        ) from None
+    return UNet2DModel(**settings)
+
+
+def _counted(settings: dict[str, Any], labelled: bool, size: tuple[int, int]) -> tuple[int, int]:
+    """FLOPs of a forward pass, and numbers kept for the backward, for one image of `size`.
+
+    Counted on tensors without memory, as a CPU with fused attention would run it.
+    """
+    kept: dict[int, Any] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if x.is_floating_point() and storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return x
+
+    with (
+        FakeTensorMode(),
+        torch.device("cpu"),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+    ):
+        unet = _unet(settings).eval()  # without dropout's masks
+        weights = {p.untyped_storage()._cdata for p in unet.parameters()}
+        width = settings["block_out_channels"][0]
+        row = torch.zeros(1, 4 * width) if labelled else None
+        inputs = (torch.zeros(1, settings["in_channels"], *size), torch.zeros(1), row)
+        # the CPU's fused attention counts as nothing, the plain one in full
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            unet(*inputs)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            output = unet(*inputs)  # its graph keeps what is counted
+        numbers = sum(storage.nbytes() for storage in kept.values()) // 4
+        del output
+    return counter.get_total_flops(), numbers

@@ -1,0 +1,151 @@
+"""Latents on disk: what an autoencoder says of every image, computed once.
+
+    ROOT/latents/KEY/moments.bin   float16, n × 2 (as it is, mirrored) × 2 (mean, std) × c × h × w
+    ROOT/latents/KEY/about.json    shape, scale and shift
+
+Each step draws z = scale · (mean + std · n − shift) anew. KEY hashes the key of the decoded images,
+the autoencoder's weights and FORMAT; the entry is built beside its place and renamed at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from underpaint.core.spaces import from_uint8
+from underpaint.data import cache, digests
+from underpaint.data.build import Progress
+from underpaint.data.dataset import Dataset
+from underpaint.errors import RunFailed
+
+__all__ = ["Encoder", "Latents", "prepare"]
+
+FORMAT = "1"
+BATCH = 16
+LARGEST = float(np.finfo(np.float16).max)
+
+
+class Encoder(Protocol):
+    """What is asked of an autoencoder (`underpaint.vae.VAE`)."""
+
+    scale: float
+    shift: float
+
+    @property
+    def digest(self) -> str:
+        """Names its weights."""
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] → mean and std [B, 2, c, h, w]."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Mean and spread of the latents of every image, mirrored and not."""
+
+    moments: NDArray[np.float16]  # [n, 2, 2, c, h, w], mapped
+    scale: float
+    shift: float
+
+    def draw(
+        self, ids: NDArray[np.int64], rng: np.random.Generator, flip: bool
+    ) -> NDArray[np.float32]:
+        """Fresh latents [B, c, h, w] of the images `ids`; with `flip` half of them mirrored."""
+        mirrored = rng.random(len(ids)) < 0.5 if flip else np.zeros(len(ids), bool)
+        moments = self.moments[ids, mirrored.astype(np.int64)].astype(np.float32)
+        mean, std = moments[:, 0], moments[:, 1]
+        return self._scaled(mean + std * rng.standard_normal(mean.shape, np.float32))
+
+    def means(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The middle of each image's latents [B, c, h, w]: nothing random."""
+        return self._scaled(self.moments[ids, 0, 0].astype(np.float32))
+
+    def _scaled(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.float32(self.scale) * (z - np.float32(self.shift))
+
+
+def prepare(
+    dataset: Dataset,
+    vae: Encoder,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    device: torch.device | str = "cpu",
+) -> Dataset:
+    """The data set with its latents, which are computed unless the cache has them."""
+    key = digests.of_text(FORMAT, dataset.key, vae.digest)
+    folder = cache.root() / "latents" / key
+    moments = None if force else _load(folder)
+    if moments is None:
+        with cache.locked(folder.with_name(f"{key}.lock")):
+            moments = None if force else _load(folder)  # built while we waited
+            if moments is None:
+                _build(folder, dataset, vae, progress, device)
+                moments = _load(folder)
+    if moments is None:
+        raise RunFailed(f"the cache entry {folder} vanished while it was written; run again")
+    report = dataset.report | {"latents": list(moments.shape[3:]), "latents_cache": str(folder)}
+    own = Latents(moments, vae.scale, vae.shift)
+    return dataclasses.replace(dataset, latents=own, key=key, report=report)
+
+
+def _load(folder: Path) -> NDArray[np.float16] | None:
+    try:
+        shape = tuple(json.loads((folder / "about.json").read_text())["shape"])
+        if (folder / "moments.bin").stat().st_size != 2 * int(np.prod(shape)):
+            return None
+        return np.asarray(np.memmap(folder / "moments.bin", np.float16, "r", shape=shape))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # whatever is wrong with it, building it anew is the answer
+
+
+def _build(
+    folder: Path,
+    dataset: Dataset,
+    vae: Encoder,
+    progress: Progress | None,
+    device: torch.device | str,
+) -> None:
+    part = folder.with_name(f"{folder.name}.part")
+    n = len(dataset.images)
+    shape: tuple[int, ...] = ()
+    try:
+        with cache.writing(folder.parent):
+            shutil.rmtree(part, ignore_errors=True)  # of a build that was interrupted
+            part.mkdir(parents=True)
+            with (part / "moments.bin").open("wb") as file:
+                for start in range(0, n, BATCH):
+                    images = np.array(dataset.images[start : start + BATCH])
+                    found = [
+                        vae.moments(from_uint8(side).to(device)).cpu()
+                        for side in (images, images[:, :, ::-1])
+                    ]
+                    both = torch.stack(found, dim=1).clamp(-LARGEST, LARGEST)
+                    file.write(both.to(torch.float16).numpy().tobytes())
+                    shape = tuple(both.shape[1:])
+                    if progress is not None:
+                        progress(min(start + BATCH, n), n)
+                _sync(file)
+            with (part / "about.json").open("w") as text:
+                json.dump({"shape": [n, *shape], "scale": vae.scale, "shift": vae.shift}, text)
+                _sync(text)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

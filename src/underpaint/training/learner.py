@@ -1,0 +1,116 @@
+"""What training changes: a model, the average of its weights, and the optimiser's state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from underpaint import config
+from underpaint.core import objective
+from underpaint.core.denoiser import Denoiser
+from underpaint.core.masks import Mask
+from underpaint.model import Model, build
+from underpaint.training.distributed import World
+from underpaint.training.draws import key
+from underpaint.training.optimiser import EMA, adamw, optimizer_state, restore_optimizer
+
+__all__ = ["Learner", "Weights"]
+
+Weights = dict[str, Tensor]
+
+
+class _Loss(nn.Module):
+    """The objective as one forward call, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, denoiser: Denoiser, noise: config.Noise, device: str, bf16: bool) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.noise = noise
+        self.device = device
+        self.bf16 = bf16
+
+    def forward(
+        self, patches: Tensor, labels: Tensor | None, mask: Mask, t: Tensor, noise: Tensor
+    ) -> objective.Loss:
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            output = objective.predict(self.denoiser, patches, labels, mask, t=t, noise=noise)
+            loss = objective.masked_loss(
+                self.denoiser,
+                patches,
+                labels,
+                mask,
+                t=t,
+                noise=noise,
+                weighting=self.noise.weighting,
+                gamma=self.noise.gamma,
+                output=output,
+            )
+            if not self.noise.hidden_weight:
+                return loss
+            hidden = objective.hidden_loss(self.denoiser, patches, mask, output, t=t, noise=noise)
+            per_image = loss.per_image + self.noise.hidden_weight * hidden
+            return loss._replace(mean=per_image.mean(), per_image=per_image)
+
+
+class Learner:
+    """Weights, their average and the optimiser, on this process's device."""
+
+    def __init__(self, spec: config.ModelSpec, train: config.Train, world: World) -> None:
+        # The weights are drawn on the CPU: the same for every device and number of processes.
+        torch.manual_seed(key(train.seed, "weights"))
+        self.model: Model = build(spec)
+        self.spec = spec
+        self.world = world
+        self.bf16 = use_bf16(train, world.device)
+        self.model.denoiser.to(world.device).train()
+        self.backbone: nn.Module = self.model.denoiser.backbone
+        self.ema = EMA(self.model.denoiser, train.ema)
+        self.averaged = Model(spec, cast(Denoiser, self.ema.module), self.model.space)
+        self.optimizer = adamw(self.backbone, train, world.device)
+        if train.compile:
+            # In place, so that names stay; shapes are static, one graph for each V.
+            self.backbone.compile(dynamic=False)
+        loss = _Loss(self.model.denoiser, spec.noise, world.device.type, self.bf16)
+        self.loss: nn.Module = loss
+        if world.size > 1:
+            ids = [world.device.index] if world.device.type == "cuda" else None
+            self.loss = DistributedDataParallel(loss, device_ids=ids, gradient_as_bucket_view=True)
+
+    @contextlib.contextmanager
+    def accumulating(self, more: bool) -> Iterator[None]:
+        """Do not exchange gradients yet when `more` microbatches of the step follow."""
+        if more and isinstance(self.loss, DistributedDataParallel):
+            with self.loss.no_sync():
+                yield
+        else:
+            yield
+
+    def weights(self) -> tuple[Weights, Weights]:
+        """The tensors of the network and of their average."""
+        return dict(self.backbone.state_dict()), dict(self.averaged.denoiser.backbone.state_dict())
+
+    def load(self, model: Weights, ema: Weights, ema_steps: int) -> None:
+        """Take over weights and their average."""
+        self.backbone.load_state_dict(model)
+        self.averaged.denoiser.backbone.load_state_dict(ema)
+        self.ema.steps = ema_steps
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """The optimiser's tensors by parameter name."""
+        return optimizer_state(self.optimizer, self.backbone)
+
+    def load_optimizer(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take over the optimiser's state of every tensor whose shape has not changed."""
+        restore_optimizer(self.optimizer, self.backbone, state)
+
+
+def use_bf16(train: config.Train, device: torch.device) -> bool:
+    """bf16 autocast where the device is fast at it (CPUs here are 20 times slower with it)."""
+    if train.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return train.precision == "bf16"

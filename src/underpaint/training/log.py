@@ -1,0 +1,175 @@
+"""What a run says while it trains: a bar on a terminal, lines elsewhere, metrics in a file.
+
+`metrics.jsonl` has one JSON object a line, with a field `kind`. Apart from the fields `seconds`,
+`images_per_s` and `time` it is a function of the recipe, so that a resumed run writes the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from underpaint import config
+from underpaint.errors import UserError
+from underpaint.training.state import RunFolder, writing
+
+__all__ = ["Log", "Tracker", "tracker"]
+
+
+class Tracker(Protocol):
+    """A service that metrics are also sent to."""
+
+    def log(self, values: dict[str, float], images: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Log:
+    """The voice of one process; all but the first are silent and write nothing."""
+
+    def __init__(self, folder: RunFolder, total: int, first: bool, quiet: bool = False) -> None:
+        self.folder = folder
+        self.total = total
+        self.first = first
+        self.quiet = quiet or not first
+        self.console = Console(stderr=True, quiet=self.quiet, highlight=False)
+        self.tracker: Tracker | None = None
+        self._bar: Progress | None = None
+        self._next_line = 0.0
+        if first:
+            with writing(folder.path):
+                self._metrics = folder.metrics.open("ab")
+                self._text = (folder.path / "log.txt").open("a", encoding="utf-8")
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """One line for the reader, also kept in `log.txt`."""
+        if not self.first:
+            return
+        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        with writing(self.folder.path, self.folder.advice):
+            self._text.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text + "\n")
+            self._text.flush()
+
+    def metric(self, kind: str, **fields: Any) -> None:
+        """One line of `metrics.jsonl`."""
+        if not self.first:
+            return
+        line = json.dumps({"kind": kind, **fields}) + "\n"
+        with writing(self.folder.metrics, self.folder.advice):
+            self._metrics.write(line.encode())
+            self._metrics.flush()
+        if self.tracker and kind in ("step", "check"):
+            numbers = {k: v for k, v in fields.items() if isinstance(v, (int, float))}
+            prefix = kind if kind == "step" else f"check/{fields['mask']}"
+            self.tracker.log(
+                {f"{prefix}/{k}": float(v) for k, v in numbers.items()}, fields["images"]
+            )
+
+    def size(self) -> int:
+        """Bytes of metrics so far, safely on the disk."""
+        if not self.first:
+            return 0
+        with writing(self.folder.metrics, self.folder.advice):
+            os.fsync(self._metrics.fileno())
+        return self.folder.metrics.stat().st_size
+
+    def cut(self, size: int) -> None:
+        """Forget the metrics after a checkpoint that the run returns to."""
+        if self.first:
+            self._metrics.truncate(size)
+            self._metrics.seek(0, os.SEEK_END)
+
+    def step(self, stage: str, images: int, speed: float, loss: float) -> None:
+        """Move the bar; on no terminal, print a line a minute."""
+        if self.quiet:
+            return
+        remaining = (self.total - images) / max(speed, 1e-9)
+        if self.console.is_terminal:
+            if self._bar is None:
+                self._bar = Progress(
+                    TextColumn("{task.fields[stage]}", style="bold"),
+                    BarColumn(),
+                    TextColumn("{task.completed:,}/{task.total:,} images"),
+                    TextColumn("{task.fields[speed]:,.0f}/s"),
+                    TextColumn("loss {task.fields[loss]:.4f}"),
+                    TimeRemainingColumn(),
+                    console=self.console,
+                    transient=True,
+                )
+                self._bar.start()
+                self._task = self._bar.add_task("", total=self.total, stage="", speed=0.0, loss=0.0)
+            self._bar.update(self._task, completed=images, stage=stage, speed=speed, loss=loss)
+        elif time.monotonic() >= self._next_line:
+            if self._next_line:
+                self.console.print(
+                    f"{stage}: {images:,} of {self.total:,} images, {speed:,.0f} images/s, "
+                    f"loss {loss:.4f}, {clock(remaining)} left",
+                    soft_wrap=True,
+                )
+            self._next_line = time.monotonic() + 60.0
+
+    def close(self) -> None:
+        """End the bar and the files."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if self.first:
+            self._metrics.close()
+            self._text.close()
+        if self.tracker:
+            self.tracker.close()
+
+
+def clock(seconds: float) -> str:
+    """`1:05:09`, `5:09`."""
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class _TensorBoard:
+    def __init__(self, folder: RunFolder) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder.path / "tensorboard"))
+
+    def log(self, values: dict[str, float], images: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, images)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Service:
+    """wandb and trackio share one interface."""
+
+    def __init__(self, module: Any, folder: RunFolder, run: config.Run) -> None:
+        self.module = module
+        module.init(project="underpaint", name=folder.path.name, config=config.to_dict(run))
+
+    def log(self, values: dict[str, float], images: int) -> None:
+        self.module.log({**values, "images": images})
+
+    def close(self) -> None:
+        self.module.finish()
+
+
+def tracker(run: config.Run, folder: RunFolder) -> Tracker | None:
+    """The tracker that `train.track` names. Raises UserError if its library is missing."""
+    name = run.train.track
+    if name == "none":
+        return None
+    try:
+        if name == "tensorboard":
+            return _TensorBoard(folder)
+        return _Service(__import__(name), folder, run)
+    except ImportError:
+        raise UserError(
+            f"train.track: {name} is not installed; run: pip install 'underpaint[track]'"
+        ) from None

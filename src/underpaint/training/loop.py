@@ -1,0 +1,320 @@
+"""The loop: one for all recipes, stages and devices.
+
+`train` prepares the stages, then for each stage and step calls `step`, where the loss is.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from underpaint import config
+from underpaint.errors import Interrupted, RunFailed, UserError
+from underpaint.model import find, read_spec, read_weights
+from underpaint.training import distributed, stages
+from underpaint.training import start as starting
+from underpaint.training.environment import describe
+from underpaint.training.learner import Learner
+from underpaint.training.log import Log, tracker
+from underpaint.training.minutes import freeze
+from underpaint.training.signals import Signals
+from underpaint.training.stages import Plan
+from underpaint.training.state import Progress, RunFolder, read_optimizer, read_progress
+from underpaint.training.step import Diverged, microbatch, step
+from underpaint.training.watch import (
+    Check,
+    MakeCheck,
+    cadence,
+    draw_samples,
+    log_step,
+    run_check,
+    say_stage,
+    stage_record,
+)
+
+__all__ = ["train"]
+
+RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
+
+
+def train(
+    run: config.Run | None,
+    out: str | Path,
+    *,
+    start: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    make_check: MakeCheck | None = None,
+    preparing: Callable[[int, int], None] | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Train by the recipe `run` into the folder `out`, and return that folder.
+
+    `start`: where the weights come from (a run, a checkpoint, `primer:NAME`), else they are drawn.
+    `resume`: go on with the run in `out` by its own recipe; `run` may then be None.
+    `make_check`: builds what is measured on held-out images as training goes on.
+    `preparing`: called with (done, total) images while data are decoded for the first time.
+    Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
+    """
+    folder = RunFolder(Path(out))
+    if resume:
+        if not (folder.path / "config.yaml").is_file():
+            raise UserError(f"{out}: holds no run to resume; leave --resume out to begin one")
+        run = config.load(folder.path / "config.yaml")
+    if run is None:
+        raise UserError("a recipe is needed to begin a run")
+    config.check(run)
+    if run.train.threads:
+        torch.set_num_threads(run.train.threads)
+    world = distributed.start(run.train.device)
+    torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
+    try:
+        if world.first and not resume:
+            folder.check(overwrite)
+        notes: list[str] = []
+        if world.first:
+            plans = stages.plans(run, notes.append, preparing)
+        world.barrier()  # the first process fills the cache, the others read it
+        if not world.first:
+            plans = stages.plans(run, lambda _: None, None)
+        _check_batches(plans, run, world)
+        if resume:
+            if world.first:
+                folder.lock()
+                folder.latest()
+                folder.clean()
+            _same_data(folder, plans)
+        else:
+            learner, source_notes = _first_learner(run, plans, start, world)
+            notes += source_notes
+            run, plans = freeze(run, plans, world)
+            if world.first:
+                folder.create()
+                folder.write("config.yaml", config.to_yaml(run))
+                folder.write("env.json", describe(plans, learner, start))
+        world.barrier()
+        if resume:
+            return _run(folder, run, plans, None, world, make_check, quiet, notes)
+        return _run(folder, run, plans, learner, world, make_check, quiet, notes)
+    finally:
+        folder.unlock()
+        world.close()
+
+
+def _run(
+    folder: RunFolder,
+    run: config.Run,
+    plans: list[Plan],
+    learner: Learner | None,
+    world: distributed.World,
+    make_check: MakeCheck | None,
+    quiet: bool,
+    notes: list[str],
+) -> Path:
+    """All stages, with returns to the last checkpoint where training diverges."""
+    log = Log(folder, sum(plan.images for plan in plans), world.first, quiet)
+    try:
+        log.tracker = tracker(run, folder) if world.first else None
+        for note in notes:
+            log.say(note)
+        if learner is None:
+            learner, progress = _restore(folder, run, world)
+            log.cut(progress.metrics_bytes)
+            if progress.stage == len(plans):
+                log.say(f"{folder.path}: this run is finished ({progress.images:,} images)")
+                return folder.path
+            log.say(f"going on after {progress.images:,} images")
+        else:
+            progress = Progress(metrics_bytes=log.size())
+            _save(folder, run, learner, progress, log)
+        with Signals() as signals:
+            while progress.stage < len(plans):
+                plan = plans[progress.stage]
+                try:
+                    learner = _enter(plan, run, learner, progress, world, log)
+                    check = _make_check(make_check, plan, learner, run, world)
+                    _stage(folder, run, plan, learner, progress, log, check, signals)
+                except Diverged as error:
+                    learner, progress = _return(folder, run, progress, plan, world, log, str(error))
+        log.say(f"done: {progress.images:,} images in {progress.seconds:,.0f} s of training")
+        return folder.path
+    finally:
+        log.close()
+
+
+def _stage(
+    folder: RunFolder,
+    run: config.Run,
+    plan: Plan,
+    learner: Learner,
+    progress: Progress,
+    log: Log,
+    check: Check | None,
+    signals: Signals,
+) -> None:
+    """One stage from where `progress` stands to its end."""
+    every = cadence(run.train, log.total)
+    if progress.stage_images == 0:
+        progress.history = []  # other images may be held out here
+        log.metric("stage", event="start", **stage_record(plan, learner, progress))
+        say_stage(plan, learner, log)
+    while progress.stage_images < plan.images:
+        began = time.perf_counter()
+        before = progress.images
+        step(plan, run, learner, progress)
+        progress.seconds += time.perf_counter() - began
+        last = progress.stage_images >= plan.images
+
+        def due(interval: int, before: int = before, last: bool = last) -> bool:
+            return interval > 0 and (last or before // interval != progress.images // interval)
+
+        if due(every["log"]):
+            log_step(plan, progress, log, learner)
+        if due(every["check"]) and check is not None and learner.world.first:
+            run_check(check, plan, learner, progress, log)
+        if due(every["sample"]) and learner.world.first:
+            draw_samples(folder, run, learner, progress, log, plan)
+        if last:
+            log.metric("stage", event="end", **stage_record(plan, learner, progress))
+            progress.stage += 1
+            progress.stage_images = progress.stage_returns = 0
+        stopping = learner.world.sums([float(signals.received)])[0] > 0
+        if due(every["checkpoint"]) or stopping:
+            progress.stage_end = last
+            _save(folder, run, learner, progress, log)
+        if stopping and progress.images < log.total:
+            log.say(f"stopped after {progress.images:,} images; go on{folder.advice}")
+            raise Interrupted
+        if last:
+            return  # progress now belongs to the next stage
+
+
+def _save(
+    folder: RunFolder, run: config.Run, learner: Learner, progress: Progress, log: Log
+) -> None:
+    progress.metrics_bytes = log.size()
+    if learner.world.first:
+        folder.save(
+            learner.spec, *learner.weights(), learner.optimizer_state(), progress, run.train.keep
+        )
+    learner.world.barrier()
+
+
+def _enter(
+    plan: Plan,
+    run: config.Run,
+    learner: Learner,
+    progress: Progress,
+    world: distributed.World,
+    log: Log,
+) -> Learner:
+    """The learner for this stage: the same, or rebuilt where size or labels change."""
+    if learner.spec != plan.spec:
+        entered = Learner(plan.spec, run.train, world)
+        weights, average = learner.weights()
+        model, notes = starting.adapt(weights, learner.spec, entered.model, "the stage before")
+        ema, _ = starting.adapt(average, learner.spec, entered.model, "the stage before")
+        entered.load(model, ema, learner.ema.steps)
+        entered.load_optimizer(learner.optimizer_state())
+        for note in notes:
+            log.say(f"stage {plan.name}: {note}")
+        learner = entered
+    if progress.stage_images == 0 and not plan.stage.keep_optimizer:
+        learner.optimizer.state.clear()
+    return learner
+
+
+def _first_learner(
+    run: config.Run, plans: list[Plan], start: str | None, world: distributed.World
+) -> tuple[Learner, list[str]]:
+    learner = Learner(plans[0].spec, run.train, world)
+    if start is None:
+        return learner, []
+    spec, state = starting.read(start)
+    adapted, notes = starting.adapt(state, spec, learner.model, start)
+    learner.load(adapted, adapted, 0)
+    return learner, [f"weights from {start}", *notes]
+
+
+def _restore(
+    folder: RunFolder, run: config.Run, world: distributed.World
+) -> tuple[Learner, Progress]:
+    checkpoint = find(folder.path)
+    progress = read_progress(checkpoint)
+    learner = Learner(read_spec(checkpoint), run.train, world)
+    learner.load(
+        read_weights(checkpoint, "model"), read_weights(checkpoint, "ema"), progress.ema_steps
+    )
+    learner.load_optimizer(read_optimizer(checkpoint))
+    return learner, progress
+
+
+def _return(
+    folder: RunFolder,
+    run: config.Run,
+    progress: Progress,
+    plan: Plan,
+    world: distributed.World,
+    log: Log,
+    reason: str,
+) -> tuple[Learner, Progress]:
+    """Back to the last checkpoint with half the learning rate."""
+    returns = progress.stage_returns + 1
+    if returns > RETURNS:
+        raise RunFailed(
+            f"stage {plan.name}: {reason}, also after {RETURNS} returns with a lower learning "
+            f"rate; lower --stages.{plan.name}.learning_rate or raise its warmup"
+        )
+    learner, restored = _restore(folder, run, world)
+    restored.attempt = progress.attempt + 1
+    restored.rate_factor = progress.rate_factor / 2
+    restored.stage_returns = returns
+    log.cut(restored.metrics_bytes)
+    log.metric(
+        "rollback",
+        images=progress.images,
+        to=restored.images,
+        learning_rate_factor=restored.rate_factor,
+        reason=reason,
+    )
+    log.say(
+        f"{reason}: back to {restored.images:,} images with {restored.rate_factor:g} of the "
+        "learning rate",
+        style="yellow",
+    )
+    return learner, restored
+
+
+def _make_check(
+    make: MakeCheck | None, plan: Plan, learner: Learner, run: config.Run, world: distributed.World
+) -> Check | None:
+    if make is None or not world.first or run.train.check_every < 0:
+        return None
+    return make(plan.dataset, learner.averaged, run.train.seed, run.train.check_images)
+
+
+def _check_batches(plans: list[Plan], run: config.Run, world: distributed.World) -> None:
+    for plan in plans:
+        own = microbatch(plan.stage, run.train, world.size)
+        if plan.stage.batch % (own * world.size):
+            raise UserError(
+                f"stages.{plan.name}.batch: {plan.stage.batch} cannot be shared by {world.size} "
+                f"processes in microbatches of {own}; make it a multiple of {own * world.size}"
+            )
+
+
+def _same_data(folder: RunFolder, plans: list[Plan]) -> None:
+    try:
+        recorded = json.loads((folder.path / "env.json").read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{folder.path}: its env.json is missing or damaged") from None
+    for plan in plans:
+        if recorded.get(plan.name) != plan.dataset.key:
+            raise UserError(
+                f"stage {plan.name}: the images have changed since the run began, so it cannot be "
+                f"resumed; begin a new one with --from {folder.path}"
+            )

@@ -1,0 +1,110 @@
+"""Weights for a run that another run began: `--from RUN|CHECKPOINT|primer:NAME`.
+
+The network, the space and the prediction must be the same. Another number of patches is met by
+interpolating the positions, other labels by matching their names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from underpaint import backbones, config
+from underpaint.core import spaces
+from underpaint.errors import UserError
+from underpaint.model import Model, find, read_spec, read_weights
+
+__all__ = ["adapt", "adopt", "read"]
+
+# May differ between a checkpoint and the recipe that goes on from it.
+FREE = {"network.labels", "network.label_drop", "network.dropout", "space.vae"}
+
+
+def adopt(run: config.Run, source: str) -> config.Run:
+    """The recipe with the space, network, noise and previews of the model in `source`."""
+    spec = read_spec(find(source))
+    network = dataclasses.replace(spec.network, labels=run.network.labels)
+    data = run.data if run.data.size else dataclasses.replace(run.data, size=spec.size)
+    data = dataclasses.replace(data, channels=spec.channels)
+    return dataclasses.replace(
+        run, data=data, space=spec.space, network=network, noise=spec.noise, preview=spec.preview
+    )
+
+
+def read(source: str) -> tuple[config.ModelSpec, dict[str, Tensor]]:
+    """Spec and averaged weights of the model in `source`."""
+    folder = find(source)
+    return read_spec(folder), read_weights(folder, "ema")
+
+
+def adapt(
+    state: dict[str, Tensor], old: config.ModelSpec, model: Model, source: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of `old` made to fit `model`, and a sentence on each change that was needed.
+
+    Raises UserError naming the first setting in which the two differ for good.
+    """
+    new = model.spec
+    mismatch = _mismatch(old, new)
+    if mismatch:
+        place, theirs, ours = mismatch
+        raise UserError(
+            f"{source}: its {place} is {theirs}, the recipe's is {ours}; "
+            f"set --{place} {theirs} or start from another model"
+        )
+    notes = []
+    old_grid = spaces.build(old.space, old.size, old.channels).grid
+    grid = model.space.grid
+    if old_grid != grid:
+        state = backbones.interpolate_positions(state, old_grid, grid)
+        notes.append(
+            f"positions interpolated from {old_grid[0]}×{old_grid[1]} "
+            f"to {grid[0]}×{grid[1]} patches"
+        )
+    own = model.denoiser.backbone.state_dict()
+    old_names = old.label_names if old.network.labels else ()
+    if old_names != model.label_names:
+        kept = [name for name in model.label_names if name in old_names]
+        notes.append(
+            f"{len(kept)} of {len(model.label_names)} labels known to the source; the rest are new"
+        )
+    adapted = {}
+    for name, tensor in own.items():
+        theirs = state.get(name)
+        if backbones.is_label_table(name):
+            adapted[name] = _relabel(tensor, theirs, old_names, model.label_names)
+        elif theirs is not None and theirs.shape == tensor.shape:
+            adapted[name] = theirs
+        else:
+            raise UserError(f"{source}: its tensor '{name}' does not fit the recipe's network")
+    return adapted, notes
+
+
+def _relabel(
+    fresh: Tensor, old: Tensor | None, old_names: tuple[str, ...], names: tuple[str, ...]
+) -> Tensor:
+    """Rows by the labels' names; a row beyond them is the null label's."""
+    table = fresh.detach().clone()
+    if old is None:
+        return table
+    for row, name in enumerate(names):
+        if name in old_names:
+            table[row] = old[old_names.index(name)]
+    table[len(names) :] = old[len(old_names) :]
+    return table
+
+
+def _mismatch(old: config.ModelSpec, new: config.ModelSpec) -> tuple[str, Any, Any] | None:
+    for section in ("space", "network", "noise"):
+        theirs, ours = getattr(old, section), getattr(new, section)
+        for field in dataclasses.fields(theirs):
+            place = f"{section}.{field.name}"
+            a, b = getattr(theirs, field.name), getattr(ours, field.name)
+            trained_in = section != "noise" or field.name in ("process", "prediction", "sigma_data")
+            if a != b and place not in FREE and trained_in:
+                return place, a, b
+    if old.channels != new.channels:
+        return "data.channels", old.channels, new.channels
+    return None

@@ -1,0 +1,148 @@
+"""What a run shows while it trains: metrics, overfit checks and sample grids."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+from underpaint import config, pictures
+from underpaint.data import Dataset
+from underpaint.model import Model
+from underpaint.training.learner import Learner
+from underpaint.training.log import Log
+from underpaint.training.stages import Plan
+from underpaint.training.state import Progress, RunFolder, writing
+from underpaint.training.step import training_flops
+
+__all__ = [
+    "Check",
+    "MakeCheck",
+    "cadence",
+    "draw_samples",
+    "log_step",
+    "run_check",
+    "say_stage",
+    "stage_record",
+]
+
+
+class Check(Protocol):
+    """A measurement that the run makes on its averaged weights from time to time."""
+
+    def run(self, model: Model, stage: config.Stage, rate: float) -> list[dict[str, Any]]:
+        """Records for metrics.jsonl; the first is that of whole images."""
+
+    def warning(self, history: list[list[float]]) -> str | None:
+        """A sentence if the held-out losses of the checks so far call for one."""
+
+
+# Builds a stage's check: its images, the averaged model, the run's seed, images a side.
+MakeCheck: TypeAlias = Callable[[Dataset, Model, int, int], Check | None]
+
+
+def log_step(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None:
+    sums, steps = progress.sums, progress.sums.get("steps", 0.0)
+    if steps:
+        level = plan.level(progress.stage_images - plan.stage.batch)
+        spent = progress.seconds - sums.get("since", 0.0)
+        speed = steps * plan.stage.batch / max(spent, 1e-9)
+        log.metric(
+            "step",
+            stage=plan.name,
+            images=progress.images,
+            stage_images=progress.stage_images,
+            loss=sums["loss"] / steps,
+            x0_mse=sums["x0_mse"] / steps,
+            grad_norm=sums["grad_norm"] / steps,
+            lr=sums["rate"],
+            rate=level.realised,
+            visible=level.visible,
+            skipped=progress.skipped,
+            flops=progress.flops,
+            seconds=progress.seconds,
+            images_per_s=speed,
+            time=time.time(),
+        )
+        log.step(plan.name, progress.images, speed, sums["loss"] / steps)
+    progress.sums = {"since": progress.seconds}
+
+
+def run_check(check: Check, plan: Plan, learner: Learner, progress: Progress, log: Log) -> None:
+    level = plan.level(max(0, progress.stage_images - plan.stage.batch))
+    records = check.run(learner.averaged, plan.stage, level.rate)
+    for record in records:
+        log.metric("check", stage=plan.name, images=progress.images, **record)
+    if records[0].get("held_out_images") is not None:
+        progress.history = [*progress.history, records[0]["held_out_images"]][-4:]
+        warning = check.warning(progress.history)
+        if warning:
+            log.say(warning, style="yellow")
+
+
+def draw_samples(
+    folder: RunFolder, run: config.Run, learner: Learner, progress: Progress, log: Log, plan: Plan
+) -> None:
+    name = f"images_{progress.images:012d}.png"
+    names = learner.averaged.label_names
+    columns = min(len(names), 10) or 8
+    rows = max(1, run.preview.count // columns)
+    labels = list(range(columns)) if names else None
+    images = learner.averaged.sample(rows * columns, seed=0, labels=labels)
+    captions = list(names[:columns]) if names else None
+    with writing(folder.samples, folder.advice):
+        pictures.grid(images, columns, captions).save(folder.samples / name)
+    log.metric(
+        "sample",
+        stage=plan.name,
+        images=progress.images,
+        file=f"samples/{name}",
+        columns=columns,
+        rows=rows,
+        labels=captions,
+    )
+
+
+def cadence(train: config.Train, total: int) -> dict[str, int]:
+    def of(setting: int, parts: int) -> int:
+        return max(1, total // parts) if setting == 0 else setting
+
+    return {
+        "log": of(train.log_every, 400),
+        "check": of(train.check_every, 8),
+        "sample": of(train.sample_every, 8),
+        "checkpoint": of(train.checkpoint_every, 8),
+    }
+
+
+def stage_record(plan: Plan, learner: Learner, progress: Progress) -> dict[str, Any]:
+    level = plan.level(progress.stage_images if progress.stage_images < plan.images else 0)
+    patches = plan.space.grid[0] * plan.space.grid[1]
+    return {
+        "stage": plan.name,
+        "index": plan.index,
+        "images": progress.images,
+        "mask": plan.stage.mask,
+        "rate_asked": plan.stage.rate,
+        "rate": level.realised,
+        "visible": level.visible,
+        "patches": patches,
+        "flops_per_image": training_flops(learner, level.visible, plan.stage.mask),
+        "whole_flops_per_image": training_flops(learner, patches, "none"),
+        "seconds": progress.seconds,
+        "flops": progress.flops,
+    }
+
+
+def say_stage(plan: Plan, learner: Learner, log: Log) -> None:
+    level, patches = plan.levels[0], plan.space.grid[0] * plan.space.grid[1]
+    share = training_flops(learner, level.visible, plan.stage.mask) / training_flops(
+        learner, patches, "none"
+    )
+    hidden = (
+        f"{level.realised:.1%} hidden ({plan.stage.mask}), {level.visible} of {patches} patches, "
+        f"{share:.0%} of a whole image's compute"
+        if level.visible < patches
+        else f"whole images of {patches} patches"
+    )
+    log.say(f"stage {plan.name}: {plan.images:,} images, {hidden}", style="bold")

@@ -1,0 +1,319 @@
+"""The report: a page of its own that tells what the run's files say, whatever is missing."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.report.synthetic import model, write_images, write_run
+from underpaint import report
+from underpaint.errors import UserError
+from underpaint.report import gallery, metrics, summary
+from underpaint.report.plots import Band, Line, chart, smooth
+
+SECTIONS = ["samples", "progress", "nearest", "stages", "curves", "repeat"]
+LABELS = ("0", "1", "2", "3")
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERPAINT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return str(write_images(tmp_path / "images.npz"))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Runs have weights; what they draw are the first training images, by heart."""
+    images = np.load(source)["images"]
+    monkeypatch.setattr(gallery.models, "load", lambda _: model(LABELS, images))
+
+
+class Page(HTMLParser):
+    """Parses a page and fails where tags do not match."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open, self.ids, self.addresses, self.tags = [], [], [], []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self.source.count("<style>") == 1
+        self.body = self.source.split("</style>")[1]
+        self.text = re.sub(r"[ \n]+", " ", re.sub(r"<[^>]+>", " ", self.body))
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.ids += [value for name, value in attributes if name == "id"]
+        self.addresses += [
+            value for name, value in attributes if name.rsplit(":")[-1] in ("src", "href")
+        ]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_whole_run_has_every_section_and_needs_nothing_else(tmp_path, source):
+    path = report.build(write_run(tmp_path / "run", source), title="My run")
+    assert path == tmp_path / "run" / "report.html"
+    page = Page(path)
+    assert set(SECTIONS) <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert page.addresses
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"@import|url\((?!#)|\bon\w+=", page.source)
+    assert "<h1>My run</h1>" in page.source
+    assert [p.name for p in path.parent.glob(".*")] == []  # no draft stays behind
+    for text in (
+        "This model learned from 54 images",
+        "6 more were held out",
+        "1.08 million parameters",
+        "64 patches of 4×4 pixels",
+        "underpaint train --config",
+        "learning_rate: 0.001",  # the recipe
+        "torch 2.13.0",  # the environment
+        "Error by noise level",
+        "The same at the stage&#39;s mask",
+    ):
+        assert text in page.text
+
+
+def test_what_the_masks_saved(tmp_path, source):
+    # 32,000 images at a quarter of 400 MFLOP, then 32,000 whole ones
+    run_dir = write_run(tmp_path / "run", source)
+    page = Page(report.build(run_dir))
+    records = metrics.read(run_dir / "metrics.jsonl")
+    ends = [r for r in records if r["kind"] == "stage" and r["event"] == "end"]
+    masked, whole = ends[0]["seconds"], ends[1]["seconds"] - ends[0]["seconds"]
+    saved = summary.clock(whole - masked)
+    assert "Hiding patches saved 9.6 TFLOP, 37.5\xa0% of what" in page.text
+    assert f"would have taken {saved} longer" in page.text
+    row = re.search(r"<th>masked</th>(.*?)</tr>", page.source, re.DOTALL)[1]
+    assert re.findall(r"<td>(.*?)</td>", row) == [
+        "32,000",
+        "75\xa0%",
+        "16 of 64",
+        "100 MFLOP",
+        f"{32_000 / masked:,.0f}",
+        summary.clock(masked),
+        "9.6 TFLOP",
+        saved,
+    ]
+
+
+@pytest.mark.usefixtures("trained")
+def test_copies_are_shown_beside_what_they_were_copied_from(tmp_path, source):
+    run_dir = write_run(tmp_path / "run", source)
+    drawn = gallery.draw(run_dir, report.page._read(run_dir)[0], "whole")
+    assert len(drawn.pairs) == 16
+    copies = [pair for pair in drawn.pairs if pair.distance == 0]
+    assert len(copies) >= 10  # all but those that happen to be held out
+    assert all(np.array_equal(pair.sample, pair.image) for pair in copies)
+    # independent uniform noise: differences of variance 2·(256² − 1)/12, the nearest a bit closer
+    assert 80 < drawn.usual < np.sqrt(2 * (256**2 - 1) / 12)
+    assert [drawn.columns, len(drawn.real), drawn.captions] == [4, 16, LABELS]
+
+
+@pytest.mark.usefixtures("trained")
+def test_real_images_stand_in_the_columns_of_their_labels(tmp_path, source):
+    run_dir = write_run(tmp_path / "run", source)
+    drawn = gallery.draw(run_dir, report.page._read(run_dir)[0], "whole")
+    with np.load(source) as arrays:
+        label = {i.tobytes(): n for i, n in zip(arrays["images"], arrays["labels"], strict=True)}
+    for place, image in enumerate(drawn.real):
+        assert label[image.tobytes()] == place % 4
+
+
+def test_an_interrupted_run_with_half_a_line(tmp_path, source):
+    run_dir = write_run(tmp_path / "run", source, finished=False)
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "stage": "whole", "ima')
+    page = Page(report.build(run_dir))
+    assert "has not reached the end of its recipe" in page.text
+    assert "12,800 images in" in page.text
+    assert "not finished" in page.text
+    assert "No final samples could be drawn" in page.text
+
+
+def test_damage_elsewhere_is_an_error(tmp_path, source):
+    run_dir = write_run(tmp_path / "run", source)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    lines[4] = lines[4][:20] + "\n"
+    (run_dir / "metrics.jsonl").write_text("".join(lines))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 5 is damaged"):
+        report.build(run_dir)
+
+
+@pytest.mark.usefixtures("trained")
+def test_without_held_out_images(tmp_path, source):
+    page = Page(report.build(write_run(tmp_path / "run", source, held_out=False)))
+    assert set(SECTIONS) <= set(page.ids)
+    assert "learned from 60 images" in page.text
+    assert "held out to judge" not in page.text
+    assert "learning by heart cannot be seen here" in page.text
+    assert "There are no held-out images to say what distance is usual" in page.text
+
+
+@pytest.mark.usefixtures("trained")
+def test_without_checks(tmp_path, source):
+    page = Page(report.build(write_run(tmp_path / "run", source, checks=False)))
+    assert set(SECTIONS) <= set(page.ids)
+    assert "No overfit checks are recorded" in page.text
+    assert "Error by noise level" not in page.text
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("stage", ["masked", "whole"])
+def test_with_a_single_stage_no_time_is_claimed(tmp_path, source, stage):
+    page = Page(report.build(write_run(tmp_path / "run", source, stages=(stage,))))
+    assert "in one stage" in page.text
+    assert "time saved" not in page.text
+    assert "longer" not in page.text
+    assert ("Hiding patches saved" in page.text) == (stage == "masked")
+    assert ("No stage hid patches" in page.text) == (stage == "whole")
+
+
+def test_before_the_first_step(tmp_path, source):
+    run_dir = write_run(tmp_path / "run", source)
+    (run_dir / "metrics.jsonl").unlink()
+    (run_dir / "env.json").unlink()
+    page = Page(report.build(run_dir))
+    assert "No training is recorded yet" in page.text
+    assert "No stage has begun" in page.text
+
+
+def test_names_are_text_and_never_markup(tmp_path, source, monkeypatch):
+    evil = "<script>alert(1)</script>"
+    images = np.load(source)["images"]
+    monkeypatch.setattr(gallery.models, "load", lambda _: model((evil, "$x$"), images))
+    run_dir = write_run(tmp_path / "run", source, labels=(evil, "$x$"), stages=("a&b<i>",))
+    page = Page(report.build(run_dir, title=evil, also=[(evil, run_dir), ("$\\frac$", run_dir)]))
+    assert "script" not in page.tags
+    assert "i" not in page.tags
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page.source
+
+
+@pytest.mark.usefixtures("trained")
+def test_when_the_images_are_gone(tmp_path, source):
+    run_dir = write_run(tmp_path / "run", source)
+    Path(source).unlink()
+    page = Page(report.build(run_dir))
+    assert "The images of this run were not found" in page.text
+    assert "Real images" not in page.text.replace("Samples and real images", "")
+    assert "nearest" not in page.ids
+    assert "Samples" in page.text
+    assert {"samples", "progress", "stages", "curves", "repeat"} <= set(page.ids)
+
+
+def test_several_runs_side_by_side(tmp_path, source):
+    main = write_run(tmp_path / "run", source)
+    transfer = write_run(
+        main / "transfer", source, stages=("whole",), start=str(main), settings={"limit": 40}
+    )
+    scratch = write_run(main / "scratch", source, stages=("whole",), level=1.8)
+    page = Page(report.build(main, also=[("on from it", transfer), ("from scratch", scratch)]))
+    assert "comparison" in page.ids
+    assert len(page.ids) == len(set(page.ids))
+    assert "began with the weights of the run above" in page.text
+    assert "began from random weights" in page.text
+    assert "40 images" in page.text
+    curves = page.body.split("Error on held-out images", 1)[1].split("</figure>")[0]
+    assert "on from it" in curves
+    assert "from scratch" in curves
+    alone = Page(report.build(transfer, title="Transfer", also=[("from scratch", scratch)]))
+    assert alone.source.count("<figure>\n<h3>") >= 2  # a single one beside the run itself
+    assert "finetune --from" in alone.text
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        report.build(tmp_path)
+
+
+# --- its parts ---------------------------------------------------------------------------------
+
+
+def test_reading_metrics(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert metrics.read(path) == []
+    whole = json.dumps({"kind": "step", "images": 1})
+    path.write_text(f"{whole}\n{whole}\n")
+    assert len(metrics.read(path)) == 2
+    for cut in range(1, len(whole)):
+        path.write_text(f"{whole}\n{whole[:cut]}")
+        assert len(metrics.read(path)) == 1
+    path.write_text(f"{whole}\n{whole[:9]}\n")  # with its end of line, it was not cut but damaged
+    with pytest.raises(UserError, match="line 2"):
+        metrics.read(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (59.6, "1 min"),
+        (200, "3 min 20 s"),
+        (12_060, "3 h 21 min"),
+    ],
+)
+def test_clock(number, text):
+    assert summary.clock(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 FLOP"), (4e8, "400 MFLOP"), (9.6e12, "9.6 TFLOP"), (9.9999e14, "1 PFLOP")],
+)
+def test_flops(number, text):
+    assert summary.flops(number) == text
+
+
+def test_seconds_between_steps_are_interpolated():
+    records = [{"kind": "step", "images": i, "seconds": s} for i, s in ((100, 10.0), (200, 30.0))]
+    assert summary.seconds_at(records, [50, 100, 150]) == [5.0, 10.0, 20.0]
+    assert summary.seconds_at([], [50]) == [0.0]
+
+
+def test_smoothing_keeps_means_and_lines():
+    line = [float(i) for i in range(100)]
+    assert smooth(line)[10:90] == pytest.approx(line[10:90])
+    assert smooth([2.0] * 7) == pytest.approx([2.0] * 7)
+    assert smooth([]) == []
+
+
+def test_a_chart_takes_its_colours_from_the_page():
+    lines = [Line("a", [0, 1], [1, 2]), Line("b < $c$", [0, 1], [2, 1], 1, faint=[1, 1])]
+    bands = [Band("first stage", "first", 0, 0.5, True), Band("second", "second", 0.5, 1)]
+    drawing = chart(
+        "one", lines, x_label="x", y_label="y", describe='a "curve"', bands=bands, wide=True
+    )
+    assert drawing.count("<svg") == 2  # one for a phone
+    for variable in (
+        "currentColor",
+        "var(--rule)",
+        "var(--band)",
+        "var(--line-1)",
+        "var(--line-2)",
+    ):
+        assert variable in drawing
+    assert not re.search(r"#0\d0\d0\d", drawing)
+    assert "b &lt; $c$" in drawing
+    ids = re.findall(r' id="([^"]+)"', drawing)
+    assert len(ids) == len(set(ids))
+    for used in re.findall(r'(?:url\(#|href="#)([^)"]+)', drawing):
+        assert used in ids

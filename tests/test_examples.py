@@ -1,0 +1,130 @@
+"""The examples run, and what README and docs say is there is there."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import underpaint as up
+from underpaint import config
+from underpaint.cli import VERBS, parser
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/your-images.md"]
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run an example in an empty folder; returns its globals."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["example"])
+    return lambda name: runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+def brief(name: str) -> config.Run:
+    """The recipe `name`, so short and small that it takes seconds."""
+    run = config.preset(name)
+    small = {"width": 16, "depth": 3, "heads": 2}
+    stages = {stage: {"images": 64, "batch": 32} for stage in run.stages}
+    train = {"check_every": -1, "threads": 1}
+    changes = {"network": small, "stages": stages, "train": train}
+    changes["preview"] = {"count": 8, "steps": 2}
+    return config.from_dict(config.Run, changes, "brief", run)
+
+
+def code(name: str) -> str:
+    """An example without its docstring."""
+    text = (ROOT / "examples" / name).read_text(encoding="utf-8")
+    return text.split('"""', 2)[2].strip()
+
+
+# --- examples ----------------------------------------------------------------------------------
+
+
+def test_train_and_sample(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(up, "preset", brief)
+    found = example("train_and_sample.py")
+    assert Path("runs/pixel-art/report.html").is_file()
+    assert found["heads"].shape == (8, 32, 32, 3)
+    assert found["heads"].dtype == np.uint8
+    assert found["clean"].shape == found["x0"].shape == (8, 3, 32, 32)
+    assert found["clean"].isfinite().all()
+
+
+def test_masks_alone_hides_three_quarters(example: Any) -> None:
+    found = example("masks_alone.py")
+    images = found["images"].reshape(2, 4, 32, 32, 3)  # row, kind
+    grey = (images == 128).all(axis=-1).mean(axis=(2, 3))  # share of the pixels
+    assert (grey[:, 0] < 0.1).all()
+    assert (grey[:, 1:] >= 0.75).all()
+    with Image.open("masks.png") as picture:
+        assert picture.width > picture.height > 100
+
+
+def test_network_alone_learns_from_a_quarter_of_the_patches(example: Any) -> None:
+    found = example("network_alone.py")
+    assert found["x0"].shape == (32, 16, 48)
+    assert sum(found["losses"][-10:]) / 10 < 0.8 * found["losses"][0]
+
+
+def test_dataset_alone(example: Any) -> None:
+    found = example("dataset_alone.py")
+    assert found["batch"].shape == (32, 32, 32, 3)
+    assert not set(found["ids"]) & set(found["images"].held_out_ids)
+
+
+# --- pages -------------------------------------------------------------------------------------
+
+
+def test_readme_has_the_example() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert [block.strip() for block in blocks] == [code("train_and_sample.py")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    links = re.findall(r"(?<!!)\[[^]]*\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    missing = [x for x in links if "://" not in x and not (path.parent / x).exists()]
+    assert missing == []
+
+
+def commands(page: str) -> list[str]:
+    """Lines of code blocks that call `underpaint`, without their comments."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    starts = (line.strip() for line in lines)
+    return [line.partition("#")[0].strip() for line in starts if line.startswith("underpaint ")]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/your-images.md", "docs/recipes.md"])
+def test_commands_are_understood(page: str) -> None:
+    found = [line for line in commands(page) if line.split()[1] in VERBS]
+    assert len(found) >= 3
+    for line in found:
+        words = shlex.split(line.partition(">")[0].replace("...", ""))[1:]
+        own = parser(words[0])
+        _, others = own.parse_known_args(words[1:])
+        own.refuse(others)  # raises for a flag that does not exist
+
+
+def test_architecture_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [line.rsplit("|", 2)[1] for line in text.splitlines() if line.startswith("| ")]
+    names = re.findall(r"`([\w/*.]+)`", " ".join(rows[2:]))
+    assert len(names) > 20
+    package = ROOT / "src" / "underpaint"
+    assert [name for name in names if not list(package.glob(name.rstrip("/")))] == []
+
+
+def test_architecture_picture_is_drawn_by_its_script() -> None:
+    drawn = runpy.run_path(str(ROOT / "tools" / "architecture.py"))
+    assert (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8") == drawn["picture"]()
+    package = ROOT / "src" / "underpaint"
+    boxes = drawn["DATA"] + drawn["TRAINING"] + drawn["SAMPLING"]
+    assert [box.file for box in boxes if not (package / box.file).exists()] == []

@@ -1,0 +1,234 @@
+"""The latent space from end to end, with small autoencoders of random weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+
+from underpaint import config, data, model, vae
+from underpaint.core import spaces
+from underpaint.data import latents
+from underpaint.errors import UserError
+from underpaint.judge.overfit import OverfitCheck
+from underpaint.training import train
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An AutoencoderKL: 1/2 of the side, 4 channels."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("kl")
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.5,
+        shift_factor=0.25,
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("tiny")
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=4,
+        scaling_factor=1.5,
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    path = tmp_path / "images.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8))
+    return path
+
+
+def encoded(images: Path, folder: Path) -> data.Dataset:
+    dataset = data.prepare(config.Data(source=str(images)))
+    return latents.prepare(dataset, vae.read(folder, 3))
+
+
+def test_the_cache_holds_the_moments_of_both_sides(images: Path, folder: Path) -> None:
+    dataset = encoded(images, folder)
+    assert dataset.latents is not None
+    moments = dataset.latents.moments
+    assert (moments.shape, moments.dtype) == ((40, 2, 2, 4, 8, 8), np.float16)
+    reference = AutoencoderKL.from_pretrained(folder).eval()
+    planes = spaces.from_uint8(dataset.batch(np.array([3, 25])))
+    for side, images_ in enumerate((planes, planes.flip(3))):
+        with torch.no_grad():
+            law = reference.encode(images_).latent_dist
+        for i, expected in enumerate((law.mean, law.std)):
+            found = torch.from_numpy(moments[[3, 25], side, i].astype(np.float32))
+            torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
+
+
+def test_latents_are_drawn_anew_and_scaled_by_the_config(images: Path, folder: Path) -> None:
+    own = encoded(images, folder).latents
+    assert own is not None
+    ids = np.zeros(4000, np.int64)
+    drawn = own.draw(ids, np.random.default_rng(0), flip=False)
+    mean, std = own.moments[0, 0].astype(np.float64)
+    assert drawn.dtype == np.float32
+    np.testing.assert_allclose(drawn.mean(0), 0.5 * (mean - 0.25), atol=0.1 * std.max())
+    np.testing.assert_allclose(drawn.std(0), 0.5 * std, rtol=0.1)
+    np.testing.assert_allclose(own.means(ids[:1])[0], 0.5 * (mean - 0.25), rtol=1e-5, atol=1e-6)
+    again = own.draw(ids, np.random.default_rng(0), flip=False)
+    assert np.array_equal(drawn, again)
+
+
+def test_half_of_the_latents_are_mirrored(images: Path, tiny: Path) -> None:
+    """A tiny autoencoder has no spread, so a drawn latent is one of two."""
+    own = encoded(images, tiny).latents
+    assert own is not None
+    assert not own.moments[:, :, 1].any()
+    drawn = own.draw(np.zeros(400, np.int64), np.random.default_rng(0), flip=True)
+    straight, mirrored = 1.5 * own.moments[0, :, 0].astype(np.float32)
+    is_mirrored = np.array([np.allclose(z, mirrored) for z in drawn])
+    assert 150 < is_mirrored.sum() < 250
+    assert all(np.allclose(z, straight) for z in drawn[~is_mirrored])
+
+
+def test_latents_are_computed_once(
+    images: Path, folder: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int]] = []
+    dataset = data.prepare(config.Data(source=str(images)))
+    encoder = vae.read(folder, 3)
+    first = latents.prepare(dataset, encoder, force=True, progress=lambda *a: calls.append(a))
+    assert calls[-1] == (40, 40)
+    monkeypatch.setattr(vae.VAE, "module", property(lambda self: pytest.fail("it was read again")))
+    second = latents.prepare(dataset, vae.read(folder, 3))
+    assert first.latents is not None
+    assert second.latents is not None
+    assert np.array_equal(first.latents.moments, second.latents.moments)
+    assert second.key == first.key != dataset.key
+    assert vae.read(tiny, 3).digest != encoder.digest
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+def test_decoding_undoes_the_scale(kind: str, folder: Path, tiny: Path) -> None:
+    path = folder if kind == "kl" else tiny
+    cls = AutoencoderKL if kind == "kl" else AutoencoderTiny
+    raw = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        expected = cls.from_pretrained(path).eval().decode(raw).sample
+    own = vae.read(path, 3)
+    torch.testing.assert_close(own.decode(own.scale * (raw - own.shift)), expected)
+
+
+def recipe(images: Path, folder: Path | str) -> config.Run:
+    return config.from_dict(
+        config.Run,
+        {
+            "data": {"source": str(images), "held_out": "8"},
+            "space": {"kind": "latents", "patch": 2, "factor": 2, "vae": str(folder)},
+            "network": {"width": 16, "depth": 3, "heads": 2},
+            "stages": {
+                "masked": {"images": 16, "mask": "patch", "rate": 0.5, "batch": 8, "flip": True},
+                "whole": {"images": 16, "batch": 8},
+            },
+            "train": {"threads": 1},
+            "preview": {"count": 4, "steps": 2, "sampler": "euler", "clip": "none"},
+        },
+        "test: ",
+    )
+
+
+def test_a_run_in_latents_trains_checks_and_samples(
+    images: Path, folder: Path, tmp_path: Path
+) -> None:
+    run = train(recipe(images, folder), tmp_path / "run", make_check=OverfitCheck.of, quiet=True)
+    assert list((run / "samples").glob("*.png"))
+    trained = model.load(run, device="cpu")
+    assert trained.space.grid == (4, 4)
+    assert trained.space.patch_dim == 16
+    samples = trained.sample(2, seed=1)
+    assert (samples.shape, samples.dtype) == ((2, 16, 16, 3), np.uint8)
+    x0 = torch.randn(1, 16, 16)
+    expected = vae.read(folder, 3).decode(trained.space.decode(x0))
+    assert torch.equal(trained.images(x0), expected)
+    with pytest.raises(UserError, match="clip static: latents are not bounded"):
+        trained.sample(1, clip="static")
+
+
+def test_images_of_a_pixel_model_are_its_patches(tmp_path: Path) -> None:
+    own = model.build(config.ModelSpec(network=config.Network(width=16, depth=1, heads=1)))
+    x0 = torch.randn(1, 64, 48)
+    assert torch.equal(own.images(x0), own.space.decode(x0))
+
+
+# --- wrong use
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"vae": ""}, "space.kind latents needs an autoencoder; give --space.vae"),
+        ({"vae": "nowhere"}, "nowhere: is not the folder of an AutoencoderKL"),
+        ({"latent_channels": 8}, "its latent_channels is 4, space.latent_channels is 8"),
+        ({"factor": 4}, "its factor is 2, space.factor is 4"),
+    ],
+)
+def test_an_autoencoder_that_does_not_fit(
+    images: Path, folder: Path, tmp_path: Path, space: dict[str, object], words: str
+) -> None:
+    run = recipe(images, folder)
+    run.space = config.from_dict(config.Space, space, "", run.space)
+    with pytest.raises(UserError, match=words):
+        train(run, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_autoencoder_of_other_channels(folder: Path) -> None:
+    with pytest.raises(UserError, match="takes images of 3 channels, these have 1"):
+        vae.read(folder, 1)
+
+
+def test_damaged_weights(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(
+            file.read_bytes()[: 300 if "model" in file.name else None]
+        )
+    with pytest.raises(UserError, match="AutoencoderKL cannot be read") as raised:
+        vae.read(tmp_path, 3).moments(torch.zeros(1, 3, 8, 8))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--stages.masked.shift", "2"], "cannot be shifted|not shifted"),
+        (["--preview.clip", "static"], "clip static"),
+        (["--data.size", "18"], "18×18 is not divisible by space.patch 2 · space.factor 2"),
+    ],
+)
+def test_settings_that_do_not_go_with_latents(
+    images: Path, folder: Path, flags: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        config.check(config.apply_flags(recipe(images, folder), flags))
+
+
+def test_prepare_computes_latents(
+    images: Path, folder: Path, wrong: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from underpaint.cli import main
+
+    assert main(["prepare", str(images), "--latents", str(folder), "--quiet"]) == 0
+    assert "4 × 8 × 8" in capsys.readouterr().out
+    assert "is not the folder" in wrong("prepare", images, "--latents", images)

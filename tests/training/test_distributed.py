@@ -1,0 +1,42 @@
+"""Two processes are one process with two microbatches."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.runs import environment, metrics, weights
+from underpaint import config
+from underpaint.training import train
+
+
+@pytest.mark.slow
+def test_two_processes_equal_two_microbatches(recipe: config.Run, tmp_path: Path) -> None:
+    recipe.stages = {"masked": dataclasses.replace(recipe.stages["masked"], images=40)}
+    recipe.train.microbatch = 4
+    one = train(recipe, tmp_path / "one", quiet=True)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(config.to_yaml(recipe))
+    two = tmp_path / "two"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", "-m", "underpaint"]
+    done = subprocess.run(
+        [*torchrun, "train", "--config", str(path), "--out", str(two)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    a, b = weights(one), weights(two)
+    for name, tensor in a.items():
+        torch.testing.assert_close(b[name], tensor, atol=1e-6, rtol=0)
+    steps = [m for m in metrics(two) if m["kind"] == "step"]
+    assert [m["images"] for m in steps] == [
+        m["images"] for m in metrics(one) if m["kind"] == "step"
+    ]
+    assert done.stderr.count("stage masked:") == 1  # only the first process speaks
+    assert (two / "report.html").exists()

@@ -1,0 +1,98 @@
+"""A run that is killed, interrupted or resumed is the run that was not."""
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training.runs import assert_same_run, command, environment, metrics, underpaint
+from underpaint import api, config
+from underpaint.training import train
+
+
+@pytest.fixture
+def written(recipe: config.Run, tmp_path: Path) -> Path:
+    """The recipe as a file, long enough to be killed on the way."""
+    recipe.stages["masked"].images = 960
+    recipe.stages["whole"].images = 640
+    recipe.train.checkpoint_every = 160
+    recipe.train.sample_every = recipe.train.check_every = 480
+    path = tmp_path / "recipe.yaml"
+    path.write_text(config.to_yaml(recipe))
+    return path
+
+
+def wait_for(out: Path, images: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the run's metrics reach `images`."""
+    while process.poll() is None:
+        file = out / "metrics.jsonl"
+        if file.exists() and file.read_text().count('"kind": "step"') * 16 >= images:
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_three_times(written: Path, tmp_path: Path) -> None:
+    straight = api.train(written, tmp_path / "straight", quiet=True)
+    out = tmp_path / "killed"
+    start = command("train", "--config", written, "--out", out, "--quiet")
+    again = command("train", "--resume", "--out", out, "--quiet")
+    draw = random.Random()  # another place at each run of the tests
+    kills = 0
+    for number, share in enumerate((0.25, 0.5, 0.75)):
+        process = subprocess.Popen(start if number == 0 else again, env=environment())
+        wait_for(out, int(1600 * share), process)
+        time.sleep(draw.random() * 0.2)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    assert kills > 0
+    assert underpaint("train", "--resume", "--out", out, "--quiet").returncode == 0
+    assert_same_run(straight, out)
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_after_a_checkpoint(
+    written: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command("train", "--config", written, "--out", out),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(out, 320, process)  # type: ignore[arg-type]
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    last = int((out / "checkpoints" / "LATEST").read_text())
+    assert 0 < last < 1600
+    assert underpaint("train", "--resume", "--out", out, "--quiet").returncode == 0
+    assert_same_run(api.train(written, tmp_path / "straight", quiet=True), out)
+
+
+def test_resuming_a_finished_run_changes_nothing(recipe: config.Run, tmp_path: Path) -> None:
+    out = train(recipe, tmp_path / "run", quiet=True)
+    before = metrics(out)
+    train(None, out, resume=True, quiet=True)
+    assert metrics(out) == before
+
+
+def test_resuming_at_every_checkpoint(recipe: config.Run, tmp_path: Path) -> None:
+    recipe.train.keep = 100
+    straight = train(recipe, tmp_path / "straight", quiet=True)
+    names = sorted(p.name for p in (straight / "checkpoints").iterdir() if p.is_dir())
+    assert len(names) == 6
+    out = train(recipe, tmp_path / "again", quiet=True)
+    for name in reversed(names):
+        (out / "checkpoints" / "LATEST").write_text(name + "\n")
+        train(None, out, resume=True, quiet=True)
+        assert_same_run(straight, out)
