@@ -1,8 +1,8 @@
 """The quick start: the whole idea on two embedded sets of avatars, in minutes on a CPU.
 
 Three runs of one small network: two stages on `lorelei` (its parts, then whole heads); the same
-weights taught another style, `pixel-art`, from 1,000 images; and that style from scratch on the
-same images for the same time. One report shows all three.
+weights taught another style, `pixel-art`, from 1,000 images; and that style from scratch on as
+many of the same images. One report shows all three.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def recipes(minutes: float, seed: int) -> dict[str, config.Run]:
     whole = list(main.stages.values())[-1]
     short = dataclasses.replace(whole, minutes=SHARES["transfer"] * minutes, keep_optimizer=False)
     transfer = dataclasses.replace(main, data=target, stages={"whole": short})
-    return {"main": main, "transfer": transfer, "scratch": transfer}
+    return {"main": main, "transfer": transfer, "scratch": dataclasses.replace(transfer)}
 
 
 def run(
@@ -57,6 +57,8 @@ def run(
         if not begun[name]:
             RunFolder(folder).check(overwrite)
     for name, recipe in parts.items():
+        if name == "scratch":  # as many images as the transfer, however fast the machine is now
+            recipe.stages = config.load(folders["transfer"] / "config.yaml").stages
         api.train(
             recipe,
             folders[name],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +177,25 @@ def test_resume_refuses_changed_images(recipe: config.Run, images: Path, tmp_pat
     np.savez(images, images=rng.integers(0, 255, (60, 16, 16, 3), np.uint8), labels=[0, 1] * 30)
     with pytest.raises(UserError, match="images have changed"):
         train(None, out, resume=True, quiet=True)
+
+
+def test_metrics_also_go_to_tensorboard(recipe: config.Run, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe.train.track = "tensorboard"
+    out = train(recipe, tmp_path / "run", quiet=True)
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    steps = [m for m in metrics(out) if m["kind"] == "step"]
+    logged = events.Scalars("step/loss")
+    assert [e.step for e in logged] == [m["images"] for m in steps]
+    assert [e.value for e in logged] == pytest.approx([m["loss"] for m in steps])
+
+
+def test_a_tracker_that_is_not_installed(
+    recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe.train.track = "wandb"
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install 'underpaint\[track\]'"):
+        train(recipe, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()

@@ -72,7 +72,9 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for flag in flags if "." not in flag]
         known = [name for action in self._actions for name in action.option_strings]
         for flag in flags:
-            close = difflib.get_close_matches(flag, [*known, *self.settings], 1, 0.6)
+            last = flag.removeprefix("--")  # `--batch` of `--stages.NAME.batch`
+            close = [name for name in self.settings if name.rpartition(".")[2] == last]
+            close = close or difflib.get_close_matches(flag, [*known, *self.settings], 1, 0.6)
             hint = f"did you mean '{close[0]}'?" if close else f"see {self.prog} --help"
             raise UserError(f"'{flag}' is not a flag of {self.prog}; {hint}")
         if others and not self.settings:

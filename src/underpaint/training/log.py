@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import time
@@ -18,7 +19,7 @@ from underpaint import config
 from underpaint.errors import UserError
 from underpaint.training.state import RunFolder, writing
 
-__all__ = ["Log", "Tracker", "tracker"]
+__all__ = ["Log", "Tracker", "tracker", "tracker_library"]
 
 
 class Tracker(Protocol):
@@ -133,10 +134,8 @@ def clock(seconds: float) -> str:
 
 
 class _TensorBoard:
-    def __init__(self, folder: RunFolder) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder.path / "tensorboard"))
+    def __init__(self, library: Any, folder: RunFolder) -> None:
+        self.writer = library.SummaryWriter(str(folder.path / "tensorboard"))
 
     def log(self, values: dict[str, float], images: int) -> None:
         for name, value in values.items():
@@ -149,27 +148,33 @@ class _TensorBoard:
 class _Service:
     """wandb and trackio share one interface."""
 
-    def __init__(self, module: Any, folder: RunFolder, run: config.Run) -> None:
-        self.module = module
-        module.init(project="underpaint", name=folder.path.name, config=config.to_dict(run))
+    def __init__(self, library: Any, folder: RunFolder, run: config.Run) -> None:
+        self.library = library
+        library.init(project="underpaint", name=folder.path.name, config=config.to_dict(run))
 
     def log(self, values: dict[str, float], images: int) -> None:
-        self.module.log({**values, "images": images})
+        self.library.log({**values, "images": images})
 
     def close(self) -> None:
-        self.module.finish()
+        self.library.finish()
 
 
-def tracker(run: config.Run, folder: RunFolder) -> Tracker | None:
-    """The tracker that `train.track` names. Raises UserError if its library is missing."""
-    name = run.train.track
-    if name == "none":
-        return None
+def tracker_library(name: str) -> Any:
+    """The library of a tracker. Raises UserError if it is not installed."""
+    module = "torch.utils.tensorboard" if name == "tensorboard" else name
     try:
-        if name == "tensorboard":
-            return _TensorBoard(folder)
-        return _Service(__import__(name), folder, run)
+        return None if name == "none" else importlib.import_module(module)
     except ImportError:
         raise UserError(
             f"train.track: {name} is not installed; run: pip install 'underpaint[track]'"
         ) from None
+
+
+def tracker(run: config.Run, folder: RunFolder) -> Tracker | None:
+    """The tracker that `train.track` names, begun."""
+    library = tracker_library(run.train.track)
+    if library is None:
+        return None
+    if run.train.track == "tensorboard":
+        return _TensorBoard(library, folder)
+    return _Service(library, folder, run)

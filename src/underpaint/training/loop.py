@@ -19,7 +19,7 @@ from underpaint.training import distributed, stages
 from underpaint.training import start as starting
 from underpaint.training.environment import describe
 from underpaint.training.learner import Learner
-from underpaint.training.log import Log, tracker
+from underpaint.training.log import Log, tracker, tracker_library
 from underpaint.training.minutes import freeze
 from underpaint.training.signals import Signals
 from underpaint.training.stages import Plan
@@ -68,6 +68,7 @@ def train(
     if run is None:
         raise UserError("a recipe is needed to begin a run")
     config.check(run)
+    tracker_library(run.train.track)
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
     world = distributed.start(run.train.device)
