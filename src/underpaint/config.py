@@ -108,6 +108,9 @@ class Network:
     heads: int = setting(4, "attention heads; width must be divisible by it")
     mlp_ratio: float = setting(4.0, "hidden width of the MLP over the token width")
     dropout: float = setting(0.0, "dropout probability")
+    qk_norm: bool = setting(
+        False, "bring the attention's queries and keys to length one a number (uvit, dit, maskdit)"
+    )
     labels: bool = setting(True, "learn the labels of the data, if it has any")
     label_drop: float = setting(
         0.1, "probability that a training label is replaced by the null label (for guidance)"
@@ -136,6 +139,9 @@ class Noise:
         "output", "squared error of the network's output, of x0, or of x0 weighted min(SNR, gamma)"
     )
     gamma: float = setting(5.0, "gamma of the min-snr weighting")
+    learned_weights: bool = setting(
+        False, "divide the error at each noise level by its size there, learned as training goes on"
+    )
     hidden_weight: float = setting(
         0.0, "weight of MaskDiT's loss on hidden patches (its paper: 0.1); needs a decoder"
     )
@@ -175,6 +181,10 @@ class Stage:
     )
     cooldown: float = setting(0.25, "share of the stage that the cool-down takes")
     clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
+    clip_percentile: float = setting(
+        0.0,
+        "also clip at this percentile (up to 100) of the stage's last 200 gradient norms; 0: no",
+    )
     flip: bool = setting(False, "mirror images at random")
     shift: int = setting(0, "largest random shift in pixels (edges are repeated)")
     keep_optimizer: bool = setting(True, "keep the optimiser's state from the stage before")
@@ -561,6 +571,10 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
     _above_zero(f"{place}.learning_rate", stage.learning_rate)
     if not 0 < stage.cooldown <= 1:
         raise UserError(f"{place}.cooldown {stage.cooldown:g}: give a share above 0, up to 1")
+    if not 0 <= stage.clip_percentile <= 100:
+        raise UserError(
+            f"{place}.clip_percentile {stage.clip_percentile:g}: give a percentile from 0 to 100"
+        )
     for key, least in {"warmup": 0, "clip": 0, "shift": 0, "block": 1}.items():
         _at_least(f"{place}.{key}", getattr(stage, key), least)
     _check_size(f"{place}.size", stage.size, run.space)

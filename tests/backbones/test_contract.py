@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from underpaint import backbones, config
-from underpaint.backbones import base
+from underpaint.backbones import base, layers
 from underpaint.core import denoiser as denoisers
 from underpaint.core import masks, noise
 from underpaint.core.objective import masked_loss
@@ -259,11 +259,14 @@ def test_flops_are_counted(kind, rate, mask_kind, classes):
     assert counted == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [(k, {}) for k in KINDS] + [(k, {"qk_norm": True}) for k in ("uvit", "dit", "maskdit")],
+)
 @pytest.mark.parametrize(("mask_kind", "rate"), [("none", 0.0), ("patch", 0.75), ("crop", 0.75)])
-def test_activation_bytes_are_estimated(kind, mask_kind, rate):
+def test_activation_bytes_are_estimated(kind, changes, mask_kind, rate):
     grid, batch = (16, 16), 4
-    backbone = build(kind, grid=grid, width=64)
+    backbone = build(kind, grid=grid, width=64, **changes)
     weights = {p.data_ptr() for p in backbone.parameters()}
     mask = draw(mask_kind, rate, batch=batch, grid=grid)
     V = masks.visible_count(mask_kind, grid, rate)
@@ -352,6 +355,76 @@ def test_dropout_drops_in_training_alone(kind):
     assert not torch.equal(*twice())
     backbone.eval()
     assert torch.equal(*twice())
+
+
+# --- query and key norms
+
+NORMED = ["uvit", "dit", "maskdit"]
+
+
+def pair(kind):
+    """A network with query and key norms and one without that computes the same but for them."""
+    normed, plain = build(kind, qk_norm=True, stir=0), build(kind, stir=0)
+    scales = set(normed.state_dict()) - set(plain.state_dict())
+    assert scales
+    assert all(name.endswith(("norm_q.weight", "norm_k.weight")) for name in scales)
+    return normed, plain, scales
+
+
+@pytest.mark.parametrize("kind", NORMED)
+def test_query_and_key_norms_bound_the_attention(kind):
+    attention = next(
+        m for m in build(kind, qk_norm=True).modules() if isinstance(m, layers.Attention)
+    )
+    with torch.no_grad():
+        attention.norm_q.weight.fill_(1.0)
+        attention.norm_k.weight.fill_(1.0)
+    x = torch.randn(2, 5, attention.out.in_features)
+    before = attention(x)
+    with torch.no_grad():
+        width = len(attention.out.weight)
+        attention.qkv.weight[: 2 * width] *= 100.0
+        if attention.qkv.bias is not None:
+            attention.qkv.bias[: 2 * width] *= 100.0
+    torch.testing.assert_close(attention(x), before, rtol=1e-4, atol=1e-4)
+
+
+def test_query_and_key_norms_are_root_mean_squares_a_head():
+    torch.manual_seed(0)
+    attention = layers.Attention(8, 2, qkv_bias=True, qk_norm=True)
+    with torch.no_grad():
+        attention.norm_q.weight.copy_(torch.rand(4) + 0.5)
+    x = torch.randn(3, 5, 8)
+    q, k, v = attention.qkv(x).chunk(3, dim=2)
+    heads = []
+    for h in (slice(0, 4), slice(4, 8)):
+        a = q[..., h] / q[..., h].square().mean(-1, keepdim=True).sqrt() * attention.norm_q.weight
+        b = k[..., h] / k[..., h].square().mean(-1, keepdim=True).sqrt()
+        heads.append((a @ b.mT / 2).softmax(-1) @ v[..., h])
+    torch.testing.assert_close(attention(x), attention.out(torch.cat(heads, dim=2)))
+
+
+@pytest.mark.parametrize("kind", NORMED)
+def test_query_and_key_norms_keep_the_contract(kind):
+    normed, plain, scales = pair(kind)
+    for name in scales:
+        assert torch.equal(
+            normed.state_dict()[name], torch.ones(16 if "decoder" not in name else 8)
+        )
+    assert normed.flops(12) == plain.flops(12)
+    assert normed.activation_bytes(12) > plain.activation_bytes(12)
+    normed = build(kind, qk_norm=True)  # stirred: the blocks are not the identity
+    (patches, _), (noises, _) = inputs(24), inputs(24, seed=2)
+    labels, mask = torch.tensor([0, 1, 2, -1]), draw("patch", 0.5)
+    _, gradients = loss_and_gradients(normed, patches, noises, labels, mask)
+    assert all(gradients[name].any() for name in scales)
+
+
+def test_a_network_without_attention_norms_refuses_them():
+    with pytest.raises(
+        UserError, match=r"network\.qk_norm: unet has no such part.*dit or maskdit or uvit"
+    ):
+        build("unet", qk_norm=True)
 
 
 # --- the table of networks

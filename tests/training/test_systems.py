@@ -1,6 +1,7 @@
 """Networks, spaces and masks beyond the plain ones, through the whole loop."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "maskdit": {"network": MASKDIT, "noise": EDM | {"hidden_weight": 0.1}},
     "wavelets": {"space": {"kind": "wavelets", "patch": 2}},
     "salient": {"stages": {"masked": {"mask": "salient", "reweight": True, "temperature": 0.5}}},
+    "percentile clip": {"stages": {"masked": {"clip_percentile": 40}}, "train": {"microbatch": 4}},
+    "query and key norms": {"network": {"qk_norm": True}},
+    "learned weights": {
+        "noise": {"learned_weights": True},
+        "stages": {"whole": {"keep_optimizer": False}},
+    },
     "fixed": {"stages": {"masked": {"fixed": True, "flip": False}}},
 }
 
@@ -62,6 +69,27 @@ def test_trains_resumes_and_samples(
     monkeypatch.setattr(looping, "step", original)
     train(None, tmp_path / "cut", resume=True, quiet=True)
     assert_same_run(whole, tmp_path / "cut")
+
+
+def test_learned_weights_stay_out_of_the_model(recipe: config.Run, tmp_path: Path) -> None:
+    plain = weights(train(recipe, tmp_path / "plain", quiet=True))
+    run = changed(recipe, SYSTEMS["learned weights"] | {"train": {"decay": "all"}})
+    learned = weights(train(run, tmp_path / "learned", quiet=True))
+    beside = {"loss.levels/value", "loss.levels/exp_avg", "loss.levels/exp_avg_sq"}
+    assert learned.keys() - plain.keys() == beside | {"loss.levels/step"}
+    assert learned["loss.levels/value"].abs().max() > 0
+    name = "model/head.weight"
+    assert not torch.equal(plain[name], learned[name])
+
+
+def test_the_logged_loss_is_that_before_learned_weights(recipe: config.Run) -> None:
+    run = changed(recipe, SYSTEMS["learned weights"])
+    learner, plan = learner_and_plan(run)
+    batch = draw_batch(plan, run, learner.model, 0.5, 0, 8, attempt=0)
+    with torch.no_grad():
+        learner.levels.weight[0] = 0.1  # type: ignore[union-attr]  # u = 1 everywhere
+    loss = learner.loss(*batch)
+    torch.testing.assert_close(loss.mean, (loss.per_image / math.e + 1).mean())
 
 
 def learner_and_plan(run: config.Run) -> tuple[Learner, stages.Plan]:

@@ -11,14 +11,14 @@ and `labels`, the `nn.Embedding` with a row a class, perhaps one more for null.
 A new network is one file: a subclass with `@register("name", "one line")`, imported in
 `backbones/__init__.py`. Keyword arguments of its constructor beyond the common ones are its
 `network.options`; one named `patch` gets the side of a patch, for networks that want the image back
-(P = C·patch²).
+(P = C·patch²), and one named as a switch in `_FEATURES` gets that setting of `network`.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -111,6 +111,7 @@ Kind = TypeVar("Kind", bound=type[Backbone])
 
 _KINDS: dict[str, tuple[type[Backbone], str]] = {}
 _COMMON = ("width", "depth", "heads", "mlp_ratio", "dropout")
+_FEATURES = ("qk_norm",)  # switches of `network` that a kind has if its constructor names them
 
 
 def register(kind: str, summary: str) -> Callable[[Kind], Kind]:
@@ -155,7 +156,17 @@ def build(
     cls, _ = _KINDS[network.kind]
     common = {name: getattr(network, name) for name in _COMMON}
     options = _checked_options(network.kind, cls, network.options)
-    if "patch" in inspect.signature(cls.__init__).parameters:
+    arguments = _arguments(cls)
+    for name in _FEATURES:
+        if name in arguments:
+            common[name] = getattr(network, name)
+        elif getattr(network, name):
+            able = [k for k, (c, _) in _KINDS.items() if name in _arguments(c)]
+            raise UserError(
+                f"network.{name}: {network.kind} has no such part; leave it out, or use "
+                f"network.kind {' or '.join(able)}"
+            )
+    if "patch" in arguments:
         common["patch"] = patch
     return cls(grid=grid, patch_dim=patch_dim, classes=classes, **common, **options)
 
@@ -172,10 +183,14 @@ def check_hidden(
         )
 
 
+def _arguments(cls: type[Backbone]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(cls.__init__).parameters
+
+
 def _checked_options(kind: str, cls: type[Backbone], options: dict[str, Any]) -> dict[str, Any]:
     """`options` if each is an argument of this kind's own, of the type of its default."""
-    shared = {"self", "grid", "patch_dim", "classes", "patch", *_COMMON}
-    arguments = inspect.signature(cls.__init__).parameters
+    shared = {"self", "grid", "patch_dim", "classes", "patch", *_COMMON, *_FEATURES}
+    arguments = _arguments(cls)
     known = {name: a.default for name, a in arguments.items() if name not in shared}
     checked = {}
     for name, value in options.items():

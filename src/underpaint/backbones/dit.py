@@ -51,11 +51,17 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, hidden: int, dropout: float, condition: int | None = None
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        qk_norm: bool,
+        condition: int | None = None,
     ) -> None:
         super().__init__()
         self.modulation = nn.Linear(condition or width, 6 * width)
-        self.attention = Attention(width, heads, qkv_bias=True)
+        self.attention = Attention(width, heads, qkv_bias=True, qk_norm=qk_norm)
         self.mlp = MLP(width, hidden, "tanh")
         self.dropout = nn.Dropout(dropout)
 
@@ -81,16 +87,20 @@ class DiT(Backbone):
         heads: int,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__(grid, patch_dim, classes)
         if width % 4:
             raise UserError(f"network.width {width}: a dit needs a width divisible by 4")
         self.width, self.hidden, self.depth = width, int(width * mlp_ratio), depth
+        self.qk_norm = qk_norm
         self.embed = nn.Linear(patch_dim, width)
         self.positions = SinCosPositions(grid, width)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.labels = nn.Embedding(classes, width) if classes else None
-        self.blocks = nn.ModuleList(Block(width, heads, self.hidden, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, self.hidden, dropout, qk_norm) for _ in range(depth)
+        )
         self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, patch_dim)
         initialise(self)
@@ -138,7 +148,8 @@ class DiT(Backbone):
         """Bytes an image kept for the backward pass (estimate)."""
         width = self.width
         # beside a block's own: two norms before they are modulated, two branches before their gates
-        blocks = self.depth * (block_activations(visible, width, self.hidden) + 4 * visible * width)
+        a_block = block_activations(visible, width, self.hidden, self.qk_norm)
+        blocks = self.depth * (a_block + 4 * visible * width)
         ends = visible * (self.patch_dim + 3 * width)
         condition = (6 * self.depth + 8) * width
         return bytes_per * (blocks + ends + condition)

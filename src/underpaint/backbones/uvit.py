@@ -38,10 +38,10 @@ __all__ = ["UViT"]
 class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x))."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, qk_norm: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, qkv_bias=False)
+        self.attention = Attention(width, heads, qkv_bias=False, qk_norm=qk_norm)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP(width, hidden, "none")
         self.dropout = nn.Dropout(dropout)
@@ -67,18 +67,20 @@ class UViT(Backbone):
         heads: int,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__(grid, patch_dim, classes)
         if width % 2:
             raise UserError(f"network.width {width}: a uvit needs an even width")
         self.width, self.hidden, self.side = width, int(width * mlp_ratio), depth // 2
+        self.qk_norm = qk_norm
         self.embed = nn.Linear(patch_dim, width)
         self.positions = nn.Embedding(grid[0] * grid[1], width)
         self.time_position = nn.Embedding(1, width)
         self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last is null
 
         def block() -> Block:
-            return Block(width, heads, self.hidden, dropout)
+            return Block(width, heads, self.hidden, dropout, qk_norm)
 
         self.early = nn.ModuleList(block() for _ in range(self.side))
         self.middle = block()
@@ -125,7 +127,8 @@ class UViT(Backbone):
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image kept for the backward pass (estimate)."""
         T, width = self._count(visible), self.width
-        blocks = (2 * self.side + 1) * block_activations(T, width, self.hidden)
+        a_block = block_activations(T, width, self.hidden, self.qk_norm)
+        blocks = (2 * self.side + 1) * a_block
         skips = self.side * T * 2 * width  # the concatenations
         ends = visible * (self.patch_dim + 2 * width)
         return bytes_per * (blocks + skips + ends)

@@ -17,7 +17,7 @@ from underpaint.data import augment
 from underpaint.model import Model
 from underpaint.training.draws import key
 from underpaint.training.learner import Learner
-from underpaint.training.optimiser import clip_gradients, learning_rate
+from underpaint.training.optimiser import NORMS, clip_gradients, clip_limit, learning_rate
 from underpaint.training.stages import Plan
 from underpaint.training.state import Progress
 
@@ -43,9 +43,11 @@ def step(plan: Plan, run: config.Run, learner: Learner, progress: Progress) -> N
         with learner.accumulating(more=position != own[-1]):
             loss = learner.loss(*batch)
             (loss.mean / len(own)).backward()
-        loss_sum += float(loss.mean.detach()) / len(own)
+        loss_sum += float(loss.per_image.detach().mean()) / len(own)
         mse_sum += float(loss.x0_mse.detach().mean()) / len(own)
-    norm = float(clip_gradients(learner.backbone.parameters(), stage.clip))
+    # the norm is that of the average over all processes, so that each clips alike
+    limit = clip_limit(stage, progress.norms)
+    norm = float(clip_gradients(learner.backbone.parameters(), limit))
     rate = learning_rate(stage, progress.stage_images, plan.images) * progress.rate_factor
     loss_sum, mse_sum = (v / world.size for v in world.sums([loss_sum, mse_sum]))
     finite = math.isfinite(norm) and math.isfinite(loss_sum)
@@ -54,6 +56,8 @@ def step(plan: Plan, run: config.Run, learner: Learner, progress: Progress) -> N
             group["lr"] = rate
         learner.optimizer.step()
         learner.ema.update()
+        if stage.clip_percentile:
+            progress.norms = [*progress.norms, norm][-NORMS:]
         _add(progress.sums, loss=loss_sum, x0_mse=mse_sum, grad_norm=norm, steps=1)
     learner.optimizer.zero_grad(set_to_none=True)
     progress.skipped_in_row = 0 if finite else progress.skipped_in_row + 1
