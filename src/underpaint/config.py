@@ -39,6 +39,7 @@ __all__ = [
     "from_dict",
     "image_size",
     "load",
+    "network_of",
     "preset",
     "preset_names",
     "preset_text",
@@ -110,6 +111,9 @@ class Network:
     dropout: float = setting(0.0, "dropout probability")
     qk_norm: bool = setting(
         False, "bring the attention's queries and keys to length one a number (uvit, dit, maskdit)"
+    )
+    augment: bool = setting(
+        False, "be told of augmentation (uvit, dit, maskdit); on where a stage's augment is above 0"
     )
     labels: bool = setting(True, "learn the labels of the data, if it has any")
     label_drop: float = setting(
@@ -188,6 +192,11 @@ class Stage:
     flip: bool = setting(False, "mirror images at random")
     shift: int = setting(0, "largest random shift in pixels (edges are repeated)")
     keep_optimizer: bool = setting(True, "keep the optimiser's state from the stage before")
+    augment: float = setting(
+        0.0,
+        "probability of each change (flip, quarter turn, shift, scale, brightness, contrast, "
+        "saturation) that the network is told of, so that samples do not show it",
+    )
     size: tuple[int, ...] = setting((), "pixels; empty: as data.size. Positions are interpolated")
     data: Data | None = setting(None, "other images than the run's (transfer)")
 
@@ -256,6 +265,15 @@ class ModelSpec:
     network: Network = setting(Network(), "network")
     noise: Noise = setting(Noise(), "noise process")
     preview: Preview = setting(Preview(), "defaults for sampling")
+
+
+def network_of(run: Run) -> Network:
+    """The run's network, which is told of augmentation if any stage augments.
+
+    All stages have the same layers, so that weights go from one to the next.
+    """
+    told = run.network.augment or any(stage.augment > 0 for stage in run.stages.values())
+    return dataclasses.replace(run.network, augment=told)
 
 
 def image_size(size: tuple[int, ...]) -> tuple[int, int] | None:
@@ -557,10 +575,17 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
         raise UserError(
             f"{place}.reweight: mask {stage.mask} has no chances to weight by; use mask salient"
         )
-    if stage.fixed and stage.mask != "none" and (stage.flip or stage.shift):
+    if not 0 <= stage.augment <= 1:
+        raise UserError(f"{place}.augment {stage.augment:g}: give a probability from 0 to 1")
+    if stage.augment and run.space.kind == "latents":
+        raise UserError(
+            f"{place}.augment {stage.augment:g}: latents are computed once, so they can be "
+            "mirrored but not augmented; leave augment out"
+        )
+    if stage.fixed and stage.mask != "none" and (stage.flip or stage.shift or stage.augment):
         raise UserError(
             f"{place}.fixed: a mirrored or shifted image shows under the same mask what was hidden "
-            "before; leave flip and shift out"
+            "before; leave flip, shift and augment out"
         )
     if stage.fixed and stage.mask == "salient" and run.space.kind == "latents":
         raise UserError(

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from underpaint import backbones, config
 from underpaint.backbones import base, layers
+from underpaint.core import augmentation, masks, noise
 from underpaint.core import denoiser as denoisers
-from underpaint.core import masks, noise
 from underpaint.core.objective import masked_loss
 from underpaint.errors import UserError
 
@@ -422,9 +422,44 @@ def test_query_and_key_norms_keep_the_contract(kind):
 
 def test_a_network_without_attention_norms_refuses_them():
     with pytest.raises(
-        UserError, match=r"network\.qk_norm: unet has no such part.*dit or maskdit or uvit"
+        UserError, match=r"network\.qk_norm: unet has no norms.*dit or maskdit or uvit"
     ):
         build("unet", qk_norm=True)
+
+
+# --- augmentation
+
+
+@pytest.mark.parametrize("kind", NORMED)
+@pytest.mark.parametrize("given", [False, True])
+def test_what_augmentation_was_is_a_condition(kind, given):
+    torch.manual_seed(3)
+    fresh, plain = build(kind, augment=True, stir=0), build(kind, stir=0)
+    new = {name for name in fresh.state_dict() if base.is_told(name)}
+    assert new == set(fresh.state_dict()) - set(plain.state_dict()) == {"told.weight"}
+    assert not fresh.state_dict()["told.weight"].any()
+    assert fresh.flops(6) == plain.flops(6) + 2 * augmentation.CONDITION * 32
+    backbone, (patches, c_noise) = build(kind, augment=True, stir=0.3), inputs(24)
+    labels, mask = torch.tensor([0, 1, 2, -1]), masks.whole(GRID)
+    condition = torch.zeros(B, augmentation.CONDITION)
+    F = backbone(patches, c_noise, labels, mask).visible
+    assert torch.equal(F, backbone(patches, c_noise, labels, mask, condition=condition).visible)
+    condition[1, 0] = 1.0
+    told = backbone(patches, c_noise, labels, mask, condition=condition).visible
+    assert (told - F)[1].abs().max() > 1e-3
+    assert torch.equal(told[[0, 2, 3]], F[[0, 2, 3]])
+    output = backbone(patches, c_noise, labels, mask, condition if given else None)
+    output.visible.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
+    assert backbone.told.weight.grad.any() == given
+
+
+def test_a_condition_for_a_network_without_the_layer_is_an_error():
+    patches, c_noise = inputs(24)
+    with pytest.raises(ValueError, match="condition"):
+        build("uvit", classes=0)(patches, c_noise, None, masks.whole(GRID), torch.zeros(B, 9))
+    with pytest.raises(UserError, match="unet cannot be told of augmentation; give augment 0"):
+        build("unet", augment=True)
 
 
 # --- the table of networks

@@ -37,6 +37,7 @@ __all__ = [
     "check_hidden",
     "interpolate_positions",
     "is_label_table",
+    "is_told",
     "kinds",
     "position_ids",
     "register",
@@ -51,6 +52,10 @@ class Backbone(nn.Module):
     Labels are int64 [B] in 0..classes−1, or −1 for the null label; None only where `classes` is 0.
     Every parameter gets a gradient (perhaps zero) from any batch: masked or whole, all labels real
     or all null.
+
+    A kind whose constructor names `augment` has, where that is true, one more layer, `told`
+    (`layers.told`): it takes the keyword `condition` [B, D] of `core/augmentation.py`, and None is
+    the zero vector.
     """
 
     sees: ClassVar[Literal["visible", "all"]] = "visible"
@@ -111,7 +116,11 @@ Kind = TypeVar("Kind", bound=type[Backbone])
 
 _KINDS: dict[str, tuple[type[Backbone], str]] = {}
 _COMMON = ("width", "depth", "heads", "mlp_ratio", "dropout")
-_FEATURES = ("qk_norm",)  # switches of `network` that a kind has if its constructor names them
+# switches of `network` that a kind has if its constructor names them
+_FEATURES = {
+    "qk_norm": "network.qk_norm: {} has no norms of queries and keys; leave it out",
+    "augment": "augment: {} cannot be told of augmentation; give augment 0 in all stages",
+}
 
 
 def register(kind: str, summary: str) -> Callable[[Kind], Kind]:
@@ -157,14 +166,13 @@ def build(
     common = {name: getattr(network, name) for name in _COMMON}
     options = _checked_options(network.kind, cls, network.options)
     arguments = _arguments(cls)
-    for name in _FEATURES:
+    for name, refusal in _FEATURES.items():
         if name in arguments:
             common[name] = getattr(network, name)
         elif getattr(network, name):
             able = [k for k, (c, _) in _KINDS.items() if name in _arguments(c)]
             raise UserError(
-                f"network.{name}: {network.kind} has no such part; leave it out, or use "
-                f"network.kind {' or '.join(able)}"
+                f"{refusal.format(network.kind)}, or use network.kind {' or '.join(able)}"
             )
     if "patch" in arguments:
         common["patch"] = patch
@@ -228,6 +236,11 @@ def interpolate_positions(
     if old_grid == new_grid:
         return dict(state)
     return {name: _resampled(name, x, old_grid, new_grid) for name, x in state.items()}
+
+
+def is_told(name: str) -> bool:
+    """Whether the weight `name` tells the network of augmentation: zero before it is trained."""
+    return name.split(".")[-2:] == ["told", "weight"]
 
 
 def is_label_table(name: str) -> bool:

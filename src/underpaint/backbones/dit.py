@@ -29,6 +29,9 @@ from underpaint.backbones.layers import (
     block_flops,
     linear_flops,
     sinusoid,
+    tell,
+    told,
+    told_flops,
 )
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
@@ -88,6 +91,7 @@ class DiT(Backbone):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         qk_norm: bool = False,
+        augment: bool = False,
     ) -> None:
         super().__init__(grid, patch_dim, classes)
         if width % 4:
@@ -105,13 +109,19 @@ class DiT(Backbone):
         self.head = nn.Linear(width, patch_dim)
         initialise(self)
         nn.init.zeros_(self.head.weight)
+        self.told = told(width) if augment else None
 
     def forward(
-        self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
+        self,
+        patches: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None,
+        mask: Mask,
+        condition: Tensor | None = None,
     ) -> Prediction:
         """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at the visible patches."""
         ids = position_ids(mask, len(patches), self.grid, patches.device)
-        c = F.silu(self._condition(c_noise, labels))  # [B, width]
+        c = F.silu(self._condition(c_noise, labels, condition))  # [B, width]
         return Prediction(self._read(self._encode(patches, ids, c), c))
 
     def _encode(self, patches: Tensor, ids: Tensor, c: Tensor) -> Tensor:
@@ -126,8 +136,10 @@ class DiT(Backbone):
         shift, scale = self.modulation(c).chunk(2, dim=1)
         return self.head(modulate(x, shift, scale))
 
-    def _condition(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        c = self.time(sinusoid(c_noise, FREQUENCIES, shift=1))
+    def _condition(
+        self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None
+    ) -> Tensor:
+        c = tell(self.told, self.time(sinusoid(c_noise, FREQUENCIES, shift=1)), condition)
         if self.labels is None:
             return c
         if labels is None:
@@ -142,7 +154,7 @@ class DiT(Backbone):
         ends = 2 * linear_flops(visible, width, self.patch_dim)
         time = linear_flops(1, FREQUENCIES, width) + linear_flops(1, width, width)
         modulations = linear_flops(1, width, (6 * self.depth + 2) * width)  # an image, not a patch
-        return blocks + ends + time + modulations
+        return blocks + ends + time + modulations + told_flops(self.told)
 
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image kept for the backward pass (estimate)."""

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from underpaint.core.augmentation import CONDITION
+
 __all__ = [
     "MLP",
     "Attention",
@@ -27,6 +29,9 @@ __all__ = [
     "block_flops",
     "linear_flops",
     "sinusoid",
+    "tell",
+    "told",
+    "told_flops",
 ]
 
 
@@ -111,9 +116,35 @@ class MLP(nn.Module):
         return self.fall(self.gelu(self.rise(x)))
 
 
+def told(width: int) -> nn.Linear:
+    """From what an image's augmentation was to the time's embedding; it starts at zero.
+
+    Without a bias: a condition of zero adds nothing, whatever was learned.
+    """
+    layer = nn.Linear(CONDITION, width, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+def tell(layer: nn.Linear | None, embedding: Tensor, condition: Tensor | None) -> Tensor:
+    """The time's embedding [B, width], with the `condition` [B, D] or its None added."""
+    if layer is None:
+        if condition is not None:
+            raise ValueError("a network without network.augment takes no condition")
+        return embedding
+    if condition is None:  # computed all the same: the layer gets a gradient, of zero
+        condition = embedding.new_zeros(len(embedding), CONDITION)
+    return embedding + layer(condition)
+
+
 def linear_flops(rows: int, inputs: int, outputs: int) -> int:
     """FLOPs of a linear layer on `rows` vectors, 2 a multiply-add."""
     return 2 * rows * inputs * outputs
+
+
+def told_flops(layer: nn.Linear | None) -> int:
+    """FLOPs an image of what `tell` adds."""
+    return 0 if layer is None else linear_flops(1, layer.in_features, layer.out_features)
 
 
 def block_flops(tokens: int, width: int, hidden: int) -> int:

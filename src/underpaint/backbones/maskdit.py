@@ -30,6 +30,7 @@ from underpaint.backbones.layers import (
     block_activations,
     block_flops,
     linear_flops,
+    told_flops,
 )
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
@@ -100,6 +101,7 @@ class MaskDiT(DiT):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         qk_norm: bool = False,
+        augment: bool = False,
         decoder_width: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
@@ -125,6 +127,7 @@ class MaskDiT(DiT):
             mlp_ratio=mlp_ratio,
             dropout=dropout,
             qk_norm=qk_norm,
+            augment=augment,
         )
         self.decoder_width, self.decoder_depth = decoder_width, decoder_depth
         self.decoder_hidden = int(decoder_width * mlp_ratio)
@@ -147,12 +150,17 @@ class MaskDiT(DiT):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
+        self,
+        patches: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None,
+        mask: Mask,
+        condition: Tensor | None = None,
     ) -> Prediction:
         """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at visible and hidden patches."""
         V = patches.shape[1]
         ids = position_ids(mask, len(patches), self.grid, patches.device)  # [B, V]
-        c = F.silu(self._condition(c_noise, labels))  # [B, width]
+        c = F.silu(self._condition(c_noise, labels, condition))  # [B, width]
         x = self.bridge(self._encode(patches, ids, c), c)  # [B, V, decoder_width]
         everywhere = ids if mask.hidden is None else torch.cat([ids, mask.hidden], dim=1)  # [B, N]
         output = self._read(self.decoder(x, everywhere, c), c)  # [B, N, P]
@@ -171,7 +179,8 @@ class MaskDiT(DiT):
         head = linear_flops(N, narrow, self.patch_dim)
         time = linear_flops(1, FREQUENCIES, width) + linear_flops(1, width, width)
         scales = (6 * self.depth + 2) * width + (6 * self.decoder_depth + 2) * narrow
-        return encoder + bridge + decoder + head + time + linear_flops(1, width, scales)
+        time += linear_flops(1, width, scales) + told_flops(self.told)
+        return encoder + bridge + decoder + head + time
 
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image kept for the backward pass (estimate), the decoder's at all patches."""

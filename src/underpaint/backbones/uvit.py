@@ -28,6 +28,9 @@ from underpaint.backbones.layers import (
     block_flops,
     linear_flops,
     sinusoid,
+    tell,
+    told,
+    told_flops,
 )
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
@@ -68,6 +71,7 @@ class UViT(Backbone):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         qk_norm: bool = False,
+        augment: bool = False,
     ) -> None:
         super().__init__(grid, patch_dim, classes)
         if width % 2:
@@ -89,15 +93,21 @@ class UViT(Backbone):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, patch_dim)
         self.apply(_initialise)
+        self.told = told(width) if augment else None
 
     def forward(
-        self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
+        self,
+        patches: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None,
+        mask: Mask,
+        condition: Tensor | None = None,
     ) -> Prediction:
         """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at the visible patches."""
         B, V = patches.shape[:2]
         ids = position_ids(mask, B, self.grid, patches.device)
         x = self.embed(patches) + self.positions(ids)  # [B, V, width]
-        x = torch.cat([self._tokens(c_noise, labels), x], dim=1)  # [B, T, width]
+        x = torch.cat([self._tokens(c_noise, labels, condition), x], dim=1)  # [B, T, width]
         kept = []
         for block in self.early:
             x = block(x)
@@ -107,10 +117,11 @@ class UViT(Backbone):
             x = block(skip(torch.cat([x, kept.pop()], dim=2)))
         return Prediction(self.head(self.norm(x[:, -V:])))
 
-    def _tokens(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+    def _tokens(self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """The tokens in front of the patches [B, 1 or 2, width]."""
         zero = torch.zeros_like(c_noise, dtype=torch.long)
-        tokens = [sinusoid(c_noise, self.width) + self.time_position(zero)]
+        time = sinusoid(c_noise, self.width) + self.time_position(zero)
+        tokens = [tell(self.told, time, condition)]
         if self.labels is not None:
             if labels is None:
                 raise ValueError("a network with classes needs labels; -1 is the null label")
@@ -122,7 +133,8 @@ class UViT(Backbone):
         T, width = self._count(visible), self.width
         blocks = (2 * self.side + 1) * block_flops(T, width, self.hidden)
         skips = self.side * linear_flops(T, 2 * width, width)
-        return blocks + skips + 2 * linear_flops(visible, width, self.patch_dim)
+        ends = 2 * linear_flops(visible, width, self.patch_dim)
+        return blocks + skips + ends + told_flops(self.told)
 
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image kept for the backward pass (estimate)."""

@@ -43,10 +43,18 @@ class _Loss(nn.Module):
         self.bf16 = bf16
 
     def forward(
-        self, patches: Tensor, labels: Tensor | None, mask: Mask, t: Tensor, noise: Tensor
+        self,
+        patches: Tensor,
+        labels: Tensor | None,
+        mask: Mask,
+        t: Tensor,
+        noise: Tensor,
+        condition: Tensor | None = None,
     ) -> objective.Loss:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            output = objective.predict(self.denoiser, patches, labels, mask, t=t, noise=noise)
+            output = objective.predict(
+                self.denoiser, patches, labels, mask, t=t, noise=noise, condition=condition
+            )
             loss = objective.masked_loss(
                 self.denoiser,
                 patches,
