@@ -57,6 +57,20 @@ def test_published_presets_have_the_published_size(name: str, millions: float) -
     assert cost.describe(run, size, 3)["parameters"] / 1e6 == pytest.approx(millions, abs=0.05)
 
 
+def test_presets_for_few_images_are_a_ladder() -> None:
+    runs = [config.preset(f"small-{count}") for count in (300, 3000, 30_000)]
+    for falling in (
+        [run.stages["whole"].augment for run in runs],
+        [run.network.label_drop for run in runs],
+        [run.network.dropout for run in runs],
+        [-run.stages["whole"].learning_rate for run in runs],
+        [-sum(stage.images for stage in run.stages.values()) for run in runs],
+    ):
+        assert falling == sorted(falling, reverse=True)
+        assert len(set(falling)) == 3
+    assert all(config.network_of(run).augment for run in runs)
+
+
 def test_published_warmups_are_in_images() -> None:
     stages = config.preset("maskdm-celebahq256").stages
     assert [s.warmup for s in stages.values()] == [0, 320_000, 160_000]
@@ -226,6 +240,14 @@ def test_wrong_flags(flags: list[str], message: str) -> None:
             whole(mask="salient", fixed=True)
             | {"space": {"kind": "latents"}, "preview": {"clip": "none"}},
             "fixed: latents are drawn anew",
+        ),
+        (whole(mask="patch", fixed=True, augment=0.1), "leave flip, shift and augment out"),
+        (whole(augment=1.5), "augment 1.5: give a probability from 0 to 1"),
+        (whole(clip_percentile=101), "clip_percentile 101: give a percentile from 0 to 100"),
+        (whole(clip_percentile=float("nan")), "clip_percentile nan: give a percentile"),
+        (
+            whole(augment=0.1) | {"space": {"kind": "latents"}, "preview": {"clip": "none"}},
+            "augment 0.1: latents are computed once",
         ),
         (whole(temperature=0), "temperature 0: give a number above 0"),
         (whole(warmup=-1), "warmup -1: give a number from 0 up"),

@@ -39,6 +39,7 @@ __all__ = [
     "from_dict",
     "image_size",
     "load",
+    "network_of",
     "preset",
     "preset_names",
     "preset_text",
@@ -108,6 +109,12 @@ class Network:
     heads: int = setting(4, "attention heads; width must be divisible by it")
     mlp_ratio: float = setting(4.0, "hidden width of the MLP over the token width")
     dropout: float = setting(0.0, "dropout probability")
+    qk_norm: bool = setting(
+        False, "bring the attention's queries and keys to length one a number (uvit, dit, maskdit)"
+    )
+    augment: bool = setting(
+        False, "be told of augmentation (uvit, dit, maskdit); on where a stage's augment is above 0"
+    )
     labels: bool = setting(True, "learn the labels of the data, if it has any")
     label_drop: float = setting(
         0.1, "probability that a training label is replaced by the null label (for guidance)"
@@ -136,6 +143,9 @@ class Noise:
         "output", "squared error of the network's output, of x0, or of x0 weighted min(SNR, gamma)"
     )
     gamma: float = setting(5.0, "gamma of the min-snr weighting")
+    learned_weights: bool = setting(
+        False, "divide the error at each noise level by its size there, learned as training goes on"
+    )
     hidden_weight: float = setting(
         0.0, "weight of MaskDiT's loss on hidden patches (its paper: 0.1); needs a decoder"
     )
@@ -175,9 +185,18 @@ class Stage:
     )
     cooldown: float = setting(0.25, "share of the stage that the cool-down takes")
     clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
+    clip_percentile: float = setting(
+        0.0,
+        "also clip at this percentile (up to 100) of the stage's last 200 gradient norms; 0: no",
+    )
     flip: bool = setting(False, "mirror images at random")
     shift: int = setting(0, "largest random shift in pixels (edges are repeated)")
     keep_optimizer: bool = setting(True, "keep the optimiser's state from the stage before")
+    augment: float = setting(
+        0.0,
+        "probability of each change (flip, quarter turn, shift, scale, brightness, contrast, "
+        "saturation) that the network is told of, so that samples do not show it",
+    )
     size: tuple[int, ...] = setting((), "pixels; empty: as data.size. Positions are interpolated")
     data: Data | None = setting(None, "other images than the run's (transfer)")
 
@@ -246,6 +265,15 @@ class ModelSpec:
     network: Network = setting(Network(), "network")
     noise: Noise = setting(Noise(), "noise process")
     preview: Preview = setting(Preview(), "defaults for sampling")
+
+
+def network_of(run: Run) -> Network:
+    """The run's network, which is told of augmentation if any stage augments.
+
+    All stages have the same layers, so that weights go from one to the next.
+    """
+    told = run.network.augment or any(stage.augment > 0 for stage in run.stages.values())
+    return dataclasses.replace(run.network, augment=told)
 
 
 def image_size(size: tuple[int, ...]) -> tuple[int, int] | None:
@@ -547,10 +575,17 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
         raise UserError(
             f"{place}.reweight: mask {stage.mask} has no chances to weight by; use mask salient"
         )
-    if stage.fixed and stage.mask != "none" and (stage.flip or stage.shift):
+    if not 0 <= stage.augment <= 1:
+        raise UserError(f"{place}.augment {stage.augment:g}: give a probability from 0 to 1")
+    if stage.augment and run.space.kind == "latents":
+        raise UserError(
+            f"{place}.augment {stage.augment:g}: latents are computed once, so they can be "
+            "mirrored but not augmented; leave augment out"
+        )
+    if stage.fixed and stage.mask != "none" and (stage.flip or stage.shift or stage.augment):
         raise UserError(
             f"{place}.fixed: a mirrored or shifted image shows under the same mask what was hidden "
-            "before; leave flip and shift out"
+            "before; leave flip, shift and augment out"
         )
     if stage.fixed and stage.mask == "salient" and run.space.kind == "latents":
         raise UserError(
@@ -561,6 +596,10 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
     _above_zero(f"{place}.learning_rate", stage.learning_rate)
     if not 0 < stage.cooldown <= 1:
         raise UserError(f"{place}.cooldown {stage.cooldown:g}: give a share above 0, up to 1")
+    if not 0 <= stage.clip_percentile <= 100:
+        raise UserError(
+            f"{place}.clip_percentile {stage.clip_percentile:g}: give a percentile from 0 to 100"
+        )
     for key, least in {"warmup": 0, "clip": 0, "shift": 0, "block": 1}.items():
         _at_least(f"{place}.{key}", getattr(stage, key), least)
     _check_size(f"{place}.size", stage.size, run.space)

@@ -10,9 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from underpaint import backbones, config
-from underpaint.backbones import base
+from underpaint.backbones import base, layers
+from underpaint.core import augmentation, masks, noise
 from underpaint.core import denoiser as denoisers
-from underpaint.core import masks, noise
 from underpaint.core.objective import masked_loss
 from underpaint.errors import UserError
 
@@ -259,11 +259,14 @@ def test_flops_are_counted(kind, rate, mask_kind, classes):
     assert counted == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [(k, {}) for k in KINDS] + [(k, {"qk_norm": True}) for k in ("uvit", "dit", "maskdit")],
+)
 @pytest.mark.parametrize(("mask_kind", "rate"), [("none", 0.0), ("patch", 0.75), ("crop", 0.75)])
-def test_activation_bytes_are_estimated(kind, mask_kind, rate):
+def test_activation_bytes_are_estimated(kind, changes, mask_kind, rate):
     grid, batch = (16, 16), 4
-    backbone = build(kind, grid=grid, width=64)
+    backbone = build(kind, grid=grid, width=64, **changes)
     weights = {p.data_ptr() for p in backbone.parameters()}
     mask = draw(mask_kind, rate, batch=batch, grid=grid)
     V = masks.visible_count(mask_kind, grid, rate)
@@ -352,6 +355,111 @@ def test_dropout_drops_in_training_alone(kind):
     assert not torch.equal(*twice())
     backbone.eval()
     assert torch.equal(*twice())
+
+
+# --- query and key norms
+
+NORMED = ["uvit", "dit", "maskdit"]
+
+
+def pair(kind):
+    """A network with query and key norms and one without that computes the same but for them."""
+    normed, plain = build(kind, qk_norm=True, stir=0), build(kind, stir=0)
+    scales = set(normed.state_dict()) - set(plain.state_dict())
+    assert scales
+    assert all(name.endswith(("norm_q.weight", "norm_k.weight")) for name in scales)
+    return normed, plain, scales
+
+
+@pytest.mark.parametrize("kind", NORMED)
+def test_query_and_key_norms_bound_the_attention(kind):
+    attention = next(
+        m for m in build(kind, qk_norm=True).modules() if isinstance(m, layers.Attention)
+    )
+    with torch.no_grad():
+        attention.norm_q.weight.fill_(1.0)
+        attention.norm_k.weight.fill_(1.0)
+    x = torch.randn(2, 5, attention.out.in_features)
+    before = attention(x)
+    with torch.no_grad():
+        width = len(attention.out.weight)
+        attention.qkv.weight[: 2 * width] *= 100.0
+        if attention.qkv.bias is not None:
+            attention.qkv.bias[: 2 * width] *= 100.0
+    torch.testing.assert_close(attention(x), before, rtol=1e-4, atol=1e-4)
+
+
+def test_query_and_key_norms_are_root_mean_squares_a_head():
+    torch.manual_seed(0)
+    attention = layers.Attention(8, 2, qkv_bias=True, qk_norm=True)
+    with torch.no_grad():
+        attention.norm_q.weight.copy_(torch.rand(4) + 0.5)
+    x = torch.randn(3, 5, 8)
+    q, k, v = attention.qkv(x).chunk(3, dim=2)
+    heads = []
+    for h in (slice(0, 4), slice(4, 8)):
+        a = q[..., h] / q[..., h].square().mean(-1, keepdim=True).sqrt() * attention.norm_q.weight
+        b = k[..., h] / k[..., h].square().mean(-1, keepdim=True).sqrt()
+        heads.append((a @ b.mT / 2).softmax(-1) @ v[..., h])
+    torch.testing.assert_close(attention(x), attention.out(torch.cat(heads, dim=2)))
+
+
+@pytest.mark.parametrize("kind", NORMED)
+def test_query_and_key_norms_keep_the_contract(kind):
+    normed, plain, scales = pair(kind)
+    for name in scales:
+        assert torch.equal(
+            normed.state_dict()[name], torch.ones(16 if "decoder" not in name else 8)
+        )
+    assert normed.flops(12) == plain.flops(12)
+    assert normed.activation_bytes(12) > plain.activation_bytes(12)
+    normed = build(kind, qk_norm=True)  # stirred: the blocks are not the identity
+    (patches, _), (noises, _) = inputs(24), inputs(24, seed=2)
+    labels, mask = torch.tensor([0, 1, 2, -1]), draw("patch", 0.5)
+    _, gradients = loss_and_gradients(normed, patches, noises, labels, mask)
+    assert all(gradients[name].any() for name in scales)
+
+
+def test_a_network_without_attention_norms_refuses_them():
+    with pytest.raises(
+        UserError, match=r"network\.qk_norm: unet has no norms.*dit or maskdit or uvit"
+    ):
+        build("unet", qk_norm=True)
+
+
+# --- augmentation
+
+
+@pytest.mark.parametrize("kind", NORMED)
+@pytest.mark.parametrize("given", [False, True])
+def test_what_augmentation_was_is_a_condition(kind, given):
+    torch.manual_seed(3)
+    fresh, plain = build(kind, augment=True, stir=0), build(kind, stir=0)
+    new = {name for name in fresh.state_dict() if base.is_told(name)}
+    assert new == set(fresh.state_dict()) - set(plain.state_dict()) == {"told.weight"}
+    assert not fresh.state_dict()["told.weight"].any()
+    assert fresh.flops(6) == plain.flops(6) + 2 * augmentation.CONDITION * 32
+    backbone, (patches, c_noise) = build(kind, augment=True, stir=0.3), inputs(24)
+    labels, mask = torch.tensor([0, 1, 2, -1]), masks.whole(GRID)
+    condition = torch.zeros(B, augmentation.CONDITION)
+    F = backbone(patches, c_noise, labels, mask).visible
+    assert torch.equal(F, backbone(patches, c_noise, labels, mask, condition=condition).visible)
+    condition[1, 0] = 1.0
+    told = backbone(patches, c_noise, labels, mask, condition=condition).visible
+    assert (told - F)[1].abs().max() > 1e-3
+    assert torch.equal(told[[0, 2, 3]], F[[0, 2, 3]])
+    output = backbone(patches, c_noise, labels, mask, condition if given else None)
+    output.visible.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
+    assert backbone.told.weight.grad.any() == given
+
+
+def test_a_condition_for_a_network_without_the_layer_is_an_error():
+    patches, c_noise = inputs(24)
+    with pytest.raises(ValueError, match="condition"):
+        build("uvit", classes=0)(patches, c_noise, None, masks.whole(GRID), torch.zeros(B, 9))
+    with pytest.raises(UserError, match="unet cannot be told of augmentation; give augment 0"):
+        build("unet", augment=True)
 
 
 # --- the table of networks

@@ -10,6 +10,7 @@ from underpaint import config
 from underpaint.training.optimiser import (
     EMA,
     adamw,
+    clip_limit,
     learning_rate,
     optimizer_state,
     restore_optimizer,
@@ -39,6 +40,24 @@ def test_cooldown_is_linear_and_ends_one_step_before_zero() -> None:
     assert set(found[:81]) == {2.0}
     assert found[90] == pytest.approx(1.0)
     assert found[-1] == pytest.approx(2.0 * 10 / 200)
+
+
+def test_percentile_clip_on_a_hand_made_series() -> None:
+    stage = config.Stage(clip=0.0, clip_percentile=75.0)
+    series = [float(v) for v in range(1, 22)]  # 1 … 21: quarters at 1, 6, 11, 16, 21
+    assert clip_limit(stage, series[:19]) == 0.0  # too few yet: no limit
+    assert clip_limit(stage, series) == 16.0
+    assert clip_limit(stage, series[::-1]) == 16.0
+    assert clip_limit(stage, [1000.0] * 99 + [5.0] * 200) == 5.0  # the last 200
+    spike = clip_limit(stage, [*series, 1e6])
+    assert 16.0 < spike < 17.0  # one jump hardly moves it
+
+
+def test_percentile_clip_is_beside_the_fixed_one() -> None:
+    series = [float(v) for v in range(1, 22)]
+    assert clip_limit(config.Stage(clip=2.0, clip_percentile=50.0), series) == 2.0
+    assert clip_limit(config.Stage(clip=12.0, clip_percentile=50.0), series) == 11.0
+    assert clip_limit(config.Stage(clip=12.0), series) == 12.0
 
 
 def test_decay_on_matrices_or_all() -> None:

@@ -52,6 +52,18 @@ def test_another_size_interpolates_positions_and_says_so() -> None:
     new.denoiser.backbone.load_state_dict(adapted)
 
 
+def test_presets_for_few_images_start_from_the_quick_starts_network() -> None:
+    network = config.preset("quickstart").network
+    old = build(spec(size=(32, 32), network=network))
+    for count in (300, 3000, 30_000):
+        run = config.preset(f"small-{count}")
+        new = build(spec(size=(64, 64), network=config.network_of(run), noise=run.noise))
+        adapted, notes = adapt(old.denoiser.backbone.state_dict(), old.spec, new, "source")
+        assert notes == ["positions interpolated from 8×8 to 16×16 patches"]
+        assert not adapted["told.weight"].any()
+        new.denoiser.backbone.load_state_dict(adapted)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -1,6 +1,7 @@
 """Networks, spaces and masks beyond the plain ones, through the whole loop."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "maskdit": {"network": MASKDIT, "noise": EDM | {"hidden_weight": 0.1}},
     "wavelets": {"space": {"kind": "wavelets", "patch": 2}},
     "salient": {"stages": {"masked": {"mask": "salient", "reweight": True, "temperature": 0.5}}},
+    "percentile clip": {"stages": {"masked": {"clip_percentile": 40}}, "train": {"microbatch": 4}},
+    "query and key norms": {"network": {"qk_norm": True}},
+    "augmentation": {"stages": {"whole": {"augment": 0.5, "shift": 1}}},
+    "learned weights": {
+        "noise": {"learned_weights": True},
+        "stages": {"whole": {"keep_optimizer": False}},
+    },
     "fixed": {"stages": {"masked": {"fixed": True, "flip": False}}},
 }
 
@@ -64,6 +72,77 @@ def test_trains_resumes_and_samples(
     assert_same_run(whole, tmp_path / "cut")
 
 
+def test_learned_weights_stay_out_of_the_model(recipe: config.Run, tmp_path: Path) -> None:
+    plain = weights(train(recipe, tmp_path / "plain", quiet=True))
+    run = changed(recipe, SYSTEMS["learned weights"] | {"train": {"decay": "all"}})
+    learned = weights(train(run, tmp_path / "learned", quiet=True))
+    beside = {"loss.levels/value", "loss.levels/exp_avg", "loss.levels/exp_avg_sq"}
+    assert learned.keys() - plain.keys() == beside | {"loss.levels/step"}
+    assert learned["loss.levels/value"].abs().max() > 0
+    name = "model/head.weight"
+    assert not torch.equal(plain[name], learned[name])
+
+
+def test_the_logged_loss_is_that_before_learned_weights(recipe: config.Run) -> None:
+    run = changed(recipe, SYSTEMS["learned weights"])
+    learner, plan = learner_and_plan(run)
+    batch = draw_batch(plan, run, learner.model, 0.5, 0, 8, attempt=0)
+    with torch.no_grad():
+        learner.levels.weight[0] = 0.1  # type: ignore[union-attr]  # u = 1 everywhere
+    loss = learner.loss(*batch)
+    torch.testing.assert_close(loss.mean, (loss.per_image / math.e + 1).mean())
+
+
+def test_augmentation_is_drawn_by_position_beside_all_else(recipe: config.Run) -> None:
+    batches = []
+    for p in (0.0, 0.5, 1e-12):
+        run = changed(recipe, {"stages": {"masked": {"augment": p}}})
+        learner, plan = learner_and_plan(run)
+        batches.append(draw_batch(plan, run, learner.model, 0.5, 8, 8, attempt=0))
+        assert plan.spec.network.augment == (p > 0)
+        again = draw_batch(plan, run, learner.model, 0.5, 8, 8, attempt=0)
+        assert torch.equal(batches[-1].patches, again.patches)
+    plain, augmented, never = batches
+    assert plain.condition is None
+    assert augmented.condition is not None
+    assert never.condition is not None
+    assert not never.condition.any()
+    assert torch.equal(plain.patches, never.patches)
+    for name in ("t", "noise", "labels"):
+        assert torch.equal(getattr(plain, name), getattr(augmented, name)), name
+    assert torch.equal(plain.mask.visible, augmented.mask.visible)  # type: ignore[arg-type]
+    same = (plain.patches == augmented.patches).all(dim=(1, 2))
+    assert torch.equal(same, ~augmented.condition.any(dim=1))
+    assert not same.all()
+
+
+def test_augmentation_zero_is_the_run_without_it(recipe: config.Run, tmp_path: Path) -> None:
+    plain = train(recipe, tmp_path / "plain", quiet=True)
+    run = changed(recipe, {"stages": {"masked": {"augment": 0}, "whole": {"augment": 0.0}}})
+    assert_same_run(plain, train(run, tmp_path / "zero", quiet=True))
+
+
+def test_weights_move_between_recipes_with_and_without_augmentation(
+    recipe: config.Run, tmp_path: Path
+) -> None:
+    plain = train(recipe, tmp_path / "plain", quiet=True)
+    run = changed(recipe, SYSTEMS["augmentation"])
+    told = train(run, tmp_path / "told", start=str(plain), quiet=True)
+    assert weights(told)["model/told.weight"].any()
+    assert load(told).spec.network.augment
+    back = train(recipe, tmp_path / "back", start=str(told), quiet=True)
+    assert "model/told.weight" not in weights(back)
+    assert load(back).sample(1, steps=2).shape == (1, 16, 16, 3)
+
+
+def test_samples_are_asked_for_without_augmentation(recipe: config.Run, tmp_path: Path) -> None:
+    model = load(train(changed(recipe, SYSTEMS["augmentation"]), tmp_path / "run", quiet=True))
+    before = model.sample(2, steps=2)
+    with torch.no_grad():
+        model.backbone.told.weight.fill_(100.0)  # type: ignore[union-attr, operator]
+    assert np.array_equal(model.sample(2, steps=2), before)
+
+
 def learner_and_plan(run: config.Run) -> tuple[Learner, stages.Plan]:
     plan = stages.plans(run, lambda _: None, None)[0]
     return Learner(plan.spec, run.train, distributed.start("cpu")), plan
@@ -89,7 +168,7 @@ def test_a_fixed_mask_is_that_of_its_image_for_ever(recipe: config.Run) -> None:
 def test_salient_masks_prefer_the_bright_half_with_more_contrast(recipe: config.Run) -> None:
     run = changed(recipe, SYSTEMS["salient"])
     learner, plan = learner_and_plan(run)
-    patches, _, mask, _, _ = draw_batch(plan, run, learner.model, 0.75, 0, 48, attempt=0)
+    patches, _, mask, *_ = draw_batch(plan, run, learner.model, 0.75, 0, 48, attempt=0)
     variance = patches.var(dim=2)
     assert gather(variance, mask.visible).mean() > variance.mean()
     assert mask.weights is not None

@@ -8,6 +8,7 @@ from underpaint.backbones.base import (
     check_hidden,
     interpolate_positions,
     is_label_table,
+    is_told,
     kinds,
     register,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "dit",
     "interpolate_positions",
     "is_label_table",
+    "is_told",
     "kinds",
     "maskdit",
     "register",

@@ -11,14 +11,14 @@ and `labels`, the `nn.Embedding` with a row a class, perhaps one more for null.
 A new network is one file: a subclass with `@register("name", "one line")`, imported in
 `backbones/__init__.py`. Keyword arguments of its constructor beyond the common ones are its
 `network.options`; one named `patch` gets the side of a patch, for networks that want the image back
-(P = C·patch²).
+(P = C·patch²), and one named as a switch in `_FEATURES` gets that setting of `network`.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -37,6 +37,7 @@ __all__ = [
     "check_hidden",
     "interpolate_positions",
     "is_label_table",
+    "is_told",
     "kinds",
     "position_ids",
     "register",
@@ -51,6 +52,10 @@ class Backbone(nn.Module):
     Labels are int64 [B] in 0..classes−1, or −1 for the null label; None only where `classes` is 0.
     Every parameter gets a gradient (perhaps zero) from any batch: masked or whole, all labels real
     or all null.
+
+    A kind whose constructor names `augment` has, where that is true, one more layer, `told`
+    (`layers.told`): it takes the keyword `condition` [B, D] of `core/augmentation.py`, and None is
+    the zero vector.
     """
 
     sees: ClassVar[Literal["visible", "all"]] = "visible"
@@ -111,6 +116,11 @@ Kind = TypeVar("Kind", bound=type[Backbone])
 
 _KINDS: dict[str, tuple[type[Backbone], str]] = {}
 _COMMON = ("width", "depth", "heads", "mlp_ratio", "dropout")
+# switches of `network` that a kind has if its constructor names them
+_FEATURES = {
+    "qk_norm": "network.qk_norm: {} has no norms of queries and keys; leave it out",
+    "augment": "augment: {} cannot be told of augmentation; give augment 0 in all stages",
+}
 
 
 def register(kind: str, summary: str) -> Callable[[Kind], Kind]:
@@ -155,7 +165,16 @@ def build(
     cls, _ = _KINDS[network.kind]
     common = {name: getattr(network, name) for name in _COMMON}
     options = _checked_options(network.kind, cls, network.options)
-    if "patch" in inspect.signature(cls.__init__).parameters:
+    arguments = _arguments(cls)
+    for name, refusal in _FEATURES.items():
+        if name in arguments:
+            common[name] = getattr(network, name)
+        elif getattr(network, name):
+            able = [k for k, (c, _) in _KINDS.items() if name in _arguments(c)]
+            raise UserError(
+                f"{refusal.format(network.kind)}, or use network.kind {' or '.join(able)}"
+            )
+    if "patch" in arguments:
         common["patch"] = patch
     return cls(grid=grid, patch_dim=patch_dim, classes=classes, **common, **options)
 
@@ -172,10 +191,14 @@ def check_hidden(
         )
 
 
+def _arguments(cls: type[Backbone]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(cls.__init__).parameters
+
+
 def _checked_options(kind: str, cls: type[Backbone], options: dict[str, Any]) -> dict[str, Any]:
     """`options` if each is an argument of this kind's own, of the type of its default."""
-    shared = {"self", "grid", "patch_dim", "classes", "patch", *_COMMON}
-    arguments = inspect.signature(cls.__init__).parameters
+    shared = {"self", "grid", "patch_dim", "classes", "patch", *_COMMON, *_FEATURES}
+    arguments = _arguments(cls)
     known = {name: a.default for name, a in arguments.items() if name not in shared}
     checked = {}
     for name, value in options.items():
@@ -213,6 +236,11 @@ def interpolate_positions(
     if old_grid == new_grid:
         return dict(state)
     return {name: _resampled(name, x, old_grid, new_grid) for name, x in state.items()}
+
+
+def is_told(name: str) -> bool:
+    """Whether the weight `name` tells the network of augmentation: zero before it is trained."""
+    return name.split(".")[-2:] == ["told", "weight"]
 
 
 def is_label_table(name: str) -> bool:

@@ -29,6 +29,9 @@ from underpaint.backbones.layers import (
     block_flops,
     linear_flops,
     sinusoid,
+    tell,
+    told,
+    told_flops,
 )
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
@@ -51,11 +54,17 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, hidden: int, dropout: float, condition: int | None = None
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        qk_norm: bool,
+        condition: int | None = None,
     ) -> None:
         super().__init__()
         self.modulation = nn.Linear(condition or width, 6 * width)
-        self.attention = Attention(width, heads, qkv_bias=True)
+        self.attention = Attention(width, heads, qkv_bias=True, qk_norm=qk_norm)
         self.mlp = MLP(width, hidden, "tanh")
         self.dropout = nn.Dropout(dropout)
 
@@ -81,27 +90,38 @@ class DiT(Backbone):
         heads: int,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        qk_norm: bool = False,
+        augment: bool = False,
     ) -> None:
         super().__init__(grid, patch_dim, classes)
         if width % 4:
             raise UserError(f"network.width {width}: a dit needs a width divisible by 4")
         self.width, self.hidden, self.depth = width, int(width * mlp_ratio), depth
+        self.qk_norm = qk_norm
         self.embed = nn.Linear(patch_dim, width)
         self.positions = SinCosPositions(grid, width)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.labels = nn.Embedding(classes, width) if classes else None
-        self.blocks = nn.ModuleList(Block(width, heads, self.hidden, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, self.hidden, dropout, qk_norm) for _ in range(depth)
+        )
         self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, patch_dim)
         initialise(self)
         nn.init.zeros_(self.head.weight)
+        self.told = told(width) if augment else None
 
     def forward(
-        self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
+        self,
+        patches: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None,
+        mask: Mask,
+        condition: Tensor | None = None,
     ) -> Prediction:
         """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at the visible patches."""
         ids = position_ids(mask, len(patches), self.grid, patches.device)
-        c = F.silu(self._condition(c_noise, labels))  # [B, width]
+        c = F.silu(self._condition(c_noise, labels, condition))  # [B, width]
         return Prediction(self._read(self._encode(patches, ids, c), c))
 
     def _encode(self, patches: Tensor, ids: Tensor, c: Tensor) -> Tensor:
@@ -116,8 +136,10 @@ class DiT(Backbone):
         shift, scale = self.modulation(c).chunk(2, dim=1)
         return self.head(modulate(x, shift, scale))
 
-    def _condition(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        c = self.time(sinusoid(c_noise, FREQUENCIES, shift=1))
+    def _condition(
+        self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None
+    ) -> Tensor:
+        c = tell(self.told, self.time(sinusoid(c_noise, FREQUENCIES, shift=1)), condition)
         if self.labels is None:
             return c
         if labels is None:
@@ -132,13 +154,14 @@ class DiT(Backbone):
         ends = 2 * linear_flops(visible, width, self.patch_dim)
         time = linear_flops(1, FREQUENCIES, width) + linear_flops(1, width, width)
         modulations = linear_flops(1, width, (6 * self.depth + 2) * width)  # an image, not a patch
-        return blocks + ends + time + modulations
+        return blocks + ends + time + modulations + told_flops(self.told)
 
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image kept for the backward pass (estimate)."""
         width = self.width
         # beside a block's own: two norms before they are modulated, two branches before their gates
-        blocks = self.depth * (block_activations(visible, width, self.hidden) + 4 * visible * width)
+        a_block = block_activations(visible, width, self.hidden, self.qk_norm)
+        blocks = self.depth * (a_block + 4 * visible * width)
         ends = visible * (self.patch_dim + 3 * width)
         condition = (6 * self.depth + 8) * width
         return bytes_per * (blocks + ends + condition)

@@ -4,6 +4,11 @@
 
 Attention is softmax(q kᵀ/√d) v over the tokens that are there (Vaswani et al. 2017, arXiv
 1706.03762): with hidden patches dropped its cost falls with the square of their share.
+
+With `qk_norm`, q and k of each head are divided by their root mean square over its d numbers and
+multiplied by a learned scale a number (from one, shared by the heads): q·k/√d is then at most √d
+times the scales, whatever the weights grow to, and the softmax cannot collapse to single tokens
+(Dehghani et al. 2023, arXiv 2302.05442).
 """
 
 from __future__ import annotations
@@ -14,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from underpaint.core.augmentation import CONDITION
+
 __all__ = [
     "MLP",
     "Attention",
@@ -22,6 +29,9 @@ __all__ = [
     "block_flops",
     "linear_flops",
     "sinusoid",
+    "tell",
+    "told",
+    "told_flops",
 ]
 
 
@@ -74,16 +84,21 @@ class SinCosPositions(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention; one linear layer makes q, k and v, in this order."""
 
-    def __init__(self, width: int, heads: int, *, qkv_bias: bool) -> None:
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.out = nn.Linear(width, width)
+        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
+        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, T, width] → [B, T, width]."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # [B, T, 3, heads, d]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, T, d]
+        if self.norm_q is not None and self.norm_k is not None:
+            # in float32 also under autocast: lengths are what is being tamed
+            q, k = self.norm_q(q.float()).to(v.dtype), self.norm_k(k.float()).to(v.dtype)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -101,9 +116,35 @@ class MLP(nn.Module):
         return self.fall(self.gelu(self.rise(x)))
 
 
+def told(width: int) -> nn.Linear:
+    """From what an image's augmentation was to the time's embedding; it starts at zero.
+
+    Without a bias: a condition of zero adds nothing, whatever was learned.
+    """
+    layer = nn.Linear(CONDITION, width, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+def tell(layer: nn.Linear | None, embedding: Tensor, condition: Tensor | None) -> Tensor:
+    """The time's embedding [B, width], with the `condition` [B, D] or its None added."""
+    if layer is None:
+        if condition is not None:
+            raise ValueError("a network without network.augment takes no condition")
+        return embedding
+    if condition is None:  # computed all the same: the layer gets a gradient, of zero
+        condition = embedding.new_zeros(len(embedding), CONDITION)
+    return embedding + layer(condition)
+
+
 def linear_flops(rows: int, inputs: int, outputs: int) -> int:
     """FLOPs of a linear layer on `rows` vectors, 2 a multiply-add."""
     return 2 * rows * inputs * outputs
+
+
+def told_flops(layer: nn.Linear | None) -> int:
+    """FLOPs an image of what `tell` adds."""
+    return 0 if layer is None else linear_flops(1, layer.in_features, layer.out_features)
 
 
 def block_flops(tokens: int, width: int, hidden: int) -> int:
@@ -112,10 +153,11 @@ def block_flops(tokens: int, width: int, hidden: int) -> int:
     return 2 * tokens * linears + 4 * tokens**2 * width
 
 
-def block_activations(tokens: int, width: int, hidden: int) -> int:
+def block_activations(tokens: int, width: int, hidden: int, qk_norm: bool = False) -> int:
     """Numbers an image that a pre-norm block keeps for its backward pass.
 
     A token: the two norms' inputs and outputs, q, k, v, the attention's output (8 widths), and the
-    GELU's input and output; the attention's weights are recomputed, never kept.
+    GELU's input and output; the attention's weights are recomputed, never kept. With `qk_norm` q
+    and k are kept before and after their norms.
     """
-    return tokens * (8 * width + 2 * hidden)
+    return tokens * ((10 if qk_norm else 8) * width + 2 * hidden)

@@ -30,6 +30,7 @@ from underpaint.backbones.layers import (
     block_activations,
     block_flops,
     linear_flops,
+    told_flops,
 )
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
@@ -62,13 +63,14 @@ class Decoder(nn.Module):
         heads: int,
         hidden: int,
         dropout: float,
+        qk_norm: bool,
         condition: int,
     ) -> None:
         super().__init__()
         self.mask_token = nn.Embedding(1, width)
         self.positions = SinCosPositions(grid, width)
         self.blocks = nn.ModuleList(
-            Block(width, heads, hidden, dropout, condition) for _ in range(depth)
+            Block(width, heads, hidden, dropout, qk_norm, condition) for _ in range(depth)
         )
 
     def forward(self, x: Tensor, ids: Tensor, c: Tensor) -> Tensor:
@@ -98,6 +100,8 @@ class MaskDiT(DiT):
         heads: int,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        qk_norm: bool = False,
+        augment: bool = False,
         decoder_width: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
@@ -122,12 +126,21 @@ class MaskDiT(DiT):
             heads=heads,
             mlp_ratio=mlp_ratio,
             dropout=dropout,
+            qk_norm=qk_norm,
+            augment=augment,
         )
         self.decoder_width, self.decoder_depth = decoder_width, decoder_depth
         self.decoder_hidden = int(decoder_width * mlp_ratio)
         self.bridge = Bridge(width, decoder_width)
         self.decoder = Decoder(
-            grid, decoder_width, decoder_depth, decoder_heads, self.decoder_hidden, dropout, width
+            grid,
+            decoder_width,
+            decoder_depth,
+            decoder_heads,
+            self.decoder_hidden,
+            dropout,
+            qk_norm,
+            width,
         )
         self.modulation = nn.Linear(width, 2 * decoder_width)  # instead of the dit's own two
         self.head = nn.Linear(decoder_width, patch_dim)
@@ -137,12 +150,17 @@ class MaskDiT(DiT):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
+        self,
+        patches: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None,
+        mask: Mask,
+        condition: Tensor | None = None,
     ) -> Prediction:
         """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at visible and hidden patches."""
         V = patches.shape[1]
         ids = position_ids(mask, len(patches), self.grid, patches.device)  # [B, V]
-        c = F.silu(self._condition(c_noise, labels))  # [B, width]
+        c = F.silu(self._condition(c_noise, labels, condition))  # [B, width]
         x = self.bridge(self._encode(patches, ids, c), c)  # [B, V, decoder_width]
         everywhere = ids if mask.hidden is None else torch.cat([ids, mask.hidden], dim=1)  # [B, N]
         output = self._read(self.decoder(x, everywhere, c), c)  # [B, N, P]
@@ -161,13 +179,14 @@ class MaskDiT(DiT):
         head = linear_flops(N, narrow, self.patch_dim)
         time = linear_flops(1, FREQUENCIES, width) + linear_flops(1, width, width)
         scales = (6 * self.depth + 2) * width + (6 * self.decoder_depth + 2) * narrow
-        return encoder + bridge + decoder + head + time + linear_flops(1, width, scales)
+        time += linear_flops(1, width, scales) + told_flops(self.told)
+        return encoder + bridge + decoder + head + time
 
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image kept for the backward pass (estimate), the decoder's at all patches."""
         N, width, narrow = self.grid[0] * self.grid[1], self.width, self.decoder_width
-        a_block = block_activations(visible, width, self.hidden) + 4 * visible * width
-        b_block = block_activations(N, narrow, self.decoder_hidden) + 4 * N * narrow
+        a_block = block_activations(visible, width, self.hidden, self.qk_norm) + 4 * visible * width
+        b_block = block_activations(N, narrow, self.decoder_hidden, self.qk_norm) + 4 * N * narrow
         blocks = self.depth * a_block + self.decoder_depth * b_block
         ends = visible * (self.patch_dim + 3 * width) + 3 * N * narrow
         condition = (6 * self.depth + 10) * width + (6 * self.decoder_depth + 2) * narrow

@@ -28,6 +28,9 @@ from underpaint.backbones.layers import (
     block_flops,
     linear_flops,
     sinusoid,
+    tell,
+    told,
+    told_flops,
 )
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
@@ -38,10 +41,10 @@ __all__ = ["UViT"]
 class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x))."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, qk_norm: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, qkv_bias=False)
+        self.attention = Attention(width, heads, qkv_bias=False, qk_norm=qk_norm)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP(width, hidden, "none")
         self.dropout = nn.Dropout(dropout)
@@ -67,18 +70,21 @@ class UViT(Backbone):
         heads: int,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        qk_norm: bool = False,
+        augment: bool = False,
     ) -> None:
         super().__init__(grid, patch_dim, classes)
         if width % 2:
             raise UserError(f"network.width {width}: a uvit needs an even width")
         self.width, self.hidden, self.side = width, int(width * mlp_ratio), depth // 2
+        self.qk_norm = qk_norm
         self.embed = nn.Linear(patch_dim, width)
         self.positions = nn.Embedding(grid[0] * grid[1], width)
         self.time_position = nn.Embedding(1, width)
         self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last is null
 
         def block() -> Block:
-            return Block(width, heads, self.hidden, dropout)
+            return Block(width, heads, self.hidden, dropout, qk_norm)
 
         self.early = nn.ModuleList(block() for _ in range(self.side))
         self.middle = block()
@@ -87,15 +93,21 @@ class UViT(Backbone):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, patch_dim)
         self.apply(_initialise)
+        self.told = told(width) if augment else None
 
     def forward(
-        self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
+        self,
+        patches: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None,
+        mask: Mask,
+        condition: Tensor | None = None,
     ) -> Prediction:
         """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at the visible patches."""
         B, V = patches.shape[:2]
         ids = position_ids(mask, B, self.grid, patches.device)
         x = self.embed(patches) + self.positions(ids)  # [B, V, width]
-        x = torch.cat([self._tokens(c_noise, labels), x], dim=1)  # [B, T, width]
+        x = torch.cat([self._tokens(c_noise, labels, condition), x], dim=1)  # [B, T, width]
         kept = []
         for block in self.early:
             x = block(x)
@@ -105,10 +117,11 @@ class UViT(Backbone):
             x = block(skip(torch.cat([x, kept.pop()], dim=2)))
         return Prediction(self.head(self.norm(x[:, -V:])))
 
-    def _tokens(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+    def _tokens(self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """The tokens in front of the patches [B, 1 or 2, width]."""
         zero = torch.zeros_like(c_noise, dtype=torch.long)
-        tokens = [sinusoid(c_noise, self.width) + self.time_position(zero)]
+        time = sinusoid(c_noise, self.width) + self.time_position(zero)
+        tokens = [tell(self.told, time, condition)]
         if self.labels is not None:
             if labels is None:
                 raise ValueError("a network with classes needs labels; -1 is the null label")
@@ -120,12 +133,14 @@ class UViT(Backbone):
         T, width = self._count(visible), self.width
         blocks = (2 * self.side + 1) * block_flops(T, width, self.hidden)
         skips = self.side * linear_flops(T, 2 * width, width)
-        return blocks + skips + 2 * linear_flops(visible, width, self.patch_dim)
+        ends = 2 * linear_flops(visible, width, self.patch_dim)
+        return blocks + skips + ends + told_flops(self.told)
 
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image kept for the backward pass (estimate)."""
         T, width = self._count(visible), self.width
-        blocks = (2 * self.side + 1) * block_activations(T, width, self.hidden)
+        a_block = block_activations(T, width, self.hidden, self.qk_norm)
+        blocks = (2 * self.side + 1) * a_block
         skips = self.side * T * 2 * width  # the concatenations
         ends = visible * (self.patch_dim + 2 * width)
         return bytes_per * (blocks + skips + ends)

@@ -142,13 +142,19 @@ class Denoiser(nn.Module):
         self.stride = int(getattr(backbone, "stride", 1))
 
     def predict(
-        self, x: Tensor, sigma: float | Tensor, labels: Tensor | None, mask: Mask | None
+        self,
+        x: Tensor,
+        sigma: float | Tensor,
+        labels: Tensor | None,
+        mask: Mask | None,
+        condition: Tensor | None = None,
     ) -> Prediction:
-        """The backbone's raw output F."""
+        """The backbone's raw output F; `condition` [B, D] of augmented images, if there are any."""
         x, sigma = _at_least_float32(x), _levels(sigma, x)
         c_in, c_noise = self.process.c_in(sigma), self.process.c_noise(sigma)
         mask = whole(self.backbone.grid) if mask is None else mask  # type: ignore[arg-type]
-        F = self.backbone(_spread(c_in, x) * x, c_noise, labels, mask)
+        told = {} if condition is None else {"condition": condition}
+        F = self.backbone(_spread(c_in, x) * x, c_noise, labels, mask, **told)
         hidden = None if F.hidden is None else F.hidden.to(x.dtype)
         return Prediction(F.visible.to(x.dtype), hidden)
 

@@ -51,16 +51,17 @@ def predict(
     *,
     t: Tensor,
     noise: Tensor,
+    condition: Tensor | None = None,
 ) -> Prediction:
     """The network's F for clean `patches` [B, N, P] noised by `noise` [B, N, P] at times `t` [B].
 
     A network that sees visible patches alone gets them before any noise is added: hidden pixels
-    are never touched, whatever they hold.
+    are never touched, whatever they hold. `condition` [B, D] says how the images were augmented.
     """
     sees = str(denoiser.backbone.sees)
     sigma = denoiser.process.sigma(t).to(patches.dtype)  # [B]
     x = see(patches, mask, sees) + sigma[:, None, None] * see(noise, mask, sees)
-    return denoiser.predict(x, sigma, labels, mask)
+    return denoiser.predict(x, sigma, labels, mask, condition)
 
 
 def masked_loss(

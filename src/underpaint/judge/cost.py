@@ -63,7 +63,7 @@ def _network(
     space = spaces.build(run.space, size, channels)
     with torch.device("meta"):
         return backbones.build(
-            run.network,
+            config.network_of(run),
             grid=space.grid,
             patch_dim=space.patch_dim,
             classes=classes if run.network.labels else 0,

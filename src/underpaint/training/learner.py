@@ -14,6 +14,7 @@ from underpaint import config
 from underpaint.core import objective
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.masks import Mask
+from underpaint.core.uncertainty import Uncertainty
 from underpaint.model import Model, build
 from underpaint.training.distributed import World
 from underpaint.training.draws import key
@@ -24,21 +25,36 @@ __all__ = ["Learner", "Weights"]
 Weights = dict[str, Tensor]
 
 
+LEVELS = "loss.levels"  # beside the network's tensors in optimizer.pt
+
+
 class _Loss(nn.Module):
-    """The objective as one forward call, which is what DistributedDataParallel wraps."""
+    """The objective as one forward call, which is what DistributedDataParallel wraps.
+
+    Its `mean` is what is minimised; with learned weights `per_image` stays the error before them.
+    """
 
     def __init__(self, denoiser: Denoiser, noise: config.Noise, device: str, bf16: bool) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.noise = noise
+        self.levels = Uncertainty() if noise.learned_weights else None
         self.device = device
         self.bf16 = bf16
 
     def forward(
-        self, patches: Tensor, labels: Tensor | None, mask: Mask, t: Tensor, noise: Tensor
+        self,
+        patches: Tensor,
+        labels: Tensor | None,
+        mask: Mask,
+        t: Tensor,
+        noise: Tensor,
+        condition: Tensor | None = None,
     ) -> objective.Loss:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            output = objective.predict(self.denoiser, patches, labels, mask, t=t, noise=noise)
+            output = objective.predict(
+                self.denoiser, patches, labels, mask, t=t, noise=noise, condition=condition
+            )
             loss = objective.masked_loss(
                 self.denoiser,
                 patches,
@@ -50,11 +66,16 @@ class _Loss(nn.Module):
                 gamma=self.noise.gamma,
                 output=output,
             )
-            if not self.noise.hidden_weight:
-                return loss
-            hidden = objective.hidden_loss(self.denoiser, patches, mask, output, t=t, noise=noise)
-            per_image = loss.per_image + self.noise.hidden_weight * hidden
-            return loss._replace(mean=per_image.mean(), per_image=per_image)
+            if self.noise.hidden_weight:
+                hidden = objective.hidden_loss(
+                    self.denoiser, patches, mask, output, t=t, noise=noise
+                )
+                per_image = loss.per_image + self.noise.hidden_weight * hidden
+                loss = loss._replace(mean=per_image.mean(), per_image=per_image)
+            if self.levels is not None:
+                sigma = self.denoiser.process.sigma(t)
+                loss = loss._replace(mean=self.levels(loss.per_image, sigma).mean())
+            return loss
 
 
 class Learner:
@@ -71,12 +92,15 @@ class Learner:
         self.backbone: nn.Module = self.model.denoiser.backbone
         self.ema = EMA(self.model.denoiser, train.ema)
         self.averaged = Model(spec, cast(Denoiser, self.ema.module), self.model.space)
-        self.optimizer = adamw(self.backbone, train, world.device)
         if train.compile:
             # In place, so that names stay; shapes are static, one graph for each V.
             self.backbone.compile(dynamic=False)
         loss = _Loss(self.model.denoiser, spec.noise, world.device.type, self.bf16)
+        loss.to(world.device)
         self.loss: nn.Module = loss
+        self.levels = loss.levels  # no part of the model: nothing samples with it
+        extra = [] if self.levels is None else self.levels.parameters()
+        self.optimizer = adamw(self.backbone, train, world.device, extra)
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
             self.loss = DistributedDataParallel(loss, device_ids=ids, gradient_as_bucket_view=True)
@@ -101,12 +125,22 @@ class Learner:
         self.ema.steps = ema_steps
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        """The optimiser's tensors by parameter name."""
-        return optimizer_state(self.optimizer, self.backbone)
+        """The optimiser's tensors by parameter name; with learned weights their values too."""
+        state = optimizer_state(self.optimizer, self.backbone)
+        if self.levels is not None:
+            weight = self.levels.weight
+            own = dict(self.optimizer.state.get(weight, {}))
+            state[LEVELS] = own | {"value": weight.detach().clone()}
+        return state
 
     def load_optimizer(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take over the optimiser's state of every tensor whose shape has not changed."""
         restore_optimizer(self.optimizer, self.backbone, state)
+        if self.levels is not None and LEVELS in state:
+            own = dict(state[LEVELS])
+            with torch.no_grad():
+                self.levels.weight.copy_(own.pop("value"))
+            restore_optimizer(self.optimizer, self.levels, {"weight": own})
 
 
 def use_bf16(train: config.Train, device: torch.device) -> bool:

@@ -161,6 +161,7 @@ def _stage(
     every = cadence(run.train, log.total)
     if progress.stage_images == 0:
         progress.history = []  # other images may be held out here
+        progress.norms = []  # other masks and images have other gradients
         log.metric("stage", event="start", **stage_record(plan, learner, progress))
         say_stage(plan, learner, log)
     while progress.stage_images < plan.images:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,25 +17,30 @@ from underpaint import config
 
 __all__ = [
     "EMA",
+    "NORMS",
     "adamw",
     "clip_gradients",
+    "clip_limit",
     "learning_rate",
     "optimizer_state",
     "restore_optimizer",
 ]
 
 
-def adamw(model: nn.Module, train: config.Train, device: torch.device) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module, train: config.Train, device: torch.device, undecayed: Iterable[Tensor] = ()
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in its fused form.
 
-    Weight decay acts on matrices alone, or on all tensors (`train.decay`).
+    Weight decay acts on matrices alone, or on all tensors (`train.decay`); never on `undecayed`,
+    tensors beside the model's.
     """
     tensors = list(model.parameters())
     decayed = [p for p in tensors if train.decay == "all" or p.ndim >= 2]
     rest = [p for p in tensors if not (train.decay == "all" or p.ndim >= 2)]
     groups = [
         {"params": decayed, "weight_decay": train.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": [*rest, *undecayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]],
@@ -57,6 +63,23 @@ def learning_rate(stage: config.Stage, images: int, total: int) -> float:
         start = total * (1.0 - stage.cooldown)
         return peak * min(1.0, (total - images) / max(1.0, total - start))
     return peak
+
+
+NORMS = 200  # steps whose gradient norms are remembered
+FIRST = 20  # fewer norms say nothing of a percentile
+
+
+def clip_limit(stage: config.Stage, norms: Sequence[float]) -> float:
+    """The largest gradient norm of the step that follows steps of these `norms`; 0: no limit.
+
+    The smaller of `stage.clip` and the asked percentile of the norms before clipping, between two
+    of them by linear interpolation (after AutoClip, Seetharaman et al. 2020, arXiv 2007.14469,
+    there over all steps so far). Norms that rise for good raise the limit, one jump hardly does.
+    """
+    if not stage.clip_percentile or len(norms) < FIRST:
+        return stage.clip
+    limit = float(np.percentile(norms[-NORMS:], stage.clip_percentile))
+    return min(stage.clip, limit) if stage.clip else limit
 
 
 def clip_gradients(parameters: Iterable[Tensor], clip: float) -> Tensor:

@@ -77,7 +77,7 @@ def plans(
             channels=dataset.channels,
             label_names=dataset.label_names if run.network.labels else (),
             space=run.space,
-            network=run.network,
+            network=config.network_of(run),
             noise=run.noise,
             preview=run.preview,
         )

@@ -19,7 +19,13 @@ from underpaint.model import Model, find, read_spec, read_weights
 __all__ = ["adapt", "adopt", "read"]
 
 # May differ between a checkpoint and the recipe that goes on from it.
-FREE = {"network.labels", "network.label_drop", "network.dropout", "space.vae"}
+FREE = {
+    "network.labels",
+    "network.label_drop",
+    "network.dropout",
+    "network.augment",
+    "space.vae",
+}
 
 
 def adopt(run: config.Run, source: str) -> config.Run:
@@ -77,6 +83,8 @@ def adapt(
             adapted[name] = _relabel(tensor, theirs, old_names, model.label_names)
         elif theirs is not None and theirs.shape == tensor.shape:
             adapted[name] = theirs
+        elif backbones.is_told(name) and theirs is None:  # fresh: it starts at zero
+            adapted[name] = tensor.detach().clone()
         else:
             raise UserError(f"{source}: its tensor '{name}' does not fit the recipe's network")
     return adapted, notes

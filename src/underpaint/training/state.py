@@ -52,6 +52,7 @@ class Progress:
     skipped_in_row: int = 0
     metrics_bytes: int = 0
     stage_end: bool = False  # written at the end of a stage: kept for good
+    norms: list[float] = field(default_factory=list)  # gradient norms of the stage's last steps
     sums: dict[str, float] = field(default_factory=dict)  # since the last line of metrics
     history: list[list[float]] = field(default_factory=list)  # held-out loss of the last checks
 

@@ -7,27 +7,39 @@ microbatches of a step, and the average of their gradients is that of the whole 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from underpaint import config
-from underpaint.core import masks, salient, spaces
+from underpaint.core import augmentation, masks, salient, spaces
 from underpaint.data import augment
 from underpaint.model import Model
 from underpaint.training.draws import key
 from underpaint.training.learner import Learner
-from underpaint.training.optimiser import clip_gradients, learning_rate
+from underpaint.training.optimiser import NORMS, clip_gradients, clip_limit, learning_rate
 from underpaint.training.stages import Plan
 from underpaint.training.state import Progress
 
-__all__ = ["Diverged", "draw_batch", "microbatch", "step", "training_flops"]
+__all__ = ["Batch", "Diverged", "draw_batch", "microbatch", "step", "training_flops"]
 
 SKIPS = 3  # non-finite steps in a row before the run returns to a checkpoint
 
 
 class Diverged(Exception):
     """Several steps in a row had no finite gradient."""
+
+
+class Batch(NamedTuple):
+    """What the loss is computed of, in the order of its arguments."""
+
+    patches: torch.Tensor  # [B, N, P]
+    labels: torch.Tensor | None  # [B]
+    mask: masks.Mask
+    t: torch.Tensor  # [B]
+    noise: torch.Tensor  # [B, N, P]
+    condition: torch.Tensor | None  # [B, D] of the augmentation, if the stage has any
 
 
 def step(plan: Plan, run: config.Run, learner: Learner, progress: Progress) -> None:
@@ -43,9 +55,11 @@ def step(plan: Plan, run: config.Run, learner: Learner, progress: Progress) -> N
         with learner.accumulating(more=position != own[-1]):
             loss = learner.loss(*batch)
             (loss.mean / len(own)).backward()
-        loss_sum += float(loss.mean.detach()) / len(own)
+        loss_sum += float(loss.per_image.detach().mean()) / len(own)
         mse_sum += float(loss.x0_mse.detach().mean()) / len(own)
-    norm = float(clip_gradients(learner.backbone.parameters(), stage.clip))
+    # the norm is that of the average over all processes, so that each clips alike
+    limit = clip_limit(stage, progress.norms)
+    norm = float(clip_gradients(learner.backbone.parameters(), limit))
     rate = learning_rate(stage, progress.stage_images, plan.images) * progress.rate_factor
     loss_sum, mse_sum = (v / world.size for v in world.sums([loss_sum, mse_sum]))
     finite = math.isfinite(norm) and math.isfinite(loss_sum)
@@ -54,6 +68,8 @@ def step(plan: Plan, run: config.Run, learner: Learner, progress: Progress) -> N
             group["lr"] = rate
         learner.optimizer.step()
         learner.ema.update()
+        if stage.clip_percentile:
+            progress.norms = [*progress.norms, norm][-NORMS:]
         _add(progress.sums, loss=loss_sum, x0_mse=mse_sum, grad_norm=norm, steps=1)
     learner.optimizer.zero_grad(set_to_none=True)
     progress.skipped_in_row = 0 if finite else progress.skipped_in_row + 1
@@ -75,8 +91,8 @@ def draw_batch(
     position: int,
     count: int,
     attempt: int,
-) -> tuple[torch.Tensor, torch.Tensor | None, masks.Mask, torch.Tensor, torch.Tensor]:
-    """Patches, labels, mask, times and noise of the microbatch at `position` of the stage.
+) -> Batch:
+    """The microbatch at `position` of the stage.
 
     A pure function of its arguments (see `draws`); also seeds torch's global generator, for
     dropout.
@@ -86,7 +102,9 @@ def draw_batch(
     torch.manual_seed(seed)
     generator = torch.Generator(device).manual_seed(seed)
     ids = plan.order.at(position, count)
-    planes = _planes(plan, ids, seed).to(device)  # [B, C, H, W]
+    planes, condition = _planes(plan, ids, seed)
+    planes = planes.to(device)  # [B, C, H, W]
+    condition = None if condition is None else condition.to(device)
     patches = plan.space.encode(planes)
     of_mask: torch.Generator | list[torch.Generator] = generator
     if stage.fixed:  # by the image alone: the same in every epoch, stage and run
@@ -113,18 +131,32 @@ def draw_batch(
         labels = torch.from_numpy(plan.dataset.labels[ids]).to(device)
         dropped = torch.rand(count, generator=generator, device=device) < run.network.label_drop
         labels = torch.where(dropped, -1, labels)
-    return patches, labels, mask, t, noise
+    return Batch(patches, labels, mask, t, noise, condition)
 
 
-def _planes(plan: Plan, ids: np.ndarray, seed: int) -> torch.Tensor:
-    """The augmented images `ids` in [-1, 1], or latents drawn anew: float32 [B, C, H, W]."""
+def _planes(plan: Plan, ids: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The augmented images `ids` in [-1, 1], or latents drawn anew: float32 [B, C, H, W].
+
+    With them what the network is told of their augmentation, [B, D], if the stage has any.
+    """
     stage, rng = plan.stage, np.random.default_rng(seed)
     if plan.dataset.latents is not None:
-        return torch.from_numpy(plan.dataset.latents.draw(ids, rng, stage.flip))
+        return torch.from_numpy(plan.dataset.latents.draw(ids, rng, stage.flip)), None
     images = plan.dataset.batch(ids)
     if stage.flip or stage.shift:
         images = augment(images, rng, stage.flip, stage.shift)
-    return spaces.from_uint8(images)
+    planes = spaces.from_uint8(images)
+    if not stage.augment:
+        return planes, None
+    # draws of their own: what flip and shift do does not depend on augment
+    changes = augmentation.draw(
+        np.random.default_rng(key(seed, "augment")),
+        len(ids),
+        stage.augment,
+        square=planes.shape[2] == planes.shape[3],
+        colour=planes.shape[1] == 3,
+    )
+    return augmentation.apply(planes, changes), augmentation.condition(changes)
 
 
 def microbatch(stage: config.Stage, train: config.Train, processes: int) -> int:

@@ -1,0 +1,47 @@
+"""The size of the error at each noise level, learned beside the network.
+
+    loss = E_σ  error(σ) · exp(−u(σ)) + u(σ),      least where u(σ) = ln E[error | σ]
+
+so that every noise level pulls on the network with the same force, whatever its errors are, and
+none takes over when they change (Kendall et al. 2018, arXiv 1705.07115; for noise levels, Karras
+et al. 2024, arXiv 2312.02696). u is a cosine series in the log of the noise level,
+
+    u(σ) = 10 Σ_k w_k cos(π k z)/(k + 1),   z = (ln σ + 8)/16 within [0, 1],   k = 0 … 15
+
+which starts at zero. The factor 10 lets u follow the error within some hundred steps at the rates
+that suit networks, and 1/(k + 1) keeps it smooth on the way. Nothing samples with u: it is learned
+in training and kept in its checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Uncertainty"]
+
+TERMS = 16
+REACH = 8.0  # |ln σ|, further out u is what it is there: σ from 3e-4 to 3e3
+SPEED = 10.0
+
+
+class Uncertainty(nn.Module):
+    """u(σ) and the loss that learns it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(TERMS))
+
+    def u(self, sigma: Tensor) -> Tensor:
+        """ln of the expected error at levels sigma [B] → [B], float32."""
+        z = (sigma.float().log() / (2 * REACH) + 0.5).clamp(0, 1)  # [B]
+        k = torch.arange(TERMS, dtype=torch.float32, device=sigma.device)
+        waves = torch.cos(math.pi * z[:, None] * k) / (k + 1)  # [B, TERMS]
+        return SPEED * (waves * self.weight).sum(dim=1)
+
+    def forward(self, error: Tensor, sigma: Tensor) -> Tensor:
+        """error·exp(−u) + u of errors [B] at levels sigma [B]."""
+        u = self.u(sigma)
+        return error * torch.exp(-u) + u
