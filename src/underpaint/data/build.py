@@ -26,7 +26,15 @@ from underpaint.data.decode import Options, Unreadable, decode, fit, from_array
 from underpaint.data.sources import Contents, Item
 from underpaint.errors import UserError
 
-__all__ = ["Decoded", "Progress", "check_bad", "check_size", "decode_all", "in_order", "natural_order"]
+__all__ = [
+    "Decoded",
+    "Progress",
+    "check_bad",
+    "check_size",
+    "decode_all",
+    "in_order",
+    "natural_order",
+]
 
 CONSTANT = 2.0  # of 255: below this standard deviation an image is nearly constant
 CHUNK = 16  # images a task of the pool

@@ -165,7 +165,7 @@ class Writer:
         h, w = self.space.grid
         options = {"block": self.block, "multiple": self.multiple}
         self.V = masks.visible_count(self.kind, (h, w), self.rate, **options)
-        if self.V == h * w:
+        if h * w == self.V:
             raise UserError(
                 f"mask '{self.kind}' at rate {self.rate:g} hides nothing of a grid of {h}×{w}; "
                 "raise the rate"

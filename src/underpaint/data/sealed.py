@@ -273,7 +273,7 @@ def _header(where: str, data: bytes) -> dict[str, Any]:
     size = record_type(V, P, bool(about["label_names"])).itemsize
     h, w = _grid(about)
     if (
-        P != about["channels"] * about["patch"] ** 2
+        about["channels"] * about["patch"] ** 2 != P
         or size != about["record"]
         or not 0 < V < h * w
         or min(about["images"], about["chunk"]) < 1
