@@ -150,6 +150,26 @@ def test_a_failed_sealing_leaves_no_file(make: Callable[..., Path], tmp_path: Pa
     assert not list(tmp_path.glob("sealed*"))
 
 
+def test_the_ten_lines_of_the_documentation_read_it(
+    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sealed.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line]) <= 10
+    for labels in (False, True):
+        path = make(name=f"{labels}.up", labels=labels)
+        space: dict[str, np.ndarray] = {}
+        exec(code.replace("sealed.up", str(path)), space)
+        assert capsys.readouterr().out
+        file = sealed.read(path)
+        got, at = file.batch(np.arange(40))
+        records = space["records"]
+        assert np.array_equal(records["patches"], got)
+        assert np.array_equal(records["positions"], at)
+        assert np.array_equal(np.flatnonzero(records["held_out"]), file.held_out_ids)
+        assert not labels or np.array_equal(records["label"], file.labels)
+
+
 # --- near-duplicates -----------------------------------------------------------------------------
 
 
