@@ -64,7 +64,7 @@ class Data:
     source: str = setting(
         "",
         "images: a folder, .zip, .tar, .npy/.npz, IDX .gz, .csv, a folder of parquet/arrow, "
-        "or avatars:STYLE",
+        "avatars:STYLE, or a file of underpaint seal (masked stages)",
     )
     size: tuple[int, ...] = setting(
         (), "pixels: one number for a square, or height and width; empty: the images' own size"
@@ -177,6 +177,9 @@ class Stage:
         False, "weight patches by how rarely they are shown (Horvitz-Thompson; mask: salient)"
     )
     fixed: bool = setting(False, "each image keeps one mask for ever, drawn from its hash")
+    fixed_key: str = setting(
+        "", "key file of underpaint seal: fixed masks are then those of the sealed data"
+    )
     batch: int = setting(32, "images a step, over all devices")
     learning_rate: float = setting(1e-3, "peak learning rate")
     warmup: int = setting(0, "images over which the learning rate rises linearly")
@@ -586,6 +589,11 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
         raise UserError(
             f"{place}.fixed: a mirrored or shifted image shows under the same mask what was hidden "
             "before; leave flip, shift and augment out"
+        )
+    if stage.fixed_key and not (stage.fixed and stage.mask in ("patch", "block", "crop")):
+        raise UserError(
+            f"{place}.fixed_key is the key of fixed masks; add fixed: true and mask patch, block "
+            "or crop, or leave the key out"
         )
     if stage.fixed and stage.mask == "salient" and run.space.kind == "latents":
         raise UserError(

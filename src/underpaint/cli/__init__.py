@@ -19,6 +19,7 @@ __all__ = ["VERBS", "main", "parser"]
 VERBS = {  # verb: (module of this package, one line)
     "quickstart": ("quickstart", "train on drawn avatars, in minutes, and write a report"),
     "prepare": ("prepare", "decode a set of images once, and say what is in it"),
+    "seal": ("seal", "write the visible patches of images, and nothing else of them"),
     "presets": ("presets", "list the recipes of the package, or print one to copy"),
     "train": ("train", "train by a recipe: masked stages, then whole images"),
     "pretrain": ("train", "the masked stages of a recipe alone"),

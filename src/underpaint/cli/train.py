@@ -228,8 +228,12 @@ def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
     if run.data.source:
         from underpaint import data
 
-        with Bar("decoding", quiet=args.quiet) as bar:
-            dataset = data.prepare(run.data, progress=bar)
+        dataset: data.Dataset | data.Sealed
+        if data.sealed.is_sealed(run.data.source):
+            dataset = data.sealed.read(run.data.source)
+        else:
+            with Bar("decoding", quiet=args.quiet) as bar:
+                dataset = data.prepare(run.data, progress=bar)
         size, channels, classes = dataset.size, dataset.channels, len(dataset.label_names)
     if size is None:
         raise UserError("--dry-run without images needs their --size")

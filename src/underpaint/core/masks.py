@@ -36,6 +36,8 @@ __all__ = [
     "rate_levels",
     "realised_rate",
     "see",
+    "showing",
+    "shown",
     "visible_count",
     "whole",
 ]
@@ -213,9 +215,28 @@ def gather(x: Tensor, ids: Tensor | None) -> Tensor:
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, ids.shape)
 
 
+def shown(x: Tensor, mask: Mask) -> Tensor:
+    """The visible rows [B, V, ...] of `x` [B, N, ...]; `x` itself where it has no others."""
+    if mask.visible is None or x.shape[1] == mask.visible.shape[1]:
+        return x  # V of N = V rows, ascending: all of them as they are
+    return gather(x, mask.visible)
+
+
 def see(patches: Tensor, mask: Mask, sees: str) -> Tensor:
     """What a network gets of `patches` [B, N, P]: those visible if it `sees` only them, or all."""
-    return gather(patches, mask.visible) if sees == "visible" else patches
+    return shown(patches, mask) if sees == "visible" else patches
+
+
+def showing(grid: tuple[int, int], visible: Tensor, kind: str, multiple: int = 1) -> Mask:
+    """The mask of this kind that shows the patches `visible` [B, V], ascending, fewer than N."""
+    (B, V), N = visible.shape, grid[0] * grid[1]
+    hidden = torch.ones(B, N, dtype=torch.bool, device=visible.device).scatter_(1, visible, False)
+    window = None
+    if kind == "crop":
+        sides = visible.new_tensor(crop_sides(grid, V, multiple)).expand(B, 2)
+        corner = visible[:, :1]  # the least number is the upper left patch
+        window = torch.cat([corner // grid[1], corner % grid[1], sides], dim=1)
+    return Mask(grid, visible, hidden.nonzero()[:, 1].view(B, N - V), window)
 
 
 # --- how the kinds are drawn -------------------------------------------------------------------

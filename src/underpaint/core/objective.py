@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from underpaint.core.denoiser import Denoiser, Prediction
-from underpaint.core.masks import Mask, gather, see
+from underpaint.core.masks import Mask, gather, see, shown
 
 __all__ = ["Loss", "hidden_loss", "masked_loss", "output_weight", "predict"]
 
@@ -56,7 +56,8 @@ def predict(
     """The network's F for clean `patches` [B, N, P] noised by `noise` [B, N, P] at times `t` [B].
 
     A network that sees visible patches alone gets them before any noise is added: hidden pixels
-    are never touched, whatever they hold. `condition` [B, D] says how the images were augmented.
+    are never touched, whatever they hold. Nor need they exist: `patches` may be the visible ones
+    alone, [B, V, P]. `condition` [B, D] says how the images were augmented.
     """
     sees = str(denoiser.backbone.sees)
     sigma = denoiser.process.sigma(t).to(patches.dtype)  # [B]
@@ -85,7 +86,7 @@ def masked_loss(
     if output is None:
         output = predict(denoiser, patches, labels, mask, t=t, noise=noise)
     sigma = denoiser.process.sigma(t).to(patches.dtype)  # [B]
-    x0, n = gather(patches, mask.visible), gather(noise, mask.visible)  # [B, V, P]
+    x0, n = shown(patches, mask), shown(noise, mask)  # [B, V, P]
     squares = (output.visible - denoiser.prediction.target(x0, n, sigma)).square()
     error = squares.mean(dim=(1, 2))  # [B]
     b = denoiser.prediction.b(sigma)

@@ -33,7 +33,7 @@ from torch import Tensor
 from underpaint import config as configuration
 from underpaint.errors import UserError
 
-__all__ = ["Latents", "Pixels", "Space", "Wavelets", "build", "from_uint8", "to_uint8"]
+__all__ = ["Latents", "Pixels", "Space", "Wavelets", "build", "from_uint8", "levels", "to_uint8"]
 
 
 class Space(Protocol):
@@ -167,6 +167,11 @@ def from_uint8(images: Tensor | np.ndarray) -> Tensor:
         images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return planes.div_(127.5).sub_(1)
+
+
+def levels(values: np.ndarray) -> Tensor:
+    """uint8 values of any shape → float32 in [-1, 1], the same as `from_uint8` gives them."""
+    return torch.from_numpy(values.astype(np.float32)).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:

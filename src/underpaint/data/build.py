@@ -26,7 +26,15 @@ from underpaint.data.decode import Options, Unreadable, decode, fit, from_array
 from underpaint.data.sources import Contents, Item
 from underpaint.errors import UserError
 
-__all__ = ["Progress", "check_bad", "decode_all", "natural_order"]
+__all__ = [
+    "Decoded",
+    "Progress",
+    "check_bad",
+    "check_size",
+    "decode_all",
+    "in_order",
+    "natural_order",
+]
 
 CONSTANT = 2.0  # of 255: below this standard deviation an image is nearly constant
 CHUNK = 16  # images a task of the pool
@@ -36,6 +44,8 @@ Progress = Callable[[int, int], None]
 
 
 class Decoded(NamedTuple):
+    """What became of one image."""
+
     pixels: NDArray[np.uint8] | None  # None: unreadable
     met: tuple[int, int]
     file_sha: bytes
@@ -71,7 +81,7 @@ def decode_all(
         for part, (origin, contents) in enumerate(parts):
             texts: list[str | None] = []
             bad_here: list[dict[str, Any]] = []
-            images = _in_order(origin, contents.items, options, workers)
+            images = in_order(origin, contents.items, options, workers)
             for item, image in images:
                 done += 1
                 if image.pixels is None:
@@ -79,7 +89,7 @@ def decode_all(
                 else:
                     if options.size is None:  # the first image's; all others must agree
                         options = options._replace(size=image.met)
-                    _check_size(origin, item.name, image.pixels, options)
+                    check_size(origin, item.name, image.pixels, options)
                     write(image.pixels.data)
                     texts.append(item.label)
                     index.part.append(part)
@@ -108,7 +118,7 @@ def decode_all(
     return index
 
 
-def _in_order(
+def in_order(
     origin: str, items: Iterator[Item], options: Options, workers: int
 ) -> Iterator[tuple[Item, Decoded]]:
     """Decode and yield in order; in parallel where that is faster, which the first chunk tells."""
@@ -171,7 +181,8 @@ def _decode_one(item: Item, options: Options) -> Decoded:
     return Decoded(pixels, met, file_sha, digests.of_array(pixels), constant, "")
 
 
-def _check_size(origin: str, name: str, pixels: NDArray[np.uint8], options: Options) -> None:
+def check_size(origin: str, name: str, pixels: NDArray[np.uint8], options: Options) -> None:
+    """Raise UserError for an image of another size than `options` say."""
     if pixels.shape[:2] != options.size:
         first = "{}×{}".format(*(options.size or ()))
         raise UserError(

@@ -27,7 +27,7 @@ from underpaint.errors import UserError
 if TYPE_CHECKING:
     from underpaint.data.latents import Latents
 
-__all__ = ["Dataset", "prepare"]
+__all__ = ["Dataset", "decoding", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def prepare(
     """
     started = time.monotonic()
     workers = workers or os.cpu_count() or 1
-    options = _options(config)
+    options = decoding(config)
     data = find(config.source)
     judges = _judges(config.held_out)
     sources = [data, judges] if isinstance(judges, Source) else [data]
@@ -136,7 +136,8 @@ def prepare(
     )
 
 
-def _options(config: settings.Data) -> Options:
+def decoding(config: settings.Data) -> Options:
+    """How these settings decode an image. Raises UserError for settings that cannot be."""
     if config.channels not in (1, 3):
         raise UserError(f"channels '{config.channels}': give 3 for colour or 1 for grey")
     if not 0 <= config.max_bad <= 1:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from underpaint.data.decode import Unreadable
+from underpaint.data.sealed import is_sealed
 from underpaint.errors import UserError
 
 __all__ = ["AVATARS", "IMAGE_SUFFIXES", "Contents", "Item", "Source", "find", "image_files"]
@@ -85,6 +86,11 @@ def find(text: str) -> Source:
             "TIFF files in it or its sub-folders"
         )
     name = path.name.lower()
+    if is_sealed(path):
+        raise UserError(
+            f"data '{text}' is sealed: it holds visible patches and no whole image, so it serves "
+            "the masked stages of pretrain alone"
+        )
     if name.endswith(".zip"):
         return Source(str(path), [path], partial(_zip, path))
     if name.endswith((".tar", ".tar.gz", ".tgz")):

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,33 +28,42 @@ from torch import Tensor
 
 from underpaint import config
 from underpaint.core.denoiser import Denoiser
-from underpaint.core.masks import Mask, draw, gather, see, visible_count
+from underpaint.core.masks import Mask, draw, see, showing, shown, visible_count
 from underpaint.core.noise import Process
 from underpaint.core.salient import local_variance
-from underpaint.core.spaces import Space, from_uint8
-from underpaint.data import Dataset
+from underpaint.core.spaces import Space, from_uint8, levels
+from underpaint.data import Dataset, Sealed
 from underpaint.model import Model, evaluating
 from underpaint.training.draws import key
 
-__all__ = ["BINS", "IN_A_ROW", "LOG_SNR", "OverfitCheck", "log_snr_edges", "rising"]
+__all__ = ["BINS", "IN_A_ROW", "LOG_SNR", "OverfitCheck", "Shown", "log_snr_edges", "rising"]
 
 BINS = 8
 LOG_SNR = (-6.0, 6.0)
 IN_A_ROW = 3  # rises before a warning
 
 
+class Shown(NamedTuple):
+    """What is left of sealed images."""
+
+    patches: np.ndarray  # uint8 [n, V, P]
+    positions: np.ndarray  # int64 [n, V]
+    multiple: int  # of the sides of crops, in patches
+
+
 class OverfitCheck:
     """Fixed images and noises, and the errors of a denoiser on them.
 
-    `train`, `held_out`: uint8 [n, H, W, C], or latents float32 [n, c, h, w], with their labels
-    int64 [n] (None for a network without labels); `held_out` may be None. Images, noises and masks
-    are functions of `seed` alone.
+    `train`, `held_out`: uint8 [n, H, W, C], or latents float32 [n, c, h, w], or what is `Shown` of
+    sealed images, with their labels int64 [n] (None for a network without labels); `held_out` may
+    be None. Images, noises and masks are functions of `seed` alone. Sealed images are measured at
+    their own masks alone.
     """
 
     def __init__(
         self,
-        train: np.ndarray,
-        held_out: np.ndarray | None,
+        train: np.ndarray | Shown,
+        held_out: np.ndarray | Shown | None,
         space: Space,
         process: Process,
         seed: int,
@@ -67,12 +76,15 @@ class OverfitCheck:
         self.seed = seed
         self.batch = batch
         self.edges = log_snr_edges(process)
-        self.sides: list[tuple[np.ndarray, np.ndarray | None]] = [(train, train_labels)]
-        if held_out is not None and len(held_out):
+        self.sealed = isinstance(train, Shown)
+        self.sides: list[tuple[np.ndarray | Shown, np.ndarray | None]] = [(train, train_labels)]
+        if held_out is not None and _count(held_out):
             self.sides.append((held_out, held_out_labels))
 
     @classmethod
-    def of(cls, dataset: Dataset, model: Model, seed: int, limit: int) -> OverfitCheck | None:
+    def of(
+        cls, dataset: Dataset | Sealed, model: Model, seed: int, limit: int
+    ) -> OverfitCheck | None:
         """The check of a run: at most `limit` images of each side, chosen by `seed`.
 
         None if there are no images to train on.
@@ -83,7 +95,7 @@ class OverfitCheck:
         if not len(train):
             return None
         labelled = bool(model.label_names)
-        read = dataset.batch if dataset.latents is None else dataset.latents.means
+        read = _reader(dataset)
         return cls(
             read(train),
             read(held_out) if len(held_out) else None,
@@ -96,6 +108,8 @@ class OverfitCheck:
 
     def run(self, model: Model, stage: config.Stage, rate: float) -> list[dict[str, Any]]:
         """Records for metrics.jsonl: of whole images, and at the stage's mask if it hides any."""
+        if self.sealed:
+            return [self.measure(model.denoiser, stage.mask, stage.rate)]
         records = [self.measure(model.denoiser)]
         visible = visible_count(
             stage.mask,
@@ -172,7 +186,7 @@ class OverfitCheck:
     def _errors(
         self,
         denoiser: Denoiser,
-        images: np.ndarray,
+        images: np.ndarray | Shown,
         labels: np.ndarray | None,
         kind: str,
         rate: float,
@@ -186,25 +200,31 @@ class OverfitCheck:
         # drawn on the CPU, so that all devices see the same; noises do not depend on the mask
         noises = torch.Generator().manual_seed(key(self.seed, "overfit", "noise", side))
         masks = torch.Generator().manual_seed(key(self.seed, "overfit", "mask", side))
-        result = np.empty((len(images), BINS))
+        n, grid = _count(images), self.space.grid
+        result = np.empty((n, BINS))
         with evaluating(denoiser):
-            for start in range(0, len(images), self.batch):
+            for start in range(0, n, self.batch):
                 part = slice(start, start + self.batch)
-                planes = _planes(np.ascontiguousarray(images[part]))
-                x0, grid = self.space.encode(planes), self.space.grid
                 own = None if labels is None else torch.from_numpy(labels[part].copy()).to(device)
-                mask = draw(
-                    kind,
-                    grid,
-                    len(x0),
-                    rate,
-                    block=block,
-                    multiple=denoiser.stride,
-                    generator=masks,
-                    contrast=local_variance(planes, grid) if kind == "salient" else None,
-                    temperature=temperature,
-                )
-                target = gather(x0, mask.visible)  # [B, V, P]
+                if isinstance(images, Shown):
+                    x0 = levels(images.patches[part])  # [B, V, P]
+                    visible = torch.from_numpy(images.positions[part])
+                    mask = showing(grid, visible, kind, images.multiple)
+                else:
+                    planes = _planes(np.ascontiguousarray(images[part]))
+                    x0 = self.space.encode(planes)
+                    mask = draw(
+                        kind,
+                        grid,
+                        len(x0),
+                        rate,
+                        block=block,
+                        multiple=denoiser.stride,
+                        generator=masks,
+                        contrast=local_variance(planes, grid) if kind == "salient" else None,
+                        temperature=temperature,
+                    )
+                target = shown(x0, mask)  # [B, V, P]
                 for i in range(BINS):
                     sigma = math.exp(-(self.edges[i] + self.edges[i + 1]) / 4)
                     noise = torch.randn(x0.shape, generator=noises)
@@ -215,6 +235,18 @@ class OverfitCheck:
                     squares = (found.float().cpu() - target).square_()
                     result[part, i] = squares.mean((1, 2)).double().numpy()
         return result
+
+
+def _reader(dataset: Dataset | Sealed) -> Callable[[np.ndarray], np.ndarray | Shown]:
+    """How the images of a data set are read for a check."""
+    if isinstance(dataset, Sealed):
+        multiple = int(dataset.about["multiple"])
+        return lambda ids: Shown(*dataset.batch(ids), multiple)
+    return dataset.batch if dataset.latents is None else dataset.latents.means
+
+
+def _count(images: np.ndarray | Shown) -> int:
+    return len(images.patches) if isinstance(images, Shown) else len(images)
 
 
 def log_snr_edges(process: Process) -> list[float]:

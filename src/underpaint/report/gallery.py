@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from underpaint import config
 from underpaint import model as models
-from underpaint.data import Dataset, prepare
+from underpaint.data import Dataset, Sealed, prepare, sealed
 from underpaint.errors import UserError
 from underpaint.judge.nearest import nearest
 
@@ -60,8 +60,12 @@ def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
         _draw_samples(gallery, model)
     except UserError as error:
         gallery.missing.append(f"No final samples could be drawn ({error}).")
+    data = _data(run, stage)
     try:
-        dataset = prepare(_data(run, stage))
+        if sealed.is_sealed(data.source):
+            _tell_sealed(gallery, sealed.read(data.source))
+            return gallery
+        dataset = prepare(data)
     except UserError as error:
         gallery.missing.append(
             "The images of this run were not found, so the real images and the nearest training "
@@ -74,6 +78,15 @@ def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
     if gallery.samples and gallery.samples[0].shape == dataset.images.shape[1:]:
         _find_nearest(gallery, dataset)
     return gallery
+
+
+def _tell_sealed(gallery: Gallery, data: Sealed) -> None:
+    gallery.counts = (len(data.train_ids), len(data.held_out_ids))
+    gallery.size, gallery.channels = data.size, data.channels
+    gallery.missing.append(
+        f"The images are sealed: {data.about['visible']} patches of each are all there is, so no "
+        "real images and no nearest training images can be shown here."
+    )
 
 
 def _data(run: config.Run, name: str | None) -> config.Data:

@@ -14,7 +14,7 @@ import torch
 
 from underpaint import config, vae
 from underpaint.core import masks, spaces
-from underpaint.data import Dataset, Order, latents, prepare
+from underpaint.data import Dataset, Order, Sealed, latents, prepare, sealed
 from underpaint.errors import UserError
 from underpaint.model import network, pick_device
 from underpaint.training.draws import key
@@ -41,10 +41,11 @@ class Plan:
     stage: config.Stage
     spec: config.ModelSpec
     space: spaces.Space
-    dataset: Dataset
+    dataset: Dataset | Sealed
     order: Order
     images: int  # a multiple of the batch
     levels: tuple[Level, ...]
+    mask_key: bytes | None = None  # of fixed masks that are those of sealed data
 
     def level(self, images: int) -> Level:
         """The level of the step that begins after `images` of the stage."""
@@ -60,16 +61,28 @@ def plans(
         data = stage.data or run.data
         if stage.size:
             data = dataclasses.replace(data, size=stage.size)
-        dataset = prepare(data, progress=progress)
-        if run.space.kind == "latents":
+        dataset: Dataset | Sealed
+        if sealed.is_sealed(data.source):
+            dataset = sealed.read(data.source)
+            stage = _sealed_stage(name, stage, run, data, dataset)
+            say(
+                f"stage {name}: the data are sealed; their masks are used ({stage.mask}, "
+                f"{stage.rate:g}), mirroring and shifts are not"
+            )
+        else:
+            dataset = prepare(data, progress=progress)
+        if run.space.kind == "latents" and isinstance(dataset, Dataset):
             encoder = vae.of_space(run.space, dataset.channels)
             spaces.build(run.space, dataset.size, dataset.channels)  # refuses sizes, before work
             dataset = latents.prepare(
                 dataset, encoder, progress=progress, device=pick_device(run.train.device)
             )
-        if len(dataset.train_ids) < stage.batch:
+        ids = dataset.train_ids
+        if isinstance(dataset, Sealed) and data.limit:
+            ids = ids[: data.limit]  # their order is random
+        if len(ids) < stage.batch:
             say(
-                f"stage {name}: {len(dataset.train_ids)} images are fewer than a batch of "
+                f"stage {name}: {len(ids)} images are fewer than a batch of "
                 f"{stage.batch}; every batch repeats images"
             )
         spec = config.ModelSpec(
@@ -82,6 +95,10 @@ def plans(
             preview=run.preview,
         )
         space = spaces.build(spec.space, spec.size, spec.channels)
+        multiple = stride(spec)
+        if isinstance(dataset, Sealed):
+            _check_network(name, spec, dataset)
+            multiple = dataset.about["multiple"]
         images = max(1, round(stage.images / stage.batch)) * stage.batch
         result.append(
             Plan(
@@ -91,12 +108,80 @@ def plans(
                 spec=spec,
                 space=space,
                 dataset=dataset,
-                order=Order(dataset.train_ids, key(run.train.seed, "order", index)),
+                order=Order(ids, key(run.train.seed, "order", index)),
                 images=images,
-                levels=_levels(name, stage, space.grid, images, stride(spec)),
+                levels=_levels(name, stage, space.grid, images, multiple),
+                mask_key=sealed.read_key(stage.fixed_key) if stage.fixed_key else None,
             )
         )
     return result
+
+
+def _sealed_stage(
+    name: str, stage: config.Stage, run: config.Run, data: config.Data, dataset: Sealed
+) -> config.Stage:
+    """The stage with the mask of its sealed data. Raises UserError where they cannot serve it."""
+    place, about, source = f"stages.{name}", dataset.about, f"'{data.source}'"
+    if stage.mask == "none":
+        raise UserError(
+            f"{place}: whole images are asked for, but {source} is sealed and holds patches alone; "
+            f"use pretrain, or give --{place}.data.source other images"
+        )
+    if run.noise.hidden_weight:
+        raise UserError(
+            f"noise.hidden_weight {run.noise.hidden_weight:g} needs the hidden patches, which the "
+            f"sealed data {source} do not hold; set it to 0"
+        )
+    if run.space.kind != "pixels":
+        raise UserError(f"{place}: {source} holds patches of pixels; set --space.kind pixels")
+    if run.space.patch != about["patch"]:
+        raise UserError(
+            f"{place}: {source} was sealed with patches of {about['patch']}, the recipe has "
+            f"{run.space.patch}; add --space.patch {about['patch']}"
+        )
+    wished = config.image_size(data.size)
+    if wished not in (None, dataset.size):
+        raise UserError(
+            f"{place}: {source} was sealed at {dataset.size[0]}×{dataset.size[1]} pixels and "
+            f"cannot become {wished[0]}×{wished[1]}; leave the size out, or seal the images again"
+        )
+    if data.held_out != "auto":
+        raise UserError(
+            f"{place}: what is held out of {source} was decided at sealing; leave held_out "
+            f"{data.held_out} out"
+        )
+    return dataclasses.replace(
+        stage,
+        mask=about["kind"],
+        rate=about["rate"],
+        rate_schedule="constant",
+        block=about["block"],
+        fixed=True,
+        fixed_key="",
+        reweight=False,
+        flip=False,
+        shift=0,
+    )
+
+
+def _check_network(name: str, spec: config.ModelSpec, dataset: Sealed) -> None:
+    """Raise UserError if the network needs more of an image than the sealed patches."""
+    about = dataset.about
+    with torch.device("meta"):
+        backbone = network(spec)
+    V, kind = about["visible"], about["kind"]
+    if backbone.processed(V, kind) > V:
+        raise UserError(
+            f"stages.{name}: network.kind {spec.network.kind} computes on whole images and cannot "
+            f"take the patches of data sealed by mask {kind}; use uvit, dit or maskdit, or seal "
+            "crops"
+        )
+    if about["multiple"] % backbone.stride and kind == "crop":
+        raise UserError(
+            f"stages.{name}: this network takes crops in multiples of {backbone.stride} patches, "
+            f"and the data were sealed with {about['multiple']}; seal them again with --multiple "
+            f"{backbone.stride}"
+        )
 
 
 def stride(spec: config.ModelSpec) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from underpaint import config
 from underpaint.core import augmentation, masks, salient, spaces
-from underpaint.data import augment
+from underpaint.data import Dataset, Sealed, augment, sealed
 from underpaint.model import Model
 from underpaint.training.draws import key
 from underpaint.training.learner import Learner
@@ -94,38 +94,20 @@ def draw_batch(
 ) -> Batch:
     """The microbatch at `position` of the stage.
 
+    Of sealed data there are visible patches alone, [B, V, P]; the noise is [B, N, P] all the same,
+    so that they are trained on as the images would be under the same masks.
     A pure function of its arguments (see `draws`); also seeds torch's global generator, for
     dropout.
     """
-    stage, device, denoiser = plan.stage, model.device, model.denoiser
+    device, denoiser = model.device, model.denoiser
     seed = key(run.train.seed, plan.index, position, attempt)
     torch.manual_seed(seed)
     generator = torch.Generator(device).manual_seed(seed)
     ids = plan.order.at(position, count)
-    planes, condition = _planes(plan, ids, seed)
-    planes = planes.to(device)  # [B, C, H, W]
-    condition = None if condition is None else condition.to(device)
-    patches = plan.space.encode(planes)
-    of_mask: torch.Generator | list[torch.Generator] = generator
-    if stage.fixed:  # by the image alone: the same in every epoch, stage and run
-        hashes = [plan.dataset.pixel_sha256[i] for i in ids]
-        of_mask = [torch.Generator().manual_seed(key("mask", each)) for each in hashes]
-    grid, chosen = plan.space.grid, stage.mask == "salient"
-    mask = masks.draw(
-        stage.mask,
-        grid,
-        count,
-        rate,
-        block=stage.block,
-        multiple=denoiser.stride,
-        generator=of_mask,
-        device=device,
-        contrast=salient.local_variance(planes, grid) if chosen else None,
-        temperature=stage.temperature,
-        reweight=stage.reweight,
-    )
+    patches, mask, condition = _seen(plan, ids, rate, seed, generator, denoiser.stride)
     t = denoiser.process.draw_t(count, generator, device)
-    noise = torch.randn(patches.shape, generator=generator, device=device)
+    N = plan.space.grid[0] * plan.space.grid[1]
+    noise = torch.randn(count, N, patches.shape[2], generator=generator, device=device)
     labels = None
     if model.label_names:
         labels = torch.from_numpy(plan.dataset.labels[ids]).to(device)
@@ -134,15 +116,63 @@ def draw_batch(
     return Batch(patches, labels, mask, t, noise, condition)
 
 
-def _planes(plan: Plan, ids: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The augmented images `ids` in [-1, 1], or latents drawn anew: float32 [B, C, H, W].
+def _seen(
+    plan: Plan,
+    ids: np.ndarray,
+    rate: float,
+    seed: int,
+    generator: torch.Generator,
+    multiple: int,
+) -> tuple[torch.Tensor, masks.Mask, torch.Tensor | None]:
+    """Patches of the images `ids`, [B, N, P] or sealed ones [B, V, P], and their mask.
 
     With them what the network is told of their augmentation, [B, D], if the stage has any.
     """
+    stage, grid, dataset, device = plan.stage, plan.space.grid, plan.dataset, generator.device
+    if isinstance(dataset, Sealed):
+        values, positions = dataset.batch(ids)
+        visible = torch.from_numpy(positions).to(device)
+        mask = masks.showing(grid, visible, stage.mask, dataset.about["multiple"])
+        return spaces.levels(values).to(device), mask, None
+    planes, condition = _planes(plan, dataset, ids, seed)
+    planes = planes.to(device)  # [B, C, H, W]
+    of_mask: torch.Generator | list[torch.Generator] = generator
+    if stage.fixed:  # by the image alone: the same in every epoch, stage and run
+        of_mask = [torch.Generator().manual_seed(_mask_seed(plan, dataset, i)) for i in ids]
+    mask = masks.draw(
+        stage.mask,
+        grid,
+        len(ids),
+        rate,
+        block=stage.block,
+        multiple=multiple,
+        generator=of_mask,
+        device=device,
+        contrast=salient.local_variance(planes, grid) if stage.mask == "salient" else None,
+        temperature=stage.temperature,
+        reweight=stage.reweight,
+    )
+    return plan.space.encode(planes), mask, None if condition is None else condition.to(device)
+
+
+def _mask_seed(plan: Plan, dataset: Dataset, image: int) -> int:
+    """What the fixed mask of an image is drawn from."""
+    if plan.mask_key is not None:
+        return sealed.mask_seed(plan.mask_key, dataset.pixel_digests[image].tobytes())
+    return key("mask", dataset.pixel_sha256[image])
+
+
+def _planes(
+    plan: Plan, dataset: Dataset, ids: np.ndarray, seed: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The augmented images `ids` in [-1, 1], or latents drawn anew: float32 [B, C, H, W].
+
+    With them what the network is told of their augmentation.
+    """
     stage, rng = plan.stage, np.random.default_rng(seed)
-    if plan.dataset.latents is not None:
-        return torch.from_numpy(plan.dataset.latents.draw(ids, rng, stage.flip)), None
-    images = plan.dataset.batch(ids)
+    if dataset.latents is not None:
+        return torch.from_numpy(dataset.latents.draw(ids, rng, stage.flip)), None
+    images = dataset.batch(ids)
     if stage.flip or stage.shift:
         images = augment(images, rng, stage.flip, stage.shift)
     planes = spaces.from_uint8(images)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from underpaint import config, pictures
-from underpaint.data import Dataset
+from underpaint.data import Dataset, Sealed
 from underpaint.model import Model
 from underpaint.training.learner import Learner
 from underpaint.training.log import Log
@@ -31,14 +31,14 @@ class Check(Protocol):
     """A measurement that the run makes on its averaged weights from time to time."""
 
     def run(self, model: Model, stage: config.Stage, rate: float) -> list[dict[str, Any]]:
-        """Records for metrics.jsonl; the first is that of whole images."""
+        """Records for metrics.jsonl; the first is that of whole images, if there are any."""
 
     def warning(self, history: list[list[float]]) -> str | None:
         """A sentence if the held-out losses of the checks so far call for one."""
 
 
 # Builds a stage's check: its images, the averaged model, the run's seed, images a side.
-MakeCheck: TypeAlias = Callable[[Dataset, Model, int, int], Check | None]
+MakeCheck: TypeAlias = Callable[[Dataset | Sealed, Model, int, int], Check | None]
 
 
 def log_step(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None:

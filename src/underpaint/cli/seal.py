@@ -1,0 +1,166 @@
+"""`underpaint seal`: visible patches of images in one file, to train on; `--verify` reads one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from underpaint import config
+from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
+from underpaint.cli.settings import choices
+from underpaint.errors import UserError
+
+__all__ = ["arguments", "run"]
+
+
+def arguments(parser: Parser, verb: str) -> None:
+    """Flags."""
+    own, add = config.Data(), parser.add_argument
+    add("data", metavar="DATA", nargs="?", help="images, as underpaint prepare reads them")
+    add("--verify", metavar="FILE", help="instead: read a sealed file and show what it holds")
+    add("--out", metavar="FILE", help="the file to write, for example sealed.up")
+    add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels; without: the images' own")
+    add("--patch", type=int, default=4, help="side of a patch in pixels (default: %(default)s)")
+    add(
+        "--kind",
+        choices=("patch", "block", "crop"),
+        default="block",
+        help="what hides patches (default: %(default)s)",
+    )
+    add("--rate", type=float, default=0.9, help="share that is hidden (default: %(default)s)")
+    add("--block", type=int, default=2, help="side of a block in patches (default: %(default)s)")
+    add(
+        "--multiple",
+        type=int,
+        default=1,
+        metavar="PATCHES",
+        help="what sides and corners of a crop are multiples of, for a U-Net (default: 1)",
+    )
+    add("--key", metavar="FILE", help="key of the masks; without: a random one, which is forgotten")
+    add("--labels", action="store_true", help="keep the images' labels (names of folders)")
+    add("--drop-duplicates", action="store_true", help="keep one of images that are nearly equal")
+    add("--channels", type=int, choices=(1, 3), default=own.channels, help="default: %(default)s")
+    add(
+        "--fit",
+        choices=choices(config.Data, "fit"),
+        default=own.fit,
+        help="how another aspect is met (default: %(default)s)",
+    )
+    add(
+        "--background",
+        default=own.background,
+        metavar="COLOUR",
+        help="behind transparent pixels and padding (default: %(default)s)",
+    )
+    add(
+        "--max-bad",
+        type=float,
+        default=own.max_bad,
+        metavar="SHARE",
+        help="share of unreadable files that is skipped (default: %(default)s)",
+    )
+    add(
+        "--held-out",
+        default=own.held_out,
+        metavar="WISH",
+        help="images kept for judging: auto, a number or none (default: %(default)s)",
+    )
+    add_output(parser)
+
+
+def run(args: argparse.Namespace, others: list[str]) -> None:
+    """Seal or verify, and print what the file holds."""
+    if args.verify:
+        if args.data or args.out:
+            raise UserError(
+                "--verify reads a sealed file and writes none; leave DATA and --out out"
+            )
+        from underpaint.data import sealed
+
+        found = sealed.verify(args.verify)
+    else:
+        found = _seal(args)
+    if args.json:
+        print_json(found)
+    else:
+        _print(found)
+
+
+def _seal(args: argparse.Namespace) -> dict[str, Any]:
+    if not args.data or not args.out:
+        raise UserError("seal needs DATA and --out FILE, or --verify FILE; see underpaint seal -h")
+    data = config.Data(
+        source=args.data,
+        size=tuple(args.size or ()),
+        channels=args.channels,
+        fit=args.fit,
+        background=args.background,
+        max_bad=args.max_bad,
+        held_out=args.held_out,
+    )
+    config.check_data(data)
+    for name, least in {"patch": 1, "block": 1, "multiple": 1}.items():
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} {getattr(args, name)}: give a number from {least} up")
+    from underpaint.data import sealed
+    from underpaint.data.seal import seal
+
+    key = sealed.read_key(args.key) if args.key else None
+    with Bar("sealing", quiet=args.quiet) as bar:
+        return seal(
+            data,
+            args.out,
+            patch=args.patch,
+            kind=args.kind,
+            rate=args.rate,
+            block=args.block,
+            multiple=args.multiple,
+            key=key,
+            labels=args.labels,
+            drop_duplicates=args.drop_duplicates,
+            progress=bar,
+        )
+
+
+def _print(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _lines(found).items():
+        table.add_row(name, value)
+    console().print(table)
+
+
+def _lines(found: dict[str, Any]) -> dict[str, str]:
+    """What the file holds, in words."""
+    height, width = found["size"]
+    V, N, P, n = (found[name] for name in ("visible", "patches", "patch_dim", "images"))
+    size, twins = found["bytes"], found["duplicates"]
+    kind = f"{found['kind']} of {found['block']}" if found["kind"] == "block" else found["kind"]
+    lines = {
+        "file": f"{found['file']}, version {found['version']}",
+        "images": f"{n:,} of {height}×{width}×{found['channels']}, {found['held_out']:,} held out",
+        "mask": f"{kind}, {found['hidden']:.1%} hidden",
+        "each image": f"{V} of {N} patches of {P} bytes, and their {V} positions",
+        "bytes": f"{size['all']:,} = {size['header']:,} header + {size['patches']:,} patches + "
+        f"{size['positions']:,} positions + {size['held_out']:,} held-out marks + "
+        f"{size['labels']:,} labels + {size['checksums']:,} checksums, and not one more",
+        "checksums": found["checksums"],
+        "labels": ", ".join(found["label_names"][:12]) or "none",
+        "resampling": f"carries what is beside a patch up to {found['bleed']} pixels into it"
+        if found["bleed"]
+        else "none: images had this size",
+        "near-duplicates": f"{twins['images']:,} images in {twins['groups']:,} groups (the largest "
+        f"of {twins['largest']:,}), {twins['exact']:,} exact copies; a group shows together "
+        f"{twins['joint_coverage_mean']:.1%} of a picture on average, at most "
+        f"{twins['joint_coverage_largest']:.1%}"
+        if twins["groups"]
+        else "none",
+    }
+    if twins["dropped"]:
+        lines["dropped"] = f"{twins['dropped']:,} near-duplicates"
+    if found.get("unreadable"):
+        lines["unreadable"] = f"{found['unreadable']:,} files, skipped"
+    return lines
