@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 from pathlib import Path
@@ -71,7 +72,13 @@ def recipe(option: str, rate: float, seed: int, images: int, limit: int) -> Any:
             "network": changes.get("network", {}),
             "noise": changes.get("noise", {}),
             "stages": {"masked": stage, "whole": None},
-            "train": {"seed": seed, "threads": 1, "sample_every": -1, "log_every": images // 200},
+            "train": {
+                "seed": seed,
+                "threads": 1,
+                "sample_every": -1,
+                "check_every": images // 2,
+                "log_every": images // 200,
+            },
         },
         "stability: ",
         config.preset("quickstart"),
@@ -97,6 +104,7 @@ def judged(metrics: list[dict[str, Any]], failed: str | None) -> dict[str, Any]:
     """What became of a run, from its metrics."""
     steps = [m for m in metrics if m["kind"] == "step"]
     losses = [m["loss"] for m in steps]
+    factors = [m["learning_rate_factor"] for m in metrics if m["kind"] == "rollback"]
     checks = [m for m in metrics if m["kind"] == "check" and m["mask"] == "whole"]
     smooth = [statistics.fmean(losses[max(0, i - 4) : i + 1]) for i in range(len(losses))]
     tenth = max(1, len(losses) // 10)
@@ -118,7 +126,8 @@ def judged(metrics: list[dict[str, Any]], failed: str | None) -> dict[str, Any]:
         "last": last,
         "spikes": spikes,
         "skipped": steps[-1]["skipped"] if steps else None,
-        "returns": sum(m["kind"] == "rollback" for m in metrics),
+        # each halves the rate; a return cuts the lines of those since its checkpoint
+        "returns": round(-math.log2(min([1.0, *factors]))),
         "held_out": checks[-1].get("held_out_mean") if checks else None,
         "seconds": round(steps[-1]["seconds"], 1) if steps else None,
         "images": [m["images"] for m in steps],

@@ -109,10 +109,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, when: object) -> None:
     original = stepping.draw_batch
 
     def draw(plan, run, model, rate, position, count, attempt):  # type: ignore[no-untyped-def]
-        *rest, noise = original(plan, run, model, rate, position, count, attempt)
+        batch = original(plan, run, model, rate, position, count, attempt)
         if when(plan, position, attempt):  # type: ignore[operator]
-            noise = torch.full_like(noise, torch.inf)
-        return *rest, noise
+            batch = batch._replace(noise=torch.full_like(batch.noise, torch.inf))
+        return batch
 
     monkeypatch.setattr(stepping, "draw_batch", draw)
 

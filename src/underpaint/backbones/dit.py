@@ -137,7 +137,7 @@ class DiT(Backbone):
         return self.head(modulate(x, shift, scale))
 
     def _condition(
-        self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None
+        self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None = None
     ) -> Tensor:
         c = tell(self.told, self.time(sinusoid(c_noise, FREQUENCIES, shift=1)), condition)
         if self.labels is None:

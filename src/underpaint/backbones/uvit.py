@@ -117,7 +117,9 @@ class UViT(Backbone):
             x = block(skip(torch.cat([x, kept.pop()], dim=2)))
         return Prediction(self.head(self.norm(x[:, -V:])))
 
-    def _tokens(self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
+    def _tokens(
+        self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None = None
+    ) -> Tensor:
         """The tokens in front of the patches [B, 1 or 2, width]."""
         zero = torch.zeros_like(c_noise, dtype=torch.long)
         time = sinusoid(c_noise, self.width) + self.time_position(zero)
