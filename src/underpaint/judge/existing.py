@@ -41,14 +41,15 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
     known: dict[str, str] = {}  # recipe without its seed → arm
     runs: list[dict[str, Any]] = []
     first = ""
-    for path in paths:
-        recipe, images = _read(path)
+    recipes = [_read(path) for path in paths]
+    for path, (_, images) in zip(paths, recipes, strict=True):
         if first and images != first:
             raise UserError(
                 f"{path} was trained on other images than {paths[0]}; scores of different data "
                 "cannot be compared, so give runs of the same data"
             )
         first = images
+    for path, (recipe, _) in zip(paths, recipes, strict=True):
         seed, points = recipe.train.seed, _points(path)
         recipe.train = dataclasses.replace(recipe.train, seed=0)
         name = known.setdefault(config.to_yaml(recipe), _name(path, arms))

@@ -20,6 +20,7 @@ from PIL import Image
 
 from underpaint import config
 from underpaint.errors import UserError
+from underpaint.judge import stopping
 from underpaint.report import charts, gallery, metrics, summary
 
 __all__ = ["build", "text_of", "write_page"]
@@ -55,6 +56,7 @@ def build(
         css=Markup(text_of("page.css")),
         title=name,
         sentences=_sentences(run, stages, pictures, environment),
+        stopping=stopping.judge(records),
         numbers=_numbers(records, stages),
         stages=stages,
         about_stage=summary.about_stage,
