@@ -332,8 +332,9 @@ def test_studies_that_cannot_be_compared(wrong: Wrong, small: Path, tmp_path: Pa
     path = tmp_path / "study.yaml"
     arms = "arms: {a: {settings: {stages: {masked: null}}}, b: {BUDGET}}"
     text = f"recipe: {small.name}\nbudget: 1e6\nscore: held-out loss\n{arms}\n"
-    data = f"settings: {{data: {{source: {tmp_path / 'x.npy'}}}}}\n"
-    np.save(tmp_path / "x.npy", np.zeros((80, 8, 8, 3), np.uint8))
+    data = f"settings: {{data: {{source: {tmp_path / 'x.npy'}, held_out: '12'}}}}\n"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
     path.write_text(data + text.replace("BUDGET", "budget: 2e6"))
     assert "arms that differ in budget cannot be compared" in wrong("compare", path)
     path.write_text(data + text.replace("BUDGET", ""))

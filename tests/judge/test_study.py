@@ -2,19 +2,24 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from scipy import linalg
 
 from underpaint import config
 from underpaint.errors import UserError
-from underpaint.judge import cost, study
+from underpaint.judge import cost, halves, study
 from underpaint.judge.conduct import conduct
 from underpaint.judge.existing import compare
+from underpaint.judge.halves import half
+from underpaint.training import train
 
 torch.set_num_threads(1)
 
@@ -119,12 +124,17 @@ def test_a_study_from_end_to_end_and_again(images: Path, tmp_path: Path) -> None
         assert rates[name].stages["whole"].learning_rate == best["learning_rate"]
     assert set(results["verdicts"]) == {"masked"}
     assert results["verdicts"]["masked"]["seeds"] == [1, 2]
-    # again: one run lost its score and its last checkpoint, the rest is left alone
+    # again, as if it was killed in one run: that run goes on to the same weights, the rest stays
     victim = out / results["runs"][0]["run"]
     (victim / "study.json").unlink()
+    before, last = sorted(path for path in (victim / "checkpoints").iterdir() if path.is_dir())
+    (victim / "checkpoints" / "LATEST").write_text(before.name + "\n")
+    shutil.rmtree(last)
     other = out / results["runs"][1]["run"] / "study.json"
     stamp = other.stat().st_mtime_ns
     again = conduct(found, out, workers=1, say=said.append)
+    assert "going on after" in (victim / "log.txt").read_text()
+    assert [run["score"] for run in again["runs"]] == [run["score"] for run in results["runs"]]
     assert again["verdicts"] == results["verdicts"]
     assert other.stat().st_mtime_ns == stamp
 
@@ -143,6 +153,46 @@ def test_pre_training_is_charged_and_shown_apart(images: Path, tmp_path: Path) -
     assert charged[1] == pytest.approx(2.0)
     assert free[1] == pytest.approx(1.0)
     assert results["start_flops"]["tuned"] == pytest.approx(3e8, rel=0.1)
+
+
+def test_tuning_and_reporting_see_different_images() -> None:
+    dataset: Any = SimpleNamespace(held_out_ids=np.arange(100, 231))
+    a, b = (half(dataset, which, 1000) for which in ("A", "B"))
+    assert len(a) == len(b) == 65
+    assert not set(a) & set(b)
+    assert set(a) | set(b) < set(dataset.held_out_ids)
+    assert list(half(dataset, "B", 10)) == list(b[:10])
+    with pytest.raises(UserError, match="cannot be halved"):
+        half(SimpleNamespace(held_out_ids=np.arange(1)), "A", 10)  # type: ignore[arg-type]
+
+
+def test_the_frechet_score_of_a_run(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against equally many samples, in the features of the study's extractor."""
+    pixels = np.random.default_rng(1).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
+    np.save(images, pixels)
+    run = config.from_dict(config.Run, RECIPE, "test: ")
+    run.data = config.Data(source=str(images), held_out="140")
+    run.stages = {"whole": config.Stage(images=16, batch=8)}
+    run.train.check_every = -1
+    train(run, tmp_path / "run", quiet=True)
+    seen = []
+
+    def features(pictures: np.ndarray) -> np.ndarray:
+        seen.append(pictures)
+        return pictures.reshape(len(pictures), -1)[:, :3].astype(np.float32)
+
+    monkeypatch.setattr(halves.features, "load", lambda name: features)
+    found = halves.measure(tmp_path / "run", "FD", "B", most=512, extractor="mobilenetv2")
+    real, drawn = (torch.from_numpy(features(p)) for p in seen[:2])
+    assert len(real) == len(drawn) == 70
+    mean = (real.double().mean(0) - drawn.double().mean(0)).square().sum()
+    cov = [np.cov(x.double().numpy().T) for x in (real, drawn)]
+    root = linalg.sqrtm(cov[0] @ cov[1]).real
+    assert found == pytest.approx(float(mean) + np.trace(cov[0] + cov[1] - 2 * root), rel=1e-5)
+    with pytest.raises(UserError, match="FD needs at least 64"):
+        halves.measure(tmp_path / "run", "FD", "B", most=10, extractor="mobilenetv2")
 
 
 # --- wrong use ---------------------------------------------------------------------------------
@@ -180,6 +230,14 @@ def test_a_budget_too_small_for_one_checkpoint(images: Path, tmp_path: Path) -> 
     least = float(str(error.value).split("at least ")[1])
     run = study.recipe(found, "unmasked")
     study.scaled(run, {}, least * 1.05, 0.5, (16, 16), 3)  # what it asks for is enough
+
+
+def test_a_start_of_unknown_cost(images: Path, tmp_path: Path) -> None:
+    arms = {**STUDY["arms"], "primed": {"start": "primer:lorelei"}}
+    found = study.load(write(tmp_path, images, arms=arms))
+    with pytest.raises(UserError, match="primer:lorelei: does not say what it cost"):
+        conduct(found, tmp_path / "out", workers=1, say=print)
+    assert not (tmp_path / "out").exists()
 
 
 def test_arms_that_end_on_different_images(images: Path, tmp_path: Path) -> None:

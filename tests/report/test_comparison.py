@@ -41,7 +41,7 @@ def results(arms: int = 1, *, start: float = 0.0) -> dict[str, Any]:
         "runs": runs,
         "tuning": {"plain": [{"batch": 8, "score": 0.4}, {"batch": 16, "score": 0.3}]},
         "chosen": {"plain": {"batch": 16}},
-        "start_flops": {name: start for name in names[1:]},
+        "start_flops": dict.fromkeys(names[1:], start),
         "study": {"arms": dict.fromkeys(names)},
         "verdicts": {name: vars(v) for name, v in verdicts.items()},
     }

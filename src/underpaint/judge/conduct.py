@@ -68,6 +68,8 @@ def conduct(study: Study, out: Path, *, workers: int = 0, say: Say = print) -> d
     """
     workers = workers or len(os.sched_getaffinity(0))
     _same_images(study)
+    for arm in study.arms.values():
+        _charged(arm.start)  # refuses a start of unknown cost, before anything is trained
     best: dict[str, dict[str, Any]] = {name: {} for name in study.arms}
     todo = tasks(study, out, best)  # refuses what cannot work, before anything is trained
     tuned: dict[str, list[dict[str, Any]]] = {}
