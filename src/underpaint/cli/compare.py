@@ -25,8 +25,8 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--out",
         metavar="FOLDER",
-        help="of the study's runs, its results.json and comparison.html (default: studies/ and its "
-        "name; for runs that exist: nothing is written)",
+        help="for the runs of a study, results.json and comparison.html (default: studies/ and its "
+        "name; of runs that exist nothing is written without it)",
     )
     add("--workers", type=int, default=0, metavar="N", help="runs at once (default: the cores)")
     add_output(parser)
