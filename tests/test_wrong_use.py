@@ -323,3 +323,40 @@ def test_labels_of_an_unlabelled_model(
     out = ("--out", tmp_path / "x.png")
     assert "was trained without labels" in wrong("sample", run, *out, "--label", "cat")
     assert "was trained without" in wrong("sample", run, *out, "--guidance", 2)
+
+
+# --- comparing ---------------------------------------------------------------------------------
+
+
+def test_studies_that_cannot_be_compared(wrong: Wrong, small: Path, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    arms = "arms: {a: {settings: {stages: {masked: null}}}, b: {BUDGET}}"
+    text = f"recipe: {small.name}\nbudget: 1e6\nscore: held-out loss\n{arms}\n"
+    data = f"settings: {{data: {{source: {tmp_path / 'x.npy'}, held_out: '12'}}}}\n"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    path.write_text(data + text.replace("BUDGET", "budget: 2e6"))
+    assert "arms that differ in budget cannot be compared" in wrong("compare", path)
+    path.write_text(data + text.replace("BUDGET", ""))
+    out = tmp_path / "out"
+    line = wrong("compare", path, "--out", out, "--quiet")
+    assert "a budget of 1e+06 FLOPs is too small for one checkpoint" in line
+    assert not out.exists()
+    path.write_text(text.replace("BUDGET", ""))
+    assert "names no images" in wrong("compare", path)
+    path.write_text(text.replace("BUDGET", "") + "stuff: 1\n")
+    assert "study.yaml: 'stuff' is not a setting" in wrong("compare", path)
+    assert "cannot be read" in wrong("compare", tmp_path / "no.yaml")
+    assert "takes one study alone" in wrong("compare", path, path)
+
+
+def test_runs_that_cannot_be_compared(wrong: Wrong, trained: Path, tmp_path: Path) -> None:
+    assert "two runs at least" in wrong("compare", trained)
+    assert "holds no run" in wrong("compare", trained, tmp_path)
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    assert "has measured no held-out images" in wrong("compare", trained, other)
+    environment = json.loads((other / "env.json").read_text())
+    environment["data"] = dict.fromkeys(environment["data"], "other images")
+    (other / "env.json").write_text(json.dumps(environment))
+    assert "--workers -1" in wrong("compare", trained, other, "--workers", -1)
+    assert f"{other} was trained on other images than {trained}" in wrong("compare", trained, other)

@@ -26,6 +26,7 @@ VERBS = {  # verb: (module of this package, one line)
     "finetune": ("train", "the whole-image stages of a recipe alone, from other weights"),
     "sample": ("sample", "draw images from a trained model"),
     "evaluate": ("evaluate", "score samples against training and held-out images"),
+    "compare": ("compare", "say whether an arm pays: compute to the baseline's score"),
     "report": ("report", "write the page that tells what happened in a run"),
 }
 

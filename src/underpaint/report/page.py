@@ -20,9 +20,10 @@ from PIL import Image
 
 from underpaint import config
 from underpaint.errors import UserError
+from underpaint.judge import stopping
 from underpaint.report import charts, gallery, metrics, summary
 
-__all__ = ["build"]
+__all__ = ["build", "text_of", "write_page"]
 
 GRIDS = 8  # sample grids shown
 LARGE = 400_000  # bytes of a PNG above which a grid is embedded as WebP
@@ -51,10 +52,11 @@ def build(
         "percent": summary.percent,
         "picture": _picture,
     }
-    page = templates.from_string(_text("page.html.jinja")).render(
-        css=Markup(_text("page.css")),
+    page = templates.from_string(text_of("page.html.jinja")).render(
+        css=Markup(text_of("page.css")),
         title=name,
         sentences=_sentences(run, stages, pictures, environment),
+        stopping=stopping.judge(records),
         numbers=_numbers(records, stages),
         stages=stages,
         about_stage=summary.about_stage,
@@ -74,7 +76,7 @@ def build(
         environment={k: _shown(v) for k, v in environment.items() if v is not None},
         commands=_commands(run_dir, environment),
     )
-    return _write(run_dir / "report.html", page)
+    return write_page(run_dir / "report.html", page)
 
 
 def _read(run_dir: Path) -> tuple[config.Run, list[metrics.Record], dict[str, Any]]:
@@ -90,7 +92,7 @@ def _read(run_dir: Path) -> tuple[config.Run, list[metrics.Record], dict[str, An
     return config.load(run_dir / "config.yaml"), records, environment
 
 
-def _write(path: Path, page: str) -> Path:
+def write_page(path: Path, page: str) -> Path:
     """Replace the page at once, so that a reader never sees half of it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -103,7 +105,7 @@ def _write(path: Path, page: str) -> Path:
     return path
 
 
-def _text(name: str) -> str:
+def text_of(name: str) -> str:
     return (resources.files("underpaint.report") / name).read_text(encoding="utf-8")
 
 

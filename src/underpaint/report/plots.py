@@ -55,7 +55,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Line:
-    """A curve. `faint`: the raw values behind a smoothed one."""
+    """A curve. `faint`: the raw values behind a smoothed one; `spread`: low and high round it."""
 
     name: str
     x: Sequence[float]
@@ -63,6 +63,7 @@ class Line:
     colour: int = 0  # of the four line colours
     faint: Sequence[float] | None = None
     marks: bool = False
+    spread: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ def _draw(axes: Axes, line: Line) -> None:
     y = np.asarray(line.y, dtype=np.float64)
     if line.faint is not None:
         axes.plot(line.x, line.faint, color=colour, alpha=0.25, linewidth=1.0)
+    if line.spread is not None:
+        axes.fill_between(line.x, *line.spread, color=colour, alpha=0.18, linewidth=0)
     axes.plot(
         line.x,
         y,

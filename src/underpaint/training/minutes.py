@@ -12,7 +12,7 @@ from underpaint.training.stages import Plan
 from underpaint.training.state import Progress
 from underpaint.training.step import step
 
-__all__ = ["freeze"]
+__all__ = ["freeze", "speed"]
 
 
 def freeze(
@@ -25,7 +25,7 @@ def freeze(
     for plan in plans:
         stage = plan.stage
         if stage.minutes:
-            images = stage.minutes * 60.0 * _speed(plan, run, world)
+            images = stage.minutes * 60.0 * speed(plan, run, world)
             batches = max(1, round(world.from_first([images])[0] / stage.batch))
             images = batches * stage.batch
             warmup = min(stage.warmup, images // 5)  # a short stage must leave its warm-up
@@ -35,7 +35,7 @@ def freeze(
     return run, stages.plans(run, lambda _: None, None)
 
 
-def _speed(plan: Plan, run: config.Run, world: distributed.World, seconds: float = 1.5) -> float:
+def speed(plan: Plan, run: config.Run, world: distributed.World, seconds: float = 1.5) -> float:
     """Images a second of this stage, measured on throw-away weights."""
     learner = Learner(plan.spec, run.train, world)
     times = []

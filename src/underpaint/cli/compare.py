@@ -1,0 +1,80 @@
+"""`underpaint compare`: does an arm reach the baseline's score in less compute?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from underpaint.cli.parser import Parser, add_output, console, print_json
+from underpaint.errors import UserError
+
+__all__ = ["arguments", "run"]
+
+
+def arguments(parser: Parser, verb: str) -> None:
+    """Flags."""
+    add = parser.add_argument
+    add(
+        "sources",
+        metavar="STUDY.yaml|RUN",
+        nargs="+",
+        help="a study, which is run and can be stopped and continued; or two runs that exist and "
+        "more, the first being the baseline",
+    )
+    add(
+        "--out",
+        metavar="FOLDER",
+        help="for the runs of a study, results.json and comparison.html (default: studies/ and its "
+        "name; of runs that exist nothing is written without it)",
+    )
+    add("--workers", type=int, default=0, metavar="N", help="runs at once (default: the cores)")
+    add_output(parser)
+
+
+def run(args: argparse.Namespace, others: list[str]) -> None:
+    """Conduct a study or compare runs, write the page, and print the verdicts."""
+    if args.workers < 0:
+        raise UserError(f"--workers {args.workers}: give a number from 1 up")
+    yamls = [source for source in args.sources if source.endswith((".yaml", ".yml"))]
+    if len(args.sources) == 1 and not yamls:
+        raise UserError(f"compare {args.sources[0]}: give a study, or two runs at least")
+    if yamls and len(args.sources) > 1:
+        raise UserError(f"compare takes one study alone; leave out all but {yamls[0]}")
+    out = Path(args.out) if args.out else None
+    if yamls:
+        from underpaint.judge import conduct, study
+
+        chosen = study.load(yamls[0])
+        out = out or Path("studies") / Path(yamls[0]).stem
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out}: is a file; choose another --out")
+        told = console(stderr=True, quiet=args.quiet)
+        results = conduct.conduct(chosen, out, workers=args.workers, say=told.print)
+    else:
+        from underpaint.judge import existing
+
+        results = existing.compare(args.sources)
+    page = None
+    if out is not None:
+        from underpaint.report import comparison
+
+        page = comparison.write(results, out)
+    if args.json:
+        print_json({**results, "page": str(page) if page else None})
+    else:
+        _print(results, page)
+
+
+def _print(results: dict[str, Any], page: Path | None) -> None:
+    out = console()
+    for verdict in results["verdicts"].values():
+        out.print(verdict["sentence"])
+    for verdict in results.get("amortised", {}).values():
+        out.print(f"without its pre-training: {verdict['sentence']}")
+    for verdict in results.get("by_seconds", {}).values():
+        out.print(f"by seconds instead of FLOPs: {verdict['sentence']}")
+    for note in results.get("notes", []):
+        out.print(f"note: {note}")
+    if page:
+        out.print(f"page     {page}")

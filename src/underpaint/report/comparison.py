@@ -1,0 +1,97 @@
+"""The page of a comparison: the verdicts, score against compute, and every run behind them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from underpaint.report import summary
+from underpaint.report.charts import Chart
+from underpaint.report.page import text_of, write_page
+from underpaint.report.plots import Line, chart
+
+__all__ = ["write"]
+
+COLOURS = 4
+WAYS = {
+    "verdicts": "By compute (FLOPs)",
+    "amortised": "Without the compute of pre-training",
+    "by_seconds": "By time (seconds of one thread, measured alone)",
+}
+
+
+def write(results: dict[str, Any], out: Path) -> Path:
+    """Write `comparison.html` and `results.json` into `out`; returns the page's path.
+
+    `results`: of `judge.conduct` or `judge.existing`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    templates = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    templates.lstrip_blocks = True
+    templates.filters |= {"flops": summary.flops, "clock": summary.clock}
+    study = results.get("study")
+    page = templates.from_string(text_of("comparison.html.jinja")).render(
+        css=Markup(text_of("page.css")),
+        title="Comparison" if study is None else f"Study: {', '.join(study['arms'])}",
+        results=results,
+        study=study,
+        ways={name: title for name, title in WAYS.items() if name in results},
+        charts=_charts(results),
+        recipe=json.dumps(study, indent=1, ensure_ascii=False) if study else "",
+    )
+    write_page(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    return write_page(out / "comparison.html", page)
+
+
+def _charts(results: dict[str, Any]) -> list[Chart]:
+    """Score against compute; four arms a drawing, with the baseline in each."""
+    names = list(dict.fromkeys(run["arm"] for run in results["runs"]))
+    base = results["baseline"]
+    others = [name for name in names if name != base]
+    parts = [others[i : i + COLOURS - 1] for i in range(0, len(others), COLOURS - 1)]
+    found = []
+    for i, part in enumerate(parts):
+        lines = [_line(results, name, colour) for colour, name in enumerate([base, *part])]
+        drawing = chart(
+            f"compute-{i}",
+            lines,
+            x_label="share of the baseline's compute",
+            y_label=results["score"],
+            describe=f"{results['score']} against compute of {', '.join([base, *part])}",
+            log=all(y > 0 for line in lines for y in line.y),
+            wide=True,
+        )
+        meaning = (
+            "Lower is better. A mark is the mean over seeds; the band holds all of them. "
+            "Each arm is read off where it reaches the height at which the baseline ends."
+        )
+        found.append(Chart(f"{results['score']} against compute", drawing, meaning, True))
+    return found
+
+
+def _line(results: dict[str, Any], name: str, colour: int) -> Line:
+    """Mean and band over seeds at each point."""
+    base = [run["flops"] for run in results["runs"] if run["arm"] == results["baseline"]]
+    charged = results.get("start_flops", {})
+    whole = max(base) + charged.get(results["baseline"], 0.0)
+    own: dict[int, list[tuple[float, float]]] = {}
+    for run in results["runs"]:
+        if run["arm"] == name:
+            spent = (run["flops"] + charged.get(name, 0.0)) / whole
+            own.setdefault(run["seed"], []).append((spent, run["score"]))
+    length = min(len(points) for points in own.values())
+    seeds = np.array([sorted(points)[:length] for points in own.values()])  # [seeds, points, 2]
+    scores = seeds[:, :, 1]
+    return Line(
+        name,
+        seeds[:, :, 0].mean(0).tolist(),
+        scores.mean(0).tolist(),
+        colour,
+        marks=True,
+        spread=(scores.min(0).tolist(), scores.max(0).tolist()) if len(seeds) > 1 else None,
+    )

@@ -1,0 +1,294 @@
+"""Studies: what their YAML means, and a whole one with runs of a second."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy import linalg
+
+from underpaint import config
+from underpaint.errors import UserError
+from underpaint.judge import cost, halves, study
+from underpaint.judge.conduct import conduct
+from underpaint.judge.existing import compare
+from underpaint.judge.halves import half
+from underpaint.training import train
+
+torch.set_num_threads(1)
+
+RECIPE = {
+    "network": {"width": 16, "depth": 3, "heads": 2},
+    "stages": {
+        "masked": {"minutes": 1, "mask": "patch", "rate": 0.5, "batch": 8, "warmup": 1000},
+        "whole": {"minutes": 1, "batch": 8, "schedule": "cooldown"},
+    },
+    "train": {"sample_every": -1, "check_images": 8},
+    "preview": {"count": 4, "steps": 2, "sampler": "euler"},
+}
+STUDY: dict[str, Any] = {
+    "recipe": "recipe.yaml",
+    "budget": 3e8,
+    "points": [0.5, 1.0],
+    "seeds": [1, 2],
+    "arms": {
+        "unmasked": {"settings": {"stages": {"masked": None}}},
+        "masked": {"shares": {"masked": 0.5, "whole": 0.5}},
+    },
+}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """60 images of 16×16, the left or the right half bright."""
+    pixels = np.random.default_rng(0).integers(0, 60, (60, 16, 16, 3), dtype=np.uint8)
+    pixels[::2, :, :8] += 150
+    pixels[1::2, :, 8:] += 150
+    np.save(tmp_path / "images.npy", pixels)
+    return tmp_path / "images.npy"
+
+
+def write(folder: Path, images: Path | None = None, **changes: Any) -> Path:
+    """A study's YAML with its recipe beside it."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    values = {**STUDY, **changes}
+    if images:
+        values["settings"] = {"data": {"source": str(images), "held_out": "12"}}
+    (folder / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    return folder / "study.yaml"
+
+
+# --- what a study means ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", [0.25, 1.0])
+def test_stages_spend_their_share_of_the_budget(point: float, tmp_path: Path) -> None:
+    found = study.load(write(tmp_path))
+    run = study.recipe(found, "masked")
+    scaled = study.scaled(run, {"masked": 0.3, "whole": 0.7}, 1e11, point, (16, 16), 3)
+    for told, share in zip(cost.describe(scaled, (16, 16), 3)["stages"], (0.3, 0.7), strict=True):
+        batch = told["flops_per_image"] * told["batch"]
+        assert told["flops"] == pytest.approx(share * point * 1e11, abs=0.5 * batch + 1)
+        assert told["images"] % told["batch"] == 0
+    masked = scaled.stages["masked"]
+    assert masked.warmup == min(round(1000 * point), masked.images // 5)
+    assert run.stages["masked"].minutes == 1  # the recipe itself is as it was
+
+
+def test_an_arm_is_its_overrides(tmp_path: Path) -> None:
+    found = study.load(write(tmp_path))
+    assert found.baseline == "unmasked"
+    assert list(study.recipe(found, "unmasked").stages) == ["whole"]
+    tuned = study.recipe(found, "masked", {"learning_rate": 3e-4, "batch": 4, "patch": 2})
+    assert {s.learning_rate for s in tuned.stages.values()} == {3e-4}
+    assert {s.batch for s in tuned.stages.values()} == {4}
+    assert tuned.space.patch == 2
+
+
+def test_trials_are_the_same_for_all_arms_and_all_different() -> None:
+    tuning = study.Tuning(trials=4, learning_rate=(1e-3, 3e-4, 1e-4), batch=(8, 16))
+    found = study.trials(tuning)
+    assert found == study.trials(tuning)
+    assert len({json.dumps(trial) for trial in found}) == 4
+    assert all(set(trial) == {"learning_rate", "batch"} for trial in found)
+    assert len(study.trials(dataclasses.replace(tuning, trials=6))) == 6
+
+
+# --- a whole study -----------------------------------------------------------------------------
+
+
+def test_a_study_from_end_to_end_and_again(images: Path, tmp_path: Path) -> None:
+    tuning = {"trials": 2, "point": 0.5, "learning_rate": [1e-3, 1e-5]}
+    found = study.load(write(tmp_path, images, tuning=tuning))
+    said: list[str] = []
+    out = tmp_path / "out"
+    results = conduct(found, out, workers=1, say=said.append)
+    assert results == json.loads((out / "results.json").read_text())
+    assert len(results["runs"]) == 2 * 2 * 2
+    for run in results["runs"]:
+        folder = out / run["run"]
+        assert config.load(folder / "config.yaml").train.seed == run["seed"]
+        assert (folder / "checkpoints" / "LATEST").is_file()
+        assert run["flops"] == pytest.approx(run["point"] * 3e8, rel=0.1)
+        assert run["seconds_alone"] > 0
+    for name, own in results["tuning"].items():
+        best = min(own, key=lambda trial: trial["score"])
+        assert results["chosen"][name] == {"learning_rate": best["learning_rate"]}
+        rates = {r["arm"]: config.load(out / r["run"] / "config.yaml") for r in results["runs"]}
+        assert rates[name].stages["whole"].learning_rate == best["learning_rate"]
+    assert set(results["verdicts"]) == {"masked"}
+    assert results["verdicts"]["masked"]["seeds"] == [1, 2]
+    # again, as if it was killed in one run: that run goes on to the same weights, the rest stays
+    victim = out / results["runs"][0]["run"]
+    (victim / "study.json").unlink()
+    before, last = sorted(path for path in (victim / "checkpoints").iterdir() if path.is_dir())
+    (victim / "checkpoints" / "LATEST").write_text(before.name + "\n")
+    shutil.rmtree(last)
+    other = out / results["runs"][1]["run"] / "study.json"
+    stamp = other.stat().st_mtime_ns
+    again = conduct(found, out, workers=1, say=said.append)
+    assert "going on after" in (victim / "log.txt").read_text()
+    assert [run["score"] for run in again["runs"]] == [run["score"] for run in results["runs"]]
+    assert again["verdicts"] == results["verdicts"]
+    assert other.stat().st_mtime_ns == stamp
+
+
+def test_pre_training_is_charged_and_shown_apart(images: Path, tmp_path: Path) -> None:
+    first = study.load(write(tmp_path, images, seeds=[1], points=[1.0]))
+    conduct(first, tmp_path / "first", workers=1, say=lambda _: None)
+    start = "first/runs/unmasked/1/seed-1"
+    arms = {
+        "scratch": STUDY["arms"]["unmasked"],
+        "tuned": {**STUDY["arms"]["unmasked"], "start": start},
+    }
+    found = study.load(write(tmp_path, images, seeds=[1], points=[1.0], arms=arms))
+    results = conduct(found, tmp_path / "second", workers=1, say=lambda _: None)
+    charged, free = (results[key]["tuned"]["ratios"][0] for key in ("verdicts", "amortised"))
+    assert charged[1] == pytest.approx(2.0)
+    assert free[1] == pytest.approx(1.0)
+    assert results["start_flops"]["tuned"] == pytest.approx(3e8, rel=0.1)
+
+
+def test_tuning_and_reporting_see_different_images() -> None:
+    dataset: Any = SimpleNamespace(held_out_ids=np.arange(100, 231))
+    a, b = (half(dataset, which, 1000) for which in ("A", "B"))
+    assert len(a) == len(b) == 65
+    assert not set(a) & set(b)
+    assert set(a) | set(b) < set(dataset.held_out_ids)
+    assert list(half(dataset, "B", 10)) == list(b[:10])
+    with pytest.raises(UserError, match="cannot be halved"):
+        half(SimpleNamespace(held_out_ids=np.arange(1)), "A", 10)  # type: ignore[arg-type]
+
+
+def test_the_frechet_score_of_a_run(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against equally many samples, in the features of the study's extractor."""
+    pixels = np.random.default_rng(1).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
+    np.save(images, pixels)
+    run = config.from_dict(config.Run, RECIPE, "test: ")
+    run.data = config.Data(source=str(images), held_out="140")
+    run.stages = {"whole": config.Stage(images=16, batch=8)}
+    run.train.check_every = -1
+    train(run, tmp_path / "run", quiet=True)
+    seen = []
+
+    def features(pictures: np.ndarray) -> np.ndarray:
+        seen.append(pictures)
+        return pictures.reshape(len(pictures), -1)[:, :3].astype(np.float32)
+
+    monkeypatch.setattr(halves.features, "load", lambda name: features)
+    found = halves.measure(tmp_path / "run", "FD", "B", most=512, extractor="mobilenetv2")
+    real, drawn = (torch.from_numpy(features(p)) for p in seen[:2])
+    assert len(real) == len(drawn) == 70
+    mean = (real.double().mean(0) - drawn.double().mean(0)).square().sum()
+    cov = [np.cov(x.double().numpy().T) for x in (real, drawn)]
+    root = linalg.sqrtm(cov[0] @ cov[1]).real
+    assert found == pytest.approx(float(mean) + np.trace(cov[0] + cov[1] - 2 * root), rel=1e-5)
+    with pytest.raises(UserError, match="FD needs at least 64"):
+        halves.measure(tmp_path / "run", "FD", "B", most=10, extractor="mobilenetv2")
+
+
+# --- wrong use ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"arms": {**STUDY["arms"], "big": {"budget": 6e8}}}, "arms that differ in budget"),
+        (
+            {"arms": {**STUDY["arms"], "big": {"shares": {"masked": 0.5, "whole": 0.9}}}},
+            "shares of arm big are 1.4 in all",
+        ),
+        ({"arms": {"one": {}}}, "two arms at least"),
+        ({"baseline": "nobody"}, "baseline 'nobody' is not an arm"),
+        ({"budget": 0}, "budget 0"),
+        ({"points": [0.25, 0.5]}, "leave 1 among them"),
+        ({"seeds": [1, 1]}, "different whole numbers"),
+        ({"score": "beauty"}, "'beauty' is not one of held-out loss, FD"),
+        ({"tuning": {"trials": 9, "batch": [8, 16]}}, "have 2 combinations"),
+        ({"tuning": {"trials": 2, "batch": [8, 16]}, "seeds": [0, 1]}, "seed 0 is used for tuning"),
+        ({"recipe": ""}, "names no recipe"),
+    ],
+)
+def test_a_study_with_a_mistake(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=expected):
+        study.load(write(tmp_path, **changes))
+
+
+def test_a_budget_too_small_for_one_checkpoint(images: Path, tmp_path: Path) -> None:
+    found = study.load(write(tmp_path, images, budget=1e6))
+    with pytest.raises(UserError, match="too small for one checkpoint") as error:
+        conduct(found, tmp_path / "out", workers=1, say=print)
+    assert not (tmp_path / "out").exists()
+    least = float(str(error.value).split("at least ")[1])
+    run = study.recipe(found, "unmasked")
+    study.scaled(run, {}, least * 1.05, 0.5, (16, 16), 3)  # what it asks for is enough
+
+
+def test_a_start_of_unknown_cost(images: Path, tmp_path: Path) -> None:
+    arms = {**STUDY["arms"], "primed": {"start": "primer:lorelei"}}
+    found = study.load(write(tmp_path, images, arms=arms))
+    with pytest.raises(UserError, match="primer:lorelei: does not say what it cost"):
+        conduct(found, tmp_path / "out", workers=1, say=print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_arms_that_end_on_different_images(images: Path, tmp_path: Path) -> None:
+    other = {"settings": {"stages": {"whole": {"data": {"source": str(images), "limit": 20}}}}}
+    found = study.load(write(tmp_path, images, arms={"one": {}, "other": other}))
+    with pytest.raises(UserError, match="arms one and other end on different images"):
+        conduct(found, tmp_path / "out", workers=1, say=print)
+    assert not (tmp_path / "out").exists()
+
+
+# --- runs that exist ---------------------------------------------------------------------------
+
+
+def write_run(
+    folder: Path, speed: float, seed: int = 0, key: str = "abc", width: int = 128
+) -> Path:
+    """A run whose held-out error falls by 0.05 with each e-fold of compute."""
+    folder.mkdir()
+    run = config.Run(stages={"whole": config.Stage(images=64)})
+    run.train.seed, run.network.width = seed, width
+    (folder / "config.yaml").write_text(config.to_yaml(run))
+    (folder / "env.json").write_text(json.dumps({"data": {"whole": key}}))
+    lines: list[dict[str, Any]] = []
+    for images in (8, 16, 32, 64):
+        error = 0.2 - 0.05 * np.log(speed * images / 64)
+        lines.append({"kind": "step", "images": images, "flops": images * 1e9})
+        lines.append({"kind": "check", "mask": "whole", "images": images, "held_out_mean": error})
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_runs_that_exist_by_recipe_and_seed(tmp_path: Path) -> None:
+    plain = [write_run(tmp_path / f"plain-{s}", 1.0, s) for s in (1, 2)]
+    fast = [write_run(tmp_path / f"fast-{s}", 2.5 + s / 100, s, width=64) for s in (1, 2)]
+    found = compare([*plain, *fast])
+    assert found["baseline"] == "plain-1"
+    told = found["verdicts"]["fast-1"]
+    assert told["ratio"] == pytest.approx((1 / 2.51 / 2.52) ** 0.5)
+    assert told["answer"] == "pays"
+    assert "from within runs" in found["notes"][0]
+    alone = compare([plain[0], fast[1]])  # one run each is a pair
+    assert alone["verdicts"]["fast-2"]["answer"] == "undecided"
+
+
+def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
+    one, other = (write_run(tmp_path / k, 1.0, key=k, width=w) for k, w in (("a", 8), ("b", 16)))
+    with pytest.raises(UserError, match="was trained on other images than"):
+        compare([one, other])
+    with pytest.raises(UserError, match="differ in their seeds alone"):
+        compare([one, write_run(tmp_path / "c", 1.0, seed=5, key="a", width=8)])
+    with pytest.raises(UserError, match="given twice"):
+        compare([one, one])
+    with pytest.raises(UserError, match="holds no run"):
+        compare([one, tmp_path / "nowhere"])
