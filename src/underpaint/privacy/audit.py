@@ -411,13 +411,7 @@ def _positive(
     # the images lie in the order of the data set, which may be one of classes
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(patches)))
     patches, labels = patches[order], None if labels is None else labels[order]
-    shown = (
-        b""
-        if mask is None
-        else gather(torch.arange(mask.grid[0] * mask.grid[1])[None, :, None], mask.visible)
-        .numpy()
-        .tobytes()
-    )
+    shown = b"" if mask is None or mask.visible is None else mask.visible.numpy().tobytes()
     digests = json.dumps([model.read_card(folder)["sha256"], weights, list(names), list(sigmas)])
     name = _digest(digests.encode(), patches.numpy().tobytes(), shown, str(seed).encode())
     return controls.cached(
