@@ -17,7 +17,7 @@ def test_a_model_that_remembers_completes_its_images() -> None:
     assert members.mean() < 0.35 * others.mean()
     found = completion.advantage(members, others)
     assert found["low"] > 0
-    assert found["auc"]["value"] > 0.95
+    assert found["auc"]["low"] > 0.8
     assert found["p_value"] < 1e-6
 
 

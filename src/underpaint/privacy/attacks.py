@@ -53,7 +53,7 @@ class Ensemble(NamedTuple):
     kind: str = "patch"
     rate: float = 0.5
     block: int = 2
-    count: int = 8
+    masks: int = 8
 
 
 class Query:
@@ -221,7 +221,7 @@ def _parts(mask: Mask, ensemble: Ensemble, stride: int, seed: int) -> Mask | Non
         return draw(
             kind,
             mask.grid,
-            ensemble.count,
+            ensemble.masks,
             ensemble.rate,
             block=ensemble.block,
             multiple=stride,
@@ -230,7 +230,7 @@ def _parts(mask: Mask, ensemble: Ensemble, stride: int, seed: int) -> Mask | Non
     V = mask.visible.shape[1]
     if visible_count("patch", (1, V), ensemble.rate) == V:
         return None
-    return draw("patch", (1, V), ensemble.count, ensemble.rate, generator=generator)
+    return draw("patch", (1, V), ensemble.masks, ensemble.rate, generator=generator)
 
 
 def _others(visible: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -37,6 +37,7 @@ from underpaint.privacy import attacks, cdi, completion, controls, memorisation,
 __all__ = ["LEAST", "Audit", "Images", "audit"]
 
 LEAST = 100  # non-members: 64 of them for the positive control
+FEWEST = 32  # members
 ERROR = 0.05  # chance of a false alarm, over all tests together
 
 Progress = Callable[[str, int, int], None]
@@ -108,8 +109,10 @@ def audit(
             "--audit-split 0.5, or give --non-members DATA"
         )
     own = _some(one, n, seed)
-    if len(own.ids) < LEAST:
-        raise UserError(f"{source}: {len(own.ids)} members, and an audit needs {LEAST}")
+    if len(own.ids) < FEWEST:
+        raise UserError(
+            f"{source}: {len(own.ids)} members, and an audit needs {FEWEST}; give more by --members"
+        )
     statistics.require(list(fpr), len(others.ids))
     sigmas = attacks.levels(loaded.denoiser.process)
     mask, ensemble = _mask(run, loaded, seed)

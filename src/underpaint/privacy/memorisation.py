@@ -120,7 +120,7 @@ def _counts(values: NDArray[np.float64], background: NDArray[np.float64] | None)
         return result
     m = len(background)
     expected = int((background < THIRD).sum())
-    table = [[below, n - below], [expected, m - expected]]
+    table = np.array([[below, n - below], [expected, m - expected]])
     result["third"] |= {
         "held_out_count": expected,
         "p_value": float(stats.fisher_exact(table, "greater").pvalue),
