@@ -80,3 +80,33 @@ def test_wrong_use(run: Path, wrong: Callable[..., str], trained: Path, tmp_path
     (run / "images.json").rename(tmp_path / "aside.json")
     assert "records no members" in wrong("audit", run)
     (tmp_path / "aside.json").rename(run / "images.json")
+
+
+def test_an_honest_run_is_not_flagged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two steps: it cannot remember anything, and the control shows that it could be seen."""
+    honest = run.parent / "honest"
+    if not honest.exists():
+        flags = ["--config", run.parent / "recipe.yaml", "--data", run.parent / "images.npz"]
+        flags += ["--channels", 1, "--audit-split", 0.8, "--out", honest, "--quiet"]
+        assert main(["train", *map(str, flags), "--stages.whole.images", "64"]) == 0
+        capsys.readouterr()
+    flags = ["--attacks", "loss,pia", "--samples", "16", "--json", "--quiet"]
+    assert main(["audit", str(honest), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["controls"]["positive"]["passed"]
+    assert found["verdict"] == "no leak found", found["findings"]
+    assert found["copies"]["ratios"]["second"]["third"]["count"] == 0
+
+
+def test_sides_that_differ_give_no_verdict(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dark = np.random.default_rng(1).integers(0, 128, (150, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "dark.npz", images=dark)
+    flags = ["--attacks", "sima", "--samples", "8", "--json", "--quiet", "--no-control"]
+    flags += ["--non-members", str(tmp_path / "dark.npz"), "--out", str(tmp_path / "audit")]
+    assert main(["audit", str(run), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not found["controls"]["null"]["blind"]["passed"]
+    assert found["verdict"] == "no verdict"
+    assert "told apart without asking the model" in found["reasons"][0]
