@@ -78,6 +78,9 @@ class Data:
     held_out: str = setting(
         "auto", "images kept for judging: auto (5 %), a number, none, or another data source"
     )
+    audit_split: float = setting(
+        0.0, "share of the images set aside as non-members for `audit`, as 0.5; 0: those held out"
+    )
     limit: int = setting(0, "use this many training images only (chosen by hash); 0: all")
 
 
@@ -623,6 +626,13 @@ def check_data(data: Data, place: str = "data") -> None:
     if not 0 <= data.max_bad <= 1:
         raise UserError(f"{place}.max_bad {data.max_bad:g}: give a share from 0 to 1")
     _at_least(f"{place}.limit", data.limit, 0)
+    if not 0 <= data.audit_split < 1:
+        raise UserError(f"{place}.audit_split {data.audit_split:g}: give a share from 0 to below 1")
+    if data.audit_split and data.held_out != "auto":
+        raise UserError(
+            f"{place}: held_out {data.held_out} and audit_split both say what is not trained on; "
+            "leave one of them out"
+        )
     image_size(data.size)
 
 

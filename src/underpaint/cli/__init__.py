@@ -27,6 +27,7 @@ VERBS = {  # verb: (module of this package, one line)
     "sample": ("sample", "draw images from a trained model"),
     "evaluate": ("evaluate", "score samples against training and held-out images"),
     "compare": ("compare", "say whether an arm pays: compute to the baseline's score"),
+    "audit": ("audit", "attack a trained model: what does it give away of its images?"),
     "report": ("report", "write the page that tells what happened in a run"),
 }
 

@@ -34,6 +34,12 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="WISH",
         help="images for judging: auto, a number, none, or another source (data.held_out)",
     )
+    add(
+        "--audit-split",
+        type=float,
+        metavar="SHARE",
+        help="set aside a random share as non-members for `audit`, as 0.5 (data.audit_split)",
+    )
     add("--preset", metavar="NAME", help=f"recipe of the package (default: {OWN})")
     add("--config", metavar="FILE", help="recipe in YAML; with --preset: on top of it")
     add("--out", metavar="RUN", help="folder of the run (default: runs/ and the name of DATA)")
@@ -105,6 +111,7 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
         "size": args.size,
         "channels": args.channels,
         "held_out": args.held_out,
+        "audit_split": args.audit_split,
     }
     flags: dict[str, Any] = {"data": {k: v for k, v in data.items() if v is not None}}
     if args.labels is not None:
@@ -179,7 +186,7 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with")
     out = args.out or _default_out(config.Run(data=config.Data(source=args.data)), args.verb)
     given = [args.preset, args.config, args.start, args.size, args.channels, args.minutes]
-    given += [args.held_out, args.labels]
+    given += [args.held_out, args.labels, args.audit_split]
     if others or any(value is not None for value in given):
         console(stderr=True, quiet=args.quiet).print(
             f"going on by the run's own recipe, {out}/config.yaml; other settings are not read"

@@ -111,7 +111,7 @@ def prepare(
         bad = [b for b in entry.about["unreadable"] if b["part"] == part]
         check_bad(source.origin, bad, int((entry.part == part).sum()), config.max_bad)
 
-    side = _sides(data, judges, entry)
+    side = _sides(data, judges, entry, config.audit_split)
     train_ids = np.flatnonzero(side == split.TRAIN)
     if len(train_ids) == 0:
         raise UserError(
@@ -190,8 +190,13 @@ def _check_unchanged(stamps: dict[Path, digests.Stamp]) -> None:
             raise UserError(f"data: '{file}' changed while it was read; run again when it is whole")
 
 
-def _sides(data: Source, judges: str | int | Source, entry: cache.Entry) -> NDArray[np.int8]:
-    """The side of each image of the entry, recording what is decided for the first time."""
+def _sides(
+    data: Source, judges: str | int | Source, entry: cache.Entry, share: float
+) -> NDArray[np.int8]:
+    """The side of each image of the entry, recording what is decided for the first time.
+
+    `share` above 0: so many of them are held out, for an audit, instead of what `judges` says.
+    """
     if isinstance(judges, Source):
         side = entry.part.astype(np.int8)  # TRAIN and HELD_OUT are the numbers of the parts
         pixels = [digest.tobytes() for digest in entry.pixel_sha]
@@ -206,7 +211,10 @@ def _sides(data: Source, judges: str | int | Source, entry: cache.Entry) -> NDAr
         raise UserError(f"held-out {judges}: the data have {n} images; hold out fewer than that")
 
     wanted = judges if isinstance(judges, int) else None
-    path = cache.root() / "splits" / f"{digests.of_text(data.origin, str(judges))[:32]}.npz"
+    name = str(judges)
+    if share:
+        wanted, name = round(share * n), f"audit {share:g}"
+    path = cache.root() / "splits" / f"{digests.of_text(data.origin, name)[:32]}.npz"
     record = split.read_record(path)
     if record is None or not split.knows_all(record, entry.file_sha):
         with cache.locked(path.with_suffix(".lock")):

@@ -1,4 +1,4 @@
-"""Where a run was made: versions, device, threads, data (`env.json`)."""
+"""Where a run was made: versions, device, threads (`env.json`), and of what (`images.json`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from underpaint._version import __version__
 from underpaint.training.learner import Learner
 from underpaint.training.stages import Plan
 
-__all__ = ["describe"]
+__all__ = ["describe", "identities"]
 
 
 def describe(plans: list[Plan], learner: Learner, start: str | None) -> str:
@@ -36,6 +36,17 @@ def describe(plans: list[Plan], learner: Learner, start: str | None) -> str:
         },
         indent=1,
     )
+
+
+def identities(plans: list[Plan]) -> str:
+    """JSON of the sha256 of each file that is trained on in any stage, and of those held out."""
+    trained: set[str] = set()
+    held_out: set[str] = set()
+    for plan in plans:
+        sha = plan.dataset.file_sha256
+        trained.update(sha[i] for i in plan.dataset.train_ids.tolist())
+        held_out.update(sha[i] for i in plan.dataset.held_out_ids.tolist())
+    return json.dumps({"trained": sorted(trained), "held_out": sorted(held_out - trained)})
 
 
 def _device_name(device: torch.device) -> str:

@@ -17,7 +17,7 @@ from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.model import find, read_spec, read_weights
 from underpaint.training import distributed, stages
 from underpaint.training import start as starting
-from underpaint.training.environment import describe
+from underpaint.training.environment import describe, identities
 from underpaint.training.learner import Learner
 from underpaint.training.log import Log, tracker, tracker_library
 from underpaint.training.minutes import freeze
@@ -97,6 +97,7 @@ def train(
                 folder.create()
                 folder.write("config.yaml", config.to_yaml(run))
                 folder.write("env.json", describe(plans, learner, start))
+                folder.write("images.json", identities(plans))
         world.barrier()
         if resume:
             return _run(folder, run, plans, None, world, make_check, quiet, notes)

@@ -1,7 +1,7 @@
 """A run's folder and its checkpoints.
 
 ```
-RUN/config.yaml  env.json  metrics.jsonl  log.txt  samples/  report.html
+RUN/config.yaml  env.json  images.json  metrics.jsonl  log.txt  samples/  report.html
 RUN/checkpoints/000000064000/{model,ema}.safetensors config.json optimizer.pt state.json
 RUN/checkpoints/LATEST
 ```
@@ -115,7 +115,8 @@ class RunFolder:
             for name in ("checkpoints", "samples"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
                 (self.path / name).mkdir()
-            for name in ("metrics.jsonl", "log.txt", "report.html", "env.json", "config.yaml"):
+            files = ("metrics.jsonl", "log.txt", "report.html", "env.json", "images.json")
+            for name in (*files, "config.yaml"):
                 (self.path / name).unlink(missing_ok=True)
 
     def lock(self) -> None:

@@ -1,0 +1,114 @@
+"""`underpaint audit`: what does a model give away of the images it was trained on?"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
+from underpaint.errors import UserError
+
+__all__ = ["arguments", "run"]
+
+
+def arguments(parser: Parser, verb: str) -> None:
+    """Flags."""
+    add = parser.add_argument
+    add("source", metavar="RUN", help="a run, a checkpoint, an exported model or primer:NAME")
+    add(
+        "--attacks",
+        metavar="NAMES",
+        default="loss,secmi,pia,sima,masks",
+        help="attacks on single images, with commas between them (default: %(default)s)",
+    )
+    add("--against", metavar="MODEL", help="a reference model that saw none of these images")
+    add("--members", metavar="DATA", help="images trained on (default: as the run recorded)")
+    add("--non-members", metavar="DATA", help="images not trained on (default: those held out)")
+    add("-n", type=int, default=1000, metavar="N", help="images a side (default: %(default)s)")
+    add("--samples", type=int, default=512, help="searched for copies (default: %(default)s)")
+    add(
+        "--fpr",
+        type=float,
+        nargs="+",
+        default=[],
+        help="false-positive rates that must be shown (default: 0.01 and 0.001, where there are "
+        "images enough)",
+    )
+    add("--no-control", action="store_true", help="leave out the positive control and any verdict")
+    add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
+    add("--seed", type=int, default=0, help="of noises, masks and halves (default: %(default)s)")
+    add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    add("--out", metavar="FOLDER", help="where page and JSON go (default: RUN/audit)")
+    add_output(parser)
+
+
+def run(args: argparse.Namespace, others: list[str]) -> None:
+    """Write `audit.json` and `audit.html`, and print what was found."""
+    for flag, value, least in (
+        ("-n", args.n, 1),
+        ("--samples", args.samples, 1),
+        ("--batch", args.batch, 1),
+        ("--seed", args.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"{flag} {value}: give a number from {least} up")
+    from pathlib import Path
+
+    from underpaint.privacy.audit import audit
+    from underpaint.report.audit import write
+
+    bars: dict[str, Bar] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        bars.setdefault(what, Bar(what, quiet=args.quiet))(done, total)
+
+    found = audit(
+        args.source,
+        names=[name.strip() for name in args.attacks.split(",") if name.strip()],
+        n=args.n,
+        samples=args.samples,
+        fpr=args.fpr,
+        reference=args.against,
+        members=args.members,
+        non_members=args.non_members,
+        weights=args.weights,
+        control=not args.no_control,
+        seed=args.seed,
+        batch=args.batch,
+        device=args.device,
+        progress=progress,
+    )
+    source = Path(args.source)
+    own = source / "audit" if (source / "config.yaml").is_file() else Path("audit")
+    page = write(found, Path(args.out) if args.out else own)
+    if args.json:
+        print_json({**found.result, "page": str(page)})
+    else:
+        _print(found.result, page)
+
+
+def _print(result: dict[str, Any], page: object) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for i, column in enumerate(("attack", "AUC", "interval", "balanced accuracy")):
+        table.add_column(column, justify="right" if i else "left")
+    for name, own in result["membership"].items():
+        found = own["auc"]
+        table.add_row(
+            name,
+            f"{found['value']:.3f}",
+            f"{found['low']:.3f} to {found['high']:.3f}",
+            f"{own['balanced_accuracy']['value']:.3f}",
+        )
+    out = console()
+    out.print(table)
+    third = result["copies"]["ratios"]["second"]["third"]
+    out.print(f"copies: {third['count']} of {result['copies']['samples']} samples")
+    out.print(f"completion: advantage {result['completion']['advantage']:+.4f}")
+    out.print(f"data set as a whole: p = {result['dataset']['p_value']:.2g}")
+    out.print(f"[bold]{result['verdict']}[/bold]")
+    for line in [*result["reasons"], *result["findings"]]:
+        out.print(f"  {line}")
+    out.print(f"page     {page}")

@@ -1,0 +1,154 @@
+"""Controls: would these attacks have found a leak here, and do they find one where none can be?
+
+Null. A classifier that never asks the model learns on half of the images to tell members from
+non-members by their pixels. If it can, the two sides differ (another camera, another year), and an
+attack's success would say nothing of the model (Duan et al. 2024, arXiv 2402.07841, found most
+published successes to be of this kind).
+
+Positive. A copy of the audited model is trained on 64 non-members until the attacks find them among
+the other non-members. If even that cannot be seen, not seeing a leak means nothing. Every attack is
+made on the copy, so that the result also tells which of them work on this model.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from underpaint.core.denoiser import Denoiser
+from underpaint.core.masks import Mask, whole
+from underpaint.core.objective import masked_loss
+from underpaint.data import cache
+from underpaint.privacy import cdi
+from underpaint.privacy.attacks import scores
+from underpaint.privacy.statistics import auc, halves
+from underpaint.training.draws import key
+from underpaint.training.state import replace_text
+
+__all__ = ["CONFIDENCE", "COPIED", "ENOUGH", "blind", "cached", "overfit", "spread"]
+
+CONFIDENCE = 0.999  # of the null: an audit is refused once in a thousand for no reason
+ENOUGH = 0.9  # AUC that the positive control must exceed
+COPIED = 64  # non-members that the copy learns by heart
+STEPS, EVERY, BATCH, RATE = 1500, 100, 32, 1e-3
+
+
+def blind(members: NDArray[np.uint8], others: NDArray[np.uint8], seed: int = 0) -> dict[str, Any]:
+    """The AUC of a classifier on images [n, H, W, C] alone, with its 99.9 % interval."""
+    one, two = _summary(members), _summary(others)
+    (fit_m, test_m), (fit_n, test_n) = halves(len(one), seed), halves(len(two), seed + 1)
+    known = np.concatenate([one[fit_m], two[fit_n]])
+    centre, spread = known.mean(0), known.std(0)
+    spread[spread == 0] = 1
+    labels = np.arange(len(known)) < len(fit_m)
+    weights = cdi.fit((known - centre) / spread, labels, penalty=10.0)
+    low = [-cdi.predict(weights, (part - centre) / spread) for part in (one[test_m], two[test_n])]
+    found = auc(low[0], low[1], CONFIDENCE)
+    return {"auc": found._asdict(), "passed": not found.excludes(0.5)}
+
+
+def overfit(
+    denoiser: Denoiser,
+    learned: Tensor,
+    others: Tensor,
+    names: Sequence[str],
+    sigmas: Sequence[float],
+    *,
+    labels: tuple[Tensor, Tensor] | None = None,
+    mask: Mask | None = None,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Train a copy on `learned` [m, N, P] until an attack tells them from `others` [n, N, P].
+
+    `labels` of both; `mask` of one image, [1, V], as the audited model is attacked with. The copy
+    is attacked with everything in `names`; returns each one's best AUC over the levels.
+    """
+    began = time.monotonic()
+    model = copy.deepcopy(denoiser).eval().requires_grad_(True)
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(key(seed, "control"))
+    optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
+    sides = [learned.to(device), others.to(device)]
+    both = [None, None] if labels is None else [part.to(device) for part in labels]
+    shown = whole(denoiser.backbone.grid) if mask is None else mask  # type: ignore[arg-type]
+    found: dict[str, float] = {}
+    done = 0
+    while done < steps and max(found.values(), default=0.0) < (1 + ENOUGH) / 2:
+        for _ in range(min(EVERY, steps - done)):
+            ids = torch.randint(len(learned), (min(BATCH, len(learned)),), generator=generator)
+            x0 = sides[0][ids]
+            t = model.process.draw_t(len(ids), generator, device)
+            noise = torch.randn(x0.shape, generator=generator).to(device)
+            own = None if both[0] is None else both[0][ids]
+            seen = spread(shown, len(ids), device)
+            loss = masked_loss(model, x0, own, seen, t=t, noise=noise).mean
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            done += 1
+        pair = [
+            scores(model, x, names, sigmas, labels=y, mask=spread(shown, len(x), "cpu"), seed=seed)
+            for x, y in zip(sides, both, strict=True)
+        ]
+        found = {
+            name: max(
+                auc(pair[0][name][:, i], pair[1][name][:, i]).value for i in range(len(sigmas))
+            )
+            for name in names
+        }
+        if progress:
+            progress(done, steps)
+    best = max(found.values())
+    return {
+        "auc": found,
+        "best": best,
+        "passed": best > ENOUGH,
+        "steps": done,
+        "learned": len(learned),
+        "others": len(others),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def cached(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives, kept in the cache under `name`; `reused` says which it was."""
+    path = cache.root() / "audit" / f"{name}.json"
+    if path.is_file():
+        try:
+            return {**json.loads(path.read_text(encoding="utf-8")), "reused": True}
+        except ValueError:
+            pass  # cut short: make it anew
+    result = make()
+    with cache.writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(Path(path), json.dumps(result))
+    return {**result, "reused": False}
+
+
+def spread(mask: Mask, count: int, device: torch.device | str = "cpu") -> Mask:
+    """The mask [1, V] of one image for `count` of them."""
+    own = (None if f is None else f.to(device).expand(count, *f.shape[1:]) for f in mask[1:])
+    return Mask(mask.grid, *own)
+
+
+def _summary(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Images [n, H, W, C] as their means over an 8×8 grid, and mean and spread of each channel."""
+    n, height, width = images.shape[:3]
+    rows, columns = min(8, height), min(8, width)
+    grey = images.mean(3, dtype=np.float64)
+    cells = np.add.reduceat(grey, np.arange(rows) * height // rows, axis=1)
+    cells = np.add.reduceat(cells, np.arange(columns) * width // columns, axis=2)
+    means, spreads = images.mean((1, 2), dtype=np.float64), images.std((1, 2), dtype=np.float64)
+    return np.concatenate([cells.reshape(n, -1), means, spreads], 1)
