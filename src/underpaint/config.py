@@ -205,6 +205,11 @@ class Train:
     check_images: int = setting(128, "images of each side (train, held-out) in an overfit check")
     sample_every: int = setting(0, "images between sample grids; 0: an 8th of the run; -1: none")
     checkpoint_every: int = setting(0, "images between two checkpoints; 0: an 8th of the run")
+    snapshots: int = setting(
+        0,
+        "images between two snapshots of the averages from which `underpaint ema` rebuilds any "
+        "width, each twice as large as the weights; 0: none",
+    )
     keep: int = setting(2, "checkpoints kept, besides each stage's last")
     track: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
         "none", "also send metrics to this tracker"
@@ -484,6 +489,7 @@ def check(run: Run) -> None:
         "train.check_images": (train.check_images, 1),
         "train.sample_every": (train.sample_every, -1),
         "train.checkpoint_every": (train.checkpoint_every, 0),
+        "train.snapshots": (train.snapshots, 0),
         "train.keep": (train.keep, 1),
         "preview.count": (preview.count, 1),
         "preview.steps": (preview.steps, 1),

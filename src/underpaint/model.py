@@ -41,7 +41,7 @@ __all__ = [
     "sha256",
 ]
 
-Weights = Literal["ema", "model"]
+Weights = Literal["ema", "model", "narrow", "wide"]  # the last two: training/posthoc.py
 
 
 class Model:

@@ -25,6 +25,7 @@ VERBS = {  # verb: (module of this package, one line)
     "finetune": ("train", "the whole-image stages of a recipe alone, from other weights"),
     "sample": ("sample", "draw images from a trained model"),
     "evaluate": ("evaluate", "score samples against training and held-out images"),
+    "ema": ("ema", "rebuild averages of the weights of any width, after training"),
     "report": ("report", "write the page that tells what happened in a run"),
 }
 

@@ -54,6 +54,8 @@ def step(plan: Plan, run: config.Run, learner: Learner, progress: Progress) -> N
             group["lr"] = rate
         learner.optimizer.step()
         learner.ema.update()
+        if learner.power:
+            learner.power.update(learner.ema.steps)
         _add(progress.sums, loss=loss_sum, x0_mse=mse_sum, grad_norm=norm, steps=1)
     learner.optimizer.zero_grad(set_to_none=True)
     progress.skipped_in_row = 0 if finite else progress.skipped_in_row + 1
