@@ -18,7 +18,7 @@ def arguments(parser: Parser, verb: str) -> None:
         nargs="+",
         default=[0.05, 0.1, 0.2],
         metavar="W",
-        help="relative widths of the averages, 0.05 to 0.28 (default: 0.05 0.1 0.2)",
+        help="relative widths of the averages, 0.05 to 0.25 (default: 0.05 0.1 0.2)",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="a model in a folder W for each width (default: RUN/ema)"

@@ -18,7 +18,7 @@ Karras et al. 2024, arXiv 2312.02696, section 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -45,7 +45,9 @@ __all__ = [
 
 Name = Literal["narrow", "wide"]
 TRACKED: dict[Name, float] = {"narrow": 0.05, "wide": 0.10}
-NARROWEST, WIDEST = 0.05, 0.28  # narrower than the tracked ones cannot be told; 0.289 is γ = 0
+# Narrower than the tracked ones cannot be told; at 0.25 the profile of 32 snapshots is 3 % off, at
+# 0.28 it is 13 %, since the first steps, which matter there, are in no snapshot of their own.
+NARROWEST, WIDEST = 0.05, 0.25
 
 
 class Average(NamedTuple):
@@ -93,13 +95,13 @@ class PowerAverages:
                 list(self._averages[name].values()), list(self._weights.values()), 1 - beta
             )
 
-    def state(self) -> dict[Name, dict[str, Tensor]]:
+    def state(self) -> dict[str, dict[str, Tensor]]:
         """Both averages as states of the module."""
         own = self.module.state_dict()
         return {name: {**own, **average} for name, average in self._averages.items()}
 
     @torch.no_grad()
-    def load(self, state: dict[Name, dict[str, Tensor]]) -> None:
+    def load(self, state: Mapping[str, dict[str, Tensor]]) -> None:
         """Take over what `state` gave."""
         for name, average in self._averages.items():
             for k, tensor in average.items():
@@ -139,8 +141,8 @@ def rebuild(
     """Write a model's folder `out/WIDTH` for each width, from the snapshots of the run `folder`.
 
     The averages end where the last snapshot was taken. Returns the folders, with how far each
-    profile is from the wanted one. Raises UserError for a run without snapshots and for widths out
-    of reach.
+    profile is from the wanted one (with 16 snapshots 1 % at width 0.15, 2 % at 0.2). Raises
+    UserError for a run without snapshots and for widths out of reach.
     """
     for width in widths:
         if not NARROWEST <= width <= WIDEST:
