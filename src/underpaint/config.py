@@ -513,6 +513,10 @@ def check(run: Run) -> None:
             f"preview.steps {preview.steps}: the noise has a grid of {run.noise.steps} levels "
             "(noise.steps); give fewer steps or preview.grid karras or log-snr"
         )
+    if preview.sampler in ("langevin", "pc") and preview.snr > 0.5:  # samplers.LARGEST_SNR
+        raise UserError(
+            f"preview.snr {preview.snr:g}: give at most 0.5, beyond which Langevin steps overshoot"
+        )
     if preview.sampler == "langevin" and preview.corrections == 0:
         raise UserError("preview.corrections 0: sampler langevin needs at least 1")
     if run.space.kind == "latents" and preview.clip != "none":
