@@ -258,6 +258,16 @@ def test_wrong_flags(flags: list[str], message: str) -> None:
         (whole() | {"train": {"ema": 1}}, "train.ema 1: give a number from 0 to below 1"),
         (whole() | {"train": {"check_every": -2}}, "train.check_every -2"),
         (whole() | {"train": {"keep": 0}}, "train.keep 0: give a number from 1 up"),
+        (
+            whole() | {"noise": {"steps": 10}, "preview": {"steps": 20, "grid": "uniform"}},
+            "preview.steps 20: the noise has a grid of 10 levels",
+        ),
+        (whole() | {"preview": {"snr": 0}}, "preview.snr 0: give a number above 0"),
+        (whole() | {"preview": {"sampler": "pc", "snr": 0.6}}, "preview.snr 0.6: give at most 0.5"),
+        (
+            whole() | {"preview": {"sampler": "langevin", "corrections": 0}},
+            "preview.corrections 0: sampler langevin needs at least 1",
+        ),
         (whole() | {"network": {"heads": 3}}, "width 128 is not divisible by network.heads 3"),
         (whole() | {"network": {"heads": 0}}, "width 128 is not divisible by network.heads 0"),
         (whole() | {"space": {"patch": 0}}, "space.patch 0"),

@@ -129,19 +129,23 @@ class Network:
 class Noise:
     """The noise process, what the network predicts and how errors are weighted."""
 
-    process: Literal["vp-linear", "vp-cosine", "flow", "edm"] = setting(
-        "flow", "variance preserving (linear or cosine), flow matching, or EDM"
+    process: Literal["vp-linear", "vp-cosine", "flow", "edm", "ve"] = setting(
+        "flow", "variance preserving (linear or cosine), flow matching, EDM, or variance exploding"
     )
-    prediction: Literal["eps", "x0", "v", "flow", "edm"] = setting(
-        "flow", "target of the network; v needs vp-*, flow needs flow, edm needs edm"
+    prediction: Literal["eps", "x0", "v", "flow", "score", "edm"] = setting(
+        "flow",
+        "target of the network; v needs vp-*, flow needs flow, score and edm need edm or ve",
     )
-    steps: int = setting(0, "discrete training grid (DDPM: 1000); 0: continuous time")
-    time: Literal["uniform", "logit-normal", "log-normal"] = setting(
+    steps: int = setting(
+        0, "discrete training grid (DDPM: 1000; ve: geometric levels); 0: continuous time"
+    )
+    time: Literal["uniform", "logit-normal", "log-normal", "log-uniform"] = setting(
         "logit-normal",
-        "law of the training time: uniform (vp, flow), logit-normal (flow), log-normal sigma (edm)",
+        "law of the training time: uniform (vp, flow), logit-normal (flow), log-normal sigma "
+        "(edm), log-uniform sigma (ve)",
     )
     shift: float = setting(1.0, "resolution shift of the flow's time; above 1: more noise")
-    sigma_data: float = setting(0.5, "standard deviation of the data (edm)")
+    sigma_data: float = setting(0.5, "standard deviation of the data (edm, ve)")
     weighting: Literal["output", "x0", "min-snr"] = setting(
         "output", "squared error of the network's output, of x0, or of x0 weighted min(SNR, gamma)"
     )
@@ -226,6 +230,11 @@ class Train:
     check_images: int = setting(128, "images of each side (train, held-out) in an overfit check")
     sample_every: int = setting(0, "images between sample grids; 0: an 8th of the run; -1: none")
     checkpoint_every: int = setting(0, "images between two checkpoints; 0: an 8th of the run")
+    snapshots: int = setting(
+        0,
+        "images between two snapshots of the averages from which `underpaint ema` rebuilds any "
+        "width, each twice as large as the weights; 0: none",
+    )
     keep: int = setting(2, "checkpoints kept, besides each stage's last")
     track: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
         "none", "also send metrics to this tracker"
@@ -237,7 +246,7 @@ class Preview:
     """How the run draws its sample grids, and the defaults of `underpaint sample`."""
 
     count: int = setting(32, "samples in a grid")
-    sampler: Literal["euler", "heun", "dpm++", "ancestral", "churn"] = setting(
+    sampler: Literal["euler", "heun", "dpm++", "ancestral", "churn", "langevin", "pc"] = setting(
         "heun", "sampling method"
     )
     steps: int = setting(20, "sampling steps")
@@ -245,6 +254,8 @@ class Preview:
     guidance: float = setting(1.0, "classifier-free guidance; 1: none")
     clip: Literal["none", "static", "dynamic"] = setting("static", "clipping of x0 while sampling")
     eta: float = setting(1.0, "noise of the ancestral sampler (0: DDIM)")
+    corrections: int = setting(1, "Langevin steps at each noise level (langevin, pc)")
+    snr: float = setting(0.16, "size of a Langevin step: it adds 2·snr of the level's noise")
 
 
 @dataclass(kw_only=True)
@@ -512,11 +523,13 @@ def check(run: Run) -> None:
         "train.check_images": (train.check_images, 1),
         "train.sample_every": (train.sample_every, -1),
         "train.checkpoint_every": (train.checkpoint_every, 0),
+        "train.snapshots": (train.snapshots, 0),
         "train.keep": (train.keep, 1),
         "preview.count": (preview.count, 1),
         "preview.steps": (preview.steps, 1),
         "preview.guidance": (preview.guidance, 0),
         "preview.eta": (preview.eta, 0),
+        "preview.corrections": (preview.corrections, 0),
     }
     for place, (value, least) in small.items():
         _at_least(place, value, least)
@@ -529,6 +542,17 @@ def check(run: Run) -> None:
     for place, value in shares.items():
         if not 0 <= value < 1:
             raise UserError(f"{place} {value:g}: give a number from 0 to below 1")
+    if preview.grid == "uniform" and 0 < run.noise.steps < preview.steps:
+        raise UserError(
+            f"preview.steps {preview.steps}: the noise has a grid of {run.noise.steps} levels "
+            "(noise.steps); give fewer steps or preview.grid karras or log-snr"
+        )
+    if preview.sampler in ("langevin", "pc") and preview.snr > 0.5:  # samplers.LARGEST_SNR
+        raise UserError(
+            f"preview.snr {preview.snr:g}: give at most 0.5, beyond which Langevin steps overshoot"
+        )
+    if preview.sampler == "langevin" and preview.corrections == 0:
+        raise UserError("preview.corrections 0: sampler langevin needs at least 1")
     if run.space.kind == "latents" and preview.clip != "none":
         raise UserError(
             f"preview.clip {preview.clip}: latents are not bounded as pixels are; give clip none"
@@ -537,6 +561,7 @@ def check(run: Run) -> None:
         raise UserError(f"network.label_drop {network.label_drop:g}: give a number from 0 to 1")
     for place, value in {
         "network.mlp_ratio": network.mlp_ratio,
+        "preview.snr": preview.snr,
         "noise.gamma": run.noise.gamma,
     }.items():
         _above_zero(place, value)

@@ -41,7 +41,7 @@ __all__ = [
     "sha256",
 ]
 
-Weights = Literal["ema", "model"]
+Weights = Literal["ema", "model", "narrow", "wide"]  # the last two: training/posthoc.py
 
 
 class Model:
@@ -135,6 +135,8 @@ class Model:
         guidance: float | None = None,
         clip: str | None = None,
         eta: float | None = None,
+        corrections: int | None = None,
+        snr: float | None = None,
         batch: int = 64,
         progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
@@ -149,6 +151,10 @@ class Model:
         steps = own.steps if steps is None else steps
         guidance = own.guidance if guidance is None else guidance
         eta = own.eta if eta is None else eta
+        langevin = samplers.Langevin(
+            own.corrections if corrections is None else corrections,
+            own.snr if snr is None else snr,
+        )
         if self.vae is not None and clip != "none":
             raise UserError(f"clip {clip}: latents are not bounded as pixels are; give clip none")
         if n < 1 or steps < 1:
@@ -170,6 +176,7 @@ class Model:
                     sampler,
                     noise=source.step,
                     eta=eta,
+                    langevin=langevin,
                     clip=clip,
                 )
                 images[start : chosen.stop] = spaces.to_uint8(self.images(x0)).cpu().numpy()

@@ -9,7 +9,7 @@ from underpaint.core import denoiser, noise
 from underpaint.core.masks import Mask, draw, whole
 from underpaint.errors import UserError
 
-NAMES = ["eps", "x0", "v", "flow", "edm"]
+NAMES = ["eps", "x0", "v", "flow", "score", "edm"]
 PAIRS = [
     ("vp-linear", "eps"),
     ("vp-linear", "x0"),
@@ -22,9 +22,20 @@ PAIRS = [
     ("flow", "flow"),
     ("edm", "eps"),
     ("edm", "x0"),
+    ("edm", "score"),
     ("edm", "edm"),
+    ("ve", "eps"),
+    ("ve", "x0"),
+    ("ve", "score"),
+    ("ve", "edm"),
 ]
-TIME = {"vp-linear": "uniform", "vp-cosine": "uniform", "flow": "uniform", "edm": "log-normal"}
+TIME = {
+    "vp-linear": "uniform",
+    "vp-cosine": "uniform",
+    "flow": "uniform",
+    "edm": "log-normal",
+    "ve": "log-uniform",
+}
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -77,6 +88,7 @@ def test_output_of_the_definition_gives_back_x0_and_noise(process: str, predicti
         "x0": x0,
         "v": alpha * n - sigma_t * x0,
         "flow": n - x0,
+        "score": -n,
         "edm": (x0 - c_skip * x_t) / c_out,
     }[prediction]
     said = denoiser.parameterisation(kind)
@@ -112,7 +124,7 @@ def test_no_cancellation_in_float32(name: str) -> None:
         torch.testing.assert_close(single.double(), double, rtol=5e-7, atol=0)
 
 
-@pytest.mark.parametrize("name", ["eps", "v", "flow", "edm"])
+@pytest.mark.parametrize("name", ["eps", "v", "flow", "score", "edm"])
 def test_noise_is_exact_at_tiny_sigma(name: str) -> None:
     """At sigma 1e-4, (x − D)/sigma would be off by 6e-4 in float32: the direct line is not."""
     said = denoiser.Parameterisation(name)
@@ -148,6 +160,7 @@ def test_denoiser_returns_the_visible_patches(process: str, prediction: str, see
         ("vp-cosine", lambda s: (1 + s**2) ** -0.5, None),
         ("flow", lambda s: 1 / (1 + s), lambda s: 1000 * s / (1 + s)),
         ("edm", lambda s: (s**2 + 0.25) ** -0.5, lambda s: torch.tensor(s).log() / 4),
+        ("ve", lambda s: (s**2 + 0.25) ** -0.5, lambda s: torch.tensor(s).log() / 4),
     ],
 )
 def test_what_the_backbone_is_given(process: str, c_in, c_noise) -> None:
@@ -216,8 +229,10 @@ def test_float32_outside_the_network_under_autocast() -> None:
 def test_other_combinations_are_refused_in_one_line(process: str, prediction: str) -> None:
     with pytest.raises(UserError) as error:
         denoiser.parameterisation(settings(process, prediction))
-    assert f"'{prediction}' does not go with process {process}; use eps, x0" in str(error.value)
-    assert "\n" not in str(error.value)
+    says = str(error.value)
+    assert f"'{prediction}' does not go with process {process}, since it" in says
+    assert "; use eps, x0" in says
+    assert "\n" not in says
 
 
 def test_unknown_prediction_is_refused() -> None:

@@ -22,8 +22,10 @@ PROCESSES = {
     "flow": noise.Flow(),
     "flow-shifted": noise.Flow("uniform", 3.0),
     "edm": noise.EDM(),
+    "ve": noise.VE(),
+    "ve-geometric": noise.VE(steps=10),
 }
-VP = [name for name in PROCESSES if not name.startswith(("flow", "edm"))]
+VP = [name for name in PROCESSES if not name.startswith(("flow", "edm", "ve"))]
 every = pytest.mark.parametrize("name", PROCESSES)
 
 
@@ -146,6 +148,8 @@ def test_ends_are_finite_and_as_documented(name: str) -> None:
         "flow": (0.001, 1000),
         "flow-shifted": (0.001, 1000),
         "edm": (0.002, 80),
+        "ve": (0.01, 50),
+        "ve-geometric": (0.01, 50),
     }[name]
     process = PROCESSES[name]
     assert process.sigma_min == pytest.approx(low, rel=0.02)
@@ -191,12 +195,33 @@ def test_drawn_times_are_usable(name: str) -> None:
         # t' = s u/(1 + (s − 1) u) undone: u = t'/(s − (s − 1) t')
         ("flow-shifted", lambda p, t: t / (3 - 2 * t), stats.uniform()),
         ("edm", lambda p, t: p.sigma(t).log(), stats.norm(-1.2, 1.2)),
+        (
+            "ve",
+            lambda p, t: p.sigma(t).log(),
+            stats.uniform(math.log(0.01), math.log(50 / 0.01)),
+        ),
     ],
 )
 def test_law_of_the_training_times(name: str, quantity, law) -> None:
     process = PROCESSES[name]
     t = process.draw_t(5_000, torch.Generator().manual_seed(3)).double()
     assert stats.kstest(quantity(process, t).numpy(), law.cdf).pvalue > 0.01
+
+
+def test_geometric_levels_of_score_networks() -> None:
+    """NCSN's geomspace(50, 0.01, 10): drawn equally often, and nothing between."""
+    process = PROCESSES["ve-geometric"]
+    levels, counts = process.sigma(
+        process.draw_t(20_000, torch.Generator().manual_seed(0)).double()
+    ).unique(return_counts=True)
+    expected = torch.logspace(-2, math.log10(50), 10, dtype=torch.float64)
+    torch.testing.assert_close(levels, expected, rtol=1e-5, atol=0)
+    assert stats.chisquare(counts).pvalue > 0.01
+    assert process.sigma(process.times(10)).tolist() == pytest.approx(expected.flip(0).tolist())
+    assert (process.times(4) * 9).tolist() == pytest.approx([9, 6, 3, 0])
+    assert noise.VE().times(3).tolist() == pytest.approx([1, 0.5, 0])
+    with pytest.raises(UserError, match="grid of 10"):
+        process.times(11)
 
 
 def test_times_of_the_uniform_grid() -> None:
@@ -220,6 +245,8 @@ def test_times_of_the_uniform_grid() -> None:
         ({"process": "vp-cosine", "time": "uniform"}, noise.VPCosine),
         ({"process": "vp-linear", "time": "uniform", "steps": 1000}, noise.Discrete),
         ({"process": "edm", "time": "log-normal", "sigma_data": 0.4}, noise.EDM),
+        ({"process": "ve", "time": "log-uniform"}, noise.VE),
+        ({"process": "ve", "time": "log-uniform", "steps": 10}, noise.VE),
     ],
 )
 def test_build(settings: dict, kind: type) -> None:
@@ -235,6 +262,9 @@ def test_build(settings: dict, kind: type) -> None:
             "'logit-normal' does not go with process vp-linear; use uniform",
         ),
         ({"process": "edm", "time": "uniform"}, "use log-normal"),
+        ({"process": "ve", "time": "log-normal"}, "use log-uniform"),
+        ({"process": "ve", "time": "log-uniform", "steps": 1}, "noise.steps 1: give 0"),
+        ({"process": "ve", "time": "log-uniform", "shift": 2.0}, "noise.shift 2 is for process"),
         ({"time": "log-normal"}, "use uniform or logit-normal"),
         ({"process": "vp-linear", "time": "uniform", "shift": 2.0}, "noise.shift 2 is for process"),
         ({"shift": 0.0}, "noise.shift 0: give a number above 0"),

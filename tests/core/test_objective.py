@@ -19,6 +19,10 @@ COMBINATIONS = [
     ("vp-cosine", "v"),
     ("flow", "flow"),
     ("edm", "edm"),
+    ("edm", "score"),
+    ("ve", "score"),
+    ("ve", "eps"),
+    ("ve", "edm"),
 ]
 
 
@@ -36,7 +40,7 @@ class Linear(Backbone):
 
 
 def denoiser(backbone, process="flow", prediction="flow"):
-    law = {"flow": "logit-normal", "edm": "log-normal"}.get(process, "uniform")
+    law = {"flow": "logit-normal", "edm": "log-normal", "ve": "log-uniform"}.get(process, "uniform")
     settings = config.Noise(process=process, prediction=prediction, time=law)
     return denoisers.Denoiser(backbone, noise.build(settings), denoisers.parameterisation(settings))
 
@@ -164,6 +168,20 @@ def test_min_snr_on_the_output(process, prediction, factor):
     )
     snr = 1 / sigma**2
     torch.testing.assert_close(weighted / plain, factor(snr, snr.clamp(max=5.0)))
+
+
+@pytest.mark.parametrize("process", ["ve", "edm"])
+def test_output_weight_on_score_is_ncsns_loss(process):
+    """λ(σ) ‖s(x, σ) + n/σ‖² with λ = σ² (Song & Ermon 2019), the score from Tweedie's formula."""
+    backbone, patches, n, mask = random_problem()
+    model = denoiser(backbone, process, "score")
+    sigma = torch.tensor([0.01, 0.1, 0.5, 2.0, 50.0], dtype=torch.float64)
+    loss = masked_loss(model, patches, None, mask, t=model.process.t(sigma), noise=n)
+    level, eps = sigma[:, None, None], masks.gather(n, mask.visible)
+    x = masks.gather(patches, mask.visible) + level * eps
+    score = (model.denoise(x, sigma, None, mask) - x) / level**2
+    plain = sigma**2 * (score + eps / level).square().mean(dim=(1, 2))
+    torch.testing.assert_close(loss.per_image, plain, rtol=1e-6, atol=0)
 
 
 def test_edm_weighs_its_output_by_one():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.core.gaussian import Gaussian
 from underpaint.core import denoiser, noise
-from underpaint.core.samplers import SAMPLERS, Churn, SeededNoise, sample, sigmas
+from underpaint.core.samplers import SAMPLERS, Churn, Langevin, SeededNoise, sample, sigmas
 from underpaint.errors import UserError
 
 DATA = Gaussian([1.0, 0.3, 0.05])
@@ -81,6 +81,8 @@ def test_few_steps_from_pure_noise_come_near(process, sampler: str, kind: str) -
         ("ancestral", {"eta": 1.0}),
         ("ancestral", {"eta": 0.5}),
         ("churn", {"churn": STEADY}),
+        ("pc", {}),
+        ("pc", {"langevin": Langevin(corrections=3, snr=0.1)}),
     ],
 )
 def test_mean_and_covariance(sampler: str, options: dict) -> None:
@@ -100,6 +102,85 @@ def test_mean_and_covariance(sampler: str, options: dict) -> None:
     # and noise was added: the end is not a function of the beginning
     deterministic = sample(DATA.denoise, x, levels, "euler")
     assert float((end - deterministic).std()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("langevin", "apart"), [(Langevin(corrections=5), 0.3), (Langevin(25, 0.25), 0.03)]
+)
+def test_annealed_langevin_in_mean_and_covariance(langevin: Langevin, apart: float) -> None:
+    """Near the data, and exactly where the chain's own recursion is.
+
+    With a = δ r²/2(v + r²) a step is x ← x − a (x − mean) + √δ r z for a direction of variance v:
+    the variance goes to (1 − a)² variance + δ r².
+    """
+    count, delta = 10_000, 4 * langevin.snr**2
+    levels = torch.logspace(1, -1.5, 101, dtype=torch.float64)
+    x = DATA.draw(count, 10.0)
+    end = sample(
+        DATA.denoise, x, levels, "langevin", noise=drawing((count, 3), 7), langevin=langevin
+    )
+    v = DATA.values
+    variance = v + levels[0] ** 2
+    for r in levels[1:]:
+        for _ in range(langevin.corrections):
+            variance = (1 - delta * r**2 / (v + r**2) / 2) ** 2 * variance + delta * r**2
+    assert (end.mean(0) - DATA.mean).abs().max() < 0.03
+    y = (end - end.mean(0)) @ DATA.axes
+    scaled = torch.cov(y.T) / variance.sqrt().outer(variance.sqrt())
+    torch.testing.assert_close(scaled, torch.eye(3, dtype=torch.float64), rtol=0, atol=0.05)
+    truth = v + levels[-1] ** 2
+    assert ((variance / truth - 1).abs() < apart).all()
+    lag = math.log(10) * 2.5 / 100 / (2 * langevin.corrections * langevin.snr**2)
+    assert float(variance[0] / truth[0] - 1) == pytest.approx(lag, rel=0.5)
+
+
+def test_langevin_steps_forget_where_they_came_from() -> None:
+    """At one level, from anywhere: to N(mean, cov + r²), a little wide by the step's size.
+
+    With a = δ r²/2V the variance of the chain x ← x − a (x − mean) + √δ r z is V/(1 − a/2).
+    """
+    r, snr, count = 2.0, 0.3, 20_000
+    x = torch.full((count, 3), 9.0, dtype=torch.float64)
+    langevin, levels = Langevin(corrections=100, snr=snr), torch.tensor([r * 1.0001, r])
+    end = sample(DATA.denoise, x, levels, "langevin", noise=drawing((count, 3)), langevin=langevin)
+    V = DATA.values + r**2
+    wide = V / (1 - 4 * snr**2 * r**2 / V / 4)
+    assert (end.mean(0) - DATA.mean).abs().max() < 0.06
+    measured = ((end - end.mean(0)) @ DATA.axes).var(0)
+    torch.testing.assert_close(measured, wide, rtol=0.04, atol=0)
+
+
+def test_predictor_without_corrections_is_ddpm() -> None:
+    """Song's predictor for variance exploding noise, x + (s² − r²) score + r √(s² − r²)/s z."""
+    levels = sigmas(noise.VE(), 12)
+    x = DATA.draw(5, 50.0)
+    none = Langevin(corrections=0)
+    pc = sample(DATA.denoise, x, levels, "pc", noise=drawing((5, 3)), langevin=none)
+    assert torch.equal(pc, sample(DATA.denoise, x, levels, "ancestral", noise=drawing((5, 3))))
+    z = drawing((5, 3))
+    for s, r in pairwise(levels.tolist()):
+        score = (DATA.denoise(x, s) - x) / s**2
+        x = x + (s**2 - r**2) * score
+        if r > 0:
+            x = x + r * math.sqrt(s**2 - r**2) / s * z()
+    torch.testing.assert_close(pc, x)
+
+
+def test_corrections_are_asked_at_the_level_they_correct() -> None:
+    asked: list[float] = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        asked.append(sigma)
+        return x * 0
+
+    levels, x = torch.tensor([4.0, 2.0, 1.0, 0.0], dtype=torch.float64), torch.zeros(1, 2)
+    for sampler, expected in (
+        ("langevin", [2, 2, 1, 1, 1]),  # and the last step, without noise
+        ("pc", [4, 2, 2, 2, 1, 1, 1]),
+    ):
+        asked.clear()
+        sample(denoise, x, levels, sampler, noise=lambda: x, langevin=Langevin(corrections=2))
+        assert asked == expected
 
 
 def test_churn_goes_up_by_its_amount_between_its_bounds() -> None:
@@ -348,13 +429,14 @@ def test_discrete_uniform_grid_ends_one_before_t() -> None:
 def test_a_sample_depends_on_its_seed_only() -> None:
     levels = sigmas(noise.EDM(), 8)
     x0 = {}
+    noisy = ("ancestral", "churn", "langevin", "pc")
     for seeds in ([3], [1, 2, 3, 4, 5], [5, 3], [3, 1]):
-        for sampler in ("ancestral", "churn"):
+        for sampler in noisy:
             source = SeededNoise(seeds)
             x = source.initial((3,)) * levels[0]
             out = sample(DATA.denoise, x, levels, sampler, noise=source.step)
             x0[tuple(seeds), sampler] = dict(zip(seeds, out, strict=True))
-    for sampler in ("ancestral", "churn"):
+    for sampler in noisy:
         alone = x0[(3,), sampler][3]
         for seeds in ((1, 2, 3, 4, 5), (5, 3), (3, 1)):
             assert torch.equal(x0[seeds, sampler][3], alone)
@@ -425,6 +507,14 @@ def test_wrong_use() -> None:
         (
             lambda: sample(DATA.denoise, x, levels, "ancestral", eta=-1, noise=lambda: x),
             "eta -1",
+        ),
+        (
+            lambda: sample(DATA.denoise, x, levels, "langevin", langevin=Langevin(0)),
+            "sampler langevin needs at least 1",
+        ),
+        (
+            lambda: sample(DATA.denoise, x, levels, "pc", langevin=Langevin(snr=0.9)),
+            "snr 0.9: give a number above 0, up to 0.5",
         ),
     ]:
         with pytest.raises(UserError) as error:

@@ -26,6 +26,10 @@ MASKDIT = {
 EDM = {"process": "edm", "prediction": "edm", "time": "log-normal"}
 SYSTEMS: dict[str, dict[str, Any]] = {
     "maskdit": {"network": MASKDIT, "noise": EDM | {"hidden_weight": 0.1}},
+    "score": {
+        "noise": {"process": "ve", "prediction": "score", "time": "log-uniform"},
+        "preview": {"sampler": "pc"},
+    },
     "wavelets": {"space": {"kind": "wavelets", "patch": 2}},
     "salient": {"stages": {"masked": {"mask": "salient", "reweight": True, "temperature": 0.5}}},
     "percentile clip": {"stages": {"masked": {"clip_percentile": 40}}, "train": {"microbatch": 4}},

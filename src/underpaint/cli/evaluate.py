@@ -53,6 +53,12 @@ def arguments(parser: Parser, verb: str) -> None:
         add(f"--{name}", choices=choices(config.Preview, name), help="default: the model's own")
     add("--guidance", type=float, help="classifier-free guidance, 1: none (default: its own)")
     add("--eta", type=float, help="noise of the ancestral sampler (default: the model's own)")
+    add(
+        "--corrections",
+        type=int,
+        help="Langevin steps at each level (langevin, pc; default: its own)",
+    )
+    add("--snr", type=float, help="size of a Langevin step (langevin, pc; default: its own)")
     add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
     add("--batch", type=int, default=64, help="images drawn at once (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
@@ -68,6 +74,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         ("--batch", args.batch, 1),
         ("--guidance", args.guidance, 0),
         ("--eta", args.eta, 0),
+        ("--corrections", args.corrections, 0),
     ):
         if value is not None and not least <= value < math.inf:
             raise UserError(f"{flag} {value:g}: give a number from {least} up")

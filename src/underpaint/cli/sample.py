@@ -41,6 +41,12 @@ def arguments(parser: Parser, verb: str) -> None:
     )
     add("--eta", type=float, help="noise of the ancestral sampler (default: the model's own)")
     add(
+        "--corrections",
+        type=int,
+        help="Langevin steps at each level (langevin, pc; default: its own)",
+    )
+    add("--snr", type=float, help="size of a Langevin step (langevin, pc; default: its own)")
+    add(
         "--label",
         nargs="+",
         metavar="NAME",
@@ -68,6 +74,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         ("--batch", args.batch, 1),
         ("--guidance", args.guidance, 0),
         ("--eta", args.eta, 0),
+        ("--corrections", args.corrections, 0),
     ):
         if value is not None and not least <= value < math.inf:
             raise UserError(f"{flag} {value:g}: give a number from {least} up")
@@ -88,6 +95,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
             guidance=args.guidance,
             clip=args.clip,
             eta=args.eta,
+            corrections=args.corrections,
+            snr=args.snr,
             batch=args.batch,
             progress=bar,
         )
@@ -140,7 +149,7 @@ def _labels(model: Model, args: argparse.Namespace) -> list[str] | None:
 def _about(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     own = model.spec.preview
     about = {"model": args.model, "weights": args.weights, "seed": args.seed}
-    for name in ("sampler", "steps", "grid", "guidance", "clip", "eta"):
+    for name in ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr"):
         given = getattr(args, name)
         about[name] = getattr(own, name) if given is None else given
     return about

@@ -8,12 +8,15 @@ parameterisation: three pairs of coefficients in the frame x = x0 + s n, where s
     x0      F                                (x − F)/s                      x0
     v       x/(1+s²) − s F/√(1+s²)           s x/(1+s²) + F/√(1+s²)         (n − s x0)/√(1+s²)
     flow    (x − s F)/(1+s)                  (x + F)/(1+s)                  n − x0
+    score   x + s F                          −F                             −n
     edm     q² x/(s²+q²) + s q F/√(s²+q²)    s x/(s²+q²) − q F/√(s²+q²)     (s x0/q − q n)/√(s²+q²)
 
 (q is sigma_data.) Only eps and x0 suit every process: v is alpha n − sigma_t x0 of variance
 preserving ones (Salimans & Ho 2022, arXiv 2202.00512), flow the velocity of flow matching (Lipman
-et al. 2023, 2210.02747), edm the preconditioning of Karras et al. (2022, 2206.00364). The noise
-comes straight from F, since (x − x0)/s cancels at small s; only an x0 network has no other way.
+et al. 2023, 2210.02747), edm the preconditioning of Karras et al. (2022, 2206.00364), and the score
+∇ ln p(x) of noise that is only added is F/s (Song & Ermon 2019, 1907.05600): its loss weighted by
+λ = s² is the plain error of F. The noise comes straight from F, since (x − x0)/s cancels at small
+s; only an x0 network has no other way.
 """
 
 from __future__ import annotations
@@ -40,11 +43,18 @@ __all__ = [
 ]
 
 PROCESSES = {  # of each prediction
-    "eps": ("vp-linear", "vp-cosine", "flow", "edm"),
-    "x0": ("vp-linear", "vp-cosine", "flow", "edm"),
+    "eps": ("vp-linear", "vp-cosine", "flow", "edm", "ve"),
+    "x0": ("vp-linear", "vp-cosine", "flow", "edm", "ve"),
     "v": ("vp-linear", "vp-cosine"),
     "flow": ("flow",),
-    "edm": ("edm",),
+    "score": ("ve", "edm"),
+    "edm": ("edm", "ve"),
+}
+REASONS = {  # why not with the others
+    "v": "it turns x0 into noise at constant variance, as vp-linear and vp-cosine do",
+    "flow": "it is the velocity of process flow",
+    "score": "it is scaled for noise that is only added, as in ve and edm",
+    "edm": "its scalings are for noise that is only added, as in edm and ve",
 }
 
 
@@ -81,6 +91,8 @@ class Parameterisation:
             return Coefficients(one, -s, zero, one, zero, one)
         if self.name == "x0":
             return Coefficients(zero, one, 1 / s, -1 / s, one, zero)
+        if self.name == "score":
+            return Coefficients(one, s, zero, -one, zero, -one)
         if self.name == "flow":
             r = 1 / (1 + s)
             return Coefficients(r, -s * r, r, r, -one, one)
@@ -118,8 +130,8 @@ def parameterisation(config: config.Noise) -> Parameterisation:
     if config.process not in PROCESSES[name]:
         suits = [p for p, processes in PROCESSES.items() if config.process in processes]
         raise UserError(
-            f"noise.prediction '{name}' does not go with process {config.process}; "
-            f"use {', '.join(suits)}"
+            f"noise.prediction '{name}' does not go with process {config.process}, since "
+            f"{REASONS[name]}; use {', '.join(suits)}"
         )
     return Parameterisation(name, config.sigma_data)
 

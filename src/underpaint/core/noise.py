@@ -10,13 +10,15 @@ sigma = sigma_t / alpha, in which all processes differ only in the levels that t
     discrete   alpha² = ∏ (1 − beta_k), the T steps of DDPM, both betas    Ho 2020, 2006.11239
     flow       alpha = 1 − t, sigma_t = t                                  Lipman 2023, 2210.02747
     edm        alpha = 1, ln sigma ~ N(−1.2, 1.2²) in training             Karras 2022, 2206.00364
+    ve         alpha = 1, ln sigma uniform in training, or NCSN's levels   Song 2019, 1907.05600
 
-A network sees c_in(sigma)·x and c_noise(sigma): x_t and 1000 t for VP and flow; for EDM x scaled to
-unit variance and ln(sigma)/4. Levels are finite: sigma_max = min(sigma(1), 1000), and sigma_min is
+A network sees c_in(sigma)·x and c_noise(sigma): x_t and 1000 t for VP and flow; for EDM and VE x
+scaled to unit variance and ln(sigma)/4. Levels are finite: sigma_max = min(sigma(1), 1000), and
+sigma_min is
 
     0.0105 (vp-linear), 0.0064 (vp-cosine)  the level at t = 1/1000, about DDPM's first step
     0.0100 (linear), 0.0064 (cosine)        discrete: exactly the first of the T = 1000 steps
-    0.001 (flow)   0.002 (edm, whose sigma_max is 80)
+    0.001 (flow)   0.002 (edm, whose sigma_max is 80)   0.01 (ve, 50)
 
 Every formula is chosen not to cancel: float32 is enough from sigma 1e-4 to 1000.
 """
@@ -32,7 +34,7 @@ from torch import Tensor
 from underpaint import config
 from underpaint.errors import UserError
 
-__all__ = ["EDM", "Discrete", "Flow", "Process", "VPCosine", "VPLinear", "build"]
+__all__ = ["EDM", "VE", "Discrete", "Flow", "Process", "VPCosine", "VPLinear", "build"]
 
 SIGMA_CAP = 1000.0
 FIRST = 1e-3  # the smallest t of the continuous processes
@@ -41,6 +43,7 @@ TIME_LAWS = {
     "vp-cosine": ("uniform",),
     "flow": ("uniform", "logit-normal"),
     "edm": ("log-normal",),
+    "ve": ("log-uniform",),
 }
 
 
@@ -216,11 +219,7 @@ class Discrete(Process):
 
     def times(self, steps: int) -> Tensor:
         """Whole steps, evenly spaced from T − 1 (not T, which is no step) down to 0."""
-        if steps > self.steps:
-            raise UserError(
-                f"{steps} sampling steps: the model's noise has a grid of {self.steps}; "
-                "ask for fewer steps or for another grid"
-            )
+        _within_grid(steps, self.steps)
         k = torch.linspace(self.steps - 1, 0, steps, dtype=torch.float64).round()
         return k / self.steps
 
@@ -274,11 +273,12 @@ class EDM(Process):
     (t = 1). Training levels are log-normal and may lie outside, where t is below 0 or above 1.
     """
 
+    ends = (0.002, 80.0)
     mean, std = -1.2, 1.2  # of ln sigma in training
 
     def __init__(self, sigma_data: float = 0.5) -> None:
         self.sigma_data = sigma_data
-        self.sigma_min, self.sigma_max = 0.002, 80.0
+        self.sigma_min, self.sigma_max = self.ends
         self._low = math.log(self.sigma_min)
         self._span = math.log(self.sigma_max) - self._low
 
@@ -306,6 +306,34 @@ class EDM(Process):
         return (log_sigma - self._low) / self._span
 
 
+class VE(EDM):
+    """Variance exploding: EDM's frame with the levels of score networks, from 0.01 to 50.
+
+    In training ln sigma is uniform; with `steps` it takes that many values, evenly spaced: the
+    geometric levels of NCSN (10 in Song & Ermon 2019, 232 in 2020, arXiv 2006.09011).
+    """
+
+    ends = (0.01, 50.0)
+
+    def __init__(self, sigma_data: float = 0.5, steps: int = 0) -> None:
+        super().__init__(sigma_data)
+        self.steps = steps
+
+    def _draw(self, batch: int, **where: Any) -> Tensor:
+        """Uniform in [0, 1], or one of the levels, each equally likely."""
+        if self.steps:
+            return torch.randint(self.steps, (batch,), **where) / (self.steps - 1)
+        return torch.rand(batch, **where)
+
+    def times(self, steps: int) -> Tensor:
+        """Evenly spaced from 1 to 0; of a grid, its levels alone."""
+        if not self.steps:
+            return super().times(steps)
+        _within_grid(steps, self.steps)
+        last = self.steps - 1
+        return torch.linspace(last, 0, steps, dtype=torch.float64).round() / last
+
+
 def build(config: config.Noise) -> Process:
     """The process that `config` asks for. Raises UserError where settings do not go together."""
     kind = config.process
@@ -326,18 +354,32 @@ def build(config: config.Noise) -> Process:
                 f"noise.steps {config.steps}: give 0 (continuous time) or at least 100 (DDPM: 1000)"
             )
         return Discrete(kind, config.steps)
-    if config.steps:
+    if config.steps and kind != "ve":
         raise UserError(
-            f"noise.steps {config.steps}: only vp-linear and vp-cosine have a discrete grid; "
+            f"noise.steps {config.steps}: only vp-linear, vp-cosine and ve have a discrete grid; "
             f"leave it 0 with {kind}"
         )
     if kind == "flow":
         return Flow(config.time, config.shift)
     if not 0 < config.sigma_data < math.inf:
         raise UserError(f"noise.sigma_data {config.sigma_data:g}: give a number above 0")
-    return EDM(config.sigma_data)
+    if kind == "edm":
+        return EDM(config.sigma_data)
+    if config.steps < 0 or config.steps == 1:
+        raise UserError(
+            f"noise.steps {config.steps}: give 0 (all levels) or at least 2 (NCSN: 10 to 232)"
+        )
+    return VE(config.sigma_data, config.steps)
 
 
 def _ends(process: Process) -> tuple[float, float]:
     low, high = process.sigma(torch.tensor([FIRST, 1.0], dtype=torch.float64)).tolist()
     return low, min(high, SIGMA_CAP)
+
+
+def _within_grid(steps: int, grid: int) -> None:
+    if steps > grid:
+        raise UserError(
+            f"{steps} sampling steps: the model's noise has a grid of {grid}; "
+            "ask for fewer steps or for another grid"
+        )

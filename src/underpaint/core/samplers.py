@@ -13,6 +13,12 @@ The last level is 0, where a step gives D itself.
     dpm++      2nd order, one call        Lu 2022, 2211.01095 (DPM-Solver++, 2M)
     ancestral  DDIM with noise eta        Song 2021; eta 1 is DDPM
     churn      Heun after adding noise    Karras 2022, algorithm 2
+    langevin   Langevin at every level    Song & Ermon 2019, 1907.05600 (annealed)
+    pc         ancestral, then Langevin   Song 2021, 2011.13456 (predictor–corrector)
+
+A Langevin step at level r follows the score (D − x)/r² and adds noise, which leaves p(x; r) as it
+is: x ← x + δ/2 (D − x) + √δ r z, δ = 4 snr². The papers measure step and score by norms over the
+batch; ours takes both at their level's scale, so that a sample depends on its own seed alone.
 """
 
 from __future__ import annotations
@@ -29,13 +35,15 @@ from torch import Tensor
 from underpaint.core.noise import Process
 from underpaint.errors import UserError
 
-__all__ = ["SAMPLERS", "Churn", "SeededNoise", "sample", "sigmas"]
+__all__ = ["SAMPLERS", "Churn", "Langevin", "SeededNoise", "sample", "sigmas"]
 
 Denoise = Callable[[Tensor, float], Tensor]  # x [B, ...], sigma → x0 [B, ...]
 Draw = Callable[[], Tensor]  # standard normal [B, ...], new at each call
 Steps = Iterator[tuple[Tensor, Tensor]]  # x after the step, the x0 that led there
 
-SAMPLERS = ("euler", "heun", "dpm++", "ancestral", "churn")
+SAMPLERS = ("euler", "heun", "dpm++", "ancestral", "churn", "langevin", "pc")
+NOISY = ("ancestral", "churn", "langevin", "pc")
+LARGEST_SNR = 0.5  # δ = 1: half the way to D
 DYNAMIC_QUANTILE = 0.995  # of |x0|; Saharia 2022, arXiv 2205.11487
 
 
@@ -46,6 +54,19 @@ class Churn(NamedTuple):
     low: float = 0.05
     high: float = 50.0
     noise: float = 1.003  # scale of the added noise: makes up for what networks lose of it
+
+
+class Langevin(NamedTuple):
+    """Langevin steps: `corrections` at each level, of size `snr`.
+
+    0.16 and one are Song's for predictor–corrector sampling. `langevin` has no predictor and lags
+    behind the levels: variances end too large by a share of about h/(2 corrections snr²), h the
+    step between two levels in ln sigma. It needs many levels and several corrections (232 and 5 in
+    Song & Ermon 2020, arXiv 2006.09011).
+    """
+
+    corrections: int = 1
+    snr: float = 0.16
 
 
 def sigmas(process: Process, steps: int, kind: str = "karras", rho: float = 7.0) -> Tensor:
@@ -101,6 +122,7 @@ def sample(
     noise: Draw | None = None,
     eta: float = 1.0,
     churn: Churn | None = None,
+    langevin: Langevin | None = None,
     clip: str = "none",
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
@@ -109,7 +131,8 @@ def sample(
     x must *be* at that level: pure noise is `seeded.initial(shape) * sigmas[0]`, and an image to
     start from is `x0 + sigmas[0] * noise`. The caller scales the noise; nothing here does.
 
-    `noise` gives standard normal tensors like x to the samplers that add some (ancestral, churn).
+    `noise` gives standard normal tensors like x to the samplers that add some (ancestral, churn,
+    langevin, pc).
     `clip` acts on every x0, and the noise is taken anew from the clipped one: none; static: to
     [−1, 1]; dynamic: to the 0.995 quantile s of |x0| if above 1, then divided by s.
     `callback(i, x, x0)` hears of every step. x keeps its precision; levels are computed in float64.
@@ -122,7 +145,18 @@ def sample(
         raise UserError(f"clip '{clip}' does not exist; use {', '.join(CLIPS)}")
     if sampler == "ancestral" and eta < 0:
         raise UserError(f"eta {eta:g}: give 0 (no noise, DDIM) or more (1: DDPM)")
-    if sampler in ("ancestral", "churn") and noise is None:
+    langevin = langevin or Langevin()
+    least = 1 if sampler == "langevin" else 0
+    if sampler in ("langevin", "pc") and langevin.corrections < least:
+        raise UserError(
+            f"{langevin.corrections} corrections: sampler {sampler} needs at least {least}"
+        )
+    if sampler in ("langevin", "pc") and not 0 < langevin.snr <= LARGEST_SNR:
+        raise UserError(
+            f"snr {langevin.snr:g}: give a number above 0, up to {LARGEST_SNR:g}, beyond which "
+            "Langevin steps overshoot"
+        )
+    if sampler in NOISY and noise is None:
         raise ValueError(f"sampler '{sampler}' adds noise: pass noise=SeededNoise(…).step")
 
     def D(x: Tensor, sigma: float) -> Tensor:  # noqa: N802
@@ -139,6 +173,8 @@ def sample(
         "dpm++": lambda: dpm_plus_plus(D, x, levels),
         "ancestral": lambda: ancestral(D, x, levels, z, eta),
         "churn": lambda: churned(D, x, levels, z, churn or Churn()),
+        "langevin": lambda: annealed(D, x, levels, z, langevin),
+        "pc": lambda: corrected(D, x, levels, z, langevin),
     }[sampler]()
     for i, (x, x0) in enumerate(steps):
         if callback:
@@ -195,13 +231,19 @@ def dpm_plus_plus(D: Denoise, x: Tensor, levels: Sequence[float]) -> Steps:
 def ancestral(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, eta: float) -> Steps:
     """A little too far down, then noise back up to r. `eta` 0 is `euler`, 1 is DDPM."""
     for s, r in pairwise(levels):
-        x0 = D(x, s)
-        up = min(r, eta * r * math.sqrt(s**2 - r**2) / s)
-        down = math.sqrt(r**2 - up**2)
-        x = x0 + (down / s) * (x - x0)
-        if up > 0:
-            x = x + up * z()
+        x, x0 = ancestral_step(D, x, s, r, z, eta)
         yield x, x0
+
+
+def ancestral_step(
+    D: Denoise, x: Tensor, s: float, r: float, z: Draw, eta: float
+) -> tuple[Tensor, Tensor]:
+    """One step from level s to r, and the D it used."""
+    x0 = D(x, s)
+    up = min(r, eta * r * math.sqrt(s**2 - r**2) / s)
+    down = math.sqrt(r**2 - up**2)
+    x = x0 + (down / s) * (x - x0)
+    return (x + up * z() if up > 0 else x), x0
 
 
 def churned(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, churn: Churn) -> Steps:
@@ -212,6 +254,31 @@ def churned(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, churn: Chur
         if up > s:
             x = x + math.sqrt(up**2 - s**2) * churn.noise * z()
         x, x0 = heun_step(D, x, up, r)
+        yield x, x0
+
+
+def langevin_step(D: Denoise, x: Tensor, r: float, z: Draw, snr: float) -> tuple[Tensor, Tensor]:
+    """One step at level r, and the D it used."""
+    x0, delta = D(x, r), 4 * snr**2
+    return x + delta / 2 * (x0 - x) + math.sqrt(delta) * r * z(), x0
+
+
+def annealed(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, langevin: Langevin) -> Steps:
+    """x as it is goes on at the next level, where Langevin steps take away what is too much."""
+    for s, r in pairwise(levels):
+        if r == 0:
+            x = x0 = D(x, s)
+        for _ in range(langevin.corrections if r > 0 else 0):
+            x, x0 = langevin_step(D, x, r, z, langevin.snr)
+        yield x, x0
+
+
+def corrected(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, langevin: Langevin) -> Steps:
+    """DDPM's step down, which is Song's predictor, then Langevin steps where it arrives."""
+    for s, r in pairwise(levels):
+        x, x0 = ancestral_step(D, x, s, r, z, 1.0)
+        for _ in range(langevin.corrections if r > 0 else 0):
+            x, x0 = langevin_step(D, x, r, z, langevin.snr)
         yield x, x0
 
 

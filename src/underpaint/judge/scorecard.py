@@ -25,7 +25,7 @@ from underpaint.judge import features, scores
 
 __all__ = ["SAMPLING", "differences", "digest", "score", "score_all"]
 
-SAMPLING = ("sampler", "steps", "grid", "guidance", "clip", "eta")
+SAMPLING = ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr")
 
 
 def score(real: Tensor, samples: Tensor, *, interval: bool = True) -> dict[str, Any]:

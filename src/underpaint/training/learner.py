@@ -19,6 +19,7 @@ from underpaint.model import Model, build
 from underpaint.training.distributed import World
 from underpaint.training.draws import key
 from underpaint.training.optimiser import EMA, adamw, optimizer_state, restore_optimizer
+from underpaint.training.posthoc import PowerAverages
 
 __all__ = ["Learner", "Weights"]
 
@@ -92,6 +93,7 @@ class Learner:
         self.backbone: nn.Module = self.model.denoiser.backbone
         self.ema = EMA(self.model.denoiser, train.ema)
         self.averaged = Model(spec, cast(Denoiser, self.ema.module), self.model.space)
+        self.power = PowerAverages(self.backbone) if train.snapshots else None
         if train.compile:
             # In place, so that names stay; shapes are static, one graph for each V.
             self.backbone.compile(dynamic=False)
@@ -123,6 +125,8 @@ class Learner:
         self.backbone.load_state_dict(model)
         self.averaged.denoiser.backbone.load_state_dict(ema)
         self.ema.steps = ema_steps
+        if self.power:
+            self.power.reset()
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """The optimiser's tensors by parameter name; with learned weights their values too."""

@@ -21,6 +21,7 @@ from underpaint.training.environment import describe, identities
 from underpaint.training.learner import Learner
 from underpaint.training.log import Log, tracker, tracker_library
 from underpaint.training.minutes import freeze
+from underpaint.training.posthoc import TRACKED
 from underpaint.training.signals import Signals
 from underpaint.training.stages import Plan
 from underpaint.training.state import Progress, RunFolder, read_optimizer, read_progress
@@ -179,6 +180,8 @@ def _stage(
             log_step(plan, progress, log, learner)
         if due(every["check"]) and check is not None and learner.world.first:
             run_check(check, plan, learner, progress, log)
+        if learner.power and due(run.train.snapshots) and learner.world.first:
+            folder.snapshot(learner.spec, learner.power.state(), progress.images, learner.ema.steps)
         if due(every["sample"]) and learner.world.first:
             draw_samples(folder, run, learner, progress, log, plan)
         if last:
@@ -202,7 +205,12 @@ def _save(
     progress.metrics_bytes = log.size()
     if learner.world.first:
         folder.save(
-            learner.spec, *learner.weights(), learner.optimizer_state(), progress, run.train.keep
+            learner.spec,
+            *learner.weights(),
+            learner.optimizer_state(),
+            progress,
+            run.train.keep,
+            learner.power.state() if learner.power else {},
         )
     learner.world.barrier()
 
@@ -222,6 +230,13 @@ def _enter(
         model, notes = starting.adapt(weights, learner.spec, entered.model, "the stage before")
         ema, _ = starting.adapt(average, learner.spec, entered.model, "the stage before")
         entered.load(model, ema, learner.ema.steps)
+        if learner.power and entered.power:
+            entered.power.load(
+                {
+                    name: starting.adapt(state, learner.spec, entered.model, "the stage before")[0]
+                    for name, state in learner.power.state().items()
+                }
+            )
         entered.load_optimizer(learner.optimizer_state())
         for note in notes:
             log.say(f"stage {plan.name}: {note}")
@@ -252,6 +267,8 @@ def _restore(
     learner.load(
         read_weights(checkpoint, "model"), read_weights(checkpoint, "ema"), progress.ema_steps
     )
+    if learner.power:
+        learner.power.load({name: read_weights(checkpoint, name) for name in TRACKED})
     learner.load_optimizer(read_optimizer(checkpoint))
     return learner, progress
 
@@ -273,6 +290,8 @@ def _return(
             f"rate; lower --stages.{plan.name}.learning_rate or raise its warmup"
         )
     learner, restored = _restore(folder, run, world)
+    if world.first:
+        folder.clean()
     restored.attempt = progress.attempt + 1
     restored.rate_factor = progress.rate_factor / 2
     restored.stage_returns = returns

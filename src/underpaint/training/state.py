@@ -4,6 +4,7 @@
 RUN/config.yaml  env.json  images.json  metrics.jsonl  log.txt  samples/  report.html
 RUN/checkpoints/000000064000/{model,ema}.safetensors config.json optimizer.pt state.json
 RUN/checkpoints/LATEST
+RUN/snapshots/000000064000/{narrow,wide}.safetensors config.json state.json   (see `posthoc`)
 ```
 
 A checkpoint is written to a temporary folder, synced to the disk, renamed, and only then named in
@@ -18,7 +19,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +33,16 @@ from underpaint._version import __version__
 from underpaint.errors import UserError
 from underpaint.model import find, sha256
 
-__all__ = ["Progress", "RunFolder", "read_optimizer", "read_progress", "write_model", "writing"]
+__all__ = [
+    "Progress",
+    "RunFolder",
+    "read_optimizer",
+    "read_progress",
+    "read_snapshot",
+    "snapshots",
+    "write_model",
+    "writing",
+]
 
 
 @dataclass
@@ -79,6 +89,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
+        self.snapshots = path / "snapshots"
         self.metrics = path / "metrics.jsonl"
         self._lock: IO[str] | None = None
 
@@ -112,6 +123,7 @@ class RunFolder:
                     f"{self.path}: cannot be made ({error.strerror}); choose another --out"
                 ) from None
             self.lock()
+            shutil.rmtree(self.snapshots, ignore_errors=True)
             for name in ("checkpoints", "samples"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
                 (self.path / name).mkdir()
@@ -153,50 +165,104 @@ class RunFolder:
         optimizer: dict[str, dict[str, Tensor]],
         progress: Progress,
         keep: int,
+        averages: Mapping[str, dict[str, Tensor]],
     ) -> Path:
         """Write a checkpoint and delete old ones (the last `keep` and stage ends stay)."""
         final = self.checkpoints / f"{progress.images:012d}"
         with writing(self.checkpoints, self.advice):
-            temporary = self.checkpoints / f".{final.name}.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            try:
-                temporary.mkdir()
-                write_model(temporary, spec, {"model": model, "ema": ema})
+            with appearing(final) as temporary:
+                write_model(temporary, spec, {"model": model, "ema": ema, **averages})
                 torch.save(optimizer, temporary / "optimizer.pt")
                 write_text(temporary / "state.json", json.dumps(asdict(progress), indent=1))
-                for file in temporary.iterdir():
-                    sync(file)
-                sync(temporary)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
-            if final.exists():  # the same place after a return: the weights differ, LATEST does not
-                shutil.rmtree(final)
-            temporary.rename(final)
-            sync(self.checkpoints)
             replace_text(self.checkpoints / "LATEST", final.name + "\n")
             self.clean(keep)
         return final
 
+    def snapshot(
+        self,
+        spec: config.ModelSpec,
+        averages: Mapping[str, dict[str, Tensor]],
+        images: int,
+        steps: int,
+    ) -> None:
+        """Write the averages of `posthoc` after so many images and optimiser steps."""
+        with writing(self.snapshots, self.advice):
+            self.snapshots.mkdir(exist_ok=True)
+            with appearing(self.snapshots / f"{images:012d}") as temporary:
+                write_model(temporary, spec, averages)
+                write_text(temporary / "state.json", json.dumps({"steps": steps}) + "\n")
+
     def clean(self, keep: int | None = None) -> None:
-        """Delete half-written checkpoints, those after LATEST, and (with `keep`) old ones."""
-        for left in self.checkpoints.glob(".*.tmp"):
+        """Delete half-written checkpoints, those after LATEST, and (with `keep`) old ones.
+
+        Snapshots after LATEST go too: the run takes them again.
+        """
+        for left in (*self.checkpoints.glob(".*.tmp"), *self.snapshots.glob(".*.tmp")):
             shutil.rmtree(left, ignore_errors=True)
         if not (self.checkpoints / "LATEST").is_file():
             return
         latest = (self.checkpoints / "LATEST").read_text(encoding="utf-8").strip()
         folders = sorted(p for p in self.checkpoints.iterdir() if p.is_dir())
-        for folder in folders:
+        for folder in (*folders, *self.snapshots.glob("*/")):
             if folder.name > latest:
-                shutil.rmtree(folder)
+                vanish(folder)
         past = [p for p in folders if p.name <= latest]
         for folder in past[: -max(1, keep)] if keep is not None else []:
             if not read_progress(folder).stage_end:
-                shutil.rmtree(folder)
+                vanish(folder)
+
+
+def vanish(folder: Path) -> None:
+    """Delete a folder so that a process killed on the way leaves no half of it under its name."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    folder.rename(temporary)
+    shutil.rmtree(temporary)
+
+
+@contextlib.contextmanager
+def appearing(final: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `final` in a single step."""
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            sync(file)
+        sync(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if final.exists():  # the same place after a return: the weights differ, LATEST does not
+        shutil.rmtree(final)
+    temporary.rename(final)
+    sync(final.parent)
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The snapshots of a run in their order. Raises UserError if there are none."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: is not a run; give the folder that was --out in training")
+    found = sorted((folder / "snapshots").glob("[0-9]*/"))
+    if not found:
+        raise UserError(
+            f"{folder}: holds no snapshots to rebuild averages from; train with "
+            "--train.snapshots IMAGES, a 32nd of the run or so"
+        )
+    return found
+
+
+def read_snapshot(folder: Path) -> int:
+    """Optimiser steps before a snapshot. Raises UserError if it is damaged."""
+    try:
+        return int(json.loads((folder / "state.json").read_text(encoding="utf-8"))["steps"])
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{folder}: its state.json is missing or damaged") from None
 
 
 def write_model(
-    folder: Path, spec: config.ModelSpec, weights: dict[str, dict[str, Tensor]]
+    folder: Path, spec: config.ModelSpec, weights: Mapping[str, dict[str, Tensor]]
 ) -> None:
     """Write `NAME.safetensors` for each set of weights, and `config.json`."""
     digests = {}

@@ -70,6 +70,8 @@ def step(plan: Plan, run: config.Run, learner: Learner, progress: Progress) -> N
         learner.ema.update()
         if stage.clip_percentile:
             progress.norms = [*progress.norms, norm][-NORMS:]
+        if learner.power:
+            learner.power.update(learner.ema.steps)
         _add(progress.sums, loss=loss_sum, x0_mse=mse_sum, grad_norm=norm, steps=1)
     learner.optimizer.zero_grad(set_to_none=True)
     progress.skipped_in_row = 0 if finite else progress.skipped_in_row + 1

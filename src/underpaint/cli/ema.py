@@ -1,0 +1,45 @@
+"""`underpaint ema`: averages of other widths, from a run's snapshots."""
+
+from __future__ import annotations
+
+import argparse
+
+from underpaint.cli.parser import Bar, Parser, add_output, print_json
+
+__all__ = ["arguments", "run"]
+
+
+def arguments(parser: Parser, verb: str) -> None:
+    """Flags."""
+    parser.add_argument("run", metavar="RUN", help="a run that was trained with --train.snapshots")
+    parser.add_argument(
+        "--width",
+        type=float,
+        nargs="+",
+        default=[0.05, 0.1, 0.2],
+        metavar="W",
+        help="relative widths of the averages, 0.05 to 0.25 (default: 0.05 0.1 0.2)",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="a model in a folder W for each width (default: RUN/ema)"
+    )
+    add_output(parser)
+
+
+def run(args: argparse.Namespace, others: list[str]) -> None:
+    """Rebuild and write."""
+    from pathlib import Path
+
+    from underpaint.training.posthoc import rebuild
+
+    with Bar("snapshots", quiet=args.quiet) as bar:
+        errors = rebuild(Path(args.run), args.width, Path(args.out) if args.out else None, bar)
+    if args.json:
+        models = [
+            {"width": width, "model": path, "profile_error": error}
+            for width, (path, error) in zip(args.width, errors.items(), strict=True)
+        ]
+        print_json({"models": models})
+        return
+    for path, error in errors.items():
+        print(f"{path}  (profile within {error:.2%})")

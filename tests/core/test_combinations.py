@@ -1,0 +1,92 @@
+"""Networks × predictions × processes: those that suit each other work, others are refused."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from underpaint import backbones, config, model
+from underpaint.core import denoiser, masks, noise
+from underpaint.core.objective import masked_loss
+from underpaint.errors import UserError
+
+SUITS = {  # METHODS §5
+    "eps": {"vp-linear", "vp-cosine", "flow", "edm", "ve"},
+    "x0": {"vp-linear", "vp-cosine", "flow", "edm", "ve"},
+    "v": {"vp-linear", "vp-cosine"},
+    "flow": {"flow"},
+    "score": {"ve", "edm"},
+    "edm": {"edm", "ve"},
+}
+NETWORKS = {
+    "uvit": {},
+    "dit": {},
+    "maskdit": {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "unet": {"multipliers": [1], "attention": []},
+}
+
+
+def spec(network: str, prediction: str, process: str) -> config.ModelSpec:
+    return config.ModelSpec(
+        size=(8, 8),
+        label_names=("a", "b"),
+        space=config.Space(patch=4),
+        network=config.Network(
+            kind=network, width=32, depth=1, heads=2, options=dict(NETWORKS[network])
+        ),
+        noise=config.Noise(
+            process=process, prediction=prediction, time=noise.TIME_LAWS[process][0]
+        ),
+        preview=config.Preview(sampler="euler", steps=3),
+    )
+
+
+def test_the_lists_are_whole() -> None:
+    assert SUITS.keys() == denoiser.PROCESSES.keys() == set(config_choices("prediction"))
+    assert set.union(*SUITS.values()) == noise.TIME_LAWS.keys() == set(config_choices("process"))
+    assert NETWORKS.keys() <= backbones.kinds().keys()
+    assert set(backbones.kinds()) - NETWORKS.keys() <= {"toy"}
+
+
+def config_choices(name: str) -> tuple[str, ...]:
+    from typing import get_args, get_type_hints
+
+    return get_args(get_type_hints(config.Noise)[name])
+
+
+@pytest.mark.parametrize(
+    ("network", "prediction", "process"), [*product(NETWORKS, SUITS, noise.TIME_LAWS)]
+)
+def test_works_or_is_refused(network: str, prediction: str, process: str) -> None:
+    """Learns from a batch (masked and whole) and samples; or says in a line why it cannot."""
+    asked = spec(network, prediction, process)
+    if process not in SUITS[prediction]:
+        with pytest.raises(UserError) as error:
+            model.build(asked)
+        says = str(error.value)
+        assert f"'{prediction}' does not go with process {process}, since it" in says
+        assert "; use eps, x0" in says
+        assert "\n" not in says
+        return
+    torch.manual_seed(0)
+    built = model.build(asked)
+    for p in built.denoiser.parameters():  # heads begin at zero, behind which no gradient flows
+        nn.init.normal_(p, std=0.1)
+    g = torch.Generator().manual_seed(0)
+    patches, n = (torch.randn(4, *built_shape(built), generator=g) for _ in range(2))
+    labels = torch.tensor([0, 1, -1, 0])
+    for mask in (masks.draw("patch", built.space.grid, 4, 0.5, generator=g), masks.whole((2, 2))):
+        built.denoiser.zero_grad()
+        t = built.denoiser.process.draw_t(4, g)
+        masked_loss(built.denoiser, patches, labels, mask, t=t, noise=n).mean.backward()
+        grads = [p.grad for p in built.denoiser.parameters() if p.grad is not None]
+        assert all(bool(grad.isfinite().all()) for grad in grads)
+        assert sum(float(grad.abs().sum()) for grad in grads) > 0
+    x0 = built.denoise(torch.zeros(1, 3, 8, 8), 0.5, ["a"])
+    assert x0.isfinite().all()
+    assert built.sample(1).shape == (1, 8, 8, 3)
+
+
+def built_shape(built: model.Model) -> tuple[int, int]:
+    return built.space.grid[0] * built.space.grid[1], built.space.patch_dim
