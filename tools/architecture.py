@@ -72,7 +72,7 @@ TRAINING = [
 SAMPLING = [
     Box("seeds", ("one a sample: its noise", "x = σ_max n [B, N, P]"), "core/samplers.py"),
     Box("σ grid", ("from σ_max to 0", "in a few steps"), "core/samplers.py"),
-    Box("sampler", ("Euler, Heun, DPM++,", "ancestral, churn"), "core/samplers.py"),
+    Box("sampler", ("Euler, Heun, DPM++,", "ancestral, Langevin"), "core/samplers.py"),
     Box("denoiser", ("x, σ, labels → x0", "from F in closed form"), "core/denoiser.py"),
     Box("pixels", ("patches → images", "→ uint8"), "core/spaces.py"),
     Box("picture", ("grid, PNGs or array,", "seeds inside"), "pictures.py"),

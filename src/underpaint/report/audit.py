@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from underpaint.privacy.attacks import ATTACKS
 from underpaint.privacy.audit import Audit
-from underpaint.report.page import _picture, _text, _write
+from underpaint.report.page import _picture, text_of, write_page
 from underpaint.training.state import writing
 
 __all__ = ["write"]
@@ -33,8 +33,8 @@ def write(audit: Audit, folder: Path) -> Path:
     templates.filters |= {"picture": _picture, "number": lambda v: f"{v:.3f}"}
     result = audit.result
     small = max((max(pair[0].shape[:2]) for pair in audit.pairs), default=0) <= 128
-    page = templates.from_string(_text("audit.html.jinja")).render(
-        css=Markup(_text("page.css")),
+    page = templates.from_string(text_of("audit.html.jinja")).render(
+        css=Markup(text_of("page.css")),
         result=result,
         headline=_headline(result),
         rows=[_row(name, own) for name, own in result["membership"].items()],
@@ -47,7 +47,7 @@ def write(audit: Audit, folder: Path) -> Path:
         f"-n {max(result['members'], result['non_members'])} "
         f"--samples {result['copies']['samples']}",
     )
-    return _write(folder / "audit.html", page)
+    return write_page(folder / "audit.html", page)
 
 
 def _headline(result: dict[str, Any]) -> str:

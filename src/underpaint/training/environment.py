@@ -10,6 +10,7 @@ import time
 import torch
 
 from underpaint._version import __version__
+from underpaint.data import Dataset
 from underpaint.training.learner import Learner
 from underpaint.training.stages import Plan
 
@@ -39,13 +40,17 @@ def describe(plans: list[Plan], learner: Learner, start: str | None) -> str:
 
 
 def identities(plans: list[Plan]) -> str:
-    """JSON of the sha256 of each file that is trained on in any stage, and of those held out."""
+    """JSON of the sha256 of each file that is trained on in any stage, and of those held out.
+
+    Sealed data add none: they do not know their files.
+    """
     trained: set[str] = set()
     held_out: set[str] = set()
-    for plan in plans:
-        sha = plan.dataset.file_sha256
-        trained.update(sha[i] for i in plan.dataset.train_ids.tolist())
-        held_out.update(sha[i] for i in plan.dataset.held_out_ids.tolist())
+    for dataset in (plan.dataset for plan in plans):
+        if isinstance(dataset, Dataset):
+            sha = dataset.file_sha256
+            trained.update(sha[i] for i in dataset.train_ids.tolist())
+            held_out.update(sha[i] for i in dataset.held_out_ids.tolist())
     return json.dumps({"trained": sorted(trained), "held_out": sorted(held_out - trained)})
 
 
