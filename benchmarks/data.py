@@ -2,9 +2,9 @@
 
     python benchmarks/data.py [--images 20000] [--batch 64] [--seconds 3]
 
-Draws noise, prepares and seals it as a user would, then reads shuffled batches: plain, augmented, and
-sealed. Writes benchmarks/results/data.json. Goals: 20,000 images/s, and sealed data no slower than the
-plain ones.
+Draws noise, prepares and seals it as a user would, then reads shuffled batches: plain, augmented,
+and sealed. Writes benchmarks/results/data.json. Goals: 20,000 images/s, and sealed data no slower
+than the plain ones.
 """
 
 from __future__ import annotations
