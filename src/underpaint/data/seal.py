@@ -128,6 +128,7 @@ class Writer:
         self.names: dict[str, int] = {}
         self.root = np.arange(total, dtype=np.int32)  # of an image's group of near-duplicates
         self.space: Pixels | None = None
+        self.twins: Twins | None = None
         self.waiting: list[NDArray[np.uint8]] = []
 
     def add(
@@ -140,8 +141,8 @@ class Writer:
     ) -> None:
         """Take an image [H, W, C], or leave it out as a near-duplicate."""
         self.seen += 1
-        if self.space is None:
-            self._begin(pixels)
+        if self.twins is None:
+            self.twins = self._begin(pixels)
         near = self.twins.near(pixels)
         if near and drop_duplicates:
             self.dropped += 1
@@ -158,7 +159,7 @@ class Writer:
         if len(self.waiting) == BATCH:
             self.flush()
 
-    def _begin(self, pixels: NDArray[np.uint8]) -> None:
+    def _begin(self, pixels: NDArray[np.uint8]) -> Twins:
         """What the first image decides: the grid, V and P."""
         height, width, channels = pixels.shape
         self.space = Pixels((height, width), channels, self.patch)
@@ -174,7 +175,7 @@ class Writer:
             raise UserError(f"a grid of {h}×{w} has more than 65,536 patches; give a larger patch")
         # with a label until the end, when it is known whether there are any
         self.type = sealed.record_type(self.V, self.space.patch_dim, True)
-        self.twins = Twins((height, width), channels)
+        return Twins((height, width), channels, len(self.slots))
 
     def flush(self) -> None:
         """Write the patches of the waiting images, and forget the images."""
@@ -205,6 +206,7 @@ class Writer:
 
     def finish(self, wanted: int | None, label_names: tuple[str, ...] | None) -> None:
         """Close the gaps, split, and write held-out marks, labels, checksums and header."""
+        self.twins = None  # the thumbnails have served, and there are many
         n, slots = self.count, self._compact()
         names = label_names or natural_order(list(self.names))
         of_name = np.array([names.index(name) for name in self.names] + [-1])  # −1 stays −1
