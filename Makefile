@@ -45,6 +45,7 @@ test: check
 docs: .venv/.setup-dev
 	$(BIN)/python tools/docs.py
 	$(BIN)/python tools/architecture.py
+	$(BIN)/python tools/readme.py
 
 wheel: .venv/.setup-dev
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -128,3 +128,9 @@ def test_architecture_picture_is_drawn_by_its_script() -> None:
     package = ROOT / "src" / "underpaint"
     boxes = drawn["DATA"] + drawn["TRAINING"] + drawn["SAMPLING"]
     assert [box.file for box in boxes if not (package / box.file).exists()] == []
+
+
+def test_readme_figures_are_those_of_the_committed_json() -> None:
+    written = runpy.run_path(str(ROOT / "tools" / "readme.py"))["written"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert written(text) == text
