@@ -44,6 +44,7 @@ class Synthetic:
         self.images = rng.integers(0, 256, (count, *size, channels), dtype=np.uint8)
         self.labels = np.full(count, -1, np.int64)
         self.train_ids = np.arange(count)
+        self.latents = None
 
     def batch(self, ids: np.ndarray) -> np.ndarray:
         return self.images[ids]

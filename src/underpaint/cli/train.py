@@ -57,6 +57,13 @@ def arguments(parser: Parser, verb: str) -> None:
         default=None,
         help="learn the labels of the data (network.labels)",
     )
+    add("--compile", action="store_true", help="compile the network (train.compile)")
+    add(
+        "--track",
+        metavar="NAME",
+        choices=("tensorboard", "wandb", "trackio"),
+        help="also send metrics to tensorboard, wandb or trackio (train.track)",
+    )
     add("--resume", action="store_true", help="go on with the run in --out, by its own recipe")
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--dry-run", action="store_true", help="say what it would cost; train nothing")
@@ -116,6 +123,9 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
     flags: dict[str, Any] = {"data": {k: v for k, v in data.items() if v is not None}}
     if args.labels is not None:
         flags["network"] = {"labels": args.labels}
+    flags["train"] = {"compile": True} if args.compile else {}
+    if args.track is not None:
+        flags["train"]["track"] = args.track
     chosen = config.from_dict(config.Run, flags, "--", chosen)
     chosen = config.apply_flags(chosen, others)
     if args.verb != "train":
@@ -187,6 +197,7 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     out = args.out or _default_out(config.Run(data=config.Data(source=args.data)), args.verb)
     given = [args.preset, args.config, args.start, args.size, args.channels, args.minutes]
     given += [args.held_out, args.labels, args.audit_split]
+    given += [args.track, args.compile or None]
     if others or any(value is not None for value in given):
         console(stderr=True, quiet=args.quiet).print(
             f"going on by the run's own recipe, {out}/config.yaml; other settings are not read"

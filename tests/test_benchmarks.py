@@ -1,0 +1,21 @@
+"""The step benchmark still runs, and its ideal ratios are those of the FLOPs."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "step.json"
+    flags = ["--size", "32", "--batch", "2", "--rounds", "1", "--repeat", "1", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["step.py", *flags])
+    runpy.run_path(str(ROOT / "benchmarks" / "step.py"), run_name="__main__")
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["visible"] for row in rows] == [64, 32, 16, 7]
+    for row in rows:
+        assert row["ideal"] == rows[0]["flops_per_image"] / row["flops_per_image"]
+        assert row["images_per_s"] > 0
