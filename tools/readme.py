@@ -27,8 +27,8 @@ def table() -> str:
             BEGIN,
             f"A training step of the network of `own` ({result['parameters']:,} parameters, "
             f"{result['patches']} patches",
-            f"an image, batch {result['rows'][0]['batch']}) on {threads} of a {result['device']}, "
-            "by `python benchmarks/step.py`:",
+            f"an image, batch {result['rows'][0]['batch']}) on {threads} "
+            f"of a {result['device'].upper()}, by `python benchmarks/step.py`:",
             "",
             "| hidden | patches seen | images/s | times faster | by its FLOPs |",
             "| --- | --- | --- | --- | --- |",

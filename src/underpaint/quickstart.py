@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from underpaint import api, config, report
-from underpaint.errors import UserError
+from underpaint.errors import Interrupted, UserError
 from underpaint.training.state import RunFolder
 
 __all__ = ["recipes", "run"]
@@ -59,14 +59,18 @@ def run(
     for name, recipe in parts.items():
         if name == "scratch":  # as many images as the transfer, however fast the machine is now
             recipe.stages = config.load(folders["transfer"] / "config.yaml").stages
-        api.train(
-            recipe,
-            folders[name],
-            start=str(out) if name == "transfer" else None,
-            overwrite=overwrite and not begun[name],
-            resume=begun[name],
-            write_report=False,
-        )
+        try:
+            api.train(
+                recipe,
+                folders[name],
+                start=str(out) if name == "transfer" else None,
+                overwrite=overwrite and not begun[name],
+                resume=begun[name],
+                write_report=False,
+            )
+        except Interrupted:
+            again = f"underpaint quickstart --resume --minutes {minutes:g} --out {out}"
+            raise Interrupted(f"go on with all of the quick start: {again}") from None
     return report.build(
         out,
         title="Quick start",
