@@ -12,9 +12,10 @@ import torch
 from tests.training.runs import metrics, weights
 from underpaint import config
 from underpaint.errors import RunFailed, UserError
-from underpaint.model import load
+from underpaint.model import build, load
 from underpaint.training import loop, train
 from underpaint.training import step as stepping
+from underpaint.training.stages import plans
 
 
 def test_a_run_leaves_a_whole_folder(recipe: config.Run, tmp_path: Path) -> None:
@@ -199,3 +200,17 @@ def test_a_tracker_that_is_not_installed(
     with pytest.raises(UserError, match=r"pip install 'underpaint\[track\]'"):
         train(recipe, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_labels_are_dropped_at_the_stated_rate(recipe: config.Run, share: float) -> None:
+    recipe.network.label_drop = share
+    (plan, _) = plans(recipe, lambda _: None, None)
+    model = build(plan.spec)
+    batch = stepping.draw_batch(plan, recipe, model, 0.5, 0, 2000, 0)
+    true = torch.from_numpy(plan.dataset.labels[plan.order.at(0, 2000)])
+    assert batch.labels is not None
+    kept = batch.labels >= 0
+    assert torch.equal(batch.labels[kept], true[kept])
+    # five standard deviations of a binomial share
+    assert abs(float((~kept).float().mean()) - share) <= 5 * (share * (1 - share) / 2000) ** 0.5
