@@ -16,7 +16,7 @@ from scipy import linalg
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.judge import cost, halves, study
-from underpaint.judge.conduct import conduct
+from underpaint.judge.conduct import _verdicts, conduct
 from underpaint.judge.existing import compare
 from underpaint.judge.halves import half
 from underpaint.training import train
@@ -139,6 +139,28 @@ def test_a_study_from_end_to_end_and_again(images: Path, tmp_path: Path) -> None
     assert other.stat().st_mtime_ns == stamp
 
 
+def test_arms_may_have_points_and_seeds_of_their_own(tmp_path: Path) -> None:
+    arms = {
+        "unmasked": {"settings": {"stages": {"masked": None}}, "points": [1.0]},
+        "masked": {"seeds": [2]},
+    }
+    found = study.load(write(tmp_path, arms=arms))
+    assert found.points_of("unmasked") == (1.0,)
+    assert found.points_of("masked") == (0.5, 1.0)
+    assert found.seeds_of("unmasked") == (1, 2)
+    runs = [
+        {"arm": name, "point": point, "seed": seed, "score": 1 / point, "flops": 100 * point}
+        for name in found.arms
+        for point in found.points_of(name)
+        for seed in found.seeds_of(name)
+    ]
+    assert len(runs) == 2 + 2
+    runs = [run | {"seconds_alone": run["flops"]} for run in runs]
+    told = _verdicts(found, runs)["verdicts"]["masked"]
+    assert told["seeds"] == (2,)
+    assert told["ratios"] == (("=", 1.0),)
+
+
 def test_pre_training_is_charged_and_shown_apart(images: Path, tmp_path: Path) -> None:
     first = study.load(write(tmp_path, images, seeds=[1], points=[1.0]))
     conduct(first, tmp_path / "first", workers=1, say=lambda _: None)
@@ -209,7 +231,12 @@ def test_the_frechet_score_of_a_run(
         ({"arms": {"one": {}}}, "two arms at least"),
         ({"baseline": "nobody"}, "baseline 'nobody' is not an arm"),
         ({"budget": 0}, "budget 0"),
-        ({"points": [0.25, 0.5]}, "leave 1 among them"),
+        ({"points": [0.25, 0.5]}, "leave 1 among those of arm unmasked"),
+        (
+            {"arms": STUDY["arms"] | {"masked": {"points": [0.5, 0.25]}}},
+            "arms.masked.points: give ascending",
+        ),
+        ({"arms": STUDY["arms"] | {"masked": {"seeds": [7]}}}, "arms.masked.seeds: give some"),
         ({"seeds": [1, 1]}, "different whole numbers"),
         ({"score": "beauty"}, "'beauty' is not one of held-out loss, FD"),
         ({"tuning": {"trials": 9, "batch": [8, 16]}}, "have 2 combinations"),

@@ -38,6 +38,10 @@ class Arm:
     )
     start: str = setting("", "a run to begin with; its compute is charged to this arm")
     budget: float = setting(0.0, "FLOPs; must be the study's, which 0 stands for")
+    points: tuple[float, ...] = setting((), "ladder points of this arm; empty: the study's")
+    seeds: tuple[int, ...] = setting(
+        (), "seeds of this arm, among those of the study; empty: all of them"
+    )
 
 
 @dataclass(kw_only=True)
@@ -68,6 +72,14 @@ class Study:
     features: str = setting("mobilenetv2", "feature space of FD: mobilenetv2 or inception")
     images: int = setting(512, "images of a half that are scored, at most")
     tuning: Tuning = setting(Tuning(), "trials before the runs")
+
+    def points_of(self, arm: str) -> tuple[float, ...]:
+        """Ladder points of an arm."""
+        return self.arms[arm].points or self.points
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """Seeds of an arm's runs that are reported."""
+        return self.arms[arm].seeds or self.seeds
 
 
 def load(path: str | Path) -> Study:
@@ -174,13 +186,25 @@ def _check(study: Study, place: str) -> None:
         )
     if not 0 < study.budget < math.inf:
         raise UserError(f"{place}: budget {study.budget:g}: give the training FLOPs of a run")
-    if not study.points or list(study.points) != sorted(set(study.points)) or study.points[0] <= 0:
-        raise UserError(f"{place}: points: give ascending shares of the budget above 0")
-    if 1.0 not in study.points:
-        raise UserError(f"{place}: points: leave 1 among them, where the baseline's target lies")
+    for where, points in [
+        ("", study.points),
+        *((f"arms.{n}.", study.points_of(n)) for n in study.arms),
+    ]:
+        if not points or list(points) != sorted(set(points)) or points[0] <= 0:
+            raise UserError(f"{place}: {where}points: give ascending shares of the budget above 0")
+    if 1.0 not in study.points_of(study.baseline):
+        raise UserError(
+            f"{place}: points: leave 1 among those of arm {study.baseline}, where the target lies"
+        )
     if not study.seeds or len(set(study.seeds)) < len(study.seeds) or min(study.seeds) < 0:
         raise UserError(f"{place}: seeds: give different whole numbers from 0 up")
     for name, arm in study.arms.items():
+        strange = set(arm.seeds) - set(study.seeds)
+        if strange or len(set(arm.seeds)) < len(arm.seeds):
+            raise UserError(
+                f"{place}: arms.{name}.seeds: give some of the study's "
+                f"{', '.join(map(str, study.seeds))}, each once"
+            )
         if arm.budget and arm.budget != study.budget:
             raise UserError(
                 f"{place}: arm {name} has a budget of {arm.budget:.4g} FLOPs and the study one of "
