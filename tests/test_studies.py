@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from underpaint.errors import Interrupted
-from underpaint.judge import cost
+from underpaint.judge import cost, study
 
 ROOT = Path(__file__).parent.parent / "studies"
 
@@ -87,6 +87,18 @@ def test_both_arms_of_every_system_get_the_same_compute(studies: Any, tmp_path: 
         assert spent == pytest.approx([about.get("budget", systems["BUDGET"])] * 2, rel=1e-3)
         assert parameters[0] == parameters[1]
         assert 1e6 < parameters[0] < 2.1e6, system
+
+
+@pytest.mark.parametrize("name", ["acceleration", "maskdit"])
+def test_every_run_of_a_written_study_is_possible(name: str) -> None:
+    found = study.load(ROOT / f"{name}.yaml")
+    for arm, about in found.arms.items():
+        for trial in study.trials(found.tuning)[-2:]:
+            run = study.recipe(found, arm, trial)
+            point = min(found.points_of(arm))
+            scaled = study.scaled(run, about.shares, found.budget, point, (64, 64), 3, 8)
+            spent = cost.describe(scaled, (64, 64), 3, 8)["flops"]
+            assert spent == pytest.approx(point * found.budget, rel=1e-2)
 
 
 def test_outcomes_of_the_stability_study(studies: Any) -> None:

@@ -91,6 +91,16 @@ def test_an_arm_is_its_overrides(tmp_path: Path) -> None:
     assert tuned.space.patch == 2
 
 
+def test_what_makes_an_arm_is_not_tuned_away(tmp_path: Path) -> None:
+    arms = STUDY["arms"] | {"small": {"settings": {"stages": {"masked": {"batch": 2}}}}}
+    found = study.load(write(tmp_path, arms=arms))
+    trial = {"batch": 16, "learning_rate": 0.5}
+    small = study.recipe(found, "small", trial).stages
+    assert (small["masked"].batch, small["whole"].batch) == (2, 16)
+    assert small["masked"].learning_rate == small["whole"].learning_rate == 0.5
+    assert study.recipe(found, "masked", trial).stages["masked"].batch == 16
+
+
 def test_trials_are_the_same_for_all_arms_and_all_different() -> None:
     tuning = study.Tuning(trials=4, learning_rate=(1e-3, 3e-4, 1e-4), batch=(8, 16))
     found = study.trials(tuning)

@@ -46,7 +46,11 @@ class Arm:
 
 @dataclass(kw_only=True)
 class Tuning:
-    """The same trials for every arm. An empty dimension is as in the recipe."""
+    """The same trials for every arm. An empty dimension is as in the recipe.
+
+    A stage's learning rate or batch that an arm's own settings give stays as it is: it makes the
+    arm what it is.
+    """
 
     trials: int = setting(0, "trials an arm; 0: no tuning")
     point: float = setting(1.0, "share of the budget that a trial gets")
@@ -116,8 +120,15 @@ def recipe(study: Study, name: str, trial: dict[str, Any] | None = None) -> conf
     chosen = trial or {}
     if "patch" in chosen:
         run.space = dataclasses.replace(run.space, patch=chosen["patch"])
-    own = {key: chosen[key] for key in ("learning_rate", "batch") if key in chosen}
-    run.stages = {key: dataclasses.replace(stage, **own) for key, stage in run.stages.items()}
+    asked = arm.settings.get("stages") or {}
+    for name_of, stage in run.stages.items():
+        fixed = asked.get(name_of) or {}  # what makes the arm is not tuned away
+        own = {
+            key: chosen[key]
+            for key in ("learning_rate", "batch")
+            if key in chosen and key not in fixed
+        }
+        run.stages[name_of] = dataclasses.replace(stage, **own)
     unknown = [stage for stage in arm.shares if stage not in run.stages]
     if unknown:
         raise UserError(
