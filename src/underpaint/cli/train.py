@@ -253,6 +253,7 @@ def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
             with Bar("decoding", quiet=args.quiet) as bar:
                 dataset = data.prepare(run.data, progress=bar)
         size, channels, classes = dataset.size, dataset.channels, len(dataset.label_names)
+        config.check_labels(run, run.data.source, dataset.label_names)
     if size is None:
         raise UserError("--dry-run without images needs their --size")
     found = cost.describe(run, size, channels, classes)
