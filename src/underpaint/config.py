@@ -116,9 +116,7 @@ class Network:
     qk_norm: bool = setting(
         False, "bring the attention's queries and keys to length one a number (uvit, dit, maskdit)"
     )
-    augment: bool = setting(
-        False, "be told of augmentation; on where a stage's augment is above 0"
-    )
+    augment: bool = setting(False, "be told of augmentation; on where a stage's augment is above 0")
     labels: bool = setting(True, "learn the labels of the data, if it has any")
     label_drop: float = setting(
         0.1, "probability that a training label is replaced by the null label (for guidance)"

@@ -30,7 +30,6 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "noise": {"process": "ve", "prediction": "score", "time": "log-uniform"},
         "preview": {"sampler": "pc"},
     },
-    "wavelets": {"space": {"kind": "wavelets", "patch": 2}},
     "salient": {"stages": {"masked": {"mask": "salient", "reweight": True, "temperature": 0.5}}},
     "percentile clip": {"stages": {"masked": {"clip_percentile": 40}}, "train": {"microbatch": 4}},
     "query and key norms": {"network": {"qk_norm": True}},

@@ -33,7 +33,19 @@ from torch import Tensor
 from underpaint import config as configuration
 from underpaint.errors import UserError
 
-__all__ = ["Latents", "Pixels", "Space", "Wavelets", "build", "from_uint8", "levels", "to_uint8"]
+__all__ = [
+    "KINDS",
+    "Latents",
+    "Pixels",
+    "Space",
+    "Wavelets",
+    "build",
+    "from_uint8",
+    "levels",
+    "to_uint8",
+]
+
+KINDS = ("pixels", "wavelets", "latents")
 
 
 class Space(Protocol):
@@ -161,7 +173,7 @@ def build(config: configuration.Space, size: tuple[int, int], channels: int) -> 
             return Wavelets(size, channels, config.patch, config.levels)
         case "latents":
             return Latents(size, channels, config.patch, config.factor, config.latent_channels)
-    raise UserError(f"space.kind '{config.kind}' does not exist; use pixels, wavelets or latents")
+    raise UserError(f"space.kind '{config.kind}' does not exist; use one of {', '.join(KINDS)}")
 
 
 def from_uint8(images: Tensor | np.ndarray) -> Tensor:
