@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -100,18 +100,23 @@ def test_hidden_patches_change_nothing(
 def test_a_step_lowers_the_loss_and_is_kept(
     network: str, space: str, process: str, tmp_path: Path
 ) -> None:
-    """One step of the loop's optimiser on a fixed batch; then weights are written and read."""
+    """One step of the loop's optimiser on a fixed batch; then weights are written and read.
+
+    A step on crops, and another on whole images.
+    """
     spec = systems.spec(network, space, process)
     learner = Learner(spec, config.Train(device="cpu"), distributed.start("cpu"))
-    given = batch(learner.model, draw(learner.model, "crop", 0.5))
-    before = learner.loss(*given).mean
-    before.backward()
     for group in learner.optimizer.param_groups:
         group["lr"] = 1e-3
-    learner.optimizer.step()
-    learner.ema.update()
-    with torch.no_grad():
-        assert learner.loss(*given).mean < before
+    for mask in (draw(learner.model, "crop", 0.5), masks.whole(learner.model.space.grid)):
+        given = batch(learner.model, mask)
+        learner.optimizer.zero_grad()
+        before = learner.loss(*given).mean
+        before.backward()
+        learner.optimizer.step()
+        learner.ema.update()
+        with torch.no_grad():
+            assert learner.loss(*given).mean < before
     tensors = dict(zip(("model", "ema"), learner.weights(), strict=True))
     write_model(tmp_path, spec, tensors)
     x = torch.randn(3, *learner.model.space.planes)

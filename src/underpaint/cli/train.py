@@ -290,4 +290,6 @@ def _print(found: dict[str, Any]) -> None:
                 f"{stage['mask']} saves nothing; mask crop does"
             )
     if found["flops"] is not None:
-        out.print(f"training: {found['flops'] / 1e15:,.0f} PFLOP in all")
+        from underpaint.report.summary import flops
+
+        out.print(f"training: {flops(found['flops'])} in all")
