@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from underpaint import backbones, config
-from underpaint.core import denoiser, noise, spaces
+from underpaint.core import noise, spaces
 
 NETWORKS = (*backbones.kinds(), "toy")  # the last: tests/toy.py
 SPACES = spaces.KINDS
@@ -53,10 +53,6 @@ def spec(kind: str, space: str, name: str, vae: Path | str = "") -> config.Model
             sampler="heun", steps=3, clip="none" if space == "latents" else "static"
         ),
     )
-
-
-def suits(prediction: str, name: str) -> bool:
-    return name in denoiser.PROCESSES[prediction]
 
 
 def save_autoencoder(path: Path) -> Path:

@@ -181,7 +181,12 @@ def test_a_latent_model_denoises_latents(folder: Path) -> None:
 
 
 def test_an_autoencoder_that_has_moved(
-    images: Path, folder: Path, trained: Path, tmp_path: Path, wrong: Callable[..., str]
+    images: Path,
+    folder: Path,
+    trained: Path,
+    tmp_path: Path,
+    wrong: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from underpaint.cli import main
 
@@ -197,10 +202,15 @@ def test_an_autoencoder_that_has_moved(
     assert "add --vae and the folder where it is now" in line
     assert main(["sample", str(run), "-n", "2", "--out", str(out), "--vae", str(after)]) == 0
     assert np.array_equal(np.load(out)["images"], drawn)
+    shown = capsys.readouterr()
+    assert shown.out == f"{out}\n"
+    assert "Cannot" not in shown.err  # diffusers' advice to install something else
     for verb in ("sample", "audit", "evaluate"):
         assert "is not the folder of an Auto" in wrong(verb, run, "--vae", images)
         if verb != "sample":
             assert "add --vae and the folder" in wrong(verb, run)
+    line = wrong("sample", run, "--vae", before)
+    assert "there is no such folder; give --vae the folder where it is" in line
     assert "this model works in pixels; leave --vae out" in wrong("sample", trained, "--vae", after)
     # a run goes on by its own recipe
     line = wrong("train", "--resume", "--out", run)
@@ -217,7 +227,8 @@ def test_an_autoencoder_that_has_moved(
     ("space", "words"),
     [
         ({"vae": ""}, "space.kind latents needs an autoencoder; give --space.vae"),
-        ({"vae": "nowhere"}, "nowhere: is not the folder of an AutoencoderKL"),
+        ({"vae": "nowhere"}, "nowhere: there is no such folder; give --space.vae the folder"),
+        ({"vae": str(Path(__file__).parent)}, "tests: is not the folder of an AutoencoderKL"),
         ({"latent_channels": 8}, "its latent_channels is 4, space.latent_channels is 8"),
         ({"factor": 4}, "its factor is 2, space.factor is 4"),
     ],

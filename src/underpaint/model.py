@@ -372,5 +372,5 @@ def _moved(spec: config.ModelSpec, folder: str) -> config.ModelSpec:
     if spec.space.kind != "latents":
         raise UserError(f"--vae {folder}: this model works in {spec.space.kind}; leave --vae out")
     spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=folder))
-    autoencoders.of_space(spec.space, spec.channels)
+    autoencoders.of_space(spec.space, spec.channels, "--vae")
     return spec
