@@ -221,6 +221,20 @@ def test_dry_run_needs_no_images(capsys: pytest.CaptureFixture[str]) -> None:
     assert "whole" not in table
 
 
+@pytest.mark.parametrize("name", config.preset_names())
+def test_dry_run_of_every_preset(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parameters, and the FLOPs of each stage."""
+    run = config.preset(name)
+    own = [] if run.data.size else ["--size", "64"]  # of images that the user gives
+    assert main(["train", "--preset", name, "--dry-run", *own]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"^[\d,]{7,} parameters, images of \d+×\d+×3$", table, re.M)
+    assert "GFLOP/image" in table
+    for stage, settings in run.stages.items():
+        row = rf"^{stage} +{settings.mask} +[\d.]+% +[\d.]+ of \d+ +[\d.,]*[1-9][\d.,]* +[\d.]+×"
+        assert re.search(row, table, re.M), table
+
+
 def test_dry_run_with_images_trains_nothing(
     faces: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

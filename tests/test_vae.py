@@ -1,5 +1,6 @@
 """The latent space from end to end, with small autoencoders of random weights."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from tests import systems
 from underpaint import config, data, model, vae
 from underpaint.core import spaces
 from underpaint.data import latents
@@ -21,18 +23,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AutoencoderKL: 1/2 of the side, 4 channels."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("kl")
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-        scaling_factor=0.5,
-        shift_factor=0.25,
-    ).save_pretrained(path)
-    return path
+    return systems.save_autoencoder(tmp_path_factory.mktemp("kl"))
 
 
 @pytest.fixture(scope="session")
@@ -172,6 +163,63 @@ def test_images_of_a_pixel_model_are_its_patches(tmp_path: Path) -> None:
     assert torch.equal(own.images(x0), own.space.decode(x0))
 
 
+def test_a_latent_model_denoises_latents(folder: Path) -> None:
+    """Noisy z [B, c, H/f, W/f] in, the expected z out: as the network has it in its patches."""
+    torch.manual_seed(0)
+    own = model.build(systems.spec("uvit", "latents", "edm", folder))
+    z = torch.randn(2, 4, 8, 8)
+    x0 = own.denoise(z, 0.5, ["a", "b"])
+    assert x0.shape == z.shape
+    with torch.no_grad():
+        expected = own.denoiser.denoise(own.space.encode(z), 0.5, torch.tensor([0, 1]))
+    assert torch.equal(own.space.encode(x0), expected)
+    with pytest.raises(UserError, match=r"latents of 3×16×16 were given.*takes latents of 4×8×8"):
+        own.denoise(torch.randn(1, 3, 16, 16), 0.5)
+    pixels = model.build(systems.spec("uvit", "wavelets", "edm"))
+    with pytest.raises(UserError, match=r"images of 4×8×8 were given.*takes images of 3×16×16"):
+        pixels.denoise(z, 0.5)
+
+
+def test_an_autoencoder_that_has_moved(
+    images: Path,
+    folder: Path,
+    trained: Path,
+    tmp_path: Path,
+    wrong: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from underpaint.cli import main
+
+    before, after = tmp_path / "vae", tmp_path / "elsewhere"
+    shutil.copytree(folder, before)
+    wish = recipe(images, before)
+    run = train(wish, tmp_path / "run", quiet=True)
+    drawn = model.load(run, device="cpu").sample(2)
+    before.rename(after)
+    out = tmp_path / "x.npz"
+    line = wrong("sample", run, "--out", out)
+    assert f"{before}: the autoencoder that this model was trained with is not there" in line
+    assert "add --vae and the folder where it is now" in line
+    assert main(["sample", str(run), "-n", "2", "--out", str(out), "--vae", str(after)]) == 0
+    assert np.array_equal(np.load(out)["images"], drawn)
+    shown = capsys.readouterr()
+    assert shown.out == f"{out}\n"
+    assert "Cannot" not in shown.err  # diffusers' advice to install something else
+    for verb in ("sample", "audit", "evaluate"):
+        assert "is not the folder of an Auto" in wrong(verb, run, "--vae", images)
+        if verb != "sample":
+            assert "add --vae and the folder" in wrong(verb, run)
+    line = wrong("sample", run, "--vae", before)
+    assert "there is no such folder; give --vae the folder where it is" in line
+    assert "this model works in pixels; leave --vae out" in wrong("sample", trained, "--vae", after)
+    # a run goes on by its own recipe
+    line = wrong("train", "--resume", "--out", run)
+    assert f"write where it is now as space.vae into {run / 'config.yaml'}" in line
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(str(before), str(after)))
+    assert main(["train", "--resume", "--out", str(run), "--quiet"]) == 0
+
+
 # --- wrong use
 
 
@@ -179,7 +227,8 @@ def test_images_of_a_pixel_model_are_its_patches(tmp_path: Path) -> None:
     ("space", "words"),
     [
         ({"vae": ""}, "space.kind latents needs an autoencoder; give --space.vae"),
-        ({"vae": "nowhere"}, "nowhere: is not the folder of an AutoencoderKL"),
+        ({"vae": "nowhere"}, "nowhere: there is no such folder; give --space.vae the folder"),
+        ({"vae": str(Path(__file__).parent)}, "tests: is not the folder of an AutoencoderKL"),
         ({"latent_channels": 8}, "its latent_channels is 4, space.latent_channels is 8"),
         ({"factor": 4}, "its factor is 2, space.factor is 4"),
     ],

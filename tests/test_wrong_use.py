@@ -6,6 +6,7 @@ The fixture `wrong` runs a command and asserts exit code 2, one line on stderr a
 import errno
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -323,6 +324,99 @@ def test_labels_of_an_unlabelled_model(
     out = ("--out", tmp_path / "x.png")
     assert "was trained without labels" in wrong("sample", run, *out, "--label", "cat")
     assert "was trained without" in wrong("sample", run, *out, "--guidance", 2)
+
+
+# --- systems -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def autoencoder(tmp_path: Path) -> Path:
+    """The description of an autoencoder of grey images, 1/2 of the side."""
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    about = {"_class_name": "AutoencoderKL", "in_channels": 1, "latent_channels": 4}
+    (folder / "config.json").write_text(json.dumps(about | {"block_out_channels": [8, 8]}))
+    return folder
+
+
+UNET = ("--network.kind", "unet", "--network.options.multipliers", 1, 1, 1, 1)
+LATENTS = ("--space.kind", "latents", "--space.patch", 1, "--space.factor", 2)
+LATENTS = (*LATENTS, "--preview.clip", "none")
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((*UNET, "--size", 12), "12×12 is not divisible by 8; give size 8×8 or 16×16"),
+        (("--stages.masked.mask", "block", "--stages.masked.block", 3), "no block of 3×3; give"),
+        (
+            ("--space.kind", "wavelets", "--space.patch", 1, "--size", 9),
+            "9×9 is not divisible by space.patch 1 · 2^1 of the wavelets; give size 8",
+        ),
+        (("--noise.hidden_weight", 0.1), "which uvit has not; use 0, or network.kind maskdit"),
+        (("--preview.guidance", 2, "--no-labels"), "network.labels is false; give guidance 1"),
+        (
+            ("--noise.process", "ve"),
+            "'flow' does not go with process ve",
+        ),
+    ],
+)
+def test_systems_that_cannot_be(
+    flags: tuple[object, ...], expected: str, dry: tuple[str, ...], train: Wrong, faces: Path
+) -> None:
+    if "ve" in flags:
+        flags = (*flags, "--noise.time", "log-uniform")
+    assert expected in train("--data", faces, *flags, *dry)
+
+
+def test_wavelets_of_images_with_odd_sides(train: Wrong, tmp_path: Path) -> None:
+    np.save(tmp_path / "odd.npy", np.zeros((20, 9, 9, 3), np.uint8))
+    flags = ("--data", tmp_path / "odd.npy", "--space.kind", "wavelets", "--space.patch", 1)
+    assert "size 9×9: 1 levels of wavelets with patch 1 need sides divisible by" in train(*flags)
+    assert "sides divisible by patch · 2^levels = 2" in train(*flags, "--dry-run")
+
+
+def test_latents_without_an_autoencoder_that_fits(
+    train: Wrong, faces: Path, autoencoder: Path
+) -> None:
+    flags = ("--data", faces, *LATENTS)
+    assert "needs an autoencoder; give --space.vae the folder" in train(*flags)
+    line = train(*flags, "--space.vae", autoencoder)
+    assert "takes images of 1 channels, these have 3; set data.channels" in line
+
+
+def test_a_preset_with_guidance_and_images_without_labels(wrong: Wrong, tmp_path: Path) -> None:
+    np.save(tmp_path / "plain.npy", np.zeros((20, 8, 8, 3), np.uint8))
+    command = ("train", "--preset", "maskdit-xl2-imagenet256", "--data", tmp_path / "plain.npy")
+    for more in (("--out", tmp_path / "run"), ("--dry-run",)):
+        line = wrong(*command, *more, "--size", 16)
+        assert "guides towards labels, and" in line
+        assert "one class for all is enough, or set --preview.guidance 1 to train without" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_class_for_all_is_enough(
+    small: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = "".join(f"{path},person\n" for path in sorted(faces.rglob("*.png")))
+    (tmp_path / "one.csv").write_text("path,label\n" + table)
+    flags = ["--config", small, "--data", tmp_path / "one.csv", "--preview.guidance", "2"]
+    assert main(["train", *map(str, flags), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    assert main(["train", *map(str, flags), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.split("\n", 3)[3])["classes"] == 1
+
+
+def test_diffusers_is_not_installed(
+    train: Wrong, faces: Path, autoencoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("diffusers", "diffusers.models.unets.unet_2d"):
+        monkeypatch.setitem(sys.modules, module, None)
+    advice = "needs diffusers; type pip install 'underpaint[diffusers]'"
+    unet = train("--data", faces, *UNET, "--size", 8)
+    assert f"network.kind unet {advice}" in unet
+    latents = train("--data", faces, *LATENTS, "--channels", 1, "--space.vae", autoencoder)
+    assert f"space.kind latents {advice}" in latents
 
 
 # --- comparing ---------------------------------------------------------------------------------

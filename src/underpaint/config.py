@@ -35,6 +35,7 @@ __all__ = [
     "apply_flags",
     "check",
     "check_data",
+    "check_labels",
     "flag_names",
     "from_dict",
     "image_size",
@@ -115,9 +116,7 @@ class Network:
     qk_norm: bool = setting(
         False, "bring the attention's queries and keys to length one a number (uvit, dit, maskdit)"
     )
-    augment: bool = setting(
-        False, "be told of augmentation (uvit, dit, maskdit); on where a stage's augment is above 0"
-    )
+    augment: bool = setting(False, "be told of augmentation; on where a stage's augment is above 0")
     labels: bool = setting(True, "learn the labels of the data, if it has any")
     label_drop: float = setting(
         0.1, "probability that a training label is replaced by the null label (for guidance)"
@@ -557,6 +556,11 @@ def check(run: Run) -> None:
         raise UserError(
             f"preview.clip {preview.clip}: latents are not bounded as pixels are; give clip none"
         )
+    if not network.labels and preview.guidance != 1:
+        raise UserError(
+            f"preview.guidance {preview.guidance:g} guides towards labels, and network.labels is "
+            "false; give guidance 1, or learn the labels"
+        )
     if not 0 <= network.label_drop <= 1:
         raise UserError(f"network.label_drop {network.label_drop:g}: give a number from 0 to 1")
     for place, value in {
@@ -565,6 +569,16 @@ def check(run: Run) -> None:
         "noise.gamma": run.noise.gamma,
     }.items():
         _above_zero(place, value)
+
+
+def check_labels(run: Run, source: str, label_names: tuple[str, ...]) -> None:
+    """Raise UserError if the recipe guides towards labels that the images have not."""
+    if run.preview.guidance != 1 and not label_names:
+        raise UserError(
+            f"preview.guidance {run.preview.guidance:g} guides towards labels, and '{source}' has "
+            "none; give them in a table 'path,label', where one class for all is enough, or set "
+            "--preview.guidance 1 to train without"
+        )
 
 
 def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:

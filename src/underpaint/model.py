@@ -8,6 +8,7 @@ folder and `primer:NAME` all lead to such a folder.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from underpaint import backbones, config, vae
+from underpaint import backbones, config
+from underpaint import vae as autoencoders
 from underpaint.core import denoiser as denoisers
 from underpaint.core import noise, samplers, spaces
 from underpaint.core.masks import whole
@@ -88,9 +90,20 @@ class Model:
 
     @cached_property
     def vae(self) -> VAE | None:
-        """The autoencoder of a latent space, read from where it was in training."""
-        latent = self.spec.space.kind == "latents"
-        return vae.of_space(self.spec.space, self.spec.channels) if latent else None
+        """The autoencoder of a latent space, read from where it was in training.
+
+        Raises UserError if it is not there any more or does not fit; see `load` for another place.
+        """
+        space = self.spec.space
+        if space.kind != "latents":
+            return None
+        if space.vae and not Path(space.vae).expanduser().exists():
+            raise UserError(
+                f"{space.vae}: the autoencoder that this model was trained with is not there any "
+                "more; add --vae and the folder where it is now to sample, evaluate or audit (in "
+                "Python: vae=FOLDER)"
+            )
+        return autoencoders.of_space(space, self.spec.channels)
 
     def images(self, patches: Tensor) -> Tensor:
         """Patches [B, N, P] → images [B, C, H, W] in [-1, 1], through the autoencoder if any."""
@@ -105,7 +118,18 @@ class Model:
 
         `images` [B, C, H, W] = x0 + sigma·n with x0 in [-1, 1]; `sigma` a number or [B], the noise
         level in that frame (METHODS: x_t/alpha_t). Returns [B, C, H, W] on the model's device.
+
+        A model of wavelets takes images, too, but its sigma is the noise of the coefficients (n of
+        deviation 1 there has 2^levels in pixels). A model of latents takes latents
+        [B, c, H/f, W/f] as the diffusion has them, z = scale·(mean − shift) of `vae.moments`, and
+        returns such (`vae.decode` makes images of them). Raises UserError for any other shape.
         """
+        if images.shape[1:] != self.space.planes:
+            given, expected = ("×".join(map(str, s)) for s in (images.shape[1:], self.space.planes))
+            what = "latents" if self.spec.space.kind == "latents" else "images"
+            raise UserError(
+                f"{what} of {given} were given to denoise; this model takes {what} of {expected}"
+            )
         patches = self.space.encode(images.to(self.device, torch.float32))
         mask = whole(self.space.grid)
         with evaluating(self.denoiser):
@@ -317,10 +341,21 @@ def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
         raise UserError(f"{path}: is not a safetensors file") from None
 
 
-def load(source: str | Path, *, weights: Weights = "ema", device: str = "auto") -> Model:
-    """Load a model: `source` as in `find`. Raises UserError for a missing or damaged one."""
+def load(
+    source: str | Path,
+    *,
+    weights: Weights = "ema",
+    device: str = "auto",
+    vae: str | Path | None = None,
+) -> Model:
+    """Load a model: `source` as in `find`. Raises UserError for a missing or damaged one.
+
+    `vae`: where the autoencoder of a model of latents is now, if it has moved since training.
+    """
     folder = find(source)
     spec = read_spec(folder)
+    if vae is not None:
+        spec = _moved(spec, str(vae))
     model = build(spec)
     state = read_weights(folder, weights)
     own = model.denoiser.backbone.state_dict()
@@ -330,3 +365,12 @@ def load(source: str | Path, *, weights: Weights = "ema", device: str = "auto") 
     model.denoiser.backbone.load_state_dict(state)
     model.denoiser.to(pick_device(device)).eval()
     return model
+
+
+def _moved(spec: config.ModelSpec, folder: str) -> config.ModelSpec:
+    """The spec with its autoencoder in `folder`. Raises UserError if it has or takes none."""
+    if spec.space.kind != "latents":
+        raise UserError(f"--vae {folder}: this model works in {spec.space.kind}; leave --vae out")
+    spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=folder))
+    autoencoders.of_space(spec.space, spec.channels, "--vae")
+    return spec

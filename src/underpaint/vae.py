@@ -59,7 +59,10 @@ class VAE:
             ) from None
         try:
             module = getattr(diffusers, self.kind).from_pretrained(
-                self.folder, torch_dtype=torch.float32, local_files_only=True
+                self.folder,
+                torch_dtype=torch.float32,
+                local_files_only=True,
+                low_cpu_mem_usage=False,  # else a warning where accelerate is not installed
             )
         except Exception as error:  # of many types: a missing file, a damaged one, wrong shapes
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -83,15 +86,20 @@ class VAE:
         return decoded
 
 
-def of_space(space: config.Space, channels: int) -> VAE:
+def of_space(space: config.Space, channels: int, flag: str = "--space.vae") -> VAE:
     """The autoencoder of a latent space for images of `channels` colours.
 
-    Raises UserError if there is none, or if it does not fit the space and the images.
+    Raises UserError if there is none, or if it does not fit the space and the images; `flag` is
+    what names its folder then.
     """
     if not space.vae:
         raise UserError(
             "space.kind latents needs an autoencoder; give --space.vae the folder of an "
             "AutoencoderKL or AutoencoderTiny of diffusers"
+        )
+    if not Path(space.vae).expanduser().exists():
+        raise UserError(
+            f"autoencoder {space.vae}: there is no such folder; give {flag} the folder where it is"
         )
     vae = read(space.vae, channels)
     for name in ("latent_channels", "factor"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests import systems
 from underpaint import backbones, config, model
 from underpaint.core import denoiser, masks, noise
 from underpaint.core.objective import masked_loss
@@ -19,12 +20,6 @@ SUITS = {  # METHODS §5
     "score": {"ve", "edm"},
     "edm": {"edm", "ve"},
 }
-NETWORKS = {
-    "uvit": {},
-    "dit": {},
-    "maskdit": {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
-    "unet": {"multipliers": [1], "attention": []},
-}
 
 
 def spec(network: str, prediction: str, process: str) -> config.ModelSpec:
@@ -32,12 +27,8 @@ def spec(network: str, prediction: str, process: str) -> config.ModelSpec:
         size=(8, 8),
         label_names=("a", "b"),
         space=config.Space(patch=4),
-        network=config.Network(
-            kind=network, width=32, depth=1, heads=2, options=dict(NETWORKS[network])
-        ),
-        noise=config.Noise(
-            process=process, prediction=prediction, time=noise.TIME_LAWS[process][0]
-        ),
+        network=systems.network(network),
+        noise=systems.process(process, prediction),
         preview=config.Preview(sampler="euler", steps=3),
     )
 
@@ -45,8 +36,6 @@ def spec(network: str, prediction: str, process: str) -> config.ModelSpec:
 def test_the_lists_are_whole() -> None:
     assert SUITS.keys() == denoiser.PROCESSES.keys() == set(config_choices("prediction"))
     assert set.union(*SUITS.values()) == noise.TIME_LAWS.keys() == set(config_choices("process"))
-    assert NETWORKS.keys() <= backbones.kinds().keys()
-    assert set(backbones.kinds()) - NETWORKS.keys() <= {"toy"}
 
 
 def config_choices(name: str) -> tuple[str, ...]:
@@ -56,10 +45,13 @@ def config_choices(name: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    ("network", "prediction", "process"), [*product(NETWORKS, SUITS, noise.TIME_LAWS)]
+    ("network", "prediction", "process"), [*product(backbones.kinds(), SUITS, noise.TIME_LAWS)]
 )
 def test_works_or_is_refused(network: str, prediction: str, process: str) -> None:
-    """Learns from a batch (masked and whole) and samples; or says in a line why it cannot."""
+    """Gets gradients (masked and whole) and samples; or says in a line why it cannot.
+
+    Every prediction in pixels; every space under the process's own: tests/test_matrix.py.
+    """
     asked = spec(network, prediction, process)
     if process not in SUITS[prediction]:
         with pytest.raises(UserError) as error:

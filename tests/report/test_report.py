@@ -1,5 +1,6 @@
 """The report: a page of its own that tells what the run's files say, whatever is missing."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.report.synthetic import model, write_images, write_run
-from underpaint import report
+from underpaint import backbones, config, report
+from underpaint.core import denoiser, masks, noise, spaces
 from underpaint.errors import UserError
 from underpaint.report import gallery, metrics, summary
 from underpaint.report.plots import Band, Line, chart, smooth
@@ -245,6 +247,55 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 # --- its parts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "a U-ViT that sees an image as 64 patches of 4×4 pixels."),
+        ({"network": {"kind": "maskdit"}}, "a MaskDiT (an encoder of visible patches, then a"),
+        ({"network": {"kind": "unet"}}, "a U-Net that sees"),
+        (
+            {"space": {"kind": "wavelets", "patch": 2, "levels": 2}},
+            "64 patches of 2×2 Haar wavelet coefficients, each of which covers 4×4 pixels.",
+        ),
+        (
+            {"space": {"kind": "latents", "patch": 2, "vae": "/home/me/sd-vae"}},
+            "2×2 latents of the autoencoder sd-vae, each of which covers 8×8 pixels.",
+        ),
+    ],
+)
+def test_what_the_network_sees(changes, words):
+    run = config.from_dict(config.Run, changes, "test: ")
+    assert words in summary.about_network(run, None, 64)
+
+
+def test_every_setting_has_words():
+    """Of networks, masks, processes and predictions; none is left as the recipe spells it."""
+    assert summary.NETWORKS.keys() == backbones.kinds().keys()
+    assert summary.MASKS.keys() == {*masks.KINDS} - {"none"}
+    assert summary.PROCESSES.keys() == noise.TIME_LAWS.keys()
+    assert summary.PREDICTIONS.keys() == denoiser.PROCESSES.keys()
+    assert {*spaces.KINDS} == {"pixels", "wavelets", "latents"}  # see test_what_the_network_sees
+
+
+def test_what_is_learnt():
+    score = config.Noise(process="ve", prediction="score")
+    assert summary.about_noise(score) == (
+        "Noise is added to the image, in levels evenly spaced in its logarithm (VE), and the "
+        "network learns to tell the score, the direction in which images become likelier."
+    )
+    text = summary.about_noise(config.Noise(hidden_weight=0.1))
+    assert f"learns, at {summary.percent(0.1)} of their weight, to tell the noisy hidden" in text
+
+
+def test_masks_that_save_nothing(tmp_path, source):
+    run = write_run(tmp_path / "run", source)
+    records = metrics.read(run / "metrics.jsonl")
+    facts = summary.stages(records, config.load(run / "config.yaml"))
+    dear = [dataclasses.replace(s, flops=s.whole_flops, mask="salient") for s in facts]
+    assert "saved nothing: this network computes on hidden patches" in summary.about_masks(dear)
+    assert "patches at random, those of little contrast more often" in summary.about_stage(dear[0])
 
 
 def test_reading_metrics(tmp_path):

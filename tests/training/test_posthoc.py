@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from underpaint.training.posthoc import (
     inner_product,
     rebuild,
     relative_width,
+    snapshots_for,
 )
 from underpaint.training.step import Diverged
 
@@ -94,6 +96,17 @@ def test_a_tracked_width_is_its_last_snapshot() -> None:
     assert w == pytest.approx([0] * 7 + [1], abs=1e-6)
 
 
+@pytest.mark.parametrize("width", [0.15, 0.2, 0.25])
+def test_how_many_snapshots_a_width_needs(width: float) -> None:
+    def error(n: int) -> float:
+        stored = [Average(g, 3 * t) for t in range(1, n + 1) for g in GAMMAS.values()]
+        return combination(stored, Average(exponent(width), 3 * n))[1]
+
+    n = snapshots_for(width)
+    assert error(n) < 0.02 <= error(n - 1)
+    assert snapshots_for(width, 0.1) < n
+
+
 # --- runs
 
 
@@ -114,8 +127,8 @@ def flat(state: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_rebuilt_averages_are_those_tracked_directly(
     tracking: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """‖rebuilt − tracked‖ / ‖tracked − final weights‖ < 0.02."""
-    widths = [0.05, 0.07, 0.1, 0.15, 0.2]
+    """‖rebuilt − tracked‖ / ‖tracked − final weights‖ < 0.02, and below what is said at 0.25."""
+    widths = [0.05, 0.07, 0.1, 0.15, 0.2, 0.25]
     tracked: dict[float, dict[str, torch.Tensor]] = {}
     final: dict[str, torch.Tensor] = {}
     original = looping.step
@@ -139,7 +152,9 @@ def test_rebuilt_averages_are_those_tracked_directly(
         state = load_file(run / "ema" / f"{width:g}" / "model.safetensors")
         rebuilt = {k: state[k] for k in final}
         off = (flat(rebuilt) - flat(tracked[width])).norm()
-        assert off / (flat(tracked[width]) - flat(final)).norm() < 0.02, width
+        said = errors[str(run / "ema" / f"{width:g}")]
+        assert said < 0.02 or width == 0.25
+        assert off / (flat(tracked[width]) - flat(final)).norm() < max(0.02, said), width
     assert load(run / "ema" / "0.1").sample(2, steps=2).shape == (2, 16, 16, 3)
 
 
@@ -198,11 +213,20 @@ def test_a_return_takes_its_snapshots_back(
 
 
 def test_stages_of_other_sizes_are_brought_to_the_last(
-    tracking: config.Run, tmp_path: Path
+    tracking: config.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracking.stages["whole"].size = (24,)
     run = train(tracking, tmp_path / "run", quiet=True)
-    assert main(["ema", str(run), "--width", "0.1", "0.2", "--out", str(tmp_path / "out")]) == 0
+    wish = ["ema", str(run), "--out", str(tmp_path / "out"), "--width", "0.1", "0.2"]
+    assert main(wish) == 0
+    assert "note" not in capsys.readouterr().out
+    assert main([*wish, "0.25"]) == 0
+    note = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(
+        r"note: width 0\.25: the profile of 20 snapshots is 6\.\d% off; train with a smaller "
+        r"--train\.snapshots, about 50 in the run, for 2%",
+        note,
+    )
     last = load_file(sorted((run / "snapshots").iterdir())[-1] / "wide.safetensors")
     rebuilt = load_file(tmp_path / "out" / "0.1" / "model.safetensors")
     for name, tensor in last.items():

@@ -30,11 +30,15 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "noise": {"process": "ve", "prediction": "score", "time": "log-uniform"},
         "preview": {"sampler": "pc"},
     },
-    "wavelets": {"space": {"kind": "wavelets", "patch": 2}},
     "salient": {"stages": {"masked": {"mask": "salient", "reweight": True, "temperature": 0.5}}},
     "percentile clip": {"stages": {"masked": {"clip_percentile": 40}}, "train": {"microbatch": 4}},
     "query and key norms": {"network": {"qk_norm": True}},
     "augmentation": {"stages": {"whole": {"augment": 0.5, "shift": 1}}},
+    "augmented crops": {
+        "space": {"patch": 2},
+        "network": {"kind": "unet", "depth": 1, "options": {"multipliers": [1, 1]}},
+        "stages": {"masked": {"mask": "crop", "augment": 0.5, "flip": False}},
+    },
     "learned weights": {
         "noise": {"learned_weights": True},
         "stages": {"whole": {"keep_optimizer": False}},

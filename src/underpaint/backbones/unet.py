@@ -18,12 +18,13 @@ save nothing (`processed`).
   the sides of images and crops are multiples of 2^(levels − 1) pixels (`stride`).
 - `attention`: the levels, counted from 0, with attention; the middle always has it. By level, not
   by resolution, so that the same weights serve every size.
-- The label's row (the last is null) is added to the time embedding. Each residual branch and the
-  last convolution start from zero, as in DDPM.
+- The label's row (the last is null) and what the network is told of augmentation are added to the
+  time embedding. Each residual branch and the last convolution start from zero, as in DDPM.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -34,6 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from underpaint.backbones.base import Backbone, Prediction, position_ids, register
+from underpaint.backbones.layers import tell, told, told_flops
 from underpaint.core.masks import Mask, crop_sides, gather
 from underpaint.errors import UserError
 
@@ -58,6 +60,7 @@ class UNet(Backbone):
         heads: int,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        augment: bool = False,
         multipliers: tuple[int, ...] = (1, 2, 2, 2),
         attention: tuple[int, ...] = (1,),
     ) -> None:
@@ -68,15 +71,21 @@ class UNet(Backbone):
         self.settings = _settings(width, depth, heads, dropout, multipliers, attention) | {
             "in_channels": self.channels + EXTRA,
             "out_channels": self.channels,
-            "class_embed_type": "identity" if classes else None,
+            # rows as wide as the time embedding, which are added to it
+            "class_embed_type": "identity" if classes or augment else None,
         }
         self.labels = nn.Embedding(classes + 1, 4 * width) if classes else None  # the last is null
         self.unet = _unet(self.settings)
-        self._costs: dict[tuple[int, int], tuple[int, int]] = {}
         self._initialise()
+        self.told = told(4 * width) if augment else None
 
     def forward(
-        self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
+        self,
+        patches: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None,
+        mask: Mask,
+        condition: Tensor | None = None,
     ) -> Prediction:
         """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at the visible patches."""
         B, V = patches.shape[:2]
@@ -97,16 +106,23 @@ class UNet(Backbone):
             ],
             dim=1,
         )  # [B, C + 3, hh·p, ww·p]
-        image = self.unet(pixels, c_noise.float(), self._label_rows(labels), return_dict=False)[0]
+        rows = self._rows(c_noise, labels, condition)
+        image = self.unet(pixels, c_noise.float(), rows, return_dict=False)[0]
         F = self._patches(image, sides)
         return Prediction(gather(F, ids) if scattered else F)
 
-    def _label_rows(self, labels: Tensor | None) -> Tensor | None:
+    def _rows(
+        self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None
+    ) -> Tensor | None:
+        """What is added to the time embedding [B, 4·width], if anything ever is."""
         if self.labels is None:
-            return None
-        if labels is None:
+            rows = c_noise.new_zeros(len(c_noise), self.settings["block_out_channels"][0] * 4)
+        elif labels is None:
             raise ValueError("a network with classes needs labels; -1 is the null label")
-        return self.labels(torch.where(labels < 0, self.classes, labels))
+        else:
+            rows = self.labels(torch.where(labels < 0, self.classes, labels))
+        rows = tell(self.told, rows, condition)
+        return None if self.settings["class_embed_type"] is None else rows
 
     def _scattered(self, visible: Tensor, ids: Tensor) -> Tensor:
         """Visible patches [B, V, ...] in their places among zeros [B, N, ...]."""
@@ -157,19 +173,16 @@ class UNet(Backbone):
 
     def flops(self, visible: int) -> int:
         """FLOPs of a forward pass an image, on a crop of `visible` patches."""
-        return self._cost(visible)[0]
+        return self._cost(visible)[0] + told_flops(self.told)
 
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image kept for the backward pass, on a crop of `visible` patches."""
         return bytes_per * self._cost(visible)[1]
 
     def _cost(self, visible: int) -> tuple[int, int]:
-        """FLOPs of a forward pass, and numbers that it keeps; counted once for each size."""
+        """FLOPs of a forward pass, and numbers that it keeps."""
         hh, ww = crop_sides(self.grid, visible, self.stride)
-        size = (hh * self.patch, ww * self.patch)
-        if size not in self._costs:
-            self._costs[size] = _counted(self.settings, self.classes > 0, size)
-        return self._costs[size]
+        return _counted(tuple(self.settings.items()), (hh * self.patch, ww * self.patch))
 
 
 def _checked_stride(size: tuple[int, int], multipliers: tuple[int, ...]) -> int:
@@ -247,11 +260,13 @@ def _unet(settings: dict[str, Any]) -> nn.Module:
     return UNet2DModel(**settings)
 
 
-def _counted(settings: dict[str, Any], labelled: bool, size: tuple[int, int]) -> tuple[int, int]:
+@functools.cache
+def _counted(items: tuple[tuple[str, Any], ...], size: tuple[int, int]) -> tuple[int, int]:
     """FLOPs of a forward pass, and numbers kept for the backward, for one image of `size`.
 
     Counted on tensors without memory, as a CPU with fused attention would run it.
     """
+    settings = dict(items)
     kept: dict[int, Any] = {}
 
     def keep(x: Tensor) -> Tensor:
@@ -270,7 +285,7 @@ def _counted(settings: dict[str, Any], labelled: bool, size: tuple[int, int]) ->
         unet = _unet(settings).eval()  # without dropout's masks
         weights = {p.untyped_storage()._cdata for p in unet.parameters()}
         width = settings["block_out_channels"][0]
-        row = torch.zeros(1, 4 * width) if labelled else None
+        row = None if settings["class_embed_type"] is None else torch.zeros(1, 4 * width)
         inputs = (torch.zeros(1, settings["in_channels"], *size), torch.zeros(1), row)
         # the CPU's fused attention counts as nothing, the plain one in full
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

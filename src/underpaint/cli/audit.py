@@ -37,6 +37,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--no-control", action="store_true", help="leave out the positive control and any verdict")
     add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
     add("--seed", type=int, default=0, help="of noises, masks and halves (default: %(default)s)")
+    add("--vae", metavar="FOLDER", help="where the model's autoencoder is now, if it has moved")
     add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     add("--out", metavar="FOLDER", help="where page and JSON go (default: RUN/audit)")
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         seed=args.seed,
         batch=args.batch,
         device=args.device,
+        vae=args.vae,
         progress=progress,
     )
     source = Path(args.source)

@@ -30,16 +30,31 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     """Rebuild and write."""
     from pathlib import Path
 
-    from underpaint.training.posthoc import rebuild
+    from underpaint.training.posthoc import NEAR, rebuild, snapshots_for
+
+    counted = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal counted
+        counted = total
+        bar(done, total)
 
     with Bar("snapshots", quiet=args.quiet) as bar:
-        errors = rebuild(Path(args.run), args.width, Path(args.out) if args.out else None, bar)
+        errors = rebuild(Path(args.run), args.width, Path(args.out) if args.out else None, progress)
+    notes = [
+        f"width {width:g}: the profile of {counted} snapshots is {error:.1%} off; train with a "
+        f"smaller --train.snapshots, about {snapshots_for(width)} in the run, for {NEAR:.0%}"
+        for width, error in zip(args.width, errors.values(), strict=True)
+        if error > NEAR
+    ]
     if args.json:
         models = [
             {"width": width, "model": path, "profile_error": error}
             for width, (path, error) in zip(args.width, errors.items(), strict=True)
         ]
-        print_json({"models": models})
+        print_json({"models": models, "warnings": notes})
         return
     for path, error in errors.items():
         print(f"{path}  (profile within {error:.2%})")
+    for note in notes:
+        print(f"note: {note}")

@@ -60,6 +60,7 @@ def arguments(parser: Parser, verb: str) -> None:
     )
     add("--snr", type=float, help="size of a Langevin step (langevin, pc; default: its own)")
     add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
+    add("--vae", metavar="FOLDER", help="where the model's autoencoder is now, if it has moved")
     add("--batch", type=int, default=64, help="images drawn at once (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     add("--no-interval", action="store_true", help="leave out the intervals, which take longest")
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
                 weights=args.weights,
                 batch=args.batch,
                 device=args.device,
+                vae=args.vae,
                 interval=not args.no_interval,
                 progress=bar,
             )

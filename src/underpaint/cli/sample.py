@@ -54,6 +54,7 @@ def arguments(parser: Parser, verb: str) -> None:
     )
     add("--guidance", type=float, help="classifier-free guidance, 1: none (default: its own)")
     add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
+    add("--vae", metavar="FOLDER", help="where the model's autoencoder is now, if it has moved")
     add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     add(
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     out = _checked_out(Path(args.out))
     from underpaint import model as models
 
-    model = models.load(args.model, weights=args.weights, device=args.device)
+    model = models.load(args.model, weights=args.weights, device=args.device, vae=args.vae)
     labels = _labels(model, args)
     began = time.perf_counter()
     with Bar("sampling", quiet=args.quiet) as bar:

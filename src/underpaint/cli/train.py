@@ -253,6 +253,7 @@ def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
             with Bar("decoding", quiet=args.quiet) as bar:
                 dataset = data.prepare(run.data, progress=bar)
         size, channels, classes = dataset.size, dataset.channels, len(dataset.label_names)
+        config.check_labels(run, run.data.source, dataset.label_names)
     if size is None:
         raise UserError("--dry-run without images needs their --size")
     found = cost.describe(run, size, channels, classes)
@@ -289,4 +290,6 @@ def _print(found: dict[str, Any]) -> None:
                 f"{stage['mask']} saves nothing; mask crop does"
             )
     if found["flops"] is not None:
-        out.print(f"training: {found['flops'] / 1e15:,.0f} PFLOP in all")
+        from underpaint.report.summary import flops
+
+        out.print(f"training: {flops(found['flops'])} in all")

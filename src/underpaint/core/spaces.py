@@ -33,7 +33,19 @@ from torch import Tensor
 from underpaint import config as configuration
 from underpaint.errors import UserError
 
-__all__ = ["Latents", "Pixels", "Space", "Wavelets", "build", "from_uint8", "levels", "to_uint8"]
+__all__ = [
+    "KINDS",
+    "Latents",
+    "Pixels",
+    "Space",
+    "Wavelets",
+    "build",
+    "from_uint8",
+    "levels",
+    "to_uint8",
+]
+
+KINDS = ("pixels", "wavelets", "latents")
 
 
 class Space(Protocol):
@@ -43,6 +55,7 @@ class Space(Protocol):
     channels: int
     grid: tuple[int, int]  # h, w in patches
     patch_dim: int  # P
+    planes: tuple[int, int, int]  # shape of what is encoded: images or latents
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] → patches [B, N, P]."""
@@ -62,6 +75,7 @@ class Pixels:
                 f"divides both sides, or another size"
             )
         self.size, self.channels, self.patch = size, channels, patch
+        self.planes = (channels, *size)
         self.grid = (size[0] // patch, size[1] // patch)
         self.patch_dim = channels * patch * patch
 
@@ -94,6 +108,7 @@ class Wavelets:
                 f"sides divisible by patch · 2^levels = {unit}; give another size, patch or levels"
             )
         self.size, self.channels, self.levels = size, channels, levels
+        self.planes = (channels, *size)
         side = 2**levels
         self._planes = Pixels((size[0] // side, size[1] // side), channels * side**2, patch)
         self.grid, self.patch_dim = self._planes.grid, self._planes.patch_dim
@@ -136,8 +151,8 @@ class Latents:
                 f"divisible by {unit}; give another size or patch"
             )
         self.size, self.channels = size, channels
-        planes = (size[0] // factor, size[1] // factor)
-        self._planes = Pixels(planes, latent_channels, patch)
+        self.planes = (latent_channels, size[0] // factor, size[1] // factor)
+        self._planes = Pixels(self.planes[1:], latent_channels, patch)
         self.grid, self.patch_dim = self._planes.grid, self._planes.patch_dim
 
     def encode(self, images: Tensor) -> Tensor:
@@ -158,7 +173,7 @@ def build(config: configuration.Space, size: tuple[int, int], channels: int) -> 
             return Wavelets(size, channels, config.patch, config.levels)
         case "latents":
             return Latents(size, channels, config.patch, config.factor, config.latent_channels)
-    raise UserError(f"space.kind '{config.kind}' does not exist; use pixels, wavelets or latents")
+    raise UserError(f"space.kind '{config.kind}' does not exist; use one of {', '.join(KINDS)}")
 
 
 def from_uint8(images: Tensor | np.ndarray) -> Tensor:

@@ -63,13 +63,15 @@ def evaluate(
     weights: model.Weights = "ema",
     batch: int = 64,
     device: str = "auto",
+    vae: str | Path | None = None,
     interval: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """Score `source`, a model (as `model.find`) or images, against the images `reference`.
 
     `reference` None: the run's own data. `n` images a side; None: as many as are held out (at most
-    MOST). `sampling`: what differs from the model's own settings, by the names in SAMPLING.
+    MOST). `sampling`: what differs from the model's own settings, by the names in SAMPLING. `vae`:
+    as in `model.load`.
     Returns `{source, scores, warnings, protocol, file}`; under torchrun the first process does, the
     others return None. Raises UserError for wrong use.
     """
@@ -85,7 +87,7 @@ def evaluate(
             judged = _folder(str(source), images, network, world)
         else:
             chosen = {k: v for k, v in (sampling or {}).items() if v is not None}
-            judged = _model(source, real, network, seed, chosen, weights, batch, world)
+            judged = _model(source, real, network, seed, chosen, weights, vae, batch, world)
         _same_shape(judged, real, wanted.source)
         train, held = (_shuffled(ids) for ids in (real.train_ids, real.held_out_ids))
         count, notes = _count(n, len(train), len(held), judged.most)
@@ -226,11 +228,12 @@ def _model(
     seed: int,
     sampling: dict[str, Any],
     weights: model.Weights,
+    vae: str | Path | None,
     batch: int,
     world: distributed.World,
 ) -> Judged:
     folder = model.find(source)
-    loaded = model.load(source, weights=weights, device=str(world.device))
+    loaded = model.load(source, weights=weights, device=str(world.device), vae=vae)
     digests = model.read_card(folder)["sha256"]
     own = {name: getattr(loaded.spec.preview, name) for name in SAMPLING}
     labels, rule = _labels(loaded, real, seed)
@@ -244,6 +247,8 @@ def _model(
         "ema": trained.train.ema if trained and weights == "ema" else None,
         "weights_sha256": digests.get(f"{weights}.safetensors", digests.get("model.safetensors")),
     }
+    if loaded.vae is not None:
+        about["vae_sha256"] = loaded.vae.digest
 
     def draw(start: int, count: int) -> np.ndarray:
         return loaded.sample(

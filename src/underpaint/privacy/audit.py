@@ -87,6 +87,7 @@ def audit(
     seed: int = 0,
     batch: int = 64,
     device: str = "auto",
+    vae: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Audit:
     """Audit the model in `source`, with at most `n` images a side and `samples` samples.
@@ -94,13 +95,14 @@ def audit(
     `fpr`: rates of false positives that must be shown, as 0.001; empty: those for which there are
     enough images. `reference`: a model that saw neither side, for the null and for scores less the
     difficulty of each image. `members`, `non_members`: data instead of what the run recorded.
-    `control` False leaves out the positive control, and with it any verdict of no leak.
+    `control` False leaves out the positive control, and with it any verdict of no leak. `vae`: as
+    in `model.load`.
     Raises UserError for wrong use.
     """
     began = time.monotonic()
     names = attacks.check(names)
     folder = model.find(source)
-    loaded = model.load(source, weights=weights, device=device)
+    loaded = model.load(source, weights=weights, device=device, vae=vae)
     run, one, two = _sides(folder, loaded, members, non_members)
     others = _some(two, n, seed)
     if len(others.ids) < LEAST:

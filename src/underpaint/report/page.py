@@ -136,6 +136,7 @@ def _sentences(
     sentences = [f"{text}."]
     patches = stages[-1].patches if stages else None
     sentences.append(summary.about_network(run, environment.get("parameters"), patches))
+    sentences.append(summary.about_noise(run.noise))
     if environment.get("start"):
         sentences.append(f"It began with the weights of {environment['start']}.")
     if stages:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,7 @@ __all__ = [
     "StageFacts",
     "about_masks",
     "about_network",
+    "about_noise",
     "about_stage",
     "about_stages",
     "clock",
@@ -36,7 +38,27 @@ MASKS = {
     "crop": "all outside a random crop",
     "salient": "patches at random, those of little contrast more often",
 }
-NETWORKS = {"uvit": "U-ViT", "dit": "DiT"}
+NETWORKS = {
+    "uvit": "U-ViT",
+    "dit": "DiT",
+    "maskdit": "MaskDiT (an encoder of visible patches, then a light decoder of all)",
+    "unet": "U-Net",
+}
+PROCESSES = {
+    "vp-linear": "takes the place of the image at constant variance (VP, linear)",
+    "vp-cosine": "takes the place of the image at constant variance (VP, cosine)",
+    "flow": "is mixed with the image along straight lines (flow matching)",
+    "edm": "is added to the image (EDM)",
+    "ve": "is added to the image, in levels evenly spaced in its logarithm (VE)",
+}
+PREDICTIONS = {
+    "eps": "the noise",
+    "x0": "the clean image",
+    "v": "the velocity v, a mixture of noise and image",
+    "flow": "the velocity from image to noise",
+    "score": "the score, the direction in which images become likelier",
+    "edm": "a mixture of noise and image whose scale is the same at all levels",
+}
 
 
 @dataclass(frozen=True)
@@ -141,10 +163,38 @@ def about_network(run: config.Run, parameters: int | None, patches: int | None) 
     """One sentence about the network and how it sees an image."""
     kind = NETWORKS.get(run.network.kind, run.network.kind)
     size = f" with {count(parameters)} parameters" if parameters else ""
-    side = run.space.patch
     many = f"{patches} patches" if patches else "patches"
-    what = f"{side}×{side} pixels" if run.space.kind == "pixels" else f"its {run.space.kind}"
-    return f"The network is a {kind}{size} that sees an image as {many} of {what}."
+    return f"The network is a {kind}{size} that sees an image as {many} of {_patch(run.space)}."
+
+
+def _patch(space: config.Space) -> str:
+    """What a patch holds."""
+    side = f"{space.patch}×{space.patch}"
+    match space.kind:
+        case "wavelets":
+            wide = 2**space.levels
+            return f"{side} Haar wavelet coefficients, each of which covers {wide}×{wide} pixels"
+        case "latents":
+            whose = f"the autoencoder {Path(space.vae).name}" if space.vae else "an autoencoder"
+            return (
+                f"{side} latents of {whose}, each of which covers {space.factor}×{space.factor} "
+                "pixels"
+            )
+    return f"{side} {space.kind}"
+
+
+def about_noise(noise: config.Noise) -> str:
+    """One or two sentences about the noise process and what is learnt of it."""
+    text = (
+        f"Noise {PROCESSES.get(noise.process, noise.process)}, and the network learns to tell "
+        f"{PREDICTIONS.get(noise.prediction, noise.prediction)}."
+    )
+    if noise.hidden_weight:
+        text += (
+            " Beside the visible patches it also learns, at "
+            f"{percent(noise.hidden_weight)} of their weight, to tell the noisy hidden ones."
+        )
+    return text
 
 
 def about_stage(stage: StageFacts) -> str:
@@ -178,6 +228,11 @@ def about_masks(all_stages: list[StageFacts]) -> str:
         return "No stage hid patches, so nothing was saved by masks."
     saved = sum(stage.saved_flops for stage in masked)
     whole = sum(stage.whole_flops for stage in all_stages)
+    if not saved:
+        return (
+            "Hiding patches saved nothing: this network computes on hidden patches as on visible "
+            "ones, except under crop masks."
+        )
     text = (
         f"Hiding patches saved {flops(saved)}, {percent(saved / whole)} of what the same images "
         "would have cost whole."

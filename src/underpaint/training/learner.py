@@ -26,6 +26,7 @@ __all__ = ["Learner", "Weights"]
 Weights = dict[str, Tensor]
 
 
+SHAPES = 64  # compiled at most
 LEVELS = "loss.levels"  # beside the network's tensors in optimizer.pt
 
 
@@ -95,7 +96,9 @@ class Learner:
         self.averaged = Model(spec, cast(Denoiser, self.ema.module), self.model.space)
         self.power = PowerAverages(self.backbone) if train.snapshots else None
         if train.compile:
-            # In place, so that names stay; shapes are static, one graph for each V.
+            # In place, so that names stay; shapes are static, one graph for each V and batch. After
+            # 8 of them torch would run the rest uncompiled: a stage may have 8, and others follow.
+            torch._dynamo.config.cache_size_limit = SHAPES
             self.backbone.compile(dynamic=False)
         loss = _Loss(self.model.denoiser, spec.noise, world.device.type, self.bf16)
         loss.to(world.device)

@@ -66,6 +66,11 @@ def train(
         if not (folder.path / "config.yaml").is_file():
             raise UserError(f"{out}: holds no run to resume; leave --resume out to begin one")
         run = config.load(folder.path / "config.yaml")
+        if run.space.kind == "latents" and not Path(run.space.vae).expanduser().exists():
+            raise UserError(
+                f"{run.space.vae}: the autoencoder of this run is not there any more; write where "
+                f"it is now as space.vae into {folder.path / 'config.yaml'}"
+            )
     if run is None:
         raise UserError("a recipe is needed to begin a run")
     config.check(run)

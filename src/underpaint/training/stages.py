@@ -71,6 +71,7 @@ def plans(
             )
         else:
             dataset = prepare(data, progress=progress)
+        config.check_labels(run, data.source, dataset.label_names)
         if run.space.kind == "latents" and isinstance(dataset, Dataset):
             encoder = vae.of_space(run.space, dataset.channels)
             spaces.build(run.space, dataset.size, dataset.channels)  # refuses sizes, before work
