@@ -17,9 +17,8 @@ state or changes it, so that a checked run is the run that was not checked.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,14 +32,15 @@ from underpaint.core.noise import Process
 from underpaint.core.salient import local_variance
 from underpaint.core.spaces import Space, from_uint8, levels
 from underpaint.data import Dataset, Sealed
+from underpaint.judge.stopping import judge
 from underpaint.model import Model, evaluating
 from underpaint.training.draws import key
+from underpaint.training.watch import Finding
 
-__all__ = ["BINS", "IN_A_ROW", "LOG_SNR", "OverfitCheck", "Shown", "log_snr_edges", "rising"]
+__all__ = ["BINS", "LOG_SNR", "OverfitCheck", "Shown", "log_snr_edges"]
 
 BINS = 8
 LOG_SNR = (-6.0, 6.0)
-IN_A_ROW = 3  # rises before a warning
 
 
 class Shown(NamedTuple):
@@ -141,7 +141,7 @@ class OverfitCheck:
     ) -> dict[str, Any]:
         """One record: errors by bin, their means, and the held-out standard error and gap.
 
-        `held_out_images` has each held-out image's own error, a mean over the bins: `rising`
+        `held_out_images` has each held-out image's own error, a mean over the bins: `stopping`
         compares them one by one.
         """
         errors = [
@@ -173,14 +173,9 @@ class OverfitCheck:
             }
         return record
 
-    def warning(self, history: Sequence[Sequence[float]]) -> str | None:
-        """A sentence for the reader if `history`, the checks' `held_out_images`, is rising."""
-        if not rising(history):
-            return None
-        return (
-            f"overfitting: the error on held-out images has risen {IN_A_ROW} checks in a row; more "
-            "training makes it worse, so stop here, use more images or a smaller network"
-        )
+    def finding(self, records: Sequence[dict[str, Any]]) -> Finding:
+        """What the checks among `records` say about going on (`stopping.judge`)."""
+        return judge(records)
 
     @torch.inference_mode()
     def _errors(
@@ -254,21 +249,6 @@ def log_snr_edges(process: Process) -> list[float]:
     low = max(LOG_SNR[0], -2 * math.log(process.sigma_max))
     high = min(LOG_SNR[1], -2 * math.log(process.sigma_min))
     return [low + (high - low) * i / BINS for i in range(BINS + 1)]
-
-
-def rising(history: Iterable[Sequence[float]]) -> bool:
-    """Whether the held-out mean has risen, beyond its standard error, `IN_A_ROW` checks in a row.
-
-    `history`: each check's error of the same held-out images [n], oldest first. Each check is
-    compared with the one before it image by image, which takes away most of the spread: with
-    differences d, it has risen if mean(d) > sd(d)/√n. False while there are too few checks, and
-    where the number of images has changed.
-    """
-    recent = [np.asarray(errors, dtype=np.float64) for errors in history][-(IN_A_ROW + 1) :]
-    if len(recent) <= IN_A_ROW or len({len(errors) for errors in recent}) > 1:
-        return False
-    changes = [later - earlier for earlier, later in itertools.pairwise(recent)]
-    return all(len(d) > 1 and d.mean() > _standard_error(d) for d in changes)
 
 
 def _standard_error(values: np.ndarray) -> float:
