@@ -51,6 +51,9 @@ class Written:
             }
         ]
 
+    def scores(self, model: Any) -> None:
+        return None
+
     def finding(self, records: list[dict[str, Any]]) -> Finding:
         return judge(records)
 

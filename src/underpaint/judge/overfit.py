@@ -32,6 +32,7 @@ from underpaint.core.noise import Process
 from underpaint.core.salient import local_variance
 from underpaint.core.spaces import Space, from_uint8, levels
 from underpaint.data import Dataset, Sealed
+from underpaint.judge.drawn import Drawn
 from underpaint.judge.stopping import judge
 from underpaint.model import Model, evaluating
 from underpaint.training.draws import key
@@ -77,17 +78,18 @@ class OverfitCheck:
         self.batch = batch
         self.edges = log_snr_edges(process)
         self.sealed = isinstance(train, Shown)
+        self.drawn: Drawn | None = None
         self.sides: list[tuple[np.ndarray | Shown, np.ndarray | None]] = [(train, train_labels)]
         if held_out is not None and _count(held_out):
             self.sides.append((held_out, held_out_labels))
 
     @classmethod
     def of(
-        cls, dataset: Dataset | Sealed, model: Model, seed: int, limit: int
+        cls, dataset: Dataset | Sealed, model: Model, seed: int, limit: int, samples: int = 0
     ) -> OverfitCheck | None:
         """The check of a run: at most `limit` images of each side, chosen by `seed`.
 
-        None if there are no images to train on.
+        `samples`: how many it draws for its `scores`. None if there are no images to train on.
         """
         train, held_out = (
             _chosen(ids, limit, seed) for ids in (dataset.train_ids, dataset.held_out_ids)
@@ -96,7 +98,7 @@ class OverfitCheck:
             return None
         labelled = bool(model.label_names)
         read = _reader(dataset)
-        return cls(
+        check = cls(
             read(train),
             read(held_out) if len(held_out) else None,
             model.space,
@@ -105,6 +107,8 @@ class OverfitCheck:
             train_labels=dataset.labels[train] if labelled else None,
             held_out_labels=dataset.labels[held_out] if labelled else None,
         )
+        check.drawn = Drawn(dataset, samples, seed) if samples else None
+        return check
 
     def run(self, model: Model, stage: config.Stage, rate: float) -> list[dict[str, Any]]:
         """Records for metrics.jsonl: of whole images, and at the stage's mask if it hides any."""
@@ -172,6 +176,10 @@ class OverfitCheck:
                 "held_out_images": [float(f"{error:.6g}") for error in images],
             }
         return record
+
+    def scores(self, model: Model) -> dict[str, Any] | None:
+        """A record of what `model` draws (`drawn.Drawn`), if samples are wanted."""
+        return None if self.drawn is None else self.drawn.measure(model)
 
     def finding(self, records: Sequence[dict[str, Any]]) -> Finding:
         """What the checks among `records` say about going on (`stopping.judge`)."""

@@ -12,7 +12,7 @@ image by image: with differences d of n images a change is believed if |mean(d)|
 A believed gain is sought against the last gain and not against the check before, so that a slow but
 steady fall counts. A stage is judged at its own mask, since that is what it learns; only checks at
 the same rate are compared. After a return to the best weights (`train.stop auto`) the checks of the
-weights that were given up no longer count.
+weights that were given up no longer count. What the run draws (drawn.py) is told beside.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from underpaint.judge.drawn import comparable
 from underpaint.training.watch import Finding
 
 __all__ = ["PATIENCE", "judge"]
@@ -62,11 +63,13 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
         ],
         "checks_since": since,
     }
+    said, drawn = _drawn(records, gain["images"], last["images"])
+    evidence |= drawn
     told = (
         f"held-out error {gain['held_out_mean']:.4f} after {gain['images']:,} images and "
         f"{last['held_out_mean']:.4f} after {last['images']:,} "
         f"(change {mean:+.4f} ± {error:.4f}), on training images {gain['train_mean']:.4f} and "
-        f"{last['train_mean']:.4f}"
+        f"{last['train_mean']:.4f}{said}"
     )
     worse = since > 0 and _worse(last, gain)
     copying = (
@@ -88,6 +91,30 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
         f"{last['held_out_mean']:.4f} at the last)"
     )
     return Finding("improving", sentence, gain["images"], images, worse, evidence)
+
+
+def _drawn(
+    records: Sequence[dict[str, Any]], first: int, last: int
+) -> tuple[str, dict[str, list[float]]]:
+    """What was drawn about the images `first` and `last` of the run, in words and numbers.
+
+    It is shown and decides nothing: unlike the errors, these scores have no paired images from
+    which to tell a change from chance.
+    """
+    said, evidence = "", {}
+    for key, words, shown in (
+        ("frechet_train", "Fréchet distance to training images", "{:.4g}"),
+        ("frechet_held_out", "to held-out images", "{:.4g}"),
+        ("copies", "near copies among samples", "{:.1%}"),
+    ):
+        own = [r for r in records if r["kind"] == "scores" and r.get(key) is not None]
+        own = own if key == "copies" else comparable(own)
+        within = [r for r in own if first <= r["images"] <= last]
+        if len(within) > 1:
+            evidence[key] = [within[0][key], within[-1][key]]
+            one, two = (shown.format(value) for value in evidence[key])
+            said += f"; {words} {one} and {two}"
+    return said, evidence
 
 
 def _comparable(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -356,7 +356,8 @@ def _make_check(
 ) -> Check | None:
     if make is None or not world.first or run.train.check_every < 0:
         return None
-    return make(plan.dataset, learner.averaged, run.train.seed, run.train.check_images)
+    train = run.train
+    return make(plan.dataset, learner.averaged, train.seed, train.check_images, train.check_samples)
 
 
 def _check_batches(plans: list[Plan], run: config.Run, world: distributed.World) -> None:

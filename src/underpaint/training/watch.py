@@ -50,14 +50,17 @@ class Check(Protocol):
     def run(self, model: Model, stage: config.Stage, rate: float) -> list[dict[str, Any]]:
         """Records for metrics.jsonl; the first is that of whole images, if there are any."""
 
+    def scores(self, model: Model) -> dict[str, Any] | None:
+        """A record of what `model` draws, if that is to be measured."""
+
     def finding(self, records: list[dict[str, Any]]) -> Finding:
         """What the checks among `records`, the run's metrics so far, say about going on."""
 
 
 CHECKS = 16  # of a stage that may end early
 
-# Builds a stage's check: its images, the averaged model, the run's seed, images a side.
-MakeCheck: TypeAlias = Callable[[Dataset | Sealed, Model, int, int], Check | None]
+# Builds a stage's check: its images, the averaged model, the run's seed, images a side, samples.
+MakeCheck: TypeAlias = Callable[[Dataset | Sealed, Model, int, int, int], Check | None]
 
 
 def log_step(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None:
@@ -92,7 +95,10 @@ def run_check(check: Check, plan: Plan, learner: Learner, progress: Progress, lo
     records = check.run(learner.averaged, plan.stage, level.rate)
     for record in records:
         log.metric("check", stage=plan.name, images=progress.images, **record)
-    found = check.finding(log.records("check", "stop"))
+    drawn = check.scores(learner.averaged)
+    if drawn is not None:
+        log.metric("scores", stage=plan.name, images=progress.images, **drawn)
+    found = check.finding(log.records("check", "scores", "stop"))
     if found.answer != "unknown":
         style = None if found.answer == "improving" else "yellow"
         log.say(found.sentence, style=style)
