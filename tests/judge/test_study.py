@@ -146,7 +146,7 @@ def test_a_study_from_end_to_end_and_again(images: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_ctrl_c_and_the_same_command_again(images: Path, tmp_path: Path) -> None:
     """Two runs beside each other, of one thread each; what is done is not done again."""
-    path, out = write(tmp_path, images, points=[1.0], budget=1e9), tmp_path / "out"
+    path, out = write(tmp_path, images, points=[1.0]), tmp_path / "out"
     process = subprocess.Popen(
         command("compare", path, "--out", out, "--workers", "2"),
         env=environment(),
