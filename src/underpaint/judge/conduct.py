@@ -335,7 +335,12 @@ def _verdicts(study: Study, runs: list[dict[str, Any]]) -> dict[str, Any]:
             for seed, curve in curves(base, key, extra[base]).items()
         }
         found = verdict(
-            name, curves(name, key, extra[name]), reference, score=study.score, against=base
+            name,
+            curves(name, key, extra[name]),
+            reference,
+            score=study.score,
+            against=base,
+            cost="compute" if key == "flops" else "time",
         )
         return dataclasses.asdict(found)
 
