@@ -228,8 +228,10 @@ def _one(task: Task) -> dict[str, Any]:
     protocol = {"score": task.score, "half": task.half, "images": task.images}
     if task.score == "FD":
         protocol["features"] = task.extractor
-    begun = (task.folder / "config.yaml").is_file()
-    if begun and (task.folder / "config.yaml").read_text("utf-8") != config.to_yaml(task.run):
+    recipe = task.folder / "config.yaml"
+    begun = recipe.is_file()
+    # loaded, so that a setting that is new since then stands at its default
+    if begun and config.to_yaml(config.load(recipe)) != config.to_yaml(task.run):
         raise UserError(
             f"{task.folder}: was begun with other settings than the study has now; give another "
             "--out, or remove it"
