@@ -13,7 +13,8 @@ with a plot beside it: the losses, and for each unit
 - spikes: lines of metrics whose loss is above twice the median of the twenty before,
 - skipped, returns: steps without a finite gradient, returns to a checkpoint,
 - held_out: mean squared error of x0 on whole held-out images, at the end,
-- outcome: failed (the run gave up), diverged (worst or last over lowest above 1.5), else whole.
+- outcome: failed (the run gave up), diverged (worst or last over lowest above 1.5), stuck (the last
+  tenth is not below 0.7 of the first losses: it never learned), else learned.
 
 One seed a unit: a difference between two units is a hint, more `--seeds` make it a measurement.
 """
@@ -31,6 +32,7 @@ from typing import Any
 HERE = Path(__file__).parent
 RATES = (3e-3, 1e-2, 3e-2)  # the recipe's own is 1e-3
 DIVERGED = 1.5
+STUCK = 0.7
 STAGE = {"mask": "patch", "rate": 0.9, "batch": 32, "clip": 0.0, "warmup": 0}
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -118,9 +120,8 @@ def judged(metrics: list[dict[str, Any]], failed: str | None) -> dict[str, Any]:
             for i, loss in enumerate(losses)
             if i >= 5
         )
-    risen = worst is not None and max(worst, last / min(smooth)) > DIVERGED
     return {
-        "outcome": "failed" if failed else "diverged" if risen else "whole",
+        "outcome": outcome(losses, worst, last, failed),
         "reason": failed,
         "worst": worst,
         "last": last,
@@ -136,8 +137,19 @@ def judged(metrics: list[dict[str, Any]], failed: str | None) -> dict[str, Any]:
     }
 
 
+def outcome(
+    losses: list[float], worst: float | None, last: float | None, failed: str | None
+) -> str:
+    """What became of a run, in a word."""
+    if failed or worst is None or last is None:
+        return "failed"
+    if max(worst, last / min(losses)) > DIVERGED:
+        return "diverged"
+    return "stuck" if last > STUCK * statistics.fmean(losses[:5]) else "learned"
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Losses over images, one panel a learning rate, one line a unit; dashed: not whole."""
+    """Losses over images, one panel a learning rate, one line a unit; dashed: it did not learn."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * len(RATES), 3.8), layout="constrained")
@@ -147,7 +159,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         for number, option in enumerate(OPTIONS):
             for unit in results.values():
                 if unit["option"] == option and unit["learning_rate"] == rate:
-                    style = "-" if unit["outcome"] == "whole" else "--"
+                    style = "-" if unit["outcome"] == "learned" else "--"
                     name = option if unit["seed"] == 0 else None
                     axes.plot(
                         unit["images"], unit["loss"], style, color=f"C{number}", label=name, lw=1.2
@@ -160,11 +172,21 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> int:
-    """All units that are asked for and not done yet; the JSON and the plot after each."""
+def write(study: dict[str, Any], results: dict[str, Any], out: Path) -> None:
+    """The JSON and the plot."""
     import torch
 
     from underpaint import __version__
+
+    made = {"underpaint": __version__, "torch": torch.__version__, "cpu": platform.machine()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**study, **made, "units": results}, indent=1)
+    out.write_text(text + "\n", encoding="utf-8")
+    plot(results, out.with_suffix(".png"))
+
+
+def main() -> int:
+    """All units that are asked for and not done yet; the JSON and the plot after each."""
     from underpaint.errors import Interrupted
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -186,6 +208,8 @@ def main() -> int:
         if {key: stored[key] for key in study} != study:
             parser.error(f"{given.out} is of other lengths; give another --out and --work")
         results = stored["units"]
+        for unit in results.values():
+            unit["outcome"] = outcome(unit["loss"], unit["worst"], unit["last"], unit["reason"])
     for name, (option, rate, seed) in known.items():
         if name in results or (given.only and name not in given.only):
             continue
@@ -196,13 +220,10 @@ def main() -> int:
             print(f"stopped in {name}; the same command goes on with it")
             return 130
         results[name] = {"option": option, "learning_rate": rate, "seed": seed, **result}
-        made = {"underpaint": __version__, "torch": torch.__version__, "cpu": platform.machine()}
-        text = json.dumps({**study, **made, "units": results}, indent=1)
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n", encoding="utf-8")
-        plot(results, given.out.with_suffix(".png"))
+        write(study, results, given.out)
         shown = {key: result[key] for key in ("outcome", "worst", "last", "spikes", "held_out")}
         print(name, json.dumps(shown), f"{result['seconds']} s", flush=True)
+    write(study, results, given.out)
     return 0
 
 

@@ -20,7 +20,7 @@ from underpaint import config
 from underpaint.errors import RunFailed, UserError
 from underpaint.judge import conduct as conducting
 from underpaint.judge import cost, halves, study
-from underpaint.judge.conduct import conduct
+from underpaint.judge.conduct import _verdicts, conduct
 from underpaint.judge.existing import compare
 from underpaint.judge.halves import half
 from underpaint.training import train
@@ -93,6 +93,16 @@ def test_an_arm_is_its_overrides(tmp_path: Path) -> None:
     assert {s.learning_rate for s in tuned.stages.values()} == {3e-4}
     assert {s.batch for s in tuned.stages.values()} == {4}
     assert tuned.space.patch == 2
+
+
+def test_what_makes_an_arm_is_not_tuned_away(tmp_path: Path) -> None:
+    arms = STUDY["arms"] | {"small": {"settings": {"stages": {"masked": {"batch": 2}}}}}
+    found = study.load(write(tmp_path, arms=arms))
+    trial = {"batch": 16, "learning_rate": 0.5}
+    small = study.recipe(found, "small", trial).stages
+    assert (small["masked"].batch, small["whole"].batch) == (2, 16)
+    assert small["masked"].learning_rate == small["whole"].learning_rate == 0.5
+    assert study.recipe(found, "masked", trial).stages["masked"].batch == 16
 
 
 def test_trials_are_the_same_for_all_arms_and_all_different() -> None:
@@ -190,6 +200,28 @@ def test_a_run_that_cannot_go_on_is_named(
     )
 
 
+def test_arms_may_have_points_and_seeds_of_their_own(tmp_path: Path) -> None:
+    arms = {
+        "unmasked": {"settings": {"stages": {"masked": None}}, "points": [1.0]},
+        "masked": {"seeds": [2]},
+    }
+    found = study.load(write(tmp_path, arms=arms))
+    assert found.points_of("unmasked") == (1.0,)
+    assert found.points_of("masked") == (0.5, 1.0)
+    assert found.seeds_of("unmasked") == (1, 2)
+    runs = [
+        {"arm": name, "point": point, "seed": seed, "score": 1 / point, "flops": 100 * point}
+        for name in found.arms
+        for point in found.points_of(name)
+        for seed in found.seeds_of(name)
+    ]
+    assert len(runs) == 2 + 2
+    runs = [run | {"seconds_alone": run["flops"]} for run in runs]
+    told = _verdicts(found, runs)["verdicts"]["masked"]
+    assert told["seeds"] == (2,)
+    assert told["ratios"] == (("=", 1.0),)
+
+
 def test_pre_training_is_charged_and_shown_apart(images: Path, tmp_path: Path) -> None:
     first = study.load(write(tmp_path, images, seeds=[1], points=[1.0]))
     conduct(first, tmp_path / "first", workers=1, say=lambda _: None)
@@ -260,7 +292,12 @@ def test_the_frechet_score_of_a_run(
         ({"arms": {"one": {}}}, "two arms at least"),
         ({"baseline": "nobody"}, "baseline 'nobody' is not an arm"),
         ({"budget": 0}, "budget 0"),
-        ({"points": [0.25, 0.5]}, "leave 1 among them"),
+        ({"points": [0.25, 0.5]}, "leave 1 among those of arm unmasked"),
+        (
+            {"arms": STUDY["arms"] | {"masked": {"points": [0.5, 0.25]}}},
+            "arms.masked.points: give ascending",
+        ),
+        ({"arms": STUDY["arms"] | {"masked": {"seeds": [7]}}}, "arms.masked.seeds: give some"),
         ({"seeds": [1, 1]}, "different whole numbers"),
         ({"score": "beauty"}, "'beauty' is not one of held-out loss, FD"),
         ({"tuning": {"trials": 9, "batch": [8, 16]}}, "have 2 combinations"),

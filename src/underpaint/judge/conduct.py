@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -127,9 +128,9 @@ def tasks(study: Study, out: Path, best: dict[str, dict[str, Any]]) -> list[Task
             out / "runs" / name / f"{point:g}" / f"seed-{seed}",
             "B",
         )
-        for point in study.points
-        for seed in study.seeds
         for name in study.arms
+        for point in study.points_of(name)
+        for seed in study.seeds_of(name)
     ]
 
 
@@ -320,22 +321,19 @@ def _verdicts(study: Study, runs: list[dict[str, Any]]) -> dict[str, Any]:
     def charged(key: str) -> dict[str, float]:
         return {name: _charged(arm.start, key) for name, arm in study.arms.items()}
 
-    def curves(name: str, key: str, extra: float) -> dict[int, Curve]:
+    def curves(name: str, key: str, extra: float, most: float = math.inf) -> dict[int, Curve]:
         return {
             seed: [
                 Point(run[key] + extra, run["score"])
                 for run in runs
-                if run["arm"] == name and run["seed"] == seed
+                if run["arm"] == name and run["seed"] == seed and run["point"] <= most
             ]
-            for seed in study.seeds
+            for seed in study.seeds_of(name)
         }
 
     def against(name: str, key: str, extra: dict[str, float]) -> dict[str, Any]:
         base = study.baseline
-        reference = {  # its runs up to point 1 make the target
-            seed: [p for p, at in zip(curve, study.points, strict=True) if at <= 1]
-            for seed, curve in curves(base, key, extra[base]).items()
-        }
+        reference = curves(base, key, extra[base], most=1.0)  # point 1 makes the target
         found = verdict(
             name,
             curves(name, key, extra[name]),

@@ -38,11 +38,19 @@ class Arm:
     )
     start: str = setting("", "a run to begin with; its compute is charged to this arm")
     budget: float = setting(0.0, "FLOPs; must be the study's, which 0 stands for")
+    points: tuple[float, ...] = setting((), "ladder points of this arm; empty: the study's")
+    seeds: tuple[int, ...] = setting(
+        (), "seeds of this arm, among those of the study; empty: all of them"
+    )
 
 
 @dataclass(kw_only=True)
 class Tuning:
-    """The same trials for every arm. An empty dimension is as in the recipe."""
+    """The same trials for every arm. An empty dimension is as in the recipe.
+
+    A stage's learning rate or batch that an arm's own settings give stays as it is: it makes the
+    arm what it is.
+    """
 
     trials: int = setting(0, "trials an arm; 0: no tuning")
     point: float = setting(1.0, "share of the budget that a trial gets")
@@ -68,6 +76,14 @@ class Study:
     features: str = setting("mobilenetv2", "feature space of FD: mobilenetv2 or inception")
     images: int = setting(512, "images of a half that are scored, at most")
     tuning: Tuning = setting(Tuning(), "trials before the runs")
+
+    def points_of(self, arm: str) -> tuple[float, ...]:
+        """Ladder points of an arm."""
+        return self.arms[arm].points or self.points
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """Seeds of an arm's runs that are reported."""
+        return self.arms[arm].seeds or self.seeds
 
 
 def load(path: str | Path) -> Study:
@@ -109,8 +125,15 @@ def recipe(study: Study, name: str, trial: dict[str, Any] | None = None) -> conf
     chosen = trial or {}
     if "patch" in chosen:
         run.space = dataclasses.replace(run.space, patch=chosen["patch"])
-    own = {key: chosen[key] for key in ("learning_rate", "batch") if key in chosen}
-    run.stages = {key: dataclasses.replace(stage, **own) for key, stage in run.stages.items()}
+    asked = arm.settings.get("stages") or {}
+    for name_of, stage in run.stages.items():
+        fixed = asked.get(name_of) or {}  # what makes the arm is not tuned away
+        own = {
+            key: chosen[key]
+            for key in ("learning_rate", "batch")
+            if key in chosen and key not in fixed
+        }
+        run.stages[name_of] = dataclasses.replace(stage, **own)
     unknown = [stage for stage in arm.shares if stage not in run.stages]
     if unknown:
         raise UserError(
@@ -179,13 +202,25 @@ def _check(study: Study, place: str) -> None:
         )
     if not 0 < study.budget < math.inf:
         raise UserError(f"{place}: budget {study.budget:g}: give the training FLOPs of a run")
-    if not study.points or list(study.points) != sorted(set(study.points)) or study.points[0] <= 0:
-        raise UserError(f"{place}: points: give ascending shares of the budget above 0")
-    if 1.0 not in study.points:
-        raise UserError(f"{place}: points: leave 1 among them, where the baseline's target lies")
+    for where, points in [
+        ("", study.points),
+        *((f"arms.{n}.", study.points_of(n)) for n in study.arms),
+    ]:
+        if not points or list(points) != sorted(set(points)) or points[0] <= 0:
+            raise UserError(f"{place}: {where}points: give ascending shares of the budget above 0")
+    if 1.0 not in study.points_of(study.baseline):
+        raise UserError(
+            f"{place}: points: leave 1 among those of arm {study.baseline}, where the target lies"
+        )
     if not study.seeds or len(set(study.seeds)) < len(study.seeds) or min(study.seeds) < 0:
         raise UserError(f"{place}: seeds: give different whole numbers from 0 up")
     for name, arm in study.arms.items():
+        strange = set(arm.seeds) - set(study.seeds)
+        if strange or len(set(arm.seeds)) < len(arm.seeds):
+            raise UserError(
+                f"{place}: arms.{name}.seeds: give some of the study's "
+                f"{', '.join(map(str, study.seeds))}, each once"
+            )
         if arm.budget and arm.budget != study.budget:
             raise UserError(
                 f"{place}: arm {name} has a budget of {arm.budget:.4g} FLOPs and the study one of "

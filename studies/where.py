@@ -1,0 +1,261 @@
+"""Where does masking pay? Patches an image, kinds of mask and rates, at equal compute.
+
+    python studies/draw.py                  the pictures: 25,000 drawn heads of 64×64, once
+    python studies/where.py                 as many processes as there are cores
+    python studies/where.py --prior         write what was found into judge/prior.json
+
+Each cell is a run in two stages, the first masked for `SHARE` of the FLOPs, against runs of the
+same network on whole images alone, at half, once and twice that budget. All see the same pictures
+at a size that gives N patches of 4×4. The score is the mean squared error of x0 of whole held-out
+images (eight noise levels, averaged weights). With m the cell's score and b that of whole images at
+the same budget and seed, the score of whole images as a function of compute, shifted so that it
+passes through b, is asked where it reaches m:
+
+    ratio = budget / compute of whole images with the cell's score
+
+below 1: masking pays. The curve is piecewise linear in log compute; outside it (below 0.5, above
+2) the ratio is a bound. `REPEATED` cells have three seeds. The spread s of their log ratios,
+pooled, is the noise of all cells: ratio · exp(± t · s), divided by √seeds where there are several.
+A cell whose interval holds 1 is undecided.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import units
+
+HERE = Path(__file__).parent
+PICTURES = Path("runs/data/lorelei-64.zip")
+PRIOR = HERE.parent / "src" / "underpaint" / "judge" / "prior.json"
+BUDGET, SHARE = 2e13, 0.4
+HELD_OUT, SCORED = 5000, 512
+LADDER = (0.5, 1.0, 2.0)
+SIDES = {49: 28, 100: 40, 196: 56, 256: 64}  # patches an image: pixels a side
+
+
+class Cell(NamedTuple):
+    """One way to hide patches."""
+
+    patches: int
+    mask: str
+    rate: float
+    block: int = 1
+
+    @property
+    def name(self) -> str:
+        """As in file names."""
+        kind = f"block{self.block}" if self.mask == "block" else self.mask
+        return f"{self.patches}-{kind}-{self.rate:g}"
+
+
+CELLS = [
+    *(Cell(patches, "patch", 0.75) for patches in SIDES),
+    Cell(100, "block", 0.75, 2),
+    Cell(256, "patch", 0.5),
+    Cell(256, "patch", 0.9),
+    Cell(256, "block", 0.75, 2),
+    Cell(256, "block", 0.9, 2),
+    Cell(256, "block", 0.9, 4),
+    Cell(256, "crop", 0.75),
+    Cell(256, "salient", 0.75),
+]
+REPEATED = [Cell(49, "patch", 0.75), Cell(100, "patch", 0.75), Cell(256, "block", 0.9, 2)]
+SEEDS = (1, 2, 3)
+
+WHOLE = [f"{n}-whole-{point:g}_1" for n in SIDES for point in LADDER]
+AGAIN = [f"{cell.patches}-whole-1_{seed}" for cell in REPEATED for seed in SEEDS[1:]]
+ONCE = [f"{cell.name}_1" for cell in CELLS]
+MORE = [f"{cell.name}_{seed}" for cell in REPEATED for seed in SEEDS[1:]]
+UNITS = [*WHOLE, *ONCE, *AGAIN, *MORE]
+
+
+def recipe(unit: str, scale: float, pictures: str) -> Any:
+    """The run of a unit."""
+    from underpaint import config
+    from underpaint.judge import study
+
+    name, seed = unit.split("_")
+    cell = next((cell for cell in CELLS if cell.name == name), None)
+    patches = int(name.split("-")[0])
+    size = (SIDES[patches], SIDES[patches])
+    stage = {"batch": 16, "learning_rate": 1e-3, "minutes": 0, "images": 16, "warmup": 1000}
+    masked = None
+    if cell is not None:
+        masked = stage | {"mask": cell.mask, "rate": cell.rate, "block": cell.block}
+    run = config.from_dict(
+        config.Run,
+        {
+            "data": {"source": pictures, "size": size[0], "held_out": str(HELD_OUT)},
+            "stages": {"masked": masked, "whole": stage | {"schedule": "cooldown"}},
+            "train": {"threads": 1, "seed": int(seed), "sample_every": -1, "check_every": -1},
+        },
+        "where: ",
+        config.preset("quickstart"),
+    )
+    point = 1.0 if cell else float(name.rsplit("-", 1)[1])
+    shares = {"masked": SHARE, "whole": 1 - SHARE} if cell else {"whole": 1.0}
+    return study.scaled(run, shares, BUDGET, point * scale, size, 3, 8)
+
+
+def train(unit: str, work: Path, scale: float, pictures: str) -> dict[str, Any]:
+    """One unit, begun or gone on with."""
+    from underpaint import api
+    from underpaint.judge.halves import measure
+
+    folder = work / unit
+    begun = (folder / "checkpoints" / "LATEST").is_file()
+    run = None if begun else recipe(unit, scale, pictures)
+    api.train(run, folder, resume=begun, overwrite=not begun, quiet=True, write_report=False)
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ends = [m for m in map(json.loads, lines) if m["kind"] == "stage" and m["event"] == "end"]
+    score = measure(folder, "held-out loss", "B", most=SCORED, extractor="")
+    return {"score": score, "flops": ends[-1]["flops"], "images": ends[-1]["images"]}
+
+
+def log_ratio(results: dict[str, Any], cell: Cell, seed: int) -> tuple[str, float] | None:
+    """ "=" or the side on which the curve ends, and log(budget / compute of whole images)."""
+    names = [f"{cell.patches}-whole-{point:g}_1" for point in LADDER]
+    asked = [*names, f"{cell.patches}-whole-1_{seed}", f"{cell.name}_{seed}"]
+    if not all(name in results for name in asked):
+        return None
+    curve = [results[name]["score"] for name in names]
+    shift = results[asked[-2]]["score"] - results[f"{cell.patches}-whole-1_1"]["score"]
+    wanted = results[asked[-1]]["score"] - shift
+    if wanted > curve[0]:
+        return ">", -math.log(LADDER[0])
+    for low, high, a, b in zip(LADDER, LADDER[1:], curve, curve[1:], strict=False):
+        if a >= wanted > b:
+            share = (a - wanted) / (a - b)
+            return "=", -(math.log(low) + share * math.log(high / low))
+    return "<", -math.log(LADDER[-1])
+
+
+def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ratio and verdict of each cell that is done, in the form of judge/prior.json."""
+    import numpy as np
+    from scipy import stats
+
+    found = {cell: [log_ratio(results, cell, seed) for seed in SEEDS] for cell in CELLS}
+    there = {cell: [r for r in own if r is not None] for cell, own in found.items()}
+    spreads = [
+        (np.var([v for _, v in there[cell]], ddof=1), len(there[cell]) - 1)
+        for cell in REPEATED
+        if len(there[cell]) > 1
+    ]
+    freedom = sum(n for _, n in spreads)
+    spread = math.sqrt(sum(v * n for v, n in spreads) / freedom) if freedom else None
+    told = []
+    for cell, own in there.items():
+        if not own:
+            continue
+        relations = {relation for relation, _ in own}
+        middle = float(np.mean([value for _, value in own]))
+        low = high = None
+        verdict = "undecided"
+        if spread is not None:
+            half = float(stats.t.ppf(0.975, freedom)) * spread / math.sqrt(len(own))
+            low, high = math.exp(middle - half), math.exp(middle + half)
+            if relations <= {"=", "<"} and high < 1:
+                verdict = "pays"
+            elif relations <= {"=", ">"} and low > 1:
+                verdict = "does not pay"
+        told.append(
+            {
+                **cell._asdict(),
+                "share": SHARE,
+                "ratio": math.exp(middle),
+                "relation": relations.pop() if len(relations) == 1 else "mixed",
+                "low": low,
+                "high": high,
+                "seeds": len(own),
+                "verdict": verdict,
+                "source": "studies/where.json",
+            }
+        )
+    return told
+
+
+def write(work: Path, out: Path, scale: float) -> None:
+    """The JSON of all units that are done, and the map of the cells."""
+    from underpaint import __version__
+
+    results = units.gather(UNITS, work)
+    cells = judged(results)
+    about = {"underpaint": __version__, "scale": scale, "budget": BUDGET, "share": SHARE}
+    text = json.dumps({**about, "cells": cells, "units": results}, indent=1)
+    out.write_text(text + "\n", encoding="utf-8")
+    if cells:
+        plot(cells, out.with_suffix(".png"))
+
+
+def plot(cells: list[dict[str, Any]], path: Path) -> None:
+    """Patches an image across, ways to hide them down; green pays, red does not, grey undecided."""
+    from matplotlib.figure import Figure
+
+    def way(cell: dict[str, Any]) -> str:
+        kind = f"blocks of {cell['block']}×{cell['block']}" if cell["block"] > 1 else cell["mask"]
+        return f"{kind}, {cell['rate']:.0%}"
+
+    ways, counts = list(dict.fromkeys(map(way, cells))), list(SIDES)
+    colours = {"pays": "#9fd8a8", "does not pay": "#efaaa0", "undecided": "#dddddd"}
+    figure = Figure(figsize=(7.2, 0.55 * len(ways) + 1.1), layout="constrained")
+    axes = figure.subplots()
+    for cell in cells:
+        x, y = counts.index(cell["patches"]), ways.index(way(cell))
+        colour = colours[cell["verdict"]]
+        axes.add_patch(_box(x, y, colour))
+        sign = {"=": "", "<": "≤ ", ">": "≥ ", "mixed": "about "}[cell["relation"]]
+        axes.text(x, y, f"{sign}{cell['ratio']:.2f}\n{cell['verdict']}", ha="center", va="center")
+    axes.set(xlim=(-0.5, len(counts) - 0.5), ylim=(len(ways) - 0.5, -0.5))
+    axes.set_xticks(range(len(counts)), [str(n) for n in counts])
+    axes.set_yticks(range(len(ways)), ways)
+    axes.set(xlabel="patches an image", title="compute with masks / compute without, equal score")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.savefig(path, dpi=120)
+
+
+def _box(x: float, y: float, colour: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.48, y - 0.45), 0.96, 0.9, color=colour, lw=0)
+
+
+def main() -> int:
+    """All units that are not done yet."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=UNITS, choices=UNITS, metavar="UNIT")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the budget")
+    parser.add_argument("--pictures", default=str(PICTURES), help="the pictures of draw.py")
+    parser.add_argument("--work", type=Path, default=Path("runs/where"), help="runs")
+    parser.add_argument("--out", type=Path, default=HERE / "where.json", help="results")
+    parser.add_argument("--prior", action="store_true", help="write judge/prior.json and stop")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.prior:
+        found = json.loads(given.out.read_text(encoding="utf-8"))
+        about = (
+            "Measured by studies/where.py: compute of a run with a masked stage over that of whole "
+            "images alone with the same held-out error; drawn heads, U-ViT of 1.1 M parameters, "
+            f"{found['budget']:.0e} training FLOPs, {found['share']:.0%} of them masked."
+        )
+        told = {"about": about, "cells": found["cells"]}
+        PRIOR.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        return 0
+    return units.conduct(
+        given.only,
+        given.work,
+        lambda unit: train(unit, given.work, given.scale, given.pictures),
+        lambda: write(given.work, given.out, given.scale),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
