@@ -141,9 +141,13 @@ def test_a_network_that_is_not_there(train: Wrong, faces: Path) -> None:
         (["--size"], "--size: expected at least one argument"),
         (["--data"], "--data: expected one argument"),
         (["photos"], "'photos' was not expected"),
+        (["--stop", "soon"], "--stop: 'soon' is not one of none, auto"),
+        (["--stop", "auto", "--held-out", "none"], "stage masked has none; hold some out"),
     ],
 )
-def test_wrong_flags(flags: list[str], expected: str, train: Wrong) -> None:
+def test_wrong_flags(flags: list[str], expected: str, train: Wrong, faces: Path) -> None:
+    if "auto" in flags:  # what only the images tell
+        flags = [*flags, "--data", str(faces), "--train.check_every", "8"]
     assert expected in train(*flags)
 
 

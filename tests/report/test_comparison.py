@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.report.test_report import Page
 from underpaint.judge.verdict import Point, verdict
-from underpaint.report import comparison
+from underpaint.report import comparison, summary
 
 POINTS = (0.25, 0.5, 1.0)
 
@@ -56,6 +56,18 @@ def test_the_page_says_the_verdict_and_shows_every_run(tmp_path: Path) -> None:
     assert page.source.count("<svg") == 2  # a wide drawing, and one for a phone
     assert text.count("chosen") == 1
     assert json.loads((tmp_path / "out" / "results.json").read_text())["baseline"] == "plain"
+
+
+def test_a_study_shows_the_height_to_reach_and_times_measured_alone(tmp_path: Path) -> None:
+    told = results()
+    assert "time alone" not in Page(comparison.write(told, tmp_path / "without")).text
+    told["by_seconds"] = told["verdicts"]
+    for run in told["runs"]:
+        run["seconds_alone"] = 4000.0
+    page = Page(comparison.write(told, tmp_path / "with"))
+    assert "time alone" in page.text
+    assert page.source.count(summary.clock(4000.0)) == 18
+    assert page.source.count("stroke-dasharray") == 2  # the dashed line, in both drawings
 
 
 def test_many_arms_are_drawn_in_several_charts_with_the_baseline_in_each(tmp_path: Path) -> None:

@@ -375,3 +375,31 @@ def test_the_page_says_whether_to_go_on(tmp_path: Path, source: str, trained: No
     assert "Improving: the last believed gain on held-out images was after" in page.text
     blind = Page(report.build(write_run(tmp_path / "blind", source, held_out=False)))
     assert 'id="stopping"' not in blind.source
+
+
+def test_the_page_draws_what_was_drawn_and_where_a_stage_ended(tmp_path: Path, source: str) -> None:
+    run = write_run(tmp_path / "run", source)
+    lines = [
+        {"kind": "scores", "stage": "whole", "images": images, "samples": 64, "copies": share}
+        | {"protocol": "FD-MobileNetV2 of 64 images a side"}
+        | {"frechet_train": 30.0 - images / 1e4, "frechet_held_out": 31.0}
+        for images, share in ((40_000, 0.0), (64_000, 0.25))
+    ]
+    sentence = "stage whole: ends after 32,000 of 64,000 images"
+    lines.append({"kind": "stop", "stage": "whole", "images": 64_000, "sentence": sentence})
+    lines[-1] |= {"gain": False, "back": 56_000, "cooldown": 0, "ends": True}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    page = Page(report.build(run))
+    for text in (
+        "Samples against real images",
+        "FD-MobileNetV2 of 64 images a side: lower is better",
+        "Near copies",
+        "Of 64 samples at each check",
+        f"After 64,000 images: {sentence}.",
+    ):
+        assert text in page.text
+    assert (
+        "Samples against real images"
+        not in Page(report.build(write_run(tmp_path / "plain", source))).text
+    )

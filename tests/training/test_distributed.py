@@ -10,6 +10,7 @@ import torch
 
 from tests.training.runs import environment, metrics, weights
 from underpaint import config
+from underpaint.judge.overfit import OverfitCheck
 from underpaint.training import train
 
 
@@ -24,8 +25,13 @@ def test_two_processes_equal_two_microbatches(
         recipe.stages["masked"].clip_percentile = 30.0
         recipe.stages["masked"].augment = 0.5
         recipe.noise.learned_weights = True
+    else:  # a stage that gains nothing ends after its fourth check, in both processes
+        still = dataclasses.replace(recipe.stages["masked"], images=400, learning_rate=1e-30)
+        recipe.stages["still"] = still
+        recipe.train.stop, recipe.train.check_every = "auto", 20
+        recipe.train.ema = 0.0  # else the average still moves towards the weights
     recipe.train.microbatch = 4
-    one = train(recipe, tmp_path / "one", quiet=True)
+    one = train(recipe, tmp_path / "one", make_check=OverfitCheck.of, quiet=True)
     path = tmp_path / "recipe.yaml"
     path.write_text(config.to_yaml(recipe))
     two = tmp_path / "two"
@@ -46,5 +52,7 @@ def test_two_processes_equal_two_microbatches(
     assert [m["images"] for m in steps] == [
         m["images"] for m in metrics(one) if m["kind"] == "step"
     ]
+    if not kit:
+        assert [r["images"] for r in metrics(two) if r["kind"] == "stage"] == [0, 40, 40, 120]
     assert done.stderr.count("stage masked:") == 1  # only the first process speaks
     assert (two / "report.html").exists()

@@ -73,7 +73,7 @@ def _print(results: dict[str, Any], page: Path | None) -> None:
     for verdict in results.get("amortised", {}).values():
         out.print(f"without its pre-training: {verdict['sentence']}")
     for verdict in results.get("by_seconds", {}).values():
-        out.print(f"by seconds instead of FLOPs: {verdict['sentence']}")
+        out.print(f"by time: {verdict['sentence']}")
     for note in results.get("notes", []):
         out.print(f"note: {note}")
     if page:

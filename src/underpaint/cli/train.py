@@ -64,6 +64,11 @@ def arguments(parser: Parser, verb: str) -> None:
         choices=("tensorboard", "wandb", "trackio"),
         help="also send metrics to tensorboard, wandb or trackio (train.track)",
     )
+    add(
+        "--stop",
+        choices=("none", "auto"),
+        help="auto: end a stage where held-out images stop gaining (train.stop)",
+    )
     add("--resume", action="store_true", help="go on with the run in --out, by its own recipe")
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--dry-run", action="store_true", help="say what it would cost; train nothing")
@@ -126,6 +131,8 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
     flags["train"] = {"compile": True} if args.compile else {}
     if args.track is not None:
         flags["train"]["track"] = args.track
+    if args.stop is not None:
+        flags["train"]["stop"] = args.stop
     chosen = config.from_dict(config.Run, flags, "--", chosen)
     chosen = config.apply_flags(chosen, others)
     if args.verb != "train":
@@ -197,7 +204,7 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     out = args.out or _default_out(config.Run(data=config.Data(source=args.data)), args.verb)
     given = [args.preset, args.config, args.start, args.size, args.channels, args.minutes]
     given += [args.held_out, args.labels, args.audit_split]
-    given += [args.track, args.compile or None]
+    given += [args.track, args.compile or None, args.stop]
     if others or any(value is not None for value in given):
         console(stderr=True, quiet=args.quiet).print(
             f"going on by the run's own recipe, {out}/config.yaml; other settings are not read"

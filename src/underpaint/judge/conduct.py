@@ -16,12 +16,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +27,13 @@ import torch
 
 from underpaint import config, data
 from underpaint._version import __version__
-from underpaint.errors import Interrupted, UserError
+from underpaint.errors import UserError
 from underpaint.judge import study as studies
 from underpaint.judge.halves import Half, final_data, half, measure
 from underpaint.judge.overfit import OverfitCheck
 from underpaint.judge.study import Study
 from underpaint.judge.verdict import Curve, Point, verdict
+from underpaint.judge.workers import gather
 from underpaint.training import distributed, stages, train
 from underpaint.training.minutes import speed
 from underpaint.training.state import replace_text, writing
@@ -205,41 +203,22 @@ def _same_images(study: Study) -> None:
 def _all(todo: list[Task], workers: int, say: Say) -> dict[Path, dict[str, Any]]:
     """Run and score every task; long ones first, so that no core waits at the end."""
     found: dict[Path, dict[str, Any]] = {}
-    order = sorted(todo, key=lambda task: -task.point)
-    if workers < 2:
-        for task in order:
-            found[task.folder] = _one(task)
-            _tell(say, task, found, len(todo))
-        return found
-    context = multiprocessing.get_context("spawn")
-    # sessions of their own: Ctrl-C reaches this process alone, which then ends them, once
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=os.setsid) as pool:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-        waiting = {pool.submit(_one, task): task for task in order}
-        try:
-            for future in as_completed(waiting):
-                found[waiting[future].folder] = future.result()
-                _tell(say, waiting[future], found, len(todo))
-        except BaseException as error:
-            for future in waiting:
-                future.cancel()
-            for child in multiprocessing.active_children():
-                child.terminate()  # SIGTERM: a run writes a checkpoint and ends
-            pool.shutdown(wait=True, cancel_futures=True)
-            if isinstance(error, (Interrupted, KeyboardInterrupt, BrokenExecutor)):
-                raise Interrupted(
-                    "the study was stopped; the same command goes on with it"
-                ) from None
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
+
+    def done(task: Task, told: dict[str, Any]) -> None:
+        found[task.folder] = told
+        say(
+            f"{len(found)} of {len(todo)}: {task.arm} at {task.point:g}, seed {task.seed}: "
+            f"{task.score} {told['score']:.5g}"
+        )
+
+    gather(sorted(todo, key=lambda task: -task.point), _one, workers, _name, done)
     return found
 
 
-def _tell(say: Say, task: Task, found: dict[Path, dict[str, Any]], total: int) -> None:
-    say(
-        f"{len(found)} of {total}: {task.arm} at {task.point:g}, seed {task.seed}: "
-        f"{task.score} {found[task.folder]['score']:.5g}"
+def _name(task: Task) -> str:
+    """Which task failed, and where it says more."""
+    return (
+        f"arm {task.arm} at point {task.point:g}, seed {task.seed} (log: {task.folder / 'log.txt'})"
     )
 
 
@@ -250,8 +229,10 @@ def _one(task: Task) -> dict[str, Any]:
     protocol = {"score": task.score, "half": task.half, "images": task.images}
     if task.score == "FD":
         protocol["features"] = task.extractor
-    begun = (task.folder / "config.yaml").is_file()
-    if begun and (task.folder / "config.yaml").read_text("utf-8") != config.to_yaml(task.run):
+    recipe = task.folder / "config.yaml"
+    begun = recipe.is_file()
+    # loaded, so that a setting that is new since then stands at its default
+    if begun and config.to_yaml(config.load(recipe)) != config.to_yaml(task.run):
         raise UserError(
             f"{task.folder}: was begun with other settings than the study has now; give another "
             "--out, or remove it"
@@ -313,17 +294,17 @@ def _speeds(
     say("measuring the speed of each arm")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    world = distributed.start("cpu")
     found: dict[str, dict[str, float]] = {name: {} for name in study.arms}
     try:
         for _ in range(2):  # arm by arm and again, so that a slow minute hits all of them
             for name in study.arms:
                 run = _task(study, name, best[name], 1.0, 0, out, "B").run
+                world = distributed.start(run.train.device)  # where the arm's runs are
                 for plan in stages.plans(run, lambda _: None, None):
                     seconds = 1 / speed(plan, run, world, 0.4)
                     found[name][plan.name] = min(seconds, found[name].get(plan.name, seconds))
+                world.close()
     finally:
-        world.close()
         torch.set_num_threads(threads)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -354,7 +335,12 @@ def _verdicts(study: Study, runs: list[dict[str, Any]]) -> dict[str, Any]:
         base = study.baseline
         reference = curves(base, key, extra[base], most=1.0)  # point 1 makes the target
         found = verdict(
-            name, curves(name, key, extra[name]), reference, score=study.score, against=base
+            name,
+            curves(name, key, extra[name]),
+            reference,
+            score=study.score,
+            against=base,
+            cost="compute" if key == "flops" else "time",
         )
         return dataclasses.asdict(found)
 

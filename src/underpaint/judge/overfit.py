@@ -17,9 +17,8 @@ state or changes it, so that a checked run is the run that was not checked.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,14 +32,16 @@ from underpaint.core.noise import Process
 from underpaint.core.salient import local_variance
 from underpaint.core.spaces import Space, from_uint8, levels
 from underpaint.data import Dataset, Sealed
+from underpaint.judge.drawn import Drawn
+from underpaint.judge.stopping import judge
 from underpaint.model import Model, evaluating
 from underpaint.training.draws import key
+from underpaint.training.watch import Finding
 
-__all__ = ["BINS", "IN_A_ROW", "LOG_SNR", "OverfitCheck", "Shown", "log_snr_edges", "rising"]
+__all__ = ["BINS", "LOG_SNR", "OverfitCheck", "Shown", "log_snr_edges"]
 
 BINS = 8
 LOG_SNR = (-6.0, 6.0)
-IN_A_ROW = 3  # rises before a warning
 
 
 class Shown(NamedTuple):
@@ -77,17 +78,18 @@ class OverfitCheck:
         self.batch = batch
         self.edges = log_snr_edges(process)
         self.sealed = isinstance(train, Shown)
+        self.drawn: Drawn | None = None
         self.sides: list[tuple[np.ndarray | Shown, np.ndarray | None]] = [(train, train_labels)]
         if held_out is not None and _count(held_out):
             self.sides.append((held_out, held_out_labels))
 
     @classmethod
     def of(
-        cls, dataset: Dataset | Sealed, model: Model, seed: int, limit: int
+        cls, dataset: Dataset | Sealed, model: Model, seed: int, limit: int, samples: int = 0
     ) -> OverfitCheck | None:
         """The check of a run: at most `limit` images of each side, chosen by `seed`.
 
-        None if there are no images to train on.
+        `samples`: how many it draws for its `scores`. None if there are no images to train on.
         """
         train, held_out = (
             _chosen(ids, limit, seed) for ids in (dataset.train_ids, dataset.held_out_ids)
@@ -96,7 +98,7 @@ class OverfitCheck:
             return None
         labelled = bool(model.label_names)
         read = _reader(dataset)
-        return cls(
+        check = cls(
             read(train),
             read(held_out) if len(held_out) else None,
             model.space,
@@ -105,6 +107,8 @@ class OverfitCheck:
             train_labels=dataset.labels[train] if labelled else None,
             held_out_labels=dataset.labels[held_out] if labelled else None,
         )
+        check.drawn = Drawn(dataset, samples, seed) if samples else None
+        return check
 
     def run(self, model: Model, stage: config.Stage, rate: float) -> list[dict[str, Any]]:
         """Records for metrics.jsonl: of whole images, and at the stage's mask if it hides any."""
@@ -141,7 +145,7 @@ class OverfitCheck:
     ) -> dict[str, Any]:
         """One record: errors by bin, their means, and the held-out standard error and gap.
 
-        `held_out_images` has each held-out image's own error, a mean over the bins: `rising`
+        `held_out_images` has each held-out image's own error, a mean over the bins: `stopping`
         compares them one by one.
         """
         errors = [
@@ -173,14 +177,13 @@ class OverfitCheck:
             }
         return record
 
-    def warning(self, history: Sequence[Sequence[float]]) -> str | None:
-        """A sentence for the reader if `history`, the checks' `held_out_images`, is rising."""
-        if not rising(history):
-            return None
-        return (
-            f"overfitting: the error on held-out images has risen {IN_A_ROW} checks in a row; more "
-            "training makes it worse, so stop here, use more images or a smaller network"
-        )
+    def scores(self, model: Model) -> dict[str, Any] | None:
+        """A record of what `model` draws (`drawn.Drawn`), if samples are wanted."""
+        return None if self.drawn is None else self.drawn.measure(model)
+
+    def finding(self, records: Sequence[dict[str, Any]]) -> Finding:
+        """What the checks among `records` say about going on (`stopping.judge`)."""
+        return judge(records)
 
     @torch.inference_mode()
     def _errors(
@@ -254,21 +257,6 @@ def log_snr_edges(process: Process) -> list[float]:
     low = max(LOG_SNR[0], -2 * math.log(process.sigma_max))
     high = min(LOG_SNR[1], -2 * math.log(process.sigma_min))
     return [low + (high - low) * i / BINS for i in range(BINS + 1)]
-
-
-def rising(history: Iterable[Sequence[float]]) -> bool:
-    """Whether the held-out mean has risen, beyond its standard error, `IN_A_ROW` checks in a row.
-
-    `history`: each check's error of the same held-out images [n], oldest first. Each check is
-    compared with the one before it image by image, which takes away most of the spread: with
-    differences d, it has risen if mean(d) > sd(d)/√n. False while there are too few checks, and
-    where the number of images has changed.
-    """
-    recent = [np.asarray(errors, dtype=np.float64) for errors in history][-(IN_A_ROW + 1) :]
-    if len(recent) <= IN_A_ROW or len({len(errors) for errors in recent}) > 1:
-        return False
-    changes = [later - earlier for earlier, later in itertools.pairwise(recent)]
-    return all(len(d) > 1 and d.mean() > _standard_error(d) for d in changes)
 
 
 def _standard_error(values: np.ndarray) -> float:

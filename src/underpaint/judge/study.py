@@ -117,6 +117,11 @@ def recipe(study: Study, name: str, trial: dict[str, Any] | None = None) -> conf
     arm = study.arms[name]
     run = config.from_dict(config.Run, study.settings, "settings: ", run)
     run = config.from_dict(config.Run, arm.settings, f"arms.{name}.settings: ", run)
+    if run.train.stop == "auto":
+        raise UserError(
+            f"arms.{name}: with train.stop auto its runs would end below their budget, and arms "
+            "that differ in budget cannot be compared; give train.stop none"
+        )
     chosen = trial or {}
     if "patch" in chosen:
         run.space = dataclasses.replace(run.space, patch=chosen["patch"])

@@ -104,10 +104,11 @@ def verdict(
     *,
     score: str = "score",
     against: str = "the baseline",
+    cost: str = "compute",
 ) -> Verdict:
     """Compare `curves` of `arm` with those of the baseline, by seed; seeds of both are used.
 
-    `score`: the score's name, `against`: the baseline's, for the sentence.
+    `score`: the score's name, `against`: the baseline's, `cost`: what is spent, for the sentence.
     Raises UserError if no seed is common, a curve is empty or the baseline's computes differ.
     """
     seeds = tuple(sorted(set(curves) & set(baseline)))
@@ -156,7 +157,7 @@ def verdict(
         difference=difference,
         more_seeds=needed,
     )
-    return Verdict(**{**result.__dict__, "sentence": _sentence(result, arm, score, against)})
+    return Verdict(**{**result.__dict__, "sentence": _sentence(result, arm, score, against, cost)})
 
 
 def target(ends: Sequence[float]) -> float:
@@ -246,7 +247,7 @@ def _at(curve: Curve, compute: float) -> float:
     return float(np.interp(at, x, [p.score for p in curve]))
 
 
-def _sentence(v: Verdict, arm: str, score: str, against: str) -> str:
+def _sentence(v: Verdict, arm: str, score: str, against: str, cost: str) -> str:
     many = f"{len(v.seeds)} seed{'s' if len(v.seeds) > 1 else ''}"
     owner = f"{against}'" if against.endswith("s") else f"{against}'s"
     reaches = f"{arm} reaches {owner} final {score}"
@@ -257,22 +258,22 @@ def _sentence(v: Verdict, arm: str, score: str, against: str) -> str:
         never = sum(relation == ">" for relation, _ in v.ratios)
         bound = min(ratio for relation, ratio in v.ratios if relation == ">")
         text = (
-            f"{arm} does not reach {owner} final {score} within {bound:.3g} of its compute "
+            f"{arm} does not reach {owner} final {score} within {bound:.3g} of its {cost} "
             f"with {never} of {many}"
         )
     elif v.relation == "≤":
-        text = f"{reaches} in at most {v.ratio:.2f} of its compute ({many})"
+        text = f"{reaches} in at most {v.ratio:.2f} of its {cost} ({many})"
     elif v.low is None:
-        text = f"{reaches} in {v.ratio:.2f} of its compute ({many}, no interval)"
+        text = f"{reaches} in {v.ratio:.2f} of its {cost} ({many}, no interval)"
     else:
         text = (
-            f"{reaches} in {v.ratio:.2f} of its compute (95 %: {v.low:.2f}–{v.high:.2f}, {many}, "
+            f"{reaches} in {v.ratio:.2f} of its {cost} (95 %: {v.low:.2f}–{v.high:.2f}, {many}, "
             f"{freedom})"
         )
     if v.relation != "=" and v.difference is not None:
         d = v.difference
         text += (
-            f", and at equal compute scores {d.mean:+.4g} (95 %: {d.low:+.4g} to {d.high:+.4g}, "
+            f", and at equal {cost} scores {d.mean:+.4g} (95 %: {d.low:+.4g} to {d.high:+.4g}, "
             f"{freedom})"
         )
     if v.answer != "undecided":

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from underpaint.judge.drawn import comparable
 from underpaint.report.metrics import Record, of_kind
 from underpaint.report.plots import Band, Line, chart, smooth
 from underpaint.report.summary import StageFacts, seconds_at
@@ -32,6 +33,8 @@ def of_run(records: list[Record], stages: list[StageFacts]) -> list[Chart]:
         _errors(records, stages),
         _bins(records),
         _at_mask(records, stages),
+        _frechet(records, stages),
+        _copies(records, stages),
         _speed(records, stages),
         _learning_rate(records, stages),
     ]
@@ -144,11 +147,68 @@ def _at_mask(records: list[Record], stages: list[StageFacts]) -> Chart | None:
     )
 
 
+def _frechet(records: list[Record], stages: list[StageFacts]) -> Chart | None:
+    found = comparable(records)
+    if not found:
+        return None
+    unit, scale, times = _times(records, found, stages)
+    sides = (("training images", "frechet_train", 1), ("held-out images", "frechet_held_out", 0))
+    lines = []
+    for name, key, colour in sides:
+        own = [(t, r[key]) for t, r in zip(times, found, strict=True) if r[key] is not None]
+        if own:
+            lines.append(Line(name, [t for t, _ in own], [y for _, y in own], colour, marks=True))
+    protocol = found[-1]["protocol"]
+    return Chart(
+        "Samples against real images",
+        chart(
+            "frechet",
+            lines,
+            x_label=f"{unit} of training",
+            y_label="Fréchet distance",
+            describe=f"Fréchet distance of samples to real images over {unit} of training",
+            bands=_bands(stages, scale),
+            log=True,
+        ),
+        f"{protocol}: lower is better. Few images bias it upwards, so only its course and the "
+        "difference of the two can be read. Samples that come nearer to the training images "
+        "while they stay as far from the held-out ones are on the way to copies.",
+    )
+
+
+def _copies(records: list[Record], stages: list[StageFacts]) -> Chart | None:
+    found = [r for r in of_kind(records, "scores") if r["copies"] is not None]
+    if not found:
+        return None
+    unit, scale, times = _times(records, found, stages)
+    return Chart(
+        "Near copies",
+        chart(
+            "copies",
+            [Line("", times, [100 * r["copies"] for r in found], 0, marks=True)],
+            x_label=f"{unit} of training",
+            y_label="% of the samples",
+            describe=f"Share of samples that are near copies over {unit} of training",
+            bands=_bands(stages, scale),
+            zero=True,
+        ),
+        f"Of {found[-1]['samples']:,} samples at each check: those at most a third as far from one "
+        "training image as from every other, pixel by pixel.",
+    )
+
+
+def _times(
+    records: list[Record], found: list[Record], stages: list[StageFacts]
+) -> tuple[str, float, list[float]]:
+    """Unit of time, its seconds, and when each of `found` was measured."""
+    unit, scale = _unit(max((s.begin + s.seconds for s in stages), default=0.0))
+    return unit, scale, [s / scale for s in seconds_at(records, [r["images"] for r in found])]
+
+
 def _over_time(
     key: str, records: list[Record], checks: list[Record], stages: list[StageFacts]
 ) -> Markup:
-    unit, scale = _unit(max((s.begin + s.seconds for s in stages), default=0.0))
-    times = [s / scale for s in seconds_at(records, [r["images"] for r in checks])]
+    unit, scale, times = _times(records, checks, stages)
     lines = [Line("training images", times, [r["train_mean"] for r in checks], 1, marks=True)]
     own = [(t, r) for t, r in zip(times, checks, strict=True) if r["held_out_mean"] is not None]
     if own:

@@ -53,6 +53,7 @@ def _charts(results: dict[str, Any]) -> list[Chart]:
     names = list(dict.fromkeys(run["arm"] for run in results["runs"]))
     base = results["baseline"]
     others = [name for name in names if name != base]
+    target = next(iter(results["verdicts"].values()))["target"]
     parts = [others[i : i + COLOURS - 1] for i in range(0, len(others), COLOURS - 1)]
     found = []
     for i, part in enumerate(parts):
@@ -65,10 +66,12 @@ def _charts(results: dict[str, Any]) -> list[Chart]:
             describe=f"{results['score']} against compute of {', '.join([base, *part])}",
             log=all(y > 0 for line in lines for y in line.y),
             wide=True,
+            level=target,
         )
         meaning = (
             "Lower is better. A mark is the mean over seeds; the band holds all of them. "
-            "Each arm is read off where it reaches the height at which the baseline ends."
+            "Each arm is read off where it reaches the height at which the baseline ends: the "
+            "dashed line."
         )
         found.append(Chart(f"{results['score']} against compute", drawing, meaning, True))
     return found

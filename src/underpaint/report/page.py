@@ -21,6 +21,7 @@ from PIL import Image
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.judge import stopping
+from underpaint.judge.drawn import recorded
 from underpaint.report import charts, gallery, metrics, summary
 
 __all__ = ["build", "text_of", "write_page"]
@@ -70,6 +71,7 @@ def build(
         ),
         charts=charts.of_run(records, stages),
         has_checks=bool(metrics.of_kind(records, "check")),
+        stops=metrics.of_kind(records, "stop"),
         rollbacks=metrics.of_kind(records, "rollback"),
         skipped=_skipped(records),
         recipe=(run_dir / "config.yaml").read_text(encoding="utf-8"),
@@ -88,7 +90,7 @@ def _read(run_dir: Path) -> tuple[config.Run, list[metrics.Record], dict[str, An
         environment = {}
     except ValueError:
         raise UserError(f"{run_dir / 'env.json'}: is damaged; remove it to go without") from None
-    records = metrics.read(run_dir / "metrics.jsonl")
+    records = metrics.read(run_dir / "metrics.jsonl") + recorded(run_dir)
     return config.load(run_dir / "config.yaml"), records, environment
 
 

@@ -88,15 +88,17 @@ def chart(
     log: bool = False,
     zero: bool = False,
     wide: bool = False,
+    level: float | None = None,
 ) -> Markup:
     """An inline SVG. `key` makes its ids its own on the page; `describe` is read to the blind.
 
     `log`: logarithmic y axis. `zero`: the y axis begins at 0. `wide`: the page's whole width; a
     second drawing takes its place on a phone, where the text of a wide one would be too small.
+    `level`: a height to mark by a dashed line.
     """
 
     def drawing(key: str, size: tuple[float, float], kind: str) -> Markup:
-        return _drawing(key, lines, x_label, y_label, describe, bands, log, zero, size, kind)
+        return _drawing(key, lines, x_label, y_label, describe, bands, log, zero, size, kind, level)
 
     if wide:
         return drawing(key, (10.4, 3.6), "broad") + drawing(f"{key}-narrow", NARROW, "narrow")
@@ -124,6 +126,7 @@ def _drawing(
     zero: bool,
     size: tuple[float, float],
     kind: str,
+    level: float | None,
 ) -> Markup:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": key}):
         figure = Figure(figsize=size, layout="constrained")
@@ -133,6 +136,8 @@ def _drawing(
         axes.set_axisbelow(True)
         for line in lines:
             _draw(axes, line)
+        if level is not None:
+            axes.axhline(level, color=INK, linestyle=(0, (5, 4)), linewidth=1.0, zorder=1)
         if log:
             _log_scale(axes, lines)
         elif zero:

@@ -71,6 +71,12 @@ class Log:
                 {f"{prefix}/{k}": float(v) for k, v in numbers.items()}, fields["images"]
             )
 
+    def records(self, *kinds: str) -> list[dict[str, Any]]:
+        """The metrics of these kinds so far; of the process that writes them."""
+        beginnings = tuple(f'{{"kind": "{kind}"'.encode() for kind in kinds)
+        with self.folder.metrics.open("rb") as file:
+            return [json.loads(line) for line in file if line.startswith(beginnings)]
+
     def size(self) -> int:
         """Bytes of metrics so far, safely on the disk."""
         if not self.first:

@@ -15,7 +15,7 @@ import torch
 from underpaint import config
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.model import find, read_spec, read_weights
-from underpaint.training import distributed, stages
+from underpaint.training import distributed, early, stages
 from underpaint.training import start as starting
 from underpaint.training.environment import describe, identities
 from underpaint.training.learner import Learner
@@ -89,6 +89,7 @@ def train(
         if not world.first:
             plans = stages.plans(run, lambda _: None, None)
         _check_batches(plans, run, world)
+        early.check_stop(run, plans, make_check is not None)
         if resume:
             if world.first:
                 folder.lock()
@@ -165,43 +166,78 @@ def _stage(
     signals: Signals,
 ) -> None:
     """One stage from where `progress` stands to its end."""
-    every = cadence(run.train, log.total)
+    every = cadence(run.train, log.total, plan)
     if progress.stage_images == 0:
-        progress.history = []  # other images may be held out here
+        progress.best, progress.cooldown = 0, (0, 0)
         progress.norms = []  # other masks and images have other gradients
         log.metric("stage", event="start", **stage_record(plan, learner, progress))
         say_stage(plan, learner, log)
+    if progress.cooldown[1]:
+        plan = early.shortened(plan, *progress.cooldown)
     while progress.stage_images < plan.images:
         began = time.perf_counter()
         before = progress.images
         step(plan, run, learner, progress)
         progress.seconds += time.perf_counter() - began
-        last = progress.stage_images >= plan.images
+        last, decision = progress.stage_images >= plan.images, early.Decision()
 
-        def due(interval: int, before: int = before, last: bool = last) -> bool:
+        def due(interval: int, last: bool, before: int = before) -> bool:
             return interval > 0 and (last or before // interval != progress.images // interval)
 
-        if due(every["log"]):
+        if due(every["log"], last):
             log_step(plan, progress, log, learner)
-        if due(every["check"]) and check is not None and learner.world.first:
-            run_check(check, plan, learner, progress, log)
-        if learner.power and due(run.train.snapshots) and learner.world.first:
+        if due(every["check"], last):
+            found = None
+            if check is not None and learner.world.first:
+                found = run_check(check, plan, learner, progress, log)
+            if run.train.stop == "auto":
+                decision = early.decide(found, plan, progress, learner.world)
+                plan = _heed(decision, folder, plan, learner, progress, log)
+                last = last or decision.ends
+        if learner.power and due(run.train.snapshots, last) and learner.world.first:
             folder.snapshot(learner.spec, learner.power.state(), progress.images, learner.ema.steps)
-        if due(every["sample"]) and learner.world.first:
+        if due(every["sample"], last) and learner.world.first:
             draw_samples(folder, run, learner, progress, log, plan)
         if last:
+            log_step(plan, progress, log, learner)  # what is left, where the stage ends early
             log.metric("stage", event="end", **stage_record(plan, learner, progress))
             progress.stage += 1
             progress.stage_images = progress.stage_returns = 0
         stopping = learner.world.sums([float(signals.received)])[0] > 0
-        if due(every["checkpoint"]) or stopping:
+        if due(every["checkpoint"], last) or stopping or any(decision):
             progress.stage_end = last
             _save(folder, run, learner, progress, log)
-        if stopping and progress.images < log.total:
+        if stopping and progress.stage < len(run.stages):
             log.say(f"stopped after {progress.images:,} images; go on{folder.advice}")
             raise Interrupted
         if last:
             return  # progress now belongs to the next stage
+
+
+def _heed(
+    decision: early.Decision,
+    folder: RunFolder,
+    plan: Plan,
+    learner: Learner,
+    progress: Progress,
+    log: Log,
+) -> Plan:
+    """Do what was decided after a check, and return the stage as it goes on."""
+    if decision.gain:
+        progress.best = progress.images
+    if not decision.back:
+        return plan
+    _load(learner, folder.checkpoints / f"{decision.back:012d}")
+    progress.ema_steps = learner.ema.steps
+    if learner.world.first:
+        folder.forget(decision.back)
+    told = decision._asdict() | {"sentence": early.said(decision, plan, progress)}
+    log.metric("stop", stage=plan.name, images=progress.images, **told)
+    log.say(told["sentence"])
+    if not decision.cooldown:
+        return plan
+    progress.cooldown = (progress.stage_images, decision.cooldown)
+    return early.shortened(plan, *progress.cooldown)
 
 
 def _save(
@@ -269,13 +305,17 @@ def _restore(
     checkpoint = find(folder.path)
     progress = read_progress(checkpoint)
     learner = Learner(read_spec(checkpoint), run.train, world)
-    learner.load(
-        read_weights(checkpoint, "model"), read_weights(checkpoint, "ema"), progress.ema_steps
-    )
+    _load(learner, checkpoint)
+    return learner, progress
+
+
+def _load(learner: Learner, checkpoint: Path) -> None:
+    """Weights, averages and the optimiser's state of a checkpoint of the same network."""
+    steps = read_progress(checkpoint).ema_steps
+    learner.load(read_weights(checkpoint, "model"), read_weights(checkpoint, "ema"), steps)
     if learner.power:
         learner.power.load({name: read_weights(checkpoint, name) for name in TRACKED})
     learner.load_optimizer(read_optimizer(checkpoint))
-    return learner, progress
 
 
 def _return(
@@ -321,7 +361,8 @@ def _make_check(
 ) -> Check | None:
     if make is None or not world.first or run.train.check_every < 0:
         return None
-    return make(plan.dataset, learner.averaged, run.train.seed, run.train.check_images)
+    train = run.train
+    return make(plan.dataset, learner.averaged, train.seed, train.check_images, train.check_samples)
 
 
 def _check_batches(plans: list[Plan], run: config.Run, world: distributed.World) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 
+import torch
+
 from underpaint import config
 from underpaint.training import distributed, stages
 from underpaint.training.learner import Learner
@@ -44,12 +46,20 @@ def speed(plan: Plan, run: config.Run, world: distributed.World, seconds: float 
         progress = Progress()
         for _ in range(3):  # first steps allocate and compile
             step(alone, run, learner, progress)
+        _finish(world.device)
         began, steps = time.perf_counter(), 0
         while True:
             step(alone, run, learner, progress)
             steps += 1
+            _finish(world.device)
             spent = time.perf_counter() - began
             if world.from_first([float(spent > seconds and steps >= 3)])[0]:
                 break
         times.append(spent / (steps * plan.stage.batch))
     return len(times) / sum(times)
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what a GPU has been given; its time would else be that of the next step."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

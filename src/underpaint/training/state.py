@@ -3,7 +3,7 @@
 ```
 RUN/config.yaml  env.json  images.json  metrics.jsonl  log.txt  samples/  report.html
 RUN/checkpoints/000000064000/{model,ema}.safetensors config.json optimizer.pt state.json
-RUN/checkpoints/LATEST
+RUN/checkpoints/LATEST  BEST                    (BEST: of the stage's best check, with stop auto)
 RUN/snapshots/000000064000/{narrow,wide}.safetensors config.json state.json   (see `posthoc`)
 ```
 
@@ -64,7 +64,8 @@ class Progress:
     stage_end: bool = False  # written at the end of a stage: kept for good
     norms: list[float] = field(default_factory=list)  # gradient norms of the stage's last steps
     sums: dict[str, float] = field(default_factory=dict)  # since the last line of metrics
-    history: list[list[float]] = field(default_factory=list)  # held-out loss of the last checks
+    best: int = 0  # images of the run at the stage's best check, with stop auto
+    cooldown: tuple[int, int] = (0, 0)  # images of the stage before an early one, and its length
 
 
 @contextlib.contextmanager
@@ -167,7 +168,7 @@ class RunFolder:
         keep: int,
         averages: Mapping[str, dict[str, Tensor]],
     ) -> Path:
-        """Write a checkpoint and delete old ones (the last `keep` and stage ends stay)."""
+        """Write a checkpoint and delete old ones (the last `keep`, the best, stage ends stay)."""
         final = self.checkpoints / f"{progress.images:012d}"
         with writing(self.checkpoints, self.advice):
             with appearing(final) as temporary:
@@ -175,7 +176,12 @@ class RunFolder:
                 torch.save(optimizer, temporary / "optimizer.pt")
                 write_text(temporary / "state.json", json.dumps(asdict(progress), indent=1))
             replace_text(self.checkpoints / "LATEST", final.name + "\n")
-            self.clean(keep)
+            best = self.checkpoints / "BEST"
+            if progress.best:
+                replace_text(best, f"{progress.best:012d}\n")
+            else:
+                best.unlink(missing_ok=True)
+            self.clean(keep, progress.best)
         return final
 
     def snapshot(
@@ -192,7 +198,13 @@ class RunFolder:
                 write_model(temporary, spec, averages)
                 write_text(temporary / "state.json", json.dumps({"steps": steps}) + "\n")
 
-    def clean(self, keep: int | None = None) -> None:
+    def forget(self, after: int) -> None:
+        """Delete the snapshots of weights that the run has gone back from, after so many images."""
+        for folder in self.snapshots.glob("[0-9]*/"):
+            if int(folder.name) > after:
+                vanish(folder)
+
+    def clean(self, keep: int | None = None, best: int = 0) -> None:
         """Delete half-written checkpoints, those after LATEST, and (with `keep`) old ones.
 
         Snapshots after LATEST go too: the run takes them again.
@@ -208,7 +220,7 @@ class RunFolder:
                 vanish(folder)
         past = [p for p in folders if p.name <= latest]
         for folder in past[: -max(1, keep)] if keep is not None else []:
-            if not read_progress(folder).stage_end:
+            if not (best and folder.name == f"{best:012d}") and not read_progress(folder).stage_end:
                 vanish(folder)
 
 
@@ -283,7 +295,9 @@ def write_model(
 def read_progress(checkpoint: Path) -> Progress:
     """`state.json` of a checkpoint. Raises UserError if it is damaged."""
     try:
-        return Progress(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+        told = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        told.pop("history", None)  # of runs before the checks were judged by their records
+        return Progress(**{**told, "cooldown": tuple(told.get("cooldown", (0, 0)))})
     except (OSError, ValueError, TypeError):
         raise UserError(f"{checkpoint}: its state.json is missing or damaged") from None
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from underpaint import config, pictures
 from underpaint.data import Dataset, Sealed
@@ -16,7 +17,9 @@ from underpaint.training.state import Progress, RunFolder, writing
 from underpaint.training.step import training_flops
 
 __all__ = [
+    "Answer",
     "Check",
+    "Finding",
     "MakeCheck",
     "cadence",
     "draw_samples",
@@ -27,18 +30,37 @@ __all__ = [
 ]
 
 
+Answer = Literal["improving", "stop", "copying", "unknown"]
+
+
+class Finding(NamedTuple):
+    """What a stage's checks say, in a sentence, and the numbers behind it."""
+
+    answer: Answer
+    sentence: str
+    best: int | None  # images of the run at the last gain: the checkpoint to keep
+    since: int  # images since then
+    worse: bool  # the last check is believed to be worse than the best one
+    evidence: dict[str, Any]
+
+
 class Check(Protocol):
     """A measurement that the run makes on its averaged weights from time to time."""
 
     def run(self, model: Model, stage: config.Stage, rate: float) -> list[dict[str, Any]]:
         """Records for metrics.jsonl; the first is that of whole images, if there are any."""
 
-    def warning(self, history: list[list[float]]) -> str | None:
-        """A sentence if the held-out losses of the checks so far call for one."""
+    def scores(self, model: Model) -> dict[str, Any] | None:
+        """A record of what `model` draws, if that is to be measured."""
+
+    def finding(self, records: list[dict[str, Any]]) -> Finding:
+        """What the checks among `records`, the run's metrics so far, say about going on."""
 
 
-# Builds a stage's check: its images, the averaged model, the run's seed, images a side.
-MakeCheck: TypeAlias = Callable[[Dataset | Sealed, Model, int, int], Check | None]
+CHECKS = 16  # of a stage that may end early
+
+# Builds a stage's check: its images, the averaged model, the run's seed, images a side, samples.
+MakeCheck: TypeAlias = Callable[[Dataset | Sealed, Model, int, int, int], Check | None]
 
 
 def log_step(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None:
@@ -68,16 +90,19 @@ def log_step(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None
     progress.sums = {"since": progress.seconds}
 
 
-def run_check(check: Check, plan: Plan, learner: Learner, progress: Progress, log: Log) -> None:
+def run_check(check: Check, plan: Plan, learner: Learner, progress: Progress, log: Log) -> Finding:
     level = plan.level(max(0, progress.stage_images - plan.stage.batch))
     records = check.run(learner.averaged, plan.stage, level.rate)
     for record in records:
         log.metric("check", stage=plan.name, images=progress.images, **record)
-    if records[0].get("held_out_images") is not None:
-        progress.history = [*progress.history, records[0]["held_out_images"]][-4:]
-        warning = check.warning(progress.history)
-        if warning:
-            log.say(warning, style="yellow")
+    drawn = check.scores(learner.averaged)
+    if drawn is not None:
+        log.metric("scores", stage=plan.name, images=progress.images, **drawn)
+    found = check.finding(log.records("check", "scores", "stop"))
+    if found.answer != "unknown":
+        style = None if found.answer == "improving" else "yellow"
+        log.say(found.sentence, style=style)
+    return found
 
 
 def draw_samples(
@@ -103,7 +128,14 @@ def draw_samples(
     )
 
 
-def cadence(train: config.Train, total: int) -> dict[str, int]:
+def cadence(train: config.Train, total: int, plan: Plan) -> dict[str, int]:
+    """Images between two lines, checks, grids and checkpoints, in a run of `total` images.
+
+    A stage that may end early has CHECKS of its own, however short it is.
+    """
+    if train.stop == "auto" and train.check_every == 0:
+        train = dataclasses.replace(train, check_every=max(1, plan.images // CHECKS))
+
     def of(setting: int, parts: int) -> int:
         return max(1, total // parts) if setting == 0 else setting
 
