@@ -176,6 +176,7 @@ def _stage(
     if plan.guarantee:
         plan = _spent(folder, plan, progress, log)
         if progress.stage_images >= plan.images:  # nothing is left of its budget
+            progress.sums = {"since": progress.seconds}
             _finish(plan, learner, progress, log)
             _save(folder, run, learner, progress, log)
             return
@@ -229,15 +230,14 @@ def _spent(folder: RunFolder, plan: Plan, progress: Progress, log: Log) -> Plan:
     Whoever stopped the run may have seen something of the steps after its last checkpoint, or
     stopped it because of them: they cost what they cost, and are not taken again.
     """
-    assert plan.guarantee is not None
     if plan.name in progress.privacy:
         own = budget.Guarantee.of(progress.privacy[plan.name])
         plan = dataclasses.replace(plan, guarantee=own)
     done, begun = progress.stage_images // plan.stage.batch, folder.begun(plan.name)
     if begun < done:
         raise UserError(
-            f"{folder.ledger}: counts {begun:,} steps of stage {plan.name}, its checkpoint "
-            f"{done:,}; the file is damaged or not this run's, so the budget cannot be kept"
+            f"{folder.ledger}: counts {begun:,} steps of stage {plan.name}, the checkpoint "
+            f"{done:,}; it is not this run's or was cut, so the budget is unknown: begin a new run"
         )
     if begun > done:
         lost = (begun - done) * plan.stage.batch
@@ -248,8 +248,8 @@ def _spent(folder: RunFolder, plan: Plan, progress: Progress, log: Log) -> Plan:
             "privacy is spent; the stage goes on after them",
             style="yellow",
         )
-    if plan.guarantee is not None:
-        progress.privacy[plan.name] = plan.guarantee.record(begun)
+    assert plan.guarantee is not None
+    progress.privacy[plan.name] = plan.guarantee.record(begun)
     return plan
 
 
