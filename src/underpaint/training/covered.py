@@ -101,9 +101,9 @@ def _check_start(place: str, plan: Plan, start: str) -> list[str]:
     for source, trained in _ancestors(start):
         if trained is None or isinstance(plan.dataset, Sealed):
             return [
-                f"stage {plan.name}: the guarantee is for this stage alone; it is not recorded "
-                f"which images the weights of {source} were trained on, and it does not hold for "
-                "any that are among them"
+                f"stage {plan.name}: the images cannot be compared with those that the weights of "
+                f"{source} were trained on, which are not recorded or sealed; the guarantee does "
+                "not hold for any that are among them"
             ]
         sha = plan.dataset.file_sha256
         count = sum(sha[i] in trained for i in plan.order.ids.tolist())

@@ -172,8 +172,9 @@ def clipped_sum(found: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
     norm = torch.stack(squares).sum(dim=0).sqrt()  # [C]
     scale = (clip * (1 - CLOSE) / norm).clamp(max=1.0)
     scale = torch.where(norm.isfinite(), scale, 0.0)
+    # not as a matrix product, which GPUs round to ten bits: an image could add more than the clip
     return {
-        name: torch.einsum("c,c...->...", scale, g.nan_to_num(0.0, 0.0, 0.0))
+        name: g.nan_to_num(0.0, 0.0, 0.0).mul_(scale.view(-1, *[1] * (g.ndim - 1))).sum(dim=0)
         for name, g in found.items()
     }
 
