@@ -56,7 +56,7 @@ def page() -> str:
     lines += ["", "An example, `own`:", "", "```yaml", config.preset_text("own").rstrip(), "```"]
     for section in sections():
         lines += ["", f"## {section.name}", "", section.summary, ""]
-        if section.name.startswith("stages"):
+        if section.name == "stages.NAME":
             lines += [STAGES]
         lines += ["| setting | type | default | what it does |", "| --- | --- | --- | --- |"]
         for row in section.rows:

@@ -23,6 +23,7 @@ import yaml
 from underpaint.errors import UserError
 
 __all__ = [
+    "DP",
     "Data",
     "ModelSpec",
     "Network",
@@ -158,6 +159,21 @@ class Noise:
 
 
 @dataclass(kw_only=True)
+class DP:
+    """Differential privacy of a stage's images (extra `dp`; docs/privacy-dp.md)."""
+
+    epsilon: float = setting(8.0, "privacy budget of the whole stage; smaller: more noise")
+    delta: float = setting(1e-5, "probability with which the budget may not hold; far below 1/n")
+    clip: float = setting(1.0, "largest norm of one image's gradient")
+    multiplicity: int = setting(
+        4, "draws of time, noise, mask and augmentation that one image's gradient is the mean of"
+    )
+    labels: tuple[str, ...] = setting(
+        (), "the names of the labels, which you say are public; needed where only the images know"
+    )
+
+
+@dataclass(kw_only=True)
 class Stage:
     """One stage of a recipe. Its length is a number of images, never of steps."""
 
@@ -208,6 +224,9 @@ class Stage:
     )
     size: tuple[int, ...] = setting((), "pixels; empty: as data.size. Positions are interpolated")
     data: Data | None = setting(None, "other images than the run's (transfer)")
+    dp: DP | None = setting(
+        None, "differential privacy: epsilon, delta, clip, multiplicity, labels"
+    )
 
 
 @dataclass(kw_only=True)
@@ -398,6 +417,7 @@ def _unknown(name: str, names: list[str], where: str) -> str:
     if not close and not name.startswith("--"):
         sections = {"data": Data, "space": Space, "network": Network, "noise": Noise}
         sections |= {"stages.NAME": Stage, "train": Train, "preview": Preview}
+        sections |= {"stages.NAME.dp": DP}
         elsewhere = {f.name: s for s, cls in sections.items() for f in dataclasses.fields(cls)}
         close = difflib.get_close_matches(name, list(elsewhere), 1, 0.7)
         close = [f"{elsewhere[c]}.{c}" for c in close]
@@ -669,6 +689,47 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
     if stage.data is not None:
         check_data(stage.data, f"{place}.data")
         _check_size(f"{place}.data.size", stage.data.size, run.space)
+    if stage.dp is not None:
+        _check_dp(place, stage, stage.dp, run)
+
+
+def _check_dp(place: str, stage: Stage, dp: DP, run: Run) -> None:
+    """Raise UserError for what would publish, or let the noise depend on, single images."""
+    _above_zero(f"{place}.dp.epsilon", dp.epsilon)
+    _above_zero(f"{place}.dp.clip", dp.clip)
+    _at_least(f"{place}.dp.multiplicity", dp.multiplicity, 1)
+    if not 0 < dp.delta < 1:
+        raise UserError(f"{place}.dp.delta {dp.delta:g}: give a probability, such as 1e-5")
+    if stage.minutes:
+        raise UserError(
+            f"{place}.dp: the noise is found from the number of steps, so the stage's length must "
+            "be given in images, not in minutes"
+        )
+    if stage.clip_percentile:
+        raise UserError(
+            f"{place}.clip_percentile {stage.clip_percentile:g}: a percentile of the gradients' "
+            f"norms depends on the private images; leave it out, {place}.dp.clip is the limit"
+        )
+    if run.noise.learned_weights:
+        raise UserError(
+            f"noise.learned_weights: a scale learned from the losses is not covered by {place}.dp; "
+            "set it to false"
+        )
+    if run.network.dropout:
+        raise UserError(
+            f"network.dropout {run.network.dropout:g}: with {place}.dp one image's draws may not "
+            "depend on which others are in the batch, as dropout's do; set it to 0"
+        )
+    if run.train.check_every > 0:
+        raise UserError(
+            f"train.check_every {run.train.check_every}: checks publish errors on the private "
+            f"images of {place}.dp; give 0 (checks in other stages alone) or -1 (none)"
+        )
+    if run.train.compile:
+        raise UserError(
+            f"train.compile: the gradients of single images, which {place}.dp needs, cannot be "
+            "compiled; leave it out"
+        )
 
 
 def check_data(data: Data, place: str = "data") -> None:

@@ -42,6 +42,9 @@ def sections() -> list[Section]:
         if name == "stages":
             cls, name = config.Stage, "stages.NAME"
         found.append(Section(name, (cls.__doc__ or "").strip(), _rows(cls)))
+        if cls is config.Stage:
+            about = (config.DP.__doc__ or "").strip()
+            found.append(Section(f"{name}.dp", about, _rows(config.DP)))
     return found
 
 
@@ -77,7 +80,7 @@ def _kind(hint: Any) -> str:
     if origin is Literal:
         return "|".join(str(a) for a in args)
     if origin is tuple:
-        return " ".join(["INT" if args[0] is int else "NUMBER"] * 2)
+        return " ".join([{int: "INT", str: "TEXT"}.get(args[0], "NUMBER")] * 2)
     if origin in (types.UnionType, typing.Union) or origin is dict:
         return "SETTINGS"
     return {int: "INT", float: "NUMBER", bool: "true|false", str: "TEXT"}[hint]

@@ -82,7 +82,8 @@ def _stage(
     backbone = _network(run, own or size, channels, classes)
     grid = backbone.grid
     N = grid[0] * grid[1]
-    whole = 3 * backbone.flops(N)
+    draws = stage.dp.multiplicity if stage.dp else 1  # of each image, in a private stage
+    whole = 3 * draws * backbone.flops(N)
     levels: list[dict[str, Any]] = []
     found = masks.rate_levels(
         stage.mask,
@@ -102,7 +103,7 @@ def _stage(
                 "rate_asked": rate,
                 "rate": 1 - V / N,
                 "visible": V,
-                "flops_per_image": 3 * backbone.flops(backbone.processed(V, stage.mask)),
+                "flops_per_image": 3 * draws * backbone.flops(backbone.processed(V, stage.mask)),
             }
         )
     mean = {key: sum(lv["share"] * lv[key] for lv in levels) for key in levels[0] if key != "share"}

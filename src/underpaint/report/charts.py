@@ -27,7 +27,8 @@ class Chart(NamedTuple):
 
 
 def of_run(records: list[Record], stages: list[StageFacts]) -> list[Chart]:
-    """The charts for which a run has records."""
+    """The charts for which a run has records; steps of private stages say nothing of losses."""
+    records = [r for r in records if r["kind"] != "step" or "loss" in r]
     drawn = [
         _loss(records, stages),
         _errors(records, stages),
@@ -50,7 +51,7 @@ def comparison(runs: Named) -> Chart | None:
         if judged:
             times = seconds_at(records, [r["images"] for r in own])
             lines.append(Line(name, times, [r["held_out_mean"] for r in own], i, marks=True))
-        elif steps := of_kind(records, "step"):
+        elif steps := [r for r in of_kind(records, "step") if "loss" in r]:
             loss = smooth([r["loss"] for r in steps])
             lines.append(Line(name, [r["seconds"] for r in steps], loss, i))
     if not lines:

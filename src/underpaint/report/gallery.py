@@ -18,6 +18,7 @@ from underpaint import model as models
 from underpaint.data import Dataset, Sealed, prepare, sealed
 from underpaint.errors import UserError
 from underpaint.judge.nearest import nearest
+from underpaint.report.guarantee import is_private
 
 __all__ = ["Gallery", "Pair", "draw"]
 
@@ -60,6 +61,12 @@ def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
         _draw_samples(gallery, model)
     except UserError as error:
         gallery.missing.append(f"No final samples could be drawn ({error}).")
+    if is_private(run, stage):
+        gallery.missing.append(
+            "The images of the last stage are private: no training images, and none nearest to "
+            "the samples, are shown here."
+        )
+        return gallery
     data = _data(run, stage)
     try:
         if sealed.is_sealed(data.source):

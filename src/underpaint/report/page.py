@@ -22,7 +22,7 @@ from underpaint import config
 from underpaint.errors import UserError
 from underpaint.judge import stopping
 from underpaint.judge.drawn import recorded
-from underpaint.report import charts, gallery, metrics, summary
+from underpaint.report import charts, gallery, guarantee, metrics, summary
 
 __all__ = ["build", "text_of", "write_page"]
 
@@ -41,6 +41,8 @@ def build(
     """
     run_dir = Path(run_dir)
     run, records, environment = _read(run_dir)
+    if any(stage.dp for stage in run.stages.values()):
+        environment.pop("data", None)  # a hash of the private files says whether they are these
     name = title or run_dir.resolve().name
     stages = summary.stages(records, run)
     pictures = gallery.draw(run_dir, run, stages[-1].name if stages else None)
@@ -72,6 +74,7 @@ def build(
         charts=charts.of_run(records, stages),
         has_checks=bool(metrics.of_kind(records, "check")),
         stops=metrics.of_kind(records, "stop"),
+        private=guarantee.private_stages(records, run),
         rollbacks=metrics.of_kind(records, "rollback"),
         skipped=_skipped(records),
         recipe=(run_dir / "config.yaml").read_text(encoding="utf-8"),

@@ -113,6 +113,8 @@ def stages(records: list[Record], run: config.Run) -> list[StageFacts]:
         # all counts are those of the run so far: a stage's own are differences
         last = ends.get(name) or (steps[-1] if steps else start)
         images = last["images"] - start["images"]
+        if "seconds" not in last:  # steps of a private stage do not tell their time
+            last = {"seconds": start["seconds"], **last}
         seen = [r["visible"] for r in steps] or [start["visible"]]
         hidden = [r["rate"] for r in steps] or [start["rate"]]
         recipe = run.stages.get(name)

@@ -89,7 +89,7 @@ def check_stop(run: config.Run, plans: list[Plan], checked: bool) -> None:
     if not checked:
         raise UserError("train.stop auto needs checks; train with underpaint.train, or give none")
     for plan in plans:
-        if not len(plan.dataset.held_out_ids):
+        if not plan.guarantee and not len(plan.dataset.held_out_ids):
             raise UserError(
                 f"train.stop auto goes by held-out images, and stage {plan.name} has none; "
                 "hold some out (data.held_out), or give train.stop none"

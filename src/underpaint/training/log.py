@@ -91,8 +91,8 @@ class Log:
             self._metrics.truncate(size)
             self._metrics.seek(0, os.SEEK_END)
 
-    def step(self, stage: str, images: int, speed: float, loss: float) -> None:
-        """Move the bar; on no terminal, print a line a minute."""
+    def step(self, stage: str, images: int, speed: float, state: str) -> None:
+        """Move the bar; on no terminal, print a line a minute. `state`: as `loss 0.1234`."""
         if self.quiet:
             return
         remaining = (self.total - images) / max(speed, 1e-9)
@@ -103,19 +103,19 @@ class Log:
                     BarColumn(),
                     TextColumn("{task.completed:,}/{task.total:,} images"),
                     TextColumn("{task.fields[speed]:,.0f}/s"),
-                    TextColumn("loss {task.fields[loss]:.4f}"),
+                    TextColumn("{task.fields[state]}"),
                     TimeRemainingColumn(),
                     console=self.console,
                     transient=True,
                 )
                 self._bar.start()
-                self._task = self._bar.add_task("", total=self.total, stage="", speed=0.0, loss=0.0)
-            self._bar.update(self._task, completed=images, stage=stage, speed=speed, loss=loss)
+                self._task = self._bar.add_task("", total=self.total, stage="", speed=0.0, state="")
+            self._bar.update(self._task, completed=images, stage=stage, speed=speed, state=state)
         elif time.monotonic() >= self._next_line:
             if self._next_line:
                 self.console.print(
                     f"{stage}: {images:,} of {self.total:,} images, {speed:,.0f} images/s, "
-                    f"loss {loss:.4f}, {clock(remaining)} left",
+                    f"{state}, {clock(remaining)} left",
                     soft_wrap=True,
                 )
             self._next_line = time.monotonic() + 60.0

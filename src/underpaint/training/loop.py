@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -15,13 +16,15 @@ import torch
 from underpaint import config
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.model import find, read_spec, read_weights
-from underpaint.training import distributed, early, stages
+from underpaint.training import budget, distributed, early, stages
 from underpaint.training import start as starting
+from underpaint.training.covered import check_covered
 from underpaint.training.environment import describe, identities
 from underpaint.training.learner import Learner
 from underpaint.training.log import Log, tracker, tracker_library
 from underpaint.training.minutes import freeze
 from underpaint.training.posthoc import TRACKED
+from underpaint.training.private import private_step
 from underpaint.training.signals import Signals
 from underpaint.training.stages import Plan
 from underpaint.training.state import Progress, RunFolder, read_optimizer, read_progress
@@ -33,6 +36,7 @@ from underpaint.training.watch import (
     draw_samples,
     log_step,
     run_check,
+    say_spent,
     say_stage,
     stage_record,
 )
@@ -75,6 +79,8 @@ def train(
         raise UserError("a recipe is needed to begin a run")
     config.check(run)
     tracker_library(run.train.track)
+    if any(stage.dp for stage in run.stages.values()):
+        budget.library()
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
     world = distributed.start(run.train.device)
@@ -90,6 +96,7 @@ def train(
             plans = stages.plans(run, lambda _: None, None)
         _check_batches(plans, run, world)
         early.check_stop(run, plans, make_check is not None)
+        notes += check_covered(plans, start, world.size)
         if resume:
             if world.first:
                 folder.lock()
@@ -174,10 +181,21 @@ def _stage(
         say_stage(plan, learner, log)
     if progress.cooldown[1]:
         plan = early.shortened(plan, *progress.cooldown)
+    if plan.guarantee:
+        plan = _spent(folder, plan, progress, log)
+        if progress.stage_images >= plan.images:  # nothing is left of its budget
+            progress.sums = {"since": progress.seconds}
+            _finish(plan, learner, progress, log)
+            _save(folder, run, learner, progress, log)
+            return
     while progress.stage_images < plan.images:
         began = time.perf_counter()
         before = progress.images
-        step(plan, run, learner, progress)
+        if plan.guarantee:
+            folder.spend(plan.name)
+            private_step(plan, run, learner, progress)
+        else:
+            step(plan, run, learner, progress)
         progress.seconds += time.perf_counter() - began
         last, decision = progress.stage_images >= plan.images, early.Decision()
 
@@ -190,7 +208,7 @@ def _stage(
             found = None
             if check is not None and learner.world.first:
                 found = run_check(check, plan, learner, progress, log)
-            if run.train.stop == "auto":
+            if run.train.stop == "auto" and not plan.guarantee:
                 decision = early.decide(found, plan, progress, learner.world)
                 plan = _heed(decision, folder, plan, learner, progress, log)
                 last = last or decision.ends
@@ -200,13 +218,12 @@ def _stage(
             draw_samples(folder, run, learner, progress, log, plan)
         if last:
             log_step(plan, progress, log, learner)  # what is left, where the stage ends early
-            log.metric("stage", event="end", **stage_record(plan, learner, progress))
-            progress.stage += 1
-            progress.stage_images = progress.stage_returns = 0
+            _finish(plan, learner, progress, log)
         stopping = learner.world.sums([float(signals.received)])[0] > 0
         if due(every["checkpoint"], last) or stopping or any(decision):
             progress.stage_end = last
             _save(folder, run, learner, progress, log)
+            say_spent(plan, progress, log)
         if stopping and progress.stage < len(run.stages):
             log.say(f"stopped after {progress.images:,} images; go on{folder.advice}")
             raise Interrupted
@@ -238,6 +255,43 @@ def _heed(
         return plan
     progress.cooldown = (progress.stage_images, decision.cooldown)
     return early.shortened(plan, *progress.cooldown)
+
+
+def _finish(plan: Plan, learner: Learner, progress: Progress, log: Log) -> None:
+    """The end of a stage: `progress` belongs to the next one."""
+    log.metric("stage", event="end", **stage_record(plan, learner, progress))
+    progress.stage += 1
+    progress.stage_images = progress.stage_returns = 0
+    progress.stage_end = True
+
+
+def _spent(folder: RunFolder, plan: Plan, progress: Progress, log: Log) -> Plan:
+    """The private stage `plan` by the guarantee it began with; steps that were lost are spent.
+
+    Whoever stopped the run may have seen something of the steps after its last checkpoint, or
+    stopped it because of them: they cost what they cost, and are not taken again.
+    """
+    if plan.name in progress.privacy:
+        own = budget.Guarantee.of(progress.privacy[plan.name])
+        plan = dataclasses.replace(plan, guarantee=own)
+    done, begun = progress.stage_images // plan.stage.batch, folder.begun(plan.name)
+    if begun < done:
+        raise UserError(
+            f"{folder.ledger}: counts {begun:,} steps of stage {plan.name}, the checkpoint "
+            f"{done:,}; it is not this run's or was cut, so the budget is unknown: begin a new run"
+        )
+    if begun > done:
+        lost = (begun - done) * plan.stage.batch
+        progress.stage_images += lost
+        progress.images += lost
+        log.say(
+            f"stage {plan.name}: {begun - done:,} steps after the checkpoint are lost, but their "
+            "privacy is spent; the stage goes on after them",
+            style="yellow",
+        )
+    assert plan.guarantee is not None
+    progress.privacy[plan.name] = plan.guarantee.record(begun)
+    return plan
 
 
 def _save(
@@ -359,7 +413,7 @@ def _return(
 def _make_check(
     make: MakeCheck | None, plan: Plan, learner: Learner, run: config.Run, world: distributed.World
 ) -> Check | None:
-    if make is None or not world.first or run.train.check_every < 0:
+    if make is None or not world.first or run.train.check_every < 0 or plan.guarantee:
         return None
     train = run.train
     return make(plan.dataset, learner.averaged, train.seed, train.check_images, train.check_samples)

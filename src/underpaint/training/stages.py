@@ -17,6 +17,7 @@ from underpaint.core import masks, spaces
 from underpaint.data import Dataset, Order, Sealed, latents, prepare, sealed
 from underpaint.errors import UserError
 from underpaint.model import network, pick_device
+from underpaint.training import budget
 from underpaint.training.draws import key
 
 __all__ = ["Level", "Plan", "plans", "stride"]
@@ -46,6 +47,7 @@ class Plan:
     images: int  # a multiple of the batch
     levels: tuple[Level, ...]
     mask_key: bytes | None = None  # of fixed masks that are those of sealed data
+    guarantee: budget.Guarantee | None = None  # of a differentially private stage
 
     def level(self, images: int) -> Level:
         """The level of the step that begins after `images` of the stage."""
@@ -101,6 +103,8 @@ def plans(
             _check_network(name, spec, dataset)
             multiple = dataset.about["multiple"]
         images = max(1, round(stage.images / stage.batch)) * stage.batch
+        if stage.dp is not None:
+            of_data = budget.guarantee(name, stage, stage.dp, len(ids), images)
         result.append(
             Plan(
                 index=index,
@@ -113,6 +117,7 @@ def plans(
                 images=images,
                 levels=_levels(name, stage, space.grid, images, multiple),
                 mask_key=sealed.read_key(stage.fixed_key) if stage.fixed_key else None,
+                guarantee=None if stage.dp is None else of_data,
             )
         )
     return result

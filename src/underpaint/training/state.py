@@ -4,6 +4,7 @@
 RUN/config.yaml  env.json  images.json  metrics.jsonl  log.txt  samples/  report.html
 RUN/checkpoints/000000064000/{model,ema}.safetensors config.json optimizer.pt state.json
 RUN/checkpoints/LATEST  BEST                    (BEST: of the stage's best check, with stop auto)
+RUN/privacy.log   a line for each step that a private stage began
 RUN/snapshots/000000064000/{narrow,wide}.safetensors config.json state.json   (see `posthoc`)
 ```
 
@@ -66,6 +67,8 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)  # since the last line of metrics
     best: int = 0  # images of the run at the stage's best check, with stop auto
     cooldown: tuple[int, int] = (0, 0)  # images of the stage before an early one, and its length
+    # of private stages by name: the guarantee and the steps that are spent (`budget`)
+    privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -92,6 +95,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.snapshots = path / "snapshots"
         self.metrics = path / "metrics.jsonl"
+        self.ledger = path / "privacy.log"
         self._lock: IO[str] | None = None
 
     @property
@@ -129,7 +133,7 @@ class RunFolder:
                 shutil.rmtree(self.path / name, ignore_errors=True)
                 (self.path / name).mkdir()
             files = ("metrics.jsonl", "log.txt", "report.html", "env.json", "images.json")
-            for name in (*files, "config.yaml"):
+            for name in (*files, "config.yaml", "privacy.log"):
                 (self.path / name).unlink(missing_ok=True)
 
     def lock(self) -> None:
@@ -151,6 +155,24 @@ class RunFolder:
         """Replace one text file of the folder in a single step."""
         with writing(self.path, self.advice):
             replace_text(self.path / name, text)
+
+    def spend(self, stage: str) -> None:
+        """Count a step of a private stage, safely on the disk, before it looks at any image."""
+        with writing(self.ledger, self.advice), self.ledger.open("ab") as file:
+            file.write(f"{stage}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def begun(self, stage: str) -> int:
+        """Steps of a private stage that were begun, whatever became of them."""
+        if not self.ledger.is_file():
+            return 0
+        # a last line that was cut short counts for nothing: its step had to wait for it
+        lines = self.ledger.read_bytes().split(b"\n")
+        if lines[-1]:
+            with writing(self.ledger, self.advice):
+                os.truncate(self.ledger, self.ledger.stat().st_size - len(lines[-1]))
+        return lines[:-1].count(stage.encode())
 
     def latest(self) -> Path:
         """The checkpoint to resume from. Raises UserError if there is none."""

@@ -22,7 +22,7 @@ from underpaint.training.optimiser import NORMS, clip_gradients, clip_limit, lea
 from underpaint.training.stages import Plan
 from underpaint.training.state import Progress
 
-__all__ = ["Batch", "Diverged", "draw_batch", "microbatch", "step", "training_flops"]
+__all__ = ["Batch", "Diverged", "batch_of", "draw_batch", "microbatch", "step", "training_flops"]
 
 SKIPS = 3  # non-finite steps in a row before the run returns to a checkpoint
 
@@ -101,11 +101,23 @@ def draw_batch(
     A pure function of its arguments (see `draws`); also seeds torch's global generator, for
     dropout.
     """
-    device, denoiser = model.device, model.denoiser
     seed = key(run.train.seed, plan.index, position, attempt)
     torch.manual_seed(seed)
+    return batch_of(plan, run, model, rate, plan.order.at(position, count), seed, model.device)
+
+
+def batch_of(
+    plan: Plan,
+    run: config.Run,
+    model: Model,
+    rate: float,
+    ids: np.ndarray,
+    seed: int,
+    device: torch.device,
+) -> Batch:
+    """The images `ids`, drawn from `seed` on `device`, a pure function of the arguments."""
+    count, denoiser = len(ids), model.denoiser
     generator = torch.Generator(device).manual_seed(seed)
-    ids = plan.order.at(position, count)
     patches, mask, condition = _seen(plan, ids, rate, seed, generator, denoiser.stride)
     t = denoiser.process.draw_t(count, generator, device)
     N = plan.space.grid[0] * plan.space.grid[1]

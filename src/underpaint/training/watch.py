@@ -25,6 +25,7 @@ __all__ = [
     "draw_samples",
     "log_step",
     "run_check",
+    "say_spent",
     "say_stage",
     "stage_record",
 ]
@@ -64,6 +65,10 @@ MakeCheck: TypeAlias = Callable[[Dataset | Sealed, Model, int, int, int], Check 
 
 
 def log_step(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None:
+    """A line of metrics on the steps since the last one, if there were any."""
+    if plan.guarantee:
+        _log_private(plan, progress, log)
+        return
     sums, steps = progress.sums, progress.sums.get("steps", 0.0)
     if steps:
         level = plan.level(progress.stage_images - plan.stage.batch)
@@ -86,8 +91,49 @@ def log_step(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None
             images_per_s=speed,
             time=time.time(),
         )
-        log.step(plan.name, progress.images, speed, sums["loss"] / steps)
+        log.step(plan.name, progress.images, speed, f"loss {sums['loss'] / steps:.4f}")
     progress.sums = {"since": progress.seconds}
+
+
+def _log_private(plan: Plan, progress: Progress, log: Log) -> None:
+    """What a private stage may say of its steps: counts and the budget.
+
+    No loss, no norm, and no time, which tells how many images a step has met.
+    """
+    own, sums = plan.guarantee, progress.sums
+    assert own is not None
+    if not sums.get("steps"):
+        return  # already told
+    level = plan.level(progress.stage_images - plan.stage.batch)
+    spent = progress.privacy[plan.name]["spent_steps"]
+    epsilon = own.spent(spent)
+    log.metric(
+        "step",
+        stage=plan.name,
+        images=progress.images,
+        stage_images=progress.stage_images,
+        epsilon=epsilon,
+        delta=own.delta,
+        spent_steps=spent,
+        lr=sums["rate"],
+        rate=level.realised,
+        visible=level.visible,
+        flops=progress.flops,
+    )
+    seconds = max(progress.seconds - sums.get("since", 0.0), 1e-9)
+    speed = sums["steps"] * plan.stage.batch / seconds
+    log.step(plan.name, progress.images, speed, f"epsilon {epsilon:.3g}")
+    progress.sums = {"since": progress.seconds}
+
+
+def say_spent(plan: Plan, progress: Progress, log: Log) -> None:
+    """What a private stage has spent, for the log; nothing of other stages."""
+    if plan.guarantee:
+        steps = progress.privacy[plan.name]["spent_steps"]
+        log.say(
+            f"stage {plan.name}: epsilon {plan.guarantee.spent(steps):.4g} at delta "
+            f"{plan.guarantee.delta:g} is spent, {steps:,} of {plan.guarantee.steps:,} steps"
+        )
 
 
 def run_check(check: Check, plan: Plan, learner: Learner, progress: Progress, log: Log) -> Finding:
@@ -150,6 +196,11 @@ def cadence(train: config.Train, total: int, plan: Plan) -> dict[str, int]:
 def stage_record(plan: Plan, learner: Learner, progress: Progress) -> dict[str, Any]:
     level = plan.level(progress.stage_images if progress.stage_images < plan.images else 0)
     patches = plan.space.grid[0] * plan.space.grid[1]
+    own, private, draws = plan.guarantee, {}, 1
+    if own:
+        spent = progress.privacy.get(plan.name, {}).get("spent_steps", 0)
+        private = {"privacy": own.record(spent) | {"spent": own.spent(spent)}}
+        draws = own.multiplicity
     return {
         "stage": plan.name,
         "index": plan.index,
@@ -159,10 +210,11 @@ def stage_record(plan: Plan, learner: Learner, progress: Progress) -> dict[str, 
         "rate": level.realised,
         "visible": level.visible,
         "patches": patches,
-        "flops_per_image": training_flops(learner, level.visible, plan.stage.mask),
-        "whole_flops_per_image": training_flops(learner, patches, "none"),
+        "flops_per_image": draws * training_flops(learner, level.visible, plan.stage.mask),
+        "whole_flops_per_image": draws * training_flops(learner, patches, "none"),
         "seconds": progress.seconds,
         "flops": progress.flops,
+        **private,
     }
 
 
@@ -178,3 +230,11 @@ def say_stage(plan: Plan, learner: Learner, log: Log) -> None:
         else f"whole images of {patches} patches"
     )
     log.say(f"stage {plan.name}: {plan.images:,} images, {hidden}", style="bold")
+    own = plan.guarantee
+    if own:
+        log.say(
+            f"stage {plan.name}: differentially private, epsilon {own.epsilon:.4g} at "
+            f"delta {own.delta:g}: {own.steps:,} steps, each image in one with probability "
+            f"{own.sampling_rate:.4g}, noise multiplier {own.noise_multiplier:.4g} by the "
+            f"accountant {own.accountant.upper()}; no losses are shown and no checks are made"
+        )

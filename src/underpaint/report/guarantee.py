@@ -1,0 +1,61 @@
+"""What the report says of differential privacy: the figures of each private stage, and in words.
+
+All figures come from the stage's own records; nothing is computed anew.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from underpaint import config
+from underpaint.report.metrics import Record, of_kind
+
+__all__ = ["PrivateStage", "is_private", "private_stages"]
+
+ACCOUNTANTS = {
+    "prv": "PRV (privacy loss random variables, an upper bound)",
+    "rdp": "RDP (Rényi divergences, an upper bound)",
+}
+
+
+class PrivateStage(NamedTuple):
+    """One differentially private stage as far as it has come."""
+
+    name: str
+    spent: float  # epsilon
+    finished: bool
+    rows: list[tuple[str, str]]  # what, figure
+
+
+def is_private(run: config.Run, stage: str | None) -> bool:
+    """Whether this stage of the recipe has dp."""
+    return bool(stage and stage in run.stages and run.stages[stage].dp)
+
+
+def private_stages(records: list[Record], run: config.Run) -> list[PrivateStage]:
+    """The private stages of `run` that have begun, in their order."""
+    found = {}
+    for record in of_kind(records, "stage"):
+        if "privacy" in record:
+            found[record["stage"]] = record
+    stages = []
+    for name, record in found.items():
+        own, finished = record["privacy"], record["event"] == "end"
+        steps = [r for r in of_kind(records, "step") if r["stage"] == name]
+        spent, done = own["spent"], own["spent_steps"]
+        if steps and not finished:
+            spent, done = steps[-1]["epsilon"], steps[-1]["spent_steps"]
+        recipe = run.stages.get(name)
+        budget = f" of {recipe.dp.epsilon:g}" if recipe and recipe.dp else ""
+        rows = [
+            ("epsilon spent", f"{spent:.4g}{budget}"),
+            ("delta", f"{own['delta']:g}"),
+            ("noise multiplier", f"{own['noise_multiplier']:.4g}"),
+            ("sampling rate of an image", f"{own['sampling_rate']:.4g}"),
+            ("steps", f"{done:,} of {own['steps']:,}"),
+            ("clip of an image's gradient", f"{own['clip']:g}"),
+            ("draws in an image's gradient", f"{own['multiplicity']}"),
+            ("accountant", ACCOUNTANTS.get(own["accountant"], own["accountant"])),
+        ]
+        stages.append(PrivateStage(name, spent, finished, rows))
+    return stages
