@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["arguments", "run"]
 
 LEAST = 3  # times what measuring takes
+CHOICES = ("patch ", "network:", "batch ")  # reasons that one has to ask for
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -183,7 +184,7 @@ def _print(plan: Plan, out: Path, explain: bool) -> None:
             f"({machine.source}; the share of its peak that training reaches is assumed)"
         )
     for reason in plan.reasons:
-        if explain or "masked stage" in reason:
+        if explain or not reason.startswith(CHOICES):
             told.print(f"- {reason}")
     start = f" --from {plan.start}" if plan.start else ""
     told.print(f"recipe   {out}\ntrain    underpaint train --config {out}{start}")

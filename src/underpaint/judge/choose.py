@@ -167,9 +167,8 @@ def _patch(images: Images, machine: Machine, budget: float, reasons: list[str]) 
             )
             return patch
     reasons.append(
-        f"patch {patch}: the coarsest that leaves {LEAST_GRID} patches; even so the smallest "
-        f"network would see {seen:,.0f} whole images, where {enough:,} are wanted: the budget is "
-        "small for this size"
+        f"the budget is small for this size: in patches of {patch}, the coarsest, the smallest "
+        f"network would see {seen:,.0f} whole images, where {enough:,} are wanted"
     )
     return patch
 

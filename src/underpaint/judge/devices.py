@@ -17,7 +17,7 @@ class Device:
     """What its maker says of a GPU, and what is assumed of a training step on it."""
 
     key: str
-    name: str  # how torch.cuda.get_device_name ends or contains it
+    name: str  # what torch.cuda.get_device_name has of it
     precision: str  # bf16 or fp32
     flop_per_s: float  # dense peak in that precision
     utilisation: float  # assumed share of the peak

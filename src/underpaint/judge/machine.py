@@ -29,14 +29,10 @@ class Machine:
     memory: float  # bytes that training may take
     base: float  # bytes that a process takes before there is a network
     bytes_per: int  # of a number that is kept for the backward pass
+    gpu: bool  # large batches pay
     threads: int = 0
     source: str = ""  # of a data sheet
     probes: list[Timed] = field(default_factory=list)
-
-    @property
-    def gpu(self) -> bool:
-        """Whether large batches pay."""
-        return self.device is None or self.device.type != "cpu"
 
     @property
     def compiles(self) -> bool:
@@ -85,6 +81,7 @@ def here(
         memory=USABLE * memory.available(device),
         base=base,
         bytes_per=measure.bytes_per(config.Train(), device),
+        gpu=device.type != "cpu",
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         probes=timed,
     )
@@ -99,6 +96,7 @@ def of_sheet(device: devices.Device) -> Machine:
         memory=USABLE * device.memory_bytes,
         base=device.base_bytes,
         bytes_per=2 if device.precision == "bf16" else 4,
+        gpu=True,
         source=device.source,
     )
 

@@ -26,7 +26,20 @@ from underpaint.training.minutes import step_seconds
 from underpaint.training.stages import Level, Plan, stride
 from underpaint.training.state import Progress
 
-__all__ = ["RATES", "Drawn", "Probe", "Timed", "calibrate", "fits", "rates", "stage_plan", "take"]
+__all__ = [
+    "RATES",
+    "Drawn",
+    "Probe",
+    "Timed",
+    "bytes_per",
+    "calibrate",
+    "fits",
+    "rates",
+    "stage_plan",
+    "stepper",
+    "take",
+    "uvit",
+]
 
 RATES = (0.0, 0.5, 0.75, 0.9)
 
@@ -35,7 +48,7 @@ Tell = Callable[[int, int], None]  # called with (seconds spent, seconds in all)
 
 
 class Probe(NamedTuple):
-    """A step that is timed: a U-ViT on square images in patches of 4."""
+    """A step that is timed: a U-ViT on square images."""
 
     width: int
     depth: int
@@ -43,6 +56,7 @@ class Probe(NamedTuple):
     size: int
     rate: float
     batch: int
+    patch: int = 4
 
 
 class Timed(NamedTuple):
@@ -127,15 +141,17 @@ def stage_plan(
     )
 
 
-def take(steps: Mapping[Hashable, Callable[[], float]], seconds: float, tell: Tell) -> list[float]:
-    """The least seconds of each of `steps`, which take turns for `seconds`, twice at least."""
+def take(
+    steps: Mapping[Hashable, Callable[[], float]], seconds: float, tell: Tell, rounds: int = 2
+) -> list[float]:
+    """The least seconds of each of `steps`, which take turns for `seconds`, `rounds` at least."""
     least = dict.fromkeys(steps, float("inf"))
-    began, rounds = time.monotonic(), 0
-    while rounds < 2 or time.monotonic() - began < seconds:
+    began, done = time.monotonic(), 0
+    while done < rounds or time.monotonic() - began < seconds:
         for name, step in steps.items():
             least[name] = min(least[name], step())
             tell(min(int(time.monotonic() - began), int(seconds)), int(seconds))
-        rounds += 1
+        done += 1
     return list(least.values())
 
 
@@ -145,28 +161,30 @@ def calibrate(
     tell: Tell,
     probes: Sequence[Probe] = (),
     clock: Clock = time.perf_counter,
+    rounds: int = 2,
 ) -> list[Timed]:
-    """The probes' works and times on `device`, uncompiled; two rounds at least."""
+    """The probes' works and times on `device`, uncompiled; at least so many rounds."""
     probes = probes or (CUDA if device.type == "cuda" else CPU)
     world = World(0, 1, device)
     learners: dict[tuple[int, ...], Learner] = {}
     steps: dict[Hashable, Callable[[], float]] = {}
     works = []
     for probe in probes:
-        run = _uvit(probe, device)
+        run = uvit(probe, device)
         kind = "patch" if probe.rate else "none"
         plan = stage_plan(run, (probe.size, probe.size), probe.rate, probe.batch, kind)
-        shape = (probe.width, probe.depth, probe.size)
+        shape = (probe.width, probe.depth, probe.size, probe.patch)
         if shape not in learners:
             learners[shape] = Learner(plan.spec, run.train, world)
         learner = learners[shape]
-        steps[probe] = _stepper(plan, run, learner, clock)
+        steps[probe] = stepper(plan, run, learner, clock)
         bytes_per = 2 if learner.bf16 else 4
         visible = plan.levels[0].visible
         works.append(pace.work(learner.model.backbone, visible, probe.batch, bytes_per))
     for step in steps.values():
         step()  # allocates
-    return [Timed(*pair) for pair in zip(works, take(steps, seconds, tell), strict=True)]
+    least = take(steps, seconds, tell, rounds)
+    return [Timed(*pair) for pair in zip(works, least, strict=True)]
 
 
 def rates(
@@ -188,7 +206,7 @@ def rates(
         if learner is None:
             learner = Learner(plan.spec, run.train, world)
         visible = plan.levels[0].visible
-        steps[visible] = _stepper(plan, run, learner)
+        steps[visible] = stepper(plan, run, learner)
         bytes_per = 2 if learner.bf16 else 4
         works[visible] = pace.work(learner.model.backbone, visible, batch, bytes_per)
     for step in steps.values():
@@ -203,7 +221,7 @@ def fits(run: config.Run, size: tuple[int, int], classes: int, batch: int) -> bo
     try:
         plan = stage_plan(run, size, 0.0, batch, "none", classes)
         learner = Learner(plan.spec, run.train, World(0, 1, device))
-        step = _stepper(plan, run, learner)
+        step = stepper(plan, run, learner)
         step(), step()  # the second has the optimiser's state from the start
     except torch.cuda.OutOfMemoryError:
         return False
@@ -218,17 +236,19 @@ def bytes_per(train: config.Train, device: torch.device) -> int:
     return 2 if use_bf16(train, device) else 4
 
 
-def _uvit(probe: Probe, device: torch.device) -> config.Run:
+def uvit(probe: Probe, device: torch.device) -> config.Run:
+    """The recipe of a probe."""
     return config.Run(
-        space=config.Space(patch=4),
+        space=config.Space(patch=probe.patch),
         network=config.Network(width=probe.width, depth=probe.depth, heads=probe.heads),
         stages={"timed": config.Stage(images=probe.batch)},
         train=config.Train(device=device.type),
     )
 
 
-def _stepper(
+def stepper(
     plan: Plan, run: config.Run, learner: Learner, clock: Clock = time.perf_counter
 ) -> Callable[[], float]:
+    """A call makes one step, and returns its seconds."""
     progress = Progress()
     return lambda: step_seconds(plan, run, learner, progress, clock)
