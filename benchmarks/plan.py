@@ -9,7 +9,7 @@ alone, and must foretell the unseen steps within 20 %. (`plan` then times the ne
 as well, so this is the harder question: no step of that network was run.)
 
 Memory, on a CPU: each case is a fresh process that builds the network and makes a few steps;
-measured is its greatest resident memory (ru_maxrss), all of it, libraries too. Predicted is
+measured is its greatest resident memory (VmHWM), all of it, libraries too. Predicted is
 `memory.peak`, whose base is the resident memory of another fresh process after a step of a network
 of width 32. `network` is the same comparison with that base taken off both. On CUDA, measured is
 torch.cuda.max_memory_allocated and the base is 0. Goal: within 25 %.
@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -124,11 +123,17 @@ def inside(probe: Probe | None, device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = greatest()
     backbone, visible = learner.model.backbone, plan.levels[0].visible
     bytes_per = measure.bytes_per(run.train, device)
     own = memory.peak(backbone, probe.depth, visible, probe.batch, base=0.0, bytes_per=bytes_per)
     return {"peak": peak, "network": own}
+
+
+def greatest() -> int:
+    """Bytes that this process had resident at most (ru_maxrss would begin with its parent's)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def memories(device: torch.device, threads: int) -> list[dict[str, Any]]:
