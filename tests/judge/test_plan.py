@@ -284,6 +284,12 @@ def test_a_longer_budget_gets_a_finer_patch_or_a_wider_network() -> None:
     assert wide.run.stages["whole"].learning_rate < 1e-3
 
 
+def test_a_short_budget_keeps_the_quick_starts_grid() -> None:
+    found = plan_for(budget="5m", on=computed(scale=10))
+    assert found.patches == 64
+    assert any(reason.startswith("the budget is small") for reason in found.reasons)
+
+
 def test_few_images_keep_a_small_network_whatever_the_budget() -> None:
     found = plan_for(count=2000, on=computed(gpu=True), budget="10d")
     assert found.parameters <= 2000 * 64 * 64 * 3 / 10

@@ -175,9 +175,8 @@ def _print(plan: Plan, out: Path, explain: bool) -> None:
         )
     table.add_row("grids, checks", "", "", "", "", shown(plan.evaluating), "")
     told.print(table)
-    cores = f", {machine.threads} threads" if machine.threads else ""
     if machine.measured:
-        told.print(f"in all about {shown(plan.seconds)}, measured on this {machine.name}{cores}")
+        told.print(f"in all about {shown(plan.seconds)}, measured here ({machine.shown})")
     else:
         told.print(
             f"in all about {shown(plan.seconds)} on one {machine.name}: computed, not measured "

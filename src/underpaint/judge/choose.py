@@ -1,7 +1,8 @@
 """Which recipe for these images, this machine and this budget; lengths are not yet set.
 
 - patch: the finest of 4 pixels and more at which the smallest network would see `ENOUGH` whole
-  images; finer than 4 lost to 4 at equal compute where it was tried.
+  images, leaving as many patches as the quick start has; finer than 4 lost to 4 at equal compute
+  where it was tried.
 - network: the largest of `NETWORKS` with at most one parameter for `VALUES` numbers of the training
   images, that sees `ENOUGH` images and `PATCHES` patches a parameter: as wide as the budget can
   teach, and too narrow to hold the images. Fewer than `FEW` images get the primer's.
@@ -43,7 +44,8 @@ FEW = 1000  # images: below, start from a primer and keep to few epochs
 ENOUGH = 50_000  # images seen: about what `own` sees in its ten minutes on one thread
 PATCHES = 50  # seen for each parameter: our primer 30, MaskDM's published recipe 555
 VALUES = 10  # numbers of the training images for each parameter
-LEAST_GRID = 16  # patches an image
+LEAST_GRID = 16  # patches an image, without which there is nothing to plan
+QUICK_GRID = 64  # patches an image of the quick start; no fewer are proposed where more can be had
 COARSEST = 32  # pixels a side of a patch
 LARGEST_BATCH = 256  # MaskDM's
 STEPS = 10_000  # of whole images, below which the batch does not grow
@@ -153,7 +155,9 @@ def _patch(images: Images, machine: Machine, budget: float, reasons: list[str]) 
     if images.count < FEW:
         enough = min(enough, small(images.count).whole_images)
     fitting = patches_that_fit(images.size)
-    for patch in fitting:
+    height, width = images.size
+    fine = [p for p in fitting if height * width >= QUICK_GRID * p * p]
+    for patch in fine or fitting[:1]:
         run = _uvit(NETWORKS[0], patch)
         backbone = counted(run, images)
         patches = math.prod(backbone.grid)
@@ -167,8 +171,8 @@ def _patch(images: Images, machine: Machine, budget: float, reasons: list[str]) 
             )
             return patch
     reasons.append(
-        f"the budget is small for this size: in patches of {patch}, the coarsest, the smallest "
-        f"network would see {seen:,.0f} whole images, where {enough:,} are wanted"
+        f"the budget is small for this size: in patches of {patch} the smallest network would "
+        f"see {seen:,.0f} whole images, where {enough:,} are wanted"
     )
     return patch
 
@@ -177,16 +181,18 @@ def _cell(images: Images, patch: int, reasons: list[str]) -> Cell:
     patches = images.size[0] * images.size[1] // patch**2
     cell = prior.load().nearest(patches)
     if cell.verdict == "pays":
-        reasons.append(f"masked stage: with {patches} patches an image, near {cell.sentence()}")
+        reasons.append(
+            f"masked stage: for {patches} patches an image the prior says of {cell.sentence()}"
+        )
     elif cell.verdict == "undecided":
         reasons.append(
-            f"no masked stage: with {patches} patches an image it is undecided whether masking "
-            f"pays; nearest is {cell.sentence()}"
+            f"no masked stage: for {patches} patches an image it is undecided whether masking "
+            f"pays; the prior says of {cell.sentence()}"
         )
     else:
         reasons.append(
-            f"no masked stage: with {patches} patches an image masking will not pay; nearest is "
-            f"{cell.sentence()}"
+            f"no masked stage: for {patches} patches an image masking will not pay; the prior says "
+            f"of {cell.sentence()}"
         )
     return cell
 
@@ -226,7 +232,7 @@ def _network(
         elif looked < PATCHES * size:
             why = (
                 f"the next would see {looked / size:.0f} patches a parameter, where {PATCHES} are "
-                "wanted (rule of thumb, not measured)"
+                "wanted"
             )
         else:
             best, why = run, "the largest of the list"
@@ -234,7 +240,9 @@ def _network(
         break
     assert best is not None
     own = best.network
-    reasons.append(f"network: width {own.width}, depth {own.depth}: {why}")
+    reasons.append(
+        f"network: width {own.width}, depth {own.depth}: {why} (rules of thumb, not measured)"
+    )
     return best
 
 

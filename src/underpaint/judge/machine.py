@@ -35,6 +35,13 @@ class Machine:
     probes: list[Timed] = field(default_factory=list)
 
     @property
+    def shown(self) -> str:
+        """Its name, and how many threads of it."""
+        if not self.threads:
+            return self.name
+        return f"{self.name}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    @property
     def compiles(self) -> bool:
         """Whether torch.compile is worth its wait."""
         return self.device is None or self.device.type == "cuda"

@@ -53,6 +53,7 @@ def resident() -> int:
 def available(device: torch.device) -> float:
     """Bytes that a new network may take on `device`, beside what other processes hold."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what earlier steps left to torch is free, too
         return float(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return float(torch.mps.recommended_max_memory())

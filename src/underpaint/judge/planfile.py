@@ -91,7 +91,6 @@ def _head(plan: Plan, name: str) -> list[str]:
     height, width = images.size
     how = "measured" if machine.measured else "computed, not measured"
     start = f" --from {plan.start}" if plan.start else ""
-    cores = f", {machine.threads} threads" if machine.threads else ""
     wrapped = [
         line
         for reason in plan.reasons
@@ -99,7 +98,7 @@ def _head(plan: Plan, name: str) -> list[str]:
     ]
     return [
         f"# {images.count:,} images of {height}×{width}: about {shown(plan.seconds)} on "
-        f"{machine.name}{cores} ({how}).",
+        f"{machine.shown} ({how}).",
         f"# By `underpaint plan` {__version__}, for a budget of {shown(plan.budget)}. Why:",
         *wrapped,
         f"# Train by it: underpaint train --config {name}{start}",
