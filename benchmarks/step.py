@@ -12,79 +12,28 @@ FLOPs, `reached` the measured ratio over it.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import platform
 import statistics
-import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 
 from underpaint import config
-from underpaint.core import masks, spaces
-from underpaint.data import Dataset, Order
+from underpaint.judge import devices
+from underpaint.judge.measure import stage_plan
 from underpaint.training.distributed import World
 from underpaint.training.learner import Learner
-from underpaint.training.stages import Level, Plan, stride
+from underpaint.training.minutes import step_seconds
 from underpaint.training.state import Progress
-from underpaint.training.step import step, training_flops
-
-# Dense bf16 peak in FLOP/s, from the makers' data sheets.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
-
-
-class Synthetic:
-    """Images that need no files."""
-
-    def __init__(self, size: tuple[int, int], channels: int, count: int = 512) -> None:
-        rng = np.random.default_rng(0)
-        self.images = rng.integers(0, 256, (count, *size, channels), dtype=np.uint8)
-        self.labels = np.full(count, -1, np.int64)
-        self.train_ids = np.arange(count)
-        self.latents = None
-
-    def batch(self, ids: np.ndarray) -> np.ndarray:
-        return self.images[ids]
-
-
-def plan(run: config.Run, size: tuple[int, int], rate: float, batch: int, kind: str) -> Plan:
-    """A stage at a constant rate."""
-    stage = dataclasses.replace(
-        next(iter(run.stages.values())), batch=batch, mask=kind, rate=rate, images=batch
-    )
-    spec = config.ModelSpec(
-        size=size,
-        channels=run.data.channels,
-        space=run.space,
-        network=run.network,
-        noise=run.noise,
-    )
-    space = spaces.build(spec.space, size, spec.channels)
-    rounding = {"block": stage.block, "multiple": stride(spec)}
-    visible = masks.visible_count(kind, space.grid, rate, **rounding)
-    realised = masks.realised_rate(kind, space.grid, rate, **rounding)
-    data = Synthetic(size, spec.channels)
-    return Plan(
-        index=0,
-        name="timed",
-        stage=stage,
-        spec=spec,
-        space=space,
-        dataset=cast(Dataset, data),
-        order=Order(data.train_ids, 0),
-        images=10**12,
-        levels=(Level(0, rate, realised, visible),),
-    )
+from underpaint.training.step import training_flops
 
 
 def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for key, flops in PEAKS.items() if key in name), None)
+    return devices.peak_flops(torch.cuda.get_device_name(device))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -100,7 +49,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     plans = {}
     for rate in arguments.rates:
         batch = arguments.batch
-        plans[rate] = plan(run, size, rate, batch, kind if rate else "none")
+        plans[rate] = stage_plan(run, size, rate, batch, kind if rate else "none")
     run.network.labels = False
     learner = Learner(plans[arguments.rates[0]].spec, run.train, world)
     times: dict[float, list[float]] = {rate: [] for rate in arguments.rates}
@@ -108,13 +57,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     progress = Progress()
 
     def timed(rate: float) -> float:
-        if world.device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        step(plans[rate], run, learner, progress)
-        if world.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return step_seconds(plans[rate], run, learner, progress)
 
     for rate in arguments.rates:
         if world.device.type == "cuda":

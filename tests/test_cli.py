@@ -252,6 +252,74 @@ def test_prepare(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^labels +dark 12, light 12 *$", capsys.readouterr().out, re.M)
 
 
+def test_plan_writes_a_recipe_that_trains(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured here, by two small probes; the recipe is cut to a few batches to be trained."""
+    from underpaint.judge import measure
+
+    monkeypatch.setattr(
+        measure,
+        "CPU",
+        (measure.Probe(16, 1, 2, 16, 0.0, 2), measure.Probe(32, 1, 2, 16, 0.5, 2)),
+    )
+    out = tmp_path / "plan.yaml"
+    flags = [str(faces), "--size", "16", "--budget", "10m", "--seconds", "0.1", "--out", str(out)]
+    assert main(["plan", *flags, "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["measured"]
+    assert found["config"] == str(out)
+    assert list(found["images_per_s"]) == ["16", "8", "4", "2"]  # visible patches
+    assert config.to_dict(config.load(out)) == found["recipe"]
+    assert main(["train", "--config", str(out), "--dry-run", "--json"]) == 0
+    dry = json.loads(capsys.readouterr().out)
+    assert dry["parameters"] == found["parameters"]
+    assert [s["images"] for s in dry["stages"]] == [s["images"] for s in found["stages"]]
+    few = ["--stages.whole.images", "64", "--train.check_every", "-1", "--train.sample_every", "-1"]
+    cut = config.apply_flags(config.load(out), few)
+    folder = underpaint.train(
+        cut, tmp_path / "run", start=found["from"], write_report=False, quiet=True
+    )
+    assert config.load(folder / "config.yaml").network.width == 128
+
+
+def test_plan_for_a_gpu_that_is_not_here(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "plan.yaml"
+    flags = [
+        str(faces),
+        "--size",
+        "32",
+        "--budget",
+        "1h",
+        "--device",
+        "rtx-4090",
+        "--out",
+        str(out),
+    ]
+    assert main(["plan", *flags]) == 0
+    text = capsys.readouterr().out
+    assert "computed, not measured" in text
+    assert "patches an image" in text  # the prior is cited
+    assert f"train --config {out} --from primer:lorelei" in text  # 24 images are few
+    assert "\n- patch 4" not in text
+    assert main(["plan", *flags, "--overwrite", "--explain"]) == 0
+    assert "\n- patch 4" in capsys.readouterr().out
+
+
+def test_an_interrupted_plan_writes_nothing(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from underpaint.judge import measure
+
+    monkeypatch.setattr(measure, "calibrate", raiser(KeyboardInterrupt()))
+    out = tmp_path / "plan.yaml"
+    assert main(["plan", str(faces), "--size", "16", "--device", "cpu", "--out", str(out)]) == 130
+    assert capsys.readouterr().err == "underpaint: interrupted\n"
+    assert not out.exists()
+
+
 def test_train_says_where_everything_is(
     faces: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

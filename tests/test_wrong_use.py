@@ -423,6 +423,42 @@ def test_diffusers_is_not_installed(
     assert f"space.kind latents {advice}" in latents
 
 
+# --- planning ----------------------------------------------------------------------------------
+
+
+def test_plans_that_cannot_be_made(wrong: Wrong, faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.yaml"
+
+    def plan(data: object = faces, *flags: object, size: object = 16) -> str:
+        line = wrong("plan", data, "--size", size, "--out", out, *flags)
+        assert not out.exists()
+        return line
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert str(empty) in plan(empty, "--device", "h100")
+    assert str(tmp_path / "nowhere") in plan(tmp_path / "nowhere", "--device", "h100")
+    assert "device 'h10' is neither here nor known; did you mean 'h100'?" in plan(
+        faces, "--device", "h10"
+    )
+    assert "cuda" in plan(faces, "--device", "cuda:99")
+    assert "--budget 'soon': give a time like 45min" in plan(faces, "--budget", "soon")
+    assert "measuring this machine takes 20s of it; give at least 1min" in plan(
+        faces, "--budget", "10s"
+    )
+    assert "too small for one checkpoint" in plan(
+        faces, "--device", "t4", "--budget", "0.001s", size=64
+    )
+    assert "size 13×13 is not divisible" in plan(faces, size=13)
+    assert "--seconds 0" in plan(faces, "--seconds", 0)
+    assert "plan needs DATA" in wrong("plan")
+    assert "ends in .yaml" in wrong("plan", faces, "--out", tmp_path / "plan.txt")
+    assert "is a folder" in wrong("plan", faces, "--out", tmp_path)
+    out.write_text("mine")
+    assert "add --overwrite or choose another --out" in wrong("plan", faces, "--out", out)
+    assert out.read_text() == "mine"
+
+
 # --- comparing ---------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ VERBS = {  # verb: (module of this package, one line)
     "prepare": ("prepare", "decode a set of images once, and say what is in it"),
     "seal": ("seal", "write the visible patches of images, and nothing else of them"),
     "presets": ("presets", "list the recipes of the package, or print one to copy"),
+    "plan": ("plan", "propose a recipe for these images, this machine and a budget"),
     "train": ("train", "train by a recipe: masked stages, then whole images"),
     "pretrain": ("train", "the masked stages of a recipe alone"),
     "finetune": ("train", "the whole-image stages of a recipe alone, from other weights"),

@@ -15,7 +15,7 @@ from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, 
 from underpaint.cli.settings import as_help
 from underpaint.errors import UserError
 
-__all__ = ["arguments", "recipe", "run"]
+__all__ = ["arguments", "name_of", "recipe", "run"]
 
 OWN = "own"  # the preset for somebody's own images
 
@@ -188,12 +188,16 @@ def _sources(run: config.Run) -> dict[str, str]:
 
 
 def _default_out(run: config.Run, verb: str) -> str:
-    source = run.data.source or next(iter(_sources(run).values()))
+    name = name_of(run.data.source or next(iter(_sources(run).values()))) or "run"
+    return str(Path("runs") / (name if verb == "train" else f"{name}-{verb}"))
+
+
+def name_of(source: str) -> str:
+    """A name for files that are about these images."""
     name = (
         source.replace(":", "-") if source.startswith("avatars:") else Path(source).resolve().stem
     )
-    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
-    return str(Path("runs") / (name if verb == "train" else f"{name}-{verb}"))
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
 def _resume(args: argparse.Namespace, others: list[str]) -> None:

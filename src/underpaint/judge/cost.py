@@ -20,7 +20,7 @@ from underpaint.errors import UserError
 from underpaint.model import pick_device
 from underpaint.training.learner import use_bf16
 
-__all__ = ["describe"]
+__all__ = ["BYTES_A_PARAMETER", "describe", "network"]
 
 BYTES_A_PARAMETER = 5 * 4  # weight, gradient, two moments of AdamW, average; all float32
 
@@ -37,8 +37,8 @@ def describe(
     """
     config.check(run)
     noise.build(run.noise), denoiser.parameterisation(run.noise)  # raise what they refuse
-    network = _network(run, size, channels, classes)
-    backbones.check_hidden(network, run.network, run.noise)
+    backbone = network(run, size, channels, classes)
+    backbones.check_hidden(backbone, run.network, run.noise)
     stages = []
     for name, stage in run.stages.items():
         try:
@@ -47,7 +47,7 @@ def describe(
             raise UserError(f"stages.{name}: {error}") from None
     lengths = [stage["flops"] for stage in stages]
     return {
-        "parameters": _parameters(network),
+        "parameters": _parameters(backbone),
         "size": list(size),
         "channels": channels,
         "classes": classes,
@@ -57,9 +57,10 @@ def describe(
     }
 
 
-def _network(
+def network(
     run: config.Run, size: tuple[int, int], channels: int, classes: int
 ) -> backbones.Backbone:
+    """The network of `run`, on the meta device: to be counted, not computed with."""
     space = spaces.build(run.space, size, channels)
     with torch.device("meta"):
         return backbones.build(
@@ -79,7 +80,7 @@ def _stage(
     run: config.Run, stage: config.Stage, size: tuple[int, int], channels: int, classes: int
 ) -> dict[str, Any]:
     own = config.image_size(stage.size or (stage.data.size if stage.data else ()))
-    backbone = _network(run, own or size, channels, classes)
+    backbone = network(run, own or size, channels, classes)
     grid = backbone.grid
     N = grid[0] * grid[1]
     draws = stage.dp.multiplicity if stage.dp else 1  # of each image, in a private stage

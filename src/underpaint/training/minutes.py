@@ -1,9 +1,13 @@
-"""Stages whose length is given in minutes: measured once, then frozen as images."""
+"""Stages whose length is given in minutes: measured once, then frozen as images.
+
+`step_seconds` times one step for everything that asks how fast training is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -14,7 +18,7 @@ from underpaint.training.stages import Plan
 from underpaint.training.state import Progress
 from underpaint.training.step import step
 
-__all__ = ["freeze", "speed"]
+__all__ = ["freeze", "speed", "step_seconds"]
 
 
 def freeze(
@@ -46,20 +50,29 @@ def speed(plan: Plan, run: config.Run, world: distributed.World, seconds: float 
         progress = Progress()
         for _ in range(3):  # first steps allocate and compile
             step(alone, run, learner, progress)
-        _finish(world.device)
-        began, steps = time.perf_counter(), 0
+        spent, steps = 0.0, 0
         while True:
-            step(alone, run, learner, progress)
+            spent += step_seconds(alone, run, learner, progress)
             steps += 1
-            _finish(world.device)
-            spent = time.perf_counter() - began
             if world.from_first([float(spent > seconds and steps >= 3)])[0]:
                 break
         times.append(spent / (steps * plan.stage.batch))
     return len(times) / sum(times)
 
 
-def _finish(device: torch.device) -> None:
-    """Wait for what a GPU has been given; its time would else be that of the next step."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def step_seconds(
+    plan: Plan,
+    run: config.Run,
+    learner: Learner,
+    progress: Progress,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds of one step of the loop, until the device has done it."""
+    cuda = learner.world.device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+    began = clock()
+    step(plan, run, learner, progress)
+    if cuda:
+        torch.cuda.synchronize()
+    return clock() - began

@@ -1,0 +1,83 @@
+"""Where masked training has paid so far: `prior.json`, measured by studies, cited by `plan`.
+
+A cell is an arm of a study: so many patches an image, hidden in this way for this share of the
+budget. Its ratio is the compute at which the masked arm reached the unmasked one's score over that
+of the unmasked one: below 1 it pays. Cells inside the noise are `undecided`. A study overwrites the
+file by script; no figure of it stands in code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from underpaint.judge.verdict import Answer
+
+__all__ = ["Cell", "Prior", "load", "write"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measured arm."""
+
+    patches: int  # an image
+    mask: str
+    rate: float
+    block: int  # side of a block in patches (mask: block); else 1
+    share: float  # of the budget that was spent masked
+    low: float | None  # compute over the baseline's: the range or interval of the ratio
+    high: float | None
+    seeds: int
+    verdict: Answer
+    source: str
+
+    def sentence(self) -> str:
+        """What was found, for a person."""
+        ratio = ""
+        if self.low is not None and self.high is not None:
+            ratio = f", {self.low:.2g} to {self.high:.2g} of the compute of training unmasked"
+        seeds = f"{self.seeds} seed" + ("s" if self.seeds != 1 else "")
+        kind = f"mask {self.mask}" + (f" {self.block}×{self.block}" if self.block > 1 else "")
+        return (
+            f"{self.patches} patches an image, {kind} at {self.rate:g}: {self.verdict}{ratio} "
+            f"({seeds}; {self.source})"
+        )
+
+
+@dataclass(frozen=True)
+class Prior:
+    """All cells, and where they come from."""
+
+    about: str
+    cells: tuple[Cell, ...]
+
+    def nearest(self, patches: int) -> Cell:
+        """The best cell of the number of patches nearest in ratio: one that pays, if any does.
+
+        Of several that pay, the one with the lowest upper end; of equals the first in the file.
+        """
+        there = min({c.patches for c in self.cells}, key=lambda p: abs(math.log(p / patches)))
+        order = {"pays": 0, "undecided": 1, "does not pay": 2}
+        own = [cell for cell in self.cells if cell.patches == there]
+        return min(own, key=lambda c: (order[c.verdict], math.inf if c.high is None else c.high))
+
+
+def load() -> Prior:
+    """The prior of this version of the package."""
+    file = resources.files("underpaint") / "judge" / "prior.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return Prior(found["about"], tuple(Cell(**cell) for cell in found["cells"]))
+
+
+def write(prior: Prior, path: Path) -> None:
+    """Write `prior` as the file that `load` reads; for the script of a study."""
+    values: dict[str, Any] = {
+        "about": prior.about,
+        "cells": [dataclasses.asdict(cell) for cell in prior.cells],
+    }
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
