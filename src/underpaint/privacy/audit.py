@@ -180,11 +180,12 @@ def audit(
         with clock("shadow attacks"):
             better, shadow = _shadowed(scores, trained, asked, loaded, progress)
         tried |= better
-    tests = verdict.count_tests(len(tried), 1 + (network is not None))
+    whole = isinstance(own.dataset, Dataset)
+    tests = verdict.count_tests(len(tried), 1 + (network is not None) if whole else 0)
     with clock("statistics"):
+        rates = tuple(fpr) or tuple(statistics.NEEDED)
         membership = {
-            name: _evaluated(a, b, seed, tuple(fpr), 1 - verdict.ERROR / tests)
-            for name, (a, b) in tried.items()
+            name: statistics.evaluate(a, b, seed=seed, fpr=rates) for name, (a, b) in tried.items()
         }
         all_scores = [np.concatenate([side[name] for name in names], 1) for side in scores]
         dataset = cdi.infer(all_scores[0], all_scores[1], seed=seed)
@@ -218,7 +219,7 @@ def audit(
         "seed": seed,
         "tests": tests,
         "detectable": statistics.detectable(
-            -(-len(own.ids) // 2), -(-len(others.ids) // 2), 1 - verdict.ERROR / tests
+            -(-len(own.ids) // 2), -(-len(others.ids) // 2), verdict.ERROR / tests
         ),
         "notes": found.notes + verdict.few(len(own.ids), len(others.ids)),
         "membership": membership,
@@ -228,7 +229,7 @@ def audit(
         "copies": None,
     }
     pairs: dict[str, list[Pair]] = {}
-    if isinstance(own.dataset, Dataset):
+    if whole:
         with clock("completion"):
             result["completion"] = _completion(loaded, asked, progress)
         result["copies"], pairs = copies(
@@ -274,20 +275,6 @@ def _chosen(
 # --- what is tried -----------------------------------------------------------------------------
 
 
-def _evaluated(
-    members: NDArray[np.float64],
-    others: NDArray[np.float64],
-    seed: int,
-    fpr: tuple[float, ...],
-    corrected: float,
-) -> dict[str, Any]:
-    """One attack's figures, and its AUC at the confidence of the verdict."""
-    asked = fpr or tuple(statistics.NEEDED)
-    own = statistics.evaluate(members, others, seed=seed, fpr=asked)
-    strict = statistics.evaluate(members, others, seed=seed, fpr=(), confidence=corrected)
-    return {**own, "corrected": strict["auc"]}
-
-
 def _reference(source: str | Path, loaded: model.Model, asked: Asked, device: str) -> model.Model:
     """The reference model. Raises UserError if it is of another space, or has seen a side."""
     other = model.load(source, device=device)
@@ -321,7 +308,7 @@ def _null(base: list[Scores], names: Sequence[str]) -> dict[str, Any]:
         name: statistics.evaluate(base[0][name], base[1][name], fpr=(), confidence=confidence)
         for name in names
     }
-    passed = all(own["auc"]["low"] <= 0.5 <= own["auc"]["high"] for own in found.values())
+    passed = all(own["two_sided"] >= 1 - confidence for own in found.values())
     return {"auc": {name: own["auc"] for name, own in found.items()}, "passed": passed}
 
 

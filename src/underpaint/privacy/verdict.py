@@ -24,9 +24,10 @@ def count_tests(attacks: int, spaces: int) -> int:
     """Tests among which the error is shared.
 
     `attacks`: membership scores, with the calibrated ones; `spaces` in which copies are counted,
-    each by two ratios and two thresholds. Two more: completion, and the data set as a whole.
+    each by two ratios and two thresholds; 0 of sealed images, of which neither copies nor
+    completion can be tried. One more: the data set as a whole.
     """
-    return attacks + 4 * spaces + 2
+    return attacks + (4 * spaces + 1 if spaces else 0) + 1
 
 
 def few(members: int, others: int) -> list[str]:
@@ -76,7 +77,7 @@ def _findings(result: dict[str, Any], level: float) -> list[str]:
     """What is beyond chance at `level` for each."""
     findings = []
     for name, own in result["membership"].items():
-        if own["corrected"]["low"] > 0.5:
+        if own["p_value"] < level:
             findings.append(f"membership by {name}: AUC {own['auc']['value']:.3f}")
     for space, found in (result["copies"] or {}).get("spaces", {}).items():
         for name, own in found["ratios"].items():

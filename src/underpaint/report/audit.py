@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from underpaint.privacy.attacks import ATTACKS
 from underpaint.privacy.audit import Audit
+from underpaint.privacy.verdict import ERROR
 from underpaint.report.page import _picture, text_of, write_page
 from underpaint.training.state import writing
 
@@ -54,7 +55,9 @@ def write(audit: Audit, folder: Path) -> Path:
         result=result,
         headline=_headline(result),
         summary=_summary(result),
-        rows=[_row(name, own) for name, own in result["membership"].items()],
+        rows=[
+            _row(name, own, ERROR / result["tests"]) for name, own in result["membership"].items()
+        ],
         refused=_refused(result),
         explained={name: ATTACKS[name] for name in result["asked"]["attacks"]},
         spaces={space: _counted(own) for space, own in _spaces(result).items()},
@@ -82,9 +85,8 @@ def _headline(result: dict[str, Any]) -> str:
 
 def _summary(result: dict[str, Any]) -> list[Line]:
     """One line for each thing that was tried."""
-    name, own = max(
-        result["membership"].items(), key=lambda item: float(item[1]["corrected"]["low"])
-    )
+    level = ERROR / result["tests"]
+    name, own = min(result["membership"].items(), key=lambda item: float(item[1]["p_value"]))
     found = own["auc"]
     lines = [
         Line(
@@ -92,12 +94,11 @@ def _summary(result: dict[str, Any]) -> list[Line]:
             f"By the attack that did best ({name}) an attacker who is shown an image that was "
             f"trained on and another picks the right one {_of_100(found['value'])} times in 100 "
             f"({_of_100(found['low'])} to {_of_100(found['high'])}; guessing: 50).",
-            _risk(found["value"], own["corrected"]["low"]),
+            _risk(found["value"], own["p_value"] < level),
             "membership",
         )
     ]
     dataset = result["dataset"]["p_value"]
-    level = 0.05 / result["tests"]
     lines.append(
         Line(
             "Tell of the whole collection whether it was used",
@@ -143,8 +144,8 @@ def _p(value: float) -> str:
     return f"{value:.2g}" if value >= 1e-4 else "0.0001"
 
 
-def _risk(value: float, low: float) -> str:
-    if low <= 0.5:
+def _risk(value: float, beyond: bool) -> str:
+    if not beyond:
         return "none seen"
     return "high" if value > MODERATE else "moderate" if value > SLIGHT else "slight"
 
@@ -153,7 +154,7 @@ def _share(own: dict[str, Any]) -> str:
     return f"95 % interval {own['low']:.1%} to {own['high']:.1%}"
 
 
-def _row(name: str, own: dict[str, Any]) -> dict[str, str]:
+def _row(name: str, own: dict[str, Any], level: float) -> dict[str, str]:
     found = own["auc"]
     rates = []
     for rate, value in own["tpr_at"].items():
@@ -166,7 +167,7 @@ def _row(name: str, own: dict[str, Any]) -> dict[str, str]:
     return {
         "name": name,
         "auc": f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})",
-        "risk": _risk(found["value"], own["corrected"]["low"]),
+        "risk": _risk(found["value"], own["p_value"] < level),
         "rates": "; ".join(rates) or "–",
         "accuracy": f"{own['balanced_accuracy']['value']:.1%}",
     }
