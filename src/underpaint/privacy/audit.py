@@ -24,16 +24,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from underpaint import model
 from underpaint._version import __version__
-from underpaint.core.masks import Mask
 from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.judge import features
 from underpaint.privacy import attacks, cdi, completion, controls, shadows, statistics, verdict
+from underpaint.privacy.calibration import Asked, against_shadows, named, null_of, the_reference
 from underpaint.privacy.copies import Pair, copies
 from underpaint.privacy.sides import FEWEST, Images, sides, some
 
@@ -44,11 +42,10 @@ COMPLETED = 200  # images a side
 OTHERS = 500  # non-members among which the positive control looks for those it learned
 
 Progress = Callable[[str, int, int], None]
-Scores = dict[str, NDArray[np.float64]]  # of each attack, [n, levels]
 
 
 class Audit(NamedTuple):
-    """Numbers for the JSON, and by space the samples nearest to a training image with that image."""
+    """Numbers for the JSON, and by space the most suspicious samples with their nearest image."""
 
     result: dict[str, Any]
     pairs: dict[str, list[Pair]]
@@ -66,37 +63,6 @@ class Clock:
         yield
         self.spent[phase]["seconds"] += time.monotonic() - wall
         self.spent[phase]["cpu"] += time.process_time() - cpu
-
-
-class Asked(NamedTuple):
-    """What every model is asked: the images of both sides, and what of them is seen."""
-
-    sides: tuple[Images, Images]
-    patches: list[Tensor]  # [n, N, P] of members, of non-members
-    masks: list[Mask | None]
-    names: list[str]  # of the attacks
-    sigmas: list[float]
-    ensemble: attacks.Ensemble
-    seed: int
-    batch: int
-
-    def scores(self, loaded: model.Model, what: str, progress: Progress | None) -> list[Scores]:
-        """The scores of both sides by `loaded`, whose labels may be numbered in its own way."""
-        return [
-            attacks.scores(
-                loaded.denoiser,
-                self.patches[i],
-                self.names,
-                self.sigmas,
-                labels=side.labels(loaded),
-                mask=self.masks[i],
-                seed=self.seed,
-                ensemble=self.ensemble,
-                batch=self.batch,
-                progress=_named(progress, f"{what}, {('members', 'non-members')[i]}"),
-            )
-            for i, side in enumerate(self.sides)
-        ]
 
 
 def audit(
@@ -158,7 +124,7 @@ def audit(
                 shadow_models,
                 images=shadow_images,
                 seed=seed,
-                progress=_named(progress, "shadow models"),
+                progress=named(progress, "shadow models"),
             )
     with clock("attacks"):
         scores = asked.scores(loaded, "attacks", progress)
@@ -166,8 +132,10 @@ def audit(
     null: dict[str, Any] = {"blind": blind, "reference": None}
     if reference is not None:
         with clock("reference"):
-            base = asked.scores(_reference(reference, loaded, asked, device), "reference", progress)
-        null["reference"] = _null(base, names)
+            base = asked.scores(
+                the_reference(reference, loaded, asked, device), "reference", progress
+            )
+        null["reference"] = null_of(base, names)
         tried |= {
             f"{name}, calibrated": (
                 scores[0][name] - base[0][name],
@@ -178,7 +146,7 @@ def audit(
     shadow = None
     if trained:
         with clock("shadow attacks"):
-            better, shadow = _shadowed(scores, trained, asked, loaded, progress)
+            better, shadow = against_shadows(scores, trained, asked, loaded, progress)
         tried |= better
     whole = isinstance(own.dataset, Dataset)
     tests = verdict.count_tests(len(tried), 1 + (network is not None) if whole else 0)
@@ -275,70 +243,6 @@ def _chosen(
 # --- what is tried -----------------------------------------------------------------------------
 
 
-def _reference(source: str | Path, loaded: model.Model, asked: Asked, device: str) -> model.Model:
-    """The reference model. Raises UserError if it is of another space, or has seen a side."""
-    other = model.load(source, device=device)
-    shapes = [
-        (m.spec.size, m.spec.channels, m.spec.space, m.space.grid, m.space.patch_dim)
-        for m in (other, loaded)
-    ]
-    if shapes[0] != shapes[1]:
-        raise UserError(
-            f"reference {source}: its images, patches or space are others; give a model of the "
-            "same size and space"
-        )
-    place = next((p for p in model.find(source).parents if (p / "images.json").is_file()), None)
-    if place:
-        seen = set(json.loads((place / "images.json").read_text(encoding="utf-8"))["trained"])
-        for side in asked.sides:
-            if not isinstance(side.dataset, Dataset):
-                continue
-            if any(side.dataset.file_sha256[i] in seen for i in side.ids.tolist()):
-                raise UserError(
-                    f"reference {source}: was trained on images of this audit; give one that saw "
-                    "neither members nor non-members"
-                )
-    return other
-
-
-def _null(base: list[Scores], names: Sequence[str]) -> dict[str, Any]:
-    """The attacks on the reference model, which saw neither side."""
-    confidence = 1 - (1 - controls.CONFIDENCE) / len(names)
-    found = {
-        name: statistics.evaluate(base[0][name], base[1][name], fpr=(), confidence=confidence)
-        for name in names
-    }
-    passed = all(own["two_sided"] >= 1 - confidence for own in found.values())
-    return {"auc": {name: own["auc"] for name, own in found.items()}, "passed": passed}
-
-
-def _shadowed(
-    scores: list[Scores],
-    trained: list[shadows.Shadow],
-    asked: Asked,
-    loaded: model.Model,
-    progress: Progress | None,
-) -> tuple[dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], dict[str, Any]]:
-    """The scores against those of the shadow models, and what these show of themselves."""
-    each = []
-    for i, shadow in enumerate(trained):
-        other = model.load(shadow.folder, device=str(loaded.device))
-        each.append(asked.scores(other, f"shadow model {i + 1} of {len(trained)}", progress))
-    inside = [np.stack([shadow.has(side) for shadow in trained]) for side in asked.sides]
-    better, ground = {}, {}
-    for name in asked.names:
-        stacked = [np.stack([own[i][name] for own in each]) for i in (0, 1)]
-        calibrated = [shadows.calibrate(scores[i][name], stacked[i], inside[i]) for i in (0, 1)]
-        better[f"{name}, shadows"] = (calibrated[0], calibrated[1])
-        ground[name] = shadows.ground(np.concatenate(stacked, 1), np.concatenate(inside, 1))
-    return better, {
-        "models": len(trained),
-        "rule": shadows.rule(len(trained)),
-        "images_each": int(np.mean([len(shadow.inside) for shadow in trained])),
-        "auc_on_themselves": ground,
-    }
-
-
 def _completion(loaded: model.Model, asked: Asked, progress: Progress | None) -> dict[str, Any]:
     """The error of the hidden half of members and of non-members."""
     found = []
@@ -350,7 +254,7 @@ def _completion(loaded: model.Model, asked: Asked, progress: Progress | None) ->
             labels=None if labels is None else labels[:COMPLETED],
             seed=asked.seed,
             batch=asked.batch,
-            progress=_named(progress, "completion"),
+            progress=named(progress, "completion"),
         )
         found.append(errors.mean(0))
     return {**completion.advantage(found[0], found[1]), "images": [len(part) for part in found]}
@@ -381,10 +285,6 @@ def _positive(
             labels=None if labels is None else (labels[few], labels[rest]),
             masks=None if mask is None else (attacks.rows(mask, few), attacks.rows(mask, rest)),
             seed=seed,
-            progress=_named(progress, "positive control"),
+            progress=named(progress, "positive control"),
         ),
     )
-
-
-def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(what, done, total)

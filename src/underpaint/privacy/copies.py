@@ -1,8 +1,8 @@
 """Samples of a model against its training images, over pixels and, if asked, over features.
 
-`memorisation` has the ratios and the counts; here is what they are counted of. In features a copy is
-found that was shifted or recoloured, as far as the feature network does not care; that network was
-made for photographs, so the threshold that counts there is the one of the held-out images.
+`memorisation` has the ratios and the counts; here is what they are counted of. In features a copy
+is found that was shifted or recoloured, as far as the network does not care; it was made for
+photographs, so the threshold that counts there is the one of the held-out images.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def rule(count: int) -> str:
 
 
 def ground(shadow: Scores, inside: NDArray[np.bool_]) -> dict[str, float]:
-    """How well the score finds the shadow models' own members: mean and least AUC of its best level.
+    """How well the score finds the shadows' own members: mean and least AUC of its best level.
 
     Scores [K, n, levels]: these models were trained by the same recipe, so this is what to expect.
     """

@@ -28,7 +28,6 @@ from underpaint.core.spaces import from_uint8, levels
 from underpaint.data import Dataset, Sealed, latents, prepare, sealed
 from underpaint.errors import UserError
 from underpaint.privacy import attacks, memorisation
-from underpaint.training.draws import key
 from underpaint.training.step import mask_seed
 
 __all__ = ["FEWEST", "Images", "Sides", "numbers_of", "recorded_run", "sides", "some"]
