@@ -28,8 +28,9 @@ def losses(folder: Path, steps: int) -> dict[str, list[float]]:
     import torch
 
     from underpaint import config
+    from underpaint.core.masks import draw, gather
     from underpaint.core.spaces import Pixels
-    from underpaint.data import prepare, sealed
+    from underpaint.data import digests, prepare, sealed
     from underpaint.data.seal import seal
     from underpaint.training import train
 
@@ -39,14 +40,23 @@ def losses(folder: Path, steps: int) -> dict[str, list[float]]:
     (folder / "key").write_bytes(bytes(range(32)))
     plain = config.Data(source=str(folder / "some.npy"), held_out="none")
     seal(plain, folder / "some.up", rate=RATE, patch=PATCH, key=bytes(range(32)), workers=1)
-    # the images in the order of the records, which their patches tell
+    # the images in the order of the records: their masks and patches tell which is which
     space = Pixels((SIDE, SIDE), 3, PATCH)
-    every = space.encode(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)).numpy()
-    shown, at = sealed.read(folder / "some.up").batch(np.arange(len(images)))
-    left, order = list(range(len(images))), []
-    for values, places in zip(shown, at, strict=True):
-        order.append(next(i for i in left if (every[i, places] == values).all()))
-        left.remove(order[-1])
+    every = space.encode(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
+    own = [sealed.mask_seed(bytes(range(32)), digests.of_array(image)) for image in images]
+    generators = [torch.Generator().manual_seed(seed) for seed in own]
+    mask = draw("block", space.grid, IMAGES, RATE, block=2, generator=generators)
+    kept = gather(every, mask.visible).numpy()
+    assert mask.visible is not None
+    number = {
+        (places.tobytes(), values.tobytes()): i
+        for i, (places, values) in enumerate(zip(mask.visible.numpy(), kept, strict=True))
+    }
+    shown, at = sealed.read(folder / "some.up").batch(np.arange(IMAGES))
+    order = [
+        number[places.astype(np.int64).tobytes(), values.tobytes()]
+        for values, places in zip(shown, at, strict=True)
+    ]
     np.save(folder / "ordered.npy", images[order])
     stage = config.Stage(images=steps * BATCH, mask="block", rate=RATE, block=2, batch=BATCH)
     fixed = replace(stage, fixed=True, fixed_key=str(folder / "key"))

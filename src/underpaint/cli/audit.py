@@ -76,6 +76,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     shadow = args.against == "shadow"
     if not shadow and (args.shadows or args.shadow_images):
         raise UserError("--shadows and --shadow-images say how --against shadow trains; add that")
+    if args.weights_file and not args.features:
+        raise UserError("--weights-file is of the network that --features names; add that")
     from pathlib import Path
 
     from underpaint.privacy.audit import audit

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from underpaint import config, model
 from underpaint.data import Dataset, cache, sealed
-from underpaint.errors import UserError
+from underpaint.errors import Interrupted, UserError
 from underpaint.privacy import memorisation
 from underpaint.privacy.sides import Images, Sides
 from underpaint.privacy.statistics import auc
@@ -229,13 +229,16 @@ def _train(
     begun = (folder / "run" / "checkpoints" / "LATEST").is_file()
     if not begun:
         shutil.rmtree(folder / "run", ignore_errors=True)
-    train(
-        None if begun else run,
-        folder / "run",
-        start=None if begun else start,
-        resume=begun,
-        quiet=quiet,
-    )
+    try:
+        train(
+            None if begun else run,
+            folder / "run",
+            start=None if begun else start,
+            resume=begun,
+            quiet=quiet,
+        )
+    except Interrupted:
+        raise Interrupted("the same command goes on with the shadow models") from None
     for optimiser in (folder / "run").glob("checkpoints/*/optimizer.pt"):
         optimiser.unlink()  # has served, and is the larger half
     replace_text(folder / "done", "")

@@ -65,7 +65,8 @@ def write(audit: Audit, folder: Path) -> Path:
         pixelated=max((max(pair[0].shape[:2]) for pair in shown), default=0) <= 128,
         command=_command(result),
     )
-    return write_page(folder / "audit.html", page)
+    # no line ends between a number and its per cent
+    return write_page(folder / "audit.html", page.replace(" %", "\u00a0%"))
 
 
 # --- in words ----------------------------------------------------------------------------------
@@ -102,23 +103,19 @@ def _summary(result: dict[str, Any]) -> list[Line]:
     lines.append(
         Line(
             "Tell of the whole collection whether it was used",
-            f"If it had not been used, so large a difference would come about with a probability "
-            f"of at most {_p(dataset)} (p-value; below {_p(level)} it counts as found).",
+            f"If it had not been used, so large a difference would come about by chance with p "
+            f"{_p(dataset)} (below {level:.2g} it counts as found).",
             "found" if dataset < level else "none seen",
             "dataset",
         )
     )
     for space, found in _spaces(result).items():
-        second = found["ratios"]["second"]
-        held = max(second["third"]["count"], (second["quantile"] or {"count": 0})["count"])
         beyond = any(f"copies in {space} " in line for line in result["findings"])
-        third = second["third"]
         lines.append(
             Line(
                 "Have it draw copies" + ("" if space == "pixels" else f" (features: {space})"),
-                f"{third['count']} of {found['samples']:,} samples are copies of a training image "
-                f"by the usual threshold ({_share(third)}).",
-                f"found ({held})" if beyond else "none seen",
+                _copies(found),
+                "found" if beyond else "none seen",
                 "copies",
             )
         )
@@ -136,12 +133,30 @@ def _summary(result: dict[str, Any]) -> list[Line]:
     return lines
 
 
+def _copies(found: dict[str, Any]) -> str:
+    """How many samples are copies, by the ratio that tells more of them from chance."""
+    ratios = [own for own in found["ratios"].values() if own["quantile"]]
+    strict = max((own["third"] for own in found["ratios"].values()), key=lambda own: own["count"])
+    text = (
+        f"{strict['count']} of {found['samples']:,} samples are copies of a training image by the "
+        f"usual threshold ({_share(strict)})"
+    )
+    if not ratios:
+        return f"{text}."
+    own = min((own["quantile"] for own in ratios), key=lambda own: float(own["p_value"]))
+    return (
+        f"{text}; {own['count']} are nearer to one training image than non-members are "
+        f"({_share(own)}; by chance so many with p {_p(own['p_value'])})."
+    )
+
+
 def _of_100(value: float) -> str:
     return f"{100 * value:.0f}"
 
 
 def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 1e-4 else "0.0001"
+    """A p-value as part of a sentence: `= 0.03`."""
+    return f"= {value:.2g}" if value >= 1e-4 else "below 0.0001"
 
 
 def _risk(value: float, beyond: bool) -> str:
@@ -196,7 +211,7 @@ def _counted(found: dict[str, Any]) -> list[dict[str, str]]:
         if part is None:
             return "–"
         bounds = f"{part['low']:.1%} to {part['high']:.1%}"
-        by_chance = f", p = {_p(part['p_value'])}" if "p_value" in part else ""
+        by_chance = f", p {_p(part['p_value'])}" if "p_value" in part else ""
         return f"{part['count']} ({bounds}), below {part['threshold']:.3g}{by_chance}"
 
     return [
