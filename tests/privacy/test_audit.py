@@ -158,6 +158,7 @@ def test_a_reference_model_takes_away_how_hard_an_image_is(
     np.savez(other / "images.npz", images=rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8))
     (other / "recipe.yaml").write_text(RECIPE)
     reference = trained(other, "reference", 0.5, "--stages.whole.images", 320)
+    capsys.readouterr()  # what training said
     flags = ["--attacks", "loss", "--samples", "8", "--json", "--quiet", "--no-control"]
     flags += ["--against", str(reference), "--out", str(tmp_path / "audit")]
     assert main(["audit", str(run), *flags]) == 0
