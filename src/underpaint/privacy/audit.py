@@ -115,6 +115,7 @@ def audit(
             seed,
             batch,
         )
+        other = None if reference is None else the_reference(reference, loaded, asked, device)
         blind = controls.blind(own.pixels(), others.pixels(), seed)
     trained = []
     if shadow_models:
@@ -130,11 +131,9 @@ def audit(
         scores = asked.scores(loaded, "attacks", progress)
     tried = {name: (scores[0][name], scores[1][name]) for name in names}
     null: dict[str, Any] = {"blind": blind, "reference": None}
-    if reference is not None:
+    if other is not None:
         with clock("reference"):
-            base = asked.scores(
-                the_reference(reference, loaded, asked, device), "reference", progress
-            )
+            base = asked.scores(other, "reference", progress)
         null["reference"] = null_of(base, names)
         tried |= {
             f"{name}, calibrated": (
