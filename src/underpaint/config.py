@@ -84,6 +84,9 @@ class Data:
         0.0, "share of the images set aside as non-members for `audit`, as 0.5; 0: those held out"
     )
     limit: int = setting(0, "use this many training images only (chosen by hash); 0: all")
+    only: str = setting(
+        "", "file of sha256 sums, one a line: train on these images alone, whatever is held out"
+    )
 
 
 @dataclass(kw_only=True)

@@ -283,6 +283,27 @@ def test_held_out_of_their_own(photos, tmp_path):
         prepare(photos, held_out=str(photos))
 
 
+def test_only_those_that_are_listed(photos, tmp_path):
+    """Whatever side they were on; the split itself is not touched."""
+    usual = prepare(photos)
+    wanted = [*usual.held_out_ids[:1], *usual.train_ids[:7]]
+    listed = tmp_path / "listed.txt"
+    listed.write_text("\n".join(usual.file_sha256[i] for i in wanted) + "\n")
+    some = prepare(photos, only=str(listed))
+    assert some.train_ids.tolist() == sorted(wanted)
+    assert len(some.held_out_ids) == 0
+    assert some.key == usual.key  # decoded once
+    assert prepare(photos).held_out_ids.tolist() == usual.held_out_ids.tolist()
+    listed.write_text(f"{usual.file_sha256[0]}\n{'00' * 32}\n")
+    with pytest.raises(UserError, match="1 of its 2 images are not in the data"):
+        prepare(photos, only=str(listed))
+    for wrong in ("no sums", tmp_path / "nowhere.txt"):
+        if isinstance(wrong, str):
+            listed.write_text(wrong)
+        with pytest.raises(UserError, match="expected a file of sha256 sums"):
+            prepare(photos, only=str(listed if isinstance(wrong, str) else wrong))
+
+
 def test_small_sets(tmp_path):
     five = prepare(write_folder(tmp_path / "five", noise(5)))
     assert (len(five.train_ids), len(five.held_out_ids)) == (5, 0)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import struct
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from tests.data.pictures import noise, png, write_folder
 from underpaint import config
 from underpaint.core import masks
 from underpaint.core.spaces import Pixels
-from underpaint.data import digests, sealed
+from underpaint.data import digests, sealed, sources
 from underpaint.data.seal import seal
 from underpaint.errors import UserError
 
@@ -168,6 +170,42 @@ def test_the_ten_lines_of_the_documentation_read_it(
         assert np.array_equal(records["positions"], at)
         assert np.array_equal(np.flatnonzero(records["held_out"]), file.held_out_ids)
         assert not labels or np.array_equal(records["label"], file.labels)
+
+
+def test_a_million_images_need_less_than_a_gibibyte(tmp_path: Path) -> None:
+    """What is allocated at most while sealing grows by so much with each image.
+
+    Files cost most in a zip, whose directory Python holds.
+    """
+
+    def most(n: int) -> int:
+        pixels = noise(n, 2, 2).repeat(4, 1).repeat(4, 2)
+        np.save(tmp_path / f"{n}.npy", pixels)
+        tracemalloc.start()
+        data = config.Data(source=str(tmp_path / f"{n}.npy"))
+        seal(data, tmp_path / f"{n}.up", rate=0.5, kind="patch", workers=1)
+        return _peak()
+
+    def listed(n: int) -> int:
+        with zipfile.ZipFile(tmp_path / f"{n}.zip", "w") as file:
+            for i in range(n):
+                file.writestr(f"image-{i:07}.png", b"")
+        tracemalloc.start()
+        next(sources.find(str(tmp_path / f"{n}.zip")).open().items)
+        return _peak()
+
+    each = []
+    for measured in (most, listed):
+        measured(50)  # imports and caches
+        each.append((measured(1600) - measured(400)) / 1200)
+    assert sum(each) * 1_000_000 < 1 << 30, each
+    assert each[0] < 400
+
+
+def _peak() -> int:
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
 
 
 # --- near-duplicates -----------------------------------------------------------------------------

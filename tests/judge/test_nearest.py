@@ -58,6 +58,15 @@ def test_a_bright_image_that_differs_by_one_level_is_told_from_a_copy():
     assert distances.tolist() == [[0.0, 1.0]]
 
 
+def test_features_are_searched_as_pixels_are():
+    rng = np.random.default_rng(0)
+    features = rng.normal(50, 1, (40, 12)).astype(np.float32)
+    distances, found = nearest(features[:5], features, np.arange(40), k=3, memory=1000)
+    gaps = np.square(features[:5, None].astype(float) - features[None]).sum(-1)
+    np.testing.assert_array_equal(found, np.argsort(gaps, 1)[:, :3])
+    np.testing.assert_allclose(distances, np.sqrt(np.sort(gaps, 1)[:, :3]), atol=1e-4)
+
+
 def test_refuses_other_shapes_and_too_many_neighbours():
     images = np.zeros((3, 4, 4, 1), np.uint8)
     with pytest.raises(ValueError, match="samples are"):

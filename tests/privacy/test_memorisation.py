@@ -27,7 +27,7 @@ def test_copies_are_counted_with_an_interval() -> None:
         assert 12 <= own["quantile"]["count"] <= 14  # the smallest of 40: chance goes below it, too
         assert own["third"]["low"] < 0.2 < own["third"]["high"]
         assert own["third"]["p_value"] < 0.01
-        assert own["quantile"]["beyond_chance"]
+        assert own["quantile"]["p_value"] < 0.01
 
 
 def test_an_honest_model_has_none() -> None:
@@ -35,8 +35,32 @@ def test_an_honest_model_has_none() -> None:
     for own in found["ratios"].values():
         assert own["third"]["count"] == 0
         assert own["third"]["p_value"] == 1
-        assert not own["quantile"]["beyond_chance"]
-        assert own["quantile"]["by_chance"] == pytest.approx(1 - 0.025 ** (1 / 40))
+        assert own["quantile"]["p_value"] > 0.05
+
+
+def test_chance_below_a_threshold_of_the_held_out_images_is_exact() -> None:
+    """By drawing: how many of 60 lie below the least (or second least) of 40 like them."""
+    rng = np.random.default_rng(7)
+    both = rng.permuted(np.tile(np.arange(100), (20_000, 1)), axis=1)
+    for rank in (0, 1):
+        below = (both[:, :60] < np.sort(both[:, 60:], 1)[:, rank, None]).sum(1)
+        for count in (0, 1, 3, 8):
+            drawn = (below >= count).mean()
+            assert memorisation._below(count, 60, rank, 40) == pytest.approx(drawn, abs=0.015)
+
+
+def test_a_repainted_copy_is_found_in_the_space_that_does_not_see_it() -> None:
+    """Features that know shapes and no colours: float32 [n, D] take the place of the pixels."""
+    inverted = 255 - copies(12, 60)
+
+    def features(images: np.ndarray) -> np.ndarray:
+        return np.abs(images.reshape(len(images), -1).astype(np.float32) - 127.5)
+
+    pixels = memorisation.search(inverted, HELD_OUT, TRAIN, IDS).result["ratios"]["second"]
+    found = memorisation.search(
+        features(inverted), features(HELD_OUT), features(TRAIN), IDS
+    ).result["ratios"]["second"]
+    assert [pixels["third"]["count"], found["third"]["count"]] == [0, 12]
 
 
 def test_the_worst_pairs_come_first() -> None:

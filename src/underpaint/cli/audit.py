@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from underpaint.cli.evaluate import EXTRACTORS
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
 from underpaint.errors import UserError
 
@@ -21,11 +22,28 @@ def arguments(parser: Parser, verb: str) -> None:
         default="loss,secmi,pia,sima,masks",
         help="attacks on single images, with commas between them (default: %(default)s)",
     )
-    add("--against", metavar="MODEL", help="a reference model that saw none of these images")
+    add(
+        "--against",
+        metavar="MODEL|shadow",
+        help="a reference model that saw none of these images; shadow: models trained for it",
+    )
+    add("--shadows", type=int, metavar="K", help="with shadow: how many models (default: 4)")
+    add(
+        "--shadow-images",
+        type=int,
+        metavar="N",
+        help="with shadow: length of each training in images (default: as long as the run)",
+    )
     add("--members", metavar="DATA", help="images trained on (default: as the run recorded)")
     add("--non-members", metavar="DATA", help="images not trained on (default: those held out)")
-    add("-n", type=int, default=1000, metavar="N", help="images a side (default: %(default)s)")
+    add("-n", type=int, metavar="N", help="images a side (default: 1000, or what --fpr needs)")
     add("--samples", type=int, default=512, help="searched for copies (default: %(default)s)")
+    add(
+        "--features",
+        choices=EXTRACTORS,
+        help="also look for copies in this feature space (default: pixels alone)",
+    )
+    add("--weights-file", metavar="FILE", help="weights of the feature network")
     add(
         "--fpr",
         type=float,
@@ -51,9 +69,16 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         ("--samples", args.samples, 1),
         ("--batch", args.batch, 1),
         ("--seed", args.seed, 0),
+        ("--shadows", args.shadows, 2),
+        ("--shadow-images", args.shadow_images, 1),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"{flag} {value}: give a number from {least} up")
+    shadow = args.against == "shadow"
+    if not shadow and (args.shadows or args.shadow_images):
+        raise UserError("--shadows and --shadow-images say how --against shadow trains; add that")
+    if args.weights_file and not args.features:
+        raise UserError("--weights-file is of the network that --features names; add that")
     from pathlib import Path
 
     from underpaint.privacy.audit import audit
@@ -67,10 +92,14 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     found = audit(
         args.source,
         names=[name.strip() for name in args.attacks.split(",") if name.strip()],
-        n=args.n,
+        n=args.n or 0,
         samples=args.samples,
         fpr=args.fpr,
-        reference=args.against,
+        reference=None if shadow else args.against,
+        shadow_models=(args.shadows or 4) if shadow else 0,
+        shadow_images=args.shadow_images or 0,
+        extractor=args.features,
+        weights_file=args.weights_file,
         members=args.members,
         non_members=args.non_members,
         weights=args.weights,
@@ -106,11 +135,13 @@ def _print(result: dict[str, Any], page: object) -> None:
         )
     out = console()
     out.print(table)
-    third = result["copies"]["ratios"]["second"]["third"]
-    out.print(f"copies: {third['count']} of {result['copies']['samples']} samples")
-    out.print(f"completion: advantage {result['completion']['advantage']:+.4f}")
+    for space, own in (result["copies"] or {}).get("spaces", {}).items():
+        count = own["ratios"]["second"]["third"]["count"]
+        out.print(f"copies by {space}: {count} of {own['samples']} samples")
+    if result["completion"]:
+        out.print(f"completion: advantage {result['completion']['advantage']:+.4f}")
     out.print(f"data set as a whole: p = {result['dataset']['p_value']:.2g}")
     out.print(f"[bold]{result['verdict']}[/bold]")
-    for line in [*result["reasons"], *result["findings"]]:
+    for line in [*result["reasons"], *result["findings"], *result["notes"]]:
         out.print(f"  {line}")
     out.print(f"page     {page}")

@@ -111,7 +111,10 @@ def prepare(
         bad = [b for b in entry.about["unreadable"] if b["part"] == part]
         check_bad(source.origin, bad, int((entry.part == part).sum()), config.max_bad)
 
-    side = _sides(data, judges, entry, config.audit_split)
+    if config.only:
+        side = _listed(config.only, entry)
+    else:
+        side = _sides(data, judges, entry, config.audit_split)
     train_ids = np.flatnonzero(side == split.TRAIN)
     if len(train_ids) == 0:
         raise UserError(
@@ -225,6 +228,25 @@ def _sides(
                 split.write_record(path, record)
             return side
     return split.assign(entry.file_sha, entry.pixel_sha, record, wanted)
+
+
+def _listed(path: str, entry: cache.Entry) -> NDArray[np.int8]:
+    """TRAIN for the images whose files' sha256 are in `path`, ASIDE for all others."""
+    try:
+        sums = Path(path).expanduser().read_text(encoding="utf-8").split()
+        listed = {bytes.fromhex(text) for text in sums}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"data.only '{path}': expected a file of sha256 sums, one a line ({error})"
+        ) from None
+    found = np.array([sha.tobytes() in listed for sha in entry.file_sha])
+    there = len({sha.tobytes() for sha in entry.file_sha[found]})
+    if there < len(listed):
+        raise UserError(
+            f"data.only '{path}': {len(listed) - there} of its {len(listed)} images are not in the "
+            "data; give the data they were listed from"
+        )
+    return np.where(found, split.TRAIN, split.ASIDE).astype(np.int8)
 
 
 def _first_by_hash(

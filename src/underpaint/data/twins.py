@@ -8,7 +8,8 @@ All such pairs are found, without comparing each with each: for a unit vector u 
 of d numbers, |u·a − u·b| ≤ ‖a − b‖ ≤ NEAR·√d = T. Thumbnails lie in cells 2T wide along seven
 such directions, so that those near a given one lie in at most 2⁷ cells. That is quick for pictures;
 for pure noise, all of whose thumbnails are grey, it comes down to comparing each with each. About
-400 bytes an image are held, in memory alone.
+200 bytes an image are held, in memory alone: cells are numbers of chains in an array, for a dict of
+Python's would weigh half as much again; two cells may share a chain, which costs a comparison.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = ["NEAR", "Twins", "thumbnail"]
 NEAR = 2.0  # of 255
 SIDE = 8
 DIRECTIONS = 7
+SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ over the golden ratio
 
 
 class Twins:
@@ -34,8 +36,9 @@ class Twins:
         self.directions = _directions(self.shape)  # [7, d]
         self.reach = NEAR * np.sqrt(np.prod(self.shape))
         self.count = 0
-        self.last: dict[int, int] = {}  # cell: the last image in it
-        self.before = np.empty(most, np.int32)  # of each image the one before it in its cell
+        self.bits = max(1, (2 * most - 1).bit_length())
+        self.last = np.full(1 << self.bits, -1, np.int32)  # of each chain the last image
+        self.before = np.empty(most, np.int32)  # of each image the one before it in its chain
         self.thumbnails = np.empty((most, int(np.prod(self.shape))), np.uint8)
         self.corners = np.array(list(itertools.product((0, 1), repeat=DIRECTIONS)))
 
@@ -44,8 +47,7 @@ class Twins:
         own, place = self._place(image)
         low = np.floor(place - 0.5).astype(np.int64)
         found: list[int] = []
-        for cell in _names(low + self.corners):
-            i = self.last.get(cell, -1)
+        for i in set(self.last[self._chains(low + self.corners)].tolist()):
             while i >= 0:
                 found.append(i)
                 i = int(self.before[i])
@@ -58,11 +60,11 @@ class Twins:
     def add(self, image: NDArray[np.uint8]) -> int:
         """Remember `image` [H, W, C]; returns its number."""
         own, place = self._place(image)
-        cell = _names(np.floor(place).astype(np.int64)[None])[0]
+        chain = self._chains(np.floor(place).astype(np.int64)[None])[0]
         number = self.count
         self.thumbnails[number] = own
-        self.before[number] = self.last.get(cell, -1)
-        self.last[cell] = number
+        self.before[number] = self.last[chain]
+        self.last[chain] = number
         self.count += 1
         return number
 
@@ -70,6 +72,12 @@ class Twins:
         """The thumbnail [d], and where it lies along the directions in widths of a cell [7]."""
         own = thumbnail(image, self.shape[0], self.shape[1]).ravel()
         return own, self.directions @ own / (2 * self.reach)
+
+    def _chains(self, cells: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """The chain of each cell [k, 7]; at most ±2⁸ cells lie along a direction."""
+        shifts = 9 * np.arange(DIRECTIONS, dtype=np.int64)
+        names = ((cells + 256) << shifts).sum(1).astype(np.uint64)
+        return (names * SPREAD) >> np.uint64(64 - self.bits)  # Fibonacci hashing
 
 
 def thumbnail(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -97,9 +105,3 @@ def _directions(shape: tuple[int, int, int]) -> NDArray[np.float64]:
         found += [(down * right)[:, :, None], (tall * wide)[:, :, None]]
     flat = np.stack([direction.ravel() for direction in found]).astype(np.float64)
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)
-
-
-def _names(cells: NDArray[np.int64]) -> list[int]:
-    """One number for each cell [k, 7]; at most ±2⁸ cells lie along a direction."""
-    shifts = 9 * np.arange(DIRECTIONS, dtype=np.int64)
-    return ((cells + 256) << shifts).sum(1).tolist()

@@ -89,7 +89,7 @@ class Extractor:
         self.distance, self.kernel_distance = names
         self.sha256 = digest
         self.resize = resize
-        self._network, self._prepare, self._device = network, prepare, device
+        self._network, self._prepare, self.device = network, prepare, device
 
     @property
     def identity(self) -> dict[str, str]:
@@ -106,7 +106,7 @@ class Extractor:
         ):
             for start in range(0, len(images), BATCH):
                 part = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH]))
-                x = part.to(self._device).permute(0, 3, 1, 2).float()
+                x = part.to(self.device).permute(0, 3, 1, 2).float()
                 x = x.expand(-1, 3, -1, -1).contiguous()
                 found.append(self._checked(self._run(self._prepare(x)), len(x)))
         return np.concatenate(found)

@@ -1,10 +1,11 @@
-"""Nearest training images of samples, by exact search over pixels.
+"""Nearest training images of samples, by exact search over pixels or features.
 
     ‖a − b‖² = ‖a‖² + ‖b‖² − 2 a·b
 
 block by block, so that memory stays bounded whatever the number of images. Decoded pixels are
 whole numbers from 0 to 255, and float64 holds the sums exactly (65025·d < 2⁵³ for any image here):
-there is no cancellation, an exact copy has distance 0.0, and equal distances are equal.
+there is no cancellation, an exact copy has distance 0.0, and equal distances are equal. Features
+are rounded: equal ones may come out as far apart as 1e-7 of their length.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 __all__ = ["nearest"]
 
-Images = NDArray[np.uint8]
+Images = NDArray[np.uint8] | NDArray[np.float32]
 
 
 def nearest(
@@ -27,9 +28,10 @@ def nearest(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The `k` nearest of `images[ids]` for each of `samples`, nearest first.
 
-    `samples` uint8 [n, H, W, C]; `images` uint8 [m, H, W, C], may be mapped from a file; `ids` the
-    rows of `images` to search. Returns Euclidean distances in grey levels [n, k] and ids [n, k];
-    among equal distances the one that comes first in `ids`. `memory`: bytes for a block of each.
+    `samples` uint8 [n, H, W, C]; `images` uint8 [m, H, W, C], may be mapped from a file; or float32
+    features [n, D] and [m, D]. `ids`: the rows of `images` to search. Returns Euclidean distances,
+    of pixels in grey levels, [n, k] and ids [n, k]; among equal distances the one that comes first
+    in `ids`. `memory`: bytes for a block of each.
     Raises ValueError for other shapes and for k beyond the number of ids.
     """
     if samples.shape[1:] != images.shape[1:]:
@@ -42,7 +44,7 @@ def nearest(
     for start in range(0, len(samples), rows):
         part = slice(start, start + rows)
         squares[part], found[part] = _nearest(_flat(samples[part]), images, ids, k, rows)
-    return np.sqrt(squares), found
+    return np.sqrt(np.maximum(squares, 0)), found  # below 0 by rounding of features alone
 
 
 def _nearest(

@@ -34,7 +34,7 @@ from underpaint.errors import UserError
 from underpaint.model import evaluating
 from underpaint.training.draws import key
 
-__all__ = ["ATTACKS", "Ensemble", "Query", "check", "levels", "scores"]
+__all__ = ["ATTACKS", "Ensemble", "Query", "check", "levels", "rows", "scores"]
 
 ATTACKS = {
     "loss": "error of the noise the model sees in a noised image",
@@ -126,10 +126,10 @@ def scores(
     found = {name: np.empty((n, len(sigmas))) for name in names}
     with evaluating(denoiser):
         for start in range(0, n, batch):
-            rows = slice(start, min(start + batch, n))
-            own = _rows(mask, rows, device)
-            known = None if labels is None else labels[rows].to(device)
-            x0 = gather(patches[rows].to(device).float(), own.visible)  # [B, V, P]
+            part = slice(start, min(start + batch, n))
+            own = rows(mask, part, device)
+            known = None if labels is None else labels[part].to(device)
+            x0 = gather(patches[part].to(device).float(), own.visible)  # [B, V, P]
             ask = Query(denoiser, known, own)
             for name in names:
                 if name == "loss":
@@ -142,9 +142,9 @@ def scores(
                     values = [_sima(ask, x0, s) for s in sigmas]
                 else:
                     values = _masks(denoiser, known, x0, own, parts, fixed, sigmas)
-                found[name][rows] = torch.stack(values, 1).double().cpu().numpy()
+                found[name][part] = torch.stack(values, 1).double().cpu().numpy()
             if progress:
-                progress(rows.stop, n)
+                progress(part.stop, n)
     return found
 
 
@@ -160,12 +160,11 @@ def _secmi(ask: Query, x0: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
     (s' − s)(e(x, s) − e(x', s')). The factor is the same for every image and left out.
     """
     sigma, x = ask.denoiser.process.sigma_min, x0
-    values = []
+    here, values = ask.eps(x, sigma), []
     for end in sigmas:
         for between in np.geomspace(sigma, end, INNER + 1)[1:].tolist():
-            x = x + (between - sigma) * ask.eps(x, sigma)
-            sigma = between
-        here = ask.eps(x, sigma)
+            x, sigma = x + (between - sigma) * here, between
+            here = ask.eps(x, sigma)
         further = min(sigma * 1.15, ask.denoiser.process.sigma_max)
         there = ask.eps(x + (further - sigma) * here, further)
         values.append((here - there).square().mean((1, 2)))
@@ -245,7 +244,7 @@ def _at(fixed: Tensor, mask: Mask, count: int) -> list[Tensor]:
     return [gather(noise.expand(count, -1, -1), mask.visible) for noise in fixed]
 
 
-def _rows(mask: Mask, rows: slice, device: torch.device) -> Mask:
-    """The mask of some of the images."""
-    own = (None if field is None else field[rows].to(device) for field in mask[1:])
+def rows(mask: Mask, ids: slice | Tensor, device: torch.device | str = "cpu") -> Mask:
+    """The mask of the images `ids` alone."""
+    own = (None if field is None else field[ids].to(device) for field in mask[1:])
     return Mask(mask.grid, *own)

@@ -3,7 +3,12 @@
 The replacement method (Song et al. 2021, arXiv 2011.13456): a sampler goes from noise to an image,
 and before each step what is known is put where it would be at that level,
 
-    x[visible] := x0[visible] + sigma n[visible]
+    x[visible] := x0[visible] + sigma n[visible]        n drawn anew at each step
+
+With one n for all steps the model would be shown the same blurred evidence again and again, and
+settle for another image before it can tell. It still may, for at high levels the hidden half has a
+say, too: so each step is taken `repeats` times, with noise in between that brings x back to where
+the step began (RePaint, Lugmayr et al. 2022, arXiv 2201.09865).
 
 At the end the hidden patches are compared with the truth. A good model completes every image
 somewhat; one that remembers an image completes that one better than its like:
@@ -17,6 +22,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,6 +41,8 @@ from underpaint.training.draws import key
 
 __all__ = ["advantage", "complete", "errors", "masks"]
 
+FROM, TO = 0.1, 10.0  # levels between which it is decided what the image shows
+
 
 def masks(grid: tuple[int, int], count: int, seed: int) -> Mask:
     """`count` masks that hide half of the image in blocks of a quarter of its side."""
@@ -47,25 +56,33 @@ def complete(
     denoiser: Denoiser,
     patches: Tensor,
     visible: Tensor,
-    noise: Tensor,
     sigmas: Tensor,
+    noise: Callable[[], Tensor],
     labels: Tensor | None = None,
+    repeats: int = 1,
 ) -> Tensor:
     """Whole images [B, N, P] from the patches of `patches` [B, N, P] at `visible` [B, V].
 
-    `noise` [B, N, P]; `sigmas` [steps + 1] falling to 0. Hidden patches are never read.
+    `noise` gives standard normal tensors [1 or B, N, P]; `sigmas` [steps + 1] falling to 0.
+    Hidden patches are never read.
     """
     ids = visible[:, :, None].expand(-1, -1, patches.shape[2])
-    known, own = gather(patches, visible), gather(noise, visible)
+    known = gather(patches, visible)
     mask = whole(denoiser.backbone.grid)  # type: ignore[arg-type]
 
-    def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
-        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).flatten()[0]
-        x0 = denoiser.denoise(x.scatter(1, ids, known + level * own), sigma, labels, mask)
-        # so that the sampler itself leads the visible patches to the truth
-        return x0.scatter(1, ids, known)
+    def drawn() -> Tensor:
+        return noise().to(known).expand(len(known), -1, -1)
 
-    return samplers.sample(denoise, noise * float(sigmas[0]), sigmas, "euler")
+    x = drawn() * float(sigmas[0])
+    for sigma, below in pairwise(sigmas.tolist()):
+        again = repeats if FROM < sigma < TO else 1
+        for i in range(again):
+            x = x.scatter(1, ids, known + sigma * gather(drawn(), visible))
+            x0 = denoiser.denoise(x, sigma, labels, mask)
+            x = x0 + below / sigma * (x - x0)  # Euler
+            if i < again - 1:
+                x = x + math.sqrt(sigma**2 - below**2) * drawn()
+    return x.scatter(1, ids, known)
 
 
 def errors(
@@ -76,11 +93,12 @@ def errors(
     seed: int = 0,
     draws: int = 2,
     steps: int = 20,
+    repeats: int = 2,
     grid: str = "karras",
     batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
-    """Squared error of the hidden patches of each of `patches` [n, N, P], over `draws` masks: [n].
+    """Squared error of the hidden patches of each of `patches` [n, N, P], by mask: [draws, n].
 
     The same masks and noises for every image. `grid`: of the noise levels, as in `samplers.sigmas`.
     """
@@ -89,22 +107,23 @@ def errors(
     shown = masks(denoiser.backbone.grid, draws, seed)  # type: ignore[arg-type]
     if shown.visible is None or shown.hidden is None:
         raise ValueError("an image of one patch has no half")
-    generator = torch.Generator().manual_seed(key(seed, "completion", "noise"))
-    noises = torch.randn(draws, N, P, generator=generator)
     levels = samplers.sigmas(denoiser.process, steps, grid)
-    result = np.zeros(n)
+    result = np.zeros((draws, n))
     with evaluating(denoiser):
         for start in range(0, n, batch):
             x0 = patches[start : start + batch].to(device).float()
             own = None if labels is None else labels[start : start + batch].to(device)
             for i in range(draws):
-                visible, hidden, noise = (
+                visible, hidden = (
                     part[i].to(device).expand(len(x0), *part[i].shape)
-                    for part in (shown.visible, shown.hidden, noises)
+                    for part in (shown.visible, shown.hidden)
                 )
-                found = complete(denoiser, x0, visible, noise, levels, own)
+                # begun anew for each batch, so that every image meets the same noises
+                g = torch.Generator().manual_seed(key(seed, "completion", "noise", i))
+                noise = partial(torch.randn, 1, N, P, generator=g)
+                found = complete(denoiser, x0, visible, levels, noise, own, repeats)
                 squares = (gather(found, hidden) - gather(x0, hidden)).square().mean((1, 2))
-                result[start : start + batch] += squares.double().cpu().numpy() / draws
+                result[i, start : start + batch] = squares.double().cpu().numpy()
             if progress:
                 progress(min(start + batch, n), n)
     return result

@@ -1,7 +1,7 @@
 """Memorisation: how many samples are copies of training images?
 
 Every image has a nearest training image; a copy has one that is *much* nearer than the others. With
-d1 ≤ d2 ≤ … the distances of a sample to the training images (exact, over pixels)
+d1 ≤ d2 ≤ … the distances of a sample to the training images (exact, over pixels or over features)
 
     second  d1/d2                     next  d1/mean(d2 … d51)
 
@@ -30,6 +30,7 @@ THIRD = 1 / 3
 NEXT = 50  # images after the nearest that make the background
 QUANTILE = 0.001
 SHOWN = 16  # worst pairs
+SEARCHED = 10_000  # images whose near-duplicates are looked for
 LEAST = 3  # training images: a nearest, a second nearest and one more
 
 
@@ -58,7 +59,7 @@ def distinct(dataset: Dataset, ids: NDArray[np.int64]) -> NDArray[np.int64]:
 def search(
     samples: Images, held_out: Images | None, images: Images, ids: NDArray[np.int64]
 ) -> Copies:
-    """Look for copies of `images[ids]`, all different, among `samples` [n, H, W, C].
+    """Look for copies of `images[ids]`, all different, among `samples` [n, H, W, C] (or [n, D]).
 
     Raises ValueError for fewer than three training images.
     """
@@ -92,9 +93,15 @@ def ratios(
     return own, first, found[:, 0]
 
 
-def near_duplicates(images: Images, ids: NDArray[np.int64]) -> Pairs:
-    """Training images that stand out as near to another: d1/mean(d2 … d51) below 1/3."""
-    distances, found = nearest(images[ids], images, ids, min(len(ids), NEXT + 2))
+def near_duplicates(images: Images, ids: NDArray[np.int64], most: int = SEARCHED) -> Pairs:
+    """Training images that stand out as near to another: d1/mean(d2 … d51) below 1/3.
+
+    Of more than `most` images a random `most` are compared with all.
+    """
+    every = ids
+    if len(ids) > most:
+        ids = np.sort(np.random.default_rng(0).choice(ids, most, replace=False))
+    distances, found = nearest(images[ids], images, every, min(len(every), NEXT + 2))
     distances, found = distances[:, 1:], found[:, 1:]  # the first is the image itself
     own = distances[:, 0] / distances[:, 1:].mean(1)
     order = np.argsort(own, kind="stable")
@@ -111,7 +118,7 @@ def near_duplicates(images: Images, ids: NDArray[np.int64]) -> Pairs:
 def _counts(values: NDArray[np.float64], background: NDArray[np.float64] | None) -> dict[str, Any]:
     """Copies by the fixed threshold and by that of held-out images, and how far beyond chance.
 
-    `p_value` is Fisher's, one-sided: more samples than held-out images lie below 1/3.
+    `p_value` of `third` is Fisher's, one-sided: more samples than held-out images lie below 1/3.
     """
     n = len(values)
     below = int((values < THIRD).sum())
@@ -126,18 +133,24 @@ def _counts(values: NDArray[np.float64], background: NDArray[np.float64] | None)
         "p_value": float(stats.fisher_exact(table, "greater").pvalue),
     }
     threshold = float(np.quantile(background, QUANTILE, method="lower"))
-    found = _share(int((values < threshold).sum()), n)
-    # with few held-out images the threshold is their smallest ratio, and chance goes below that
-    # more often than 0.1 %: so often at most, at 97.5 % confidence
-    below_own = int((background < threshold).sum())
-    chance = clopper_pearson(below_own, m)[1]
+    count = int((values < threshold).sum())
     result["quantile"] = {
-        **found,
+        **_share(count, n),
         "threshold": threshold,
-        "by_chance": chance,
-        "beyond_chance": found["low"] > chance,
+        "p_value": _below(count, n, int((background < threshold).sum()), m),
     }
     return result
+
+
+def _below(count: int, n: int, rank: int, m: int) -> float:
+    """P(so many of `n` lie below the one of `m` that has `rank` of its own below it), by chance.
+
+    The threshold is one of the `m` itself, so that this is no binomial: `count` come before it if
+    among the first count + rank of all in their order there are at most `rank` of the `m`.
+    """
+    if count == 0:
+        return 1.0
+    return float(stats.hypergeom.cdf(rank, n + m, m, count + rank))
 
 
 def _share(count: int, trials: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ show is refused (Carlini et al. 2022, arXiv 2112.03570, tell why rates matter mo
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ __all__ = [
     "NEEDED",
     "Interval",
     "auc",
+    "by_chance",
     "clopper_pearson",
     "detectable",
     "evaluate",
@@ -75,6 +76,16 @@ def auc(members: Scores, others: Scores, confidence: float = 0.95) -> Interval:
     return Interval(value, max(0.0, value - reach), min(1.0, value + reach))
 
 
+def by_chance(
+    members: Scores, others: Scores, alternative: Literal["greater", "two-sided"] = "greater"
+) -> float:
+    """P(an AUC as high, or as far from 1/2, if both sides were drawn alike): Mann–Whitney.
+
+    Exact for few images without ties, where DeLong's interval is only near.
+    """
+    return float(stats.mannwhitneyu(others, members, alternative=alternative).pvalue)
+
+
 def clopper_pearson(count: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact interval of a proportion: `count` of `trials`."""
     if not 0 <= count <= trials or trials < 1:
@@ -102,13 +113,13 @@ def require(rates: list[float], others: int) -> None:
             )
 
 
-def detectable(members: int, others: int, confidence: float = 0.95, power: float = 0.8) -> float:
-    """The AUC that an interval of this confidence would tell from 0.5 with this power.
+def detectable(members: int, others: int, error: float = 0.025, power: float = 0.8) -> float:
+    """The AUC that a one-sided test with this error would tell from 0.5 with this power.
 
     From the variance of the Mann–Whitney statistic without a difference, (m + n + 1)/(12 m n).
     """
     deviation = math.sqrt((members + others + 1) / (12 * members * others))
-    reach = stats.norm.ppf(0.5 + confidence / 2) + stats.norm.ppf(power)
+    reach = stats.norm.isf(error) + stats.norm.ppf(power)
     return min(1.0, 0.5 + float(reach) * deviation)
 
 
@@ -153,6 +164,8 @@ def evaluate(
     result: dict[str, Any] = {
         "level": level,
         "auc": auc(s, r, confidence)._asdict(),
+        "p_value": by_chance(s, r),
+        "two_sided": by_chance(s, r, "two-sided"),
         "auc_by_level": [auc(members[:, i], others[:, i]).value for i in range(members.shape[1])],
         "scored": [len(s), len(r)],
     }

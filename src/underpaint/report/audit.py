@@ -1,22 +1,39 @@
-"""From an audit to `audit.json` and `audit.html`, for a reader who is no engineer."""
+"""From an audit to `audit.json` and `audit.html`, for a reader who is no engineer.
+
+Every figure is put into a sentence with its interval: what was tried, what was found, how bad that
+would be. Risks have three words, by how often an attacker is right who sees one image that was
+trained on and one that was not: slight (up to 6 in 10), moderate (up to 9 in 10), high.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from underpaint.privacy.attacks import ATTACKS
 from underpaint.privacy.audit import Audit
+from underpaint.privacy.verdict import ERROR
 from underpaint.report.page import _picture, text_of, write_page
 from underpaint.training.state import writing
 
 __all__ = ["write"]
+
+SLIGHT, MODERATE = 0.6, 0.9
+RATIOS = {"second": "nearest / second nearest", "next": "nearest / mean of the next 50"}
+
+
+class Line(NamedTuple):
+    """A row of the summary."""
+
+    tried: str
+    found: str
+    risk: str  # none seen, slight, moderate, high
+    place: str  # of the section that has the details
 
 
 def write(audit: Audit, folder: Path) -> Path:
@@ -32,22 +49,27 @@ def write(audit: Audit, folder: Path) -> Path:
     templates.lstrip_blocks = True
     templates.filters |= {"picture": _picture, "number": lambda v: f"{v:.3f}"}
     result = audit.result
-    small = max((max(pair[0].shape[:2]) for pair in audit.pairs), default=0) <= 128
+    shown = [pair for pairs in audit.pairs.values() for pair in pairs]
     page = templates.from_string(text_of("audit.html.jinja")).render(
         css=Markup(text_of("page.css")),
         result=result,
         headline=_headline(result),
-        rows=[_row(name, own) for name, own in result["membership"].items()],
+        summary=_summary(result),
+        rows=[
+            _row(name, own, ERROR / result["tests"]) for name, own in result["membership"].items()
+        ],
         refused=_refused(result),
-        explained=ATTACKS,
-        copies=[_counted(name, own) for name, own in result["copies"]["ratios"].items()],
+        explained={name: ATTACKS[name] for name in result["asked"]["attacks"]},
+        spaces={space: _counted(own) for space, own in _spaces(result).items()},
         pairs=audit.pairs,
-        pixelated=small,
-        command=f"underpaint audit {shlex.quote(result['source'])} --seed {result['seed']} "
-        f"-n {max(result['members'], result['non_members'])} "
-        f"--samples {result['copies']['samples']}",
+        pixelated=max((max(pair[0].shape[:2]) for pair in shown), default=0) <= 128,
+        command=_command(result),
     )
-    return write_page(folder / "audit.html", page)
+    # no line ends between a number and its per cent
+    return write_page(folder / "audit.html", page.replace(" %", "\u00a0%"))
+
+
+# --- in words ----------------------------------------------------------------------------------
 
 
 def _headline(result: dict[str, Any]) -> str:
@@ -55,54 +77,162 @@ def _headline(result: dict[str, Any]) -> str:
         return "This model gives away something of the images it was trained on."
     if result["verdict"] == "no leak found":
         return (
-            "No leak was found by these attacks, which would have found one that tells members "
-            f"from others with an AUC of {result['detectable']:.2f} or more, four times in five."
+            "No leak was found by these attacks, at this power: they would have found, four times "
+            "in five, one by which an attacker tells an image that was trained on from another "
+            f"{_of_100(result['detectable'])} times in 100. This does not make the model safe."
         )
-    return "This audit allows no verdict, because a control failed."
+    return "This audit allows no verdict, because a control failed or was left out."
 
 
-def _row(name: str, own: dict[str, Any]) -> dict[str, str]:
+def _summary(result: dict[str, Any]) -> list[Line]:
+    """One line for each thing that was tried."""
+    level = ERROR / result["tests"]
+    name, own = min(result["membership"].items(), key=lambda item: float(item[1]["p_value"]))
     found = own["auc"]
-    rates = {}
+    lines = [
+        Line(
+            "Tell of a single image whether it was trained on",
+            f"By the attack that did best ({name}) an attacker who is shown an image that was "
+            f"trained on and another picks the right one {_of_100(found['value'])} times in 100 "
+            f"({_of_100(found['low'])} to {_of_100(found['high'])}; guessing: 50).",
+            _risk(found["value"], own["p_value"] < level),
+            "membership",
+        )
+    ]
+    dataset = result["dataset"]["p_value"]
+    lines.append(
+        Line(
+            "Tell of the whole collection whether it was used",
+            f"If it had not been used, so large a difference would come about by chance with p "
+            f"{_p(dataset)} (below {level:.2g} it counts as found).",
+            "found" if dataset < level else "none seen",
+            "dataset",
+        )
+    )
+    for space, found in _spaces(result).items():
+        beyond = any(f"copies in {space} " in line for line in result["findings"])
+        lines.append(
+            Line(
+                "Have it draw copies" + ("" if space == "pixels" else f" (features: {space})"),
+                _copies(found),
+                "found" if beyond else "none seen",
+                "copies",
+            )
+        )
+    if own := result["completion"]:
+        change = own["advantage"] / own["non_member_error"] if own["non_member_error"] else 0.0
+        lines.append(
+            Line(
+                "Show half of an image and have it draw the rest",
+                f"The rest is {abs(change):.1%} {'nearer to' if change >= 0 else 'further from'} "
+                "the truth for images that were trained on than for others.",
+                "found" if own["p_value"] < level else "none seen",
+                "completion",
+            )
+        )
+    return lines
+
+
+def _copies(found: dict[str, Any]) -> str:
+    """How many samples are copies, by the ratio that tells more of them from chance."""
+    ratios = [own for own in found["ratios"].values() if own["quantile"]]
+    strict = max((own["third"] for own in found["ratios"].values()), key=lambda own: own["count"])
+    text = (
+        f"{strict['count']} of {found['samples']:,} samples are copies of a training image by the "
+        f"usual threshold ({_share(strict)})"
+    )
+    if not ratios:
+        return f"{text}."
+    own = min((own["quantile"] for own in ratios), key=lambda own: float(own["p_value"]))
+    return (
+        f"{text}; {own['count']} are nearer to one training image than non-members are "
+        f"({_share(own)}; by chance so many with p {_p(own['p_value'])})."
+    )
+
+
+def _of_100(value: float) -> str:
+    return f"{100 * value:.0f}"
+
+
+def _p(value: float) -> str:
+    """A p-value as part of a sentence: `= 0.03`."""
+    return f"= {value:.2g}" if value >= 1e-4 else "below 0.0001"
+
+
+def _risk(value: float, beyond: bool) -> str:
+    if not beyond:
+        return "none seen"
+    return "high" if value > MODERATE else "moderate" if value > SLIGHT else "slight"
+
+
+def _share(own: dict[str, Any]) -> str:
+    return f"95 % interval {own['low']:.1%} to {own['high']:.1%}"
+
+
+def _row(name: str, own: dict[str, Any], level: float) -> dict[str, str]:
+    found = own["auc"]
+    rates = []
     for rate, value in own["tpr_at"].items():
         if "needs" in value:
             continue
         tpr = value["tpr"]
-        rates[rate] = f"{tpr['value']:.1%} ({tpr['low']:.1%} to {tpr['high']:.1%})"
+        rates.append(
+            f"{tpr['value']:.1%} ({tpr['low']:.1%} to {tpr['high']:.1%}) at {float(rate):.1%}"
+        )
     return {
         "name": name,
         "auc": f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})",
-        "words": _words(found["value"], own["corrected"]["low"]),
-        "rates": "; ".join(f"at {float(rate):.1%}: {text}" for rate, text in rates.items()) or "–",
+        "risk": _risk(found["value"], own["p_value"] < level),
+        "rates": "; ".join(rates) or "–",
         "accuracy": f"{own['balanced_accuracy']['value']:.1%}",
     }
-
-
-def _words(value: float, low: float) -> str:
-    """What an AUC means for one image."""
-    if low <= 0.5:
-        return "not told from guessing"
-    right = f"right in {value:.0%} of pairs of a member and another"
-    return f"{right}: {'high risk' if value > 0.9 else 'a risk' if value > 0.6 else 'slight'}"
 
 
 def _refused(result: dict[str, Any]) -> list[str]:
     """Rates for which there were too few images."""
     first = next(iter(result["membership"].values()))
     return [
-        f"a false-positive rate of {float(rate):.1%} needs {value['needs']:,} non-members, and "
-        f"there were {value['has']:,}"
+        f"how many members are found at a false-positive rate of {float(rate):.1%}: that needs "
+        f"{value['needs']:,} non-members, and there were {value['has']:,}"
         for rate, value in first["tpr_at"].items()
         if "needs" in value
     ]
 
 
-def _counted(name: str, own: dict[str, Any]) -> dict[str, str]:
+def _spaces(result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of copies by space; none of sealed images."""
+    return dict((result["copies"] or {"spaces": {}})["spaces"])
+
+
+def _counted(found: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows of the table of copies of one space."""
+
     def told(part: dict[str, Any] | None) -> str:
         if part is None:
             return "–"
         bounds = f"{part['low']:.1%} to {part['high']:.1%}"
-        return f"{part['count']} ({bounds}), below {np.round(part['threshold'], 3):g}"
+        by_chance = f", p {_p(part['p_value'])}" if "p_value" in part else ""
+        return f"{part['count']} ({bounds}), below {part['threshold']:.3g}{by_chance}"
 
-    what = {"second": "nearest / second nearest", "next": "nearest / mean of the next 50"}
-    return {"name": what[name], "third": told(own["third"]), "quantile": told(own["quantile"])}
+    return [
+        {"name": RATIOS[name], "third": told(own["third"]), "quantile": told(own["quantile"])}
+        for name, own in found["ratios"].items()
+    ]
+
+
+def _command(result: dict[str, Any]) -> str:
+    """What to type to get the same figures."""
+    asked = result["asked"]
+    words = ["underpaint", "audit", result["source"], "--seed", str(result["seed"])]
+    words += ["--weights", result["weights"]] if result["weights"] != "ema" else []
+    words += ["--attacks", ",".join(asked["attacks"])]
+    for flag in ("members", "non_members", "features", "weights_file"):
+        words += [f"--{flag.replace('_', '-')}", asked[flag]] if asked[flag] else []
+    words += ["-n", str(asked["n"])] if asked["n"] else []
+    words += ["--samples", str(asked["samples"])]
+    words += ["--fpr", *(f"{rate:g}" for rate in asked["fpr"])] if asked["fpr"] else []
+    words += ["--against", asked["against"]] if asked["against"] else []
+    if asked["shadows"]:
+        words += ["--against", "shadow", "--shadows", str(asked["shadows"])]
+        words += ["--shadow-images", str(asked["shadow_images"])] if asked["shadow_images"] else []
+    return shlex.join(words + ([] if asked["control"] else ["--no-control"]))

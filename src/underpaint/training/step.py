@@ -22,7 +22,16 @@ from underpaint.training.optimiser import NORMS, clip_gradients, clip_limit, lea
 from underpaint.training.stages import Plan
 from underpaint.training.state import Progress
 
-__all__ = ["Batch", "Diverged", "batch_of", "draw_batch", "microbatch", "step", "training_flops"]
+__all__ = [
+    "Batch",
+    "Diverged",
+    "batch_of",
+    "draw_batch",
+    "mask_seed",
+    "microbatch",
+    "step",
+    "training_flops",
+]
 
 SKIPS = 3  # non-finite steps in a row before the run returns to a checkpoint
 
@@ -152,7 +161,7 @@ def _seen(
     planes = planes.to(device)  # [B, C, H, W]
     of_mask: torch.Generator | list[torch.Generator] = generator
     if stage.fixed:  # by the image alone: the same in every epoch, stage and run
-        of_mask = [torch.Generator().manual_seed(_mask_seed(plan, dataset, i)) for i in ids]
+        of_mask = [torch.Generator().manual_seed(mask_seed(plan.mask_key, dataset, i)) for i in ids]
     mask = masks.draw(
         stage.mask,
         grid,
@@ -169,10 +178,10 @@ def _seen(
     return plan.space.encode(planes), mask, None if condition is None else condition.to(device)
 
 
-def _mask_seed(plan: Plan, dataset: Dataset, image: int) -> int:
-    """What the fixed mask of an image is drawn from."""
-    if plan.mask_key is not None:
-        return sealed.mask_seed(plan.mask_key, dataset.pixel_digests[image].tobytes())
+def mask_seed(mask_key: bytes | None, dataset: Dataset, image: int) -> int:
+    """What the fixed mask of an image is drawn from: its pixels, and the key if there is one."""
+    if mask_key is not None:
+        return sealed.mask_seed(mask_key, dataset.pixel_digests[image].tobytes())
     return key("mask", dataset.pixel_sha256[image])
 
 
