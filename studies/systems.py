@@ -79,6 +79,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "preset": "quickstart",
         "published": "maskdit-xl2-imagenet256",
         "share": 0.7,
+        "budget": 3e13,
         "settings": {
             "network": {
                 "kind": "maskdit",
@@ -99,7 +100,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "title": "Score network (NCSN), VE noise",
         "preset": "ncsn-small",
         "published": "ncsn-small",
-        "settings": {"stages": {"masked": {"mask": "block"}}},
+        "budget": 3e13,
+        "settings": {"stages": {"masked": {"mask": "block"}}, "preview": HEUN},
     },
     "unet": {
         "title": "Convolutional U-Net on crops, flow matching",

@@ -22,6 +22,7 @@ A cell whose interval holds 1 is undecided.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -240,14 +241,17 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.prior:
+        from underpaint.judge import prior
+
         found = json.loads(given.out.read_text(encoding="utf-8"))
         about = (
             "Measured by studies/where.py: compute of a run with a masked stage over that of whole "
             "images alone with the same held-out error; drawn heads, U-ViT of 1.1 M parameters, "
             f"{found['budget']:.0e} training FLOPs, {found['share']:.0%} of them masked."
         )
-        told = {"about": about, "cells": found["cells"]}
-        PRIOR.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        names = [field.name for field in dataclasses.fields(prior.Cell)]
+        cells = [prior.Cell(**{name: cell[name] for name in names}) for cell in found["cells"]]
+        prior.write(prior.Prior(about, tuple(cells)), PRIOR)
         return 0
     return units.conduct(
         given.only,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from underpaint.errors import Interrupted
-from underpaint.judge import cost, study
+from underpaint.judge import cost, prior, study
 
 ROOT = Path(__file__).parent.parent / "studies"
 
@@ -108,6 +108,49 @@ def test_outcomes_of_the_stability_study(studies: Any) -> None:
     assert outcome([*falling, 0.5], 2.5, 0.5, None) == "diverged"
     assert outcome([1.2] * 100, 1.01, 1.2, None) == "stuck"
     assert outcome(falling, 1.05, 0.2, "no finite gradient") == "failed"
+
+
+def where_results(where: Any, gain: float) -> dict[str, Any]:
+    """Errors of compute^-0.2, times the seed's luck; a cell needs exp(gain) of the compute."""
+    rng = np.random.default_rng(0)
+    luck = {seed: math.exp(rng.normal(0, 0.02)) for seed in where["SEEDS"]}
+    results = {}
+    for unit in where["UNITS"]:
+        name, seed = unit.split("_")
+        whole = "-whole-" in name
+        compute = float(name.rsplit("-", 1)[1]) if whole else math.exp(-gain)
+        own = 1.0 if whole else math.exp(rng.normal(0, 0.004))
+        results[unit] = {"score": compute**-0.2 * luck[int(seed)] * own}
+    return results
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(-0.4, "pays"), (0.4, "does not pay")])
+def test_where_masking_pays(studies: Any, gain: float, verdict: str) -> None:
+    where = studies("where.py")
+    told = where["judged"](where_results(where, gain))
+    assert len(told) == len(where["CELLS"]) >= 12
+    for cell in told:
+        assert cell["ratio"] == pytest.approx(math.exp(gain), rel=0.15)
+        assert cell["low"] < cell["ratio"] < cell["high"]
+        assert cell["verdict"] == verdict
+        assert cell["relation"] == "="
+    at_par = where["judged"](where_results(where, 0.0))
+    assert "undecided" in {cell["verdict"] for cell in at_par}
+
+
+def test_what_was_found_is_what_the_planner_reads(
+    studies: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = studies("where.py")
+    cells = where["judged"](where_results(where, -0.4))
+    found = {"budget": 2e13, "share": 0.4, "cells": cells}
+    (tmp_path / "where.json").write_text(json.dumps(found))
+    written: list[prior.Prior] = []
+    monkeypatch.setattr(prior, "write", lambda told, path: written.append(told))
+    monkeypatch.setattr("sys.argv", ["where.py", "--prior", "--out", str(tmp_path / "where.json")])
+    assert where["main"]() == 0
+    assert [cell.verdict for cell in written[0].cells] == ["pays"] * len(cells)
+    assert written[0].nearest(256).patches == 256
 
 
 def test_the_effect_of_transfer_is_at_each_arms_best_point_on_the_other_half(studies: Any) -> None:
