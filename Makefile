@@ -39,13 +39,14 @@ check: .venv/.setup-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# a process a core, of one thread each: small networks gain little from more
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 docs: .venv/.setup-dev
 	$(BIN)/python tools/docs.py
 	$(BIN)/python tools/architecture.py
-	$(BIN)/python tools/readme.py
+	$(BIN)/python tools/tables.py
 
 wheel: .venv/.setup-dev
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -9,7 +9,7 @@ visible parts of the images, and on whole images from the start. Both get the sa
 (3 · forward an image), one learning rate and one seed, untuned: a difference between the two is a
 hint, `underpaint compare` with tuning and more seeds is the measurement. A unit, SYSTEM_two-stage
 or SYSTEM_whole, is a run of its own below --work and goes on where it was stopped; units that are
-done are left alone, so several processes may share the work.
+done are left alone, so several processes may share the work, and what --out holds is done.
 
 After each unit --out is written anew: JSON, with a page beside it that shows the grids side by
 side. Scores, all at the end of a run, from its averaged weights:
@@ -252,8 +252,25 @@ def speed(unit: str, work: Path, rounds: int) -> dict[str, float]:
     return {name: max(times[name] for times in found) for name in found[0]}
 
 
-def write(work: Path, out: Path, scale: float) -> None:
-    """The JSON of all units that are done, their grids in a folder of its name, and the page."""
+def restore(work: Path, out: Path) -> None:
+    """Take the units of a committed `out` as done, on a machine that has not done them."""
+    if not out.is_file():
+        return
+    for system, about in json.loads(out.read_text(encoding="utf-8"))["systems"].items():
+        for arm, result in about["units"].items():
+            unit = f"{system}_{arm}"
+            folder, grid = work / unit, out.with_suffix("") / f"{unit}.png"
+            if unit not in UNITS or (folder / "result.json").is_file():
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            if grid.is_file():
+                shutil.copyfile(grid, folder / "grid.png")
+            text = json.dumps(result, indent=1) + "\n"
+            (folder / "result.json").write_text(text, encoding="utf-8")
+
+
+def gathered(work: Path, out: Path, scale: float) -> None:
+    """The JSON of all units that are done, and their grids in a folder of its name."""
     import torch
 
     from underpaint import __version__
@@ -287,6 +304,11 @@ def write(work: Path, out: Path, scale: float) -> None:
         ensure_ascii=False,
     )
     out.write_text(text + "\n", encoding="utf-8")
+
+
+def write(work: Path, out: Path, scale: float) -> None:
+    """All that is kept of the units that are done."""
+    gathered(work, out, scale)
     page(out)
 
 
@@ -338,6 +360,7 @@ def main() -> int:
         run = recipe(unit, given.scale, given.work)
         return train(given.work / unit, run, given.count)
 
+    restore(given.work, given.out)
     if not given.speed:
         return units.conduct(
             given.only, given.work, do, lambda: write(given.work, given.out, given.scale)

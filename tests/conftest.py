@@ -1,5 +1,6 @@
 """What the tests of the command line share."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,12 @@ stages:
 train: {threads: 1, check_every: -1, sample_every: -1}
 preview: {count: 4, steps: 2, sampler: euler}
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c() -> None:
+    """Tests press Ctrl-C; a shell's background job would ignore it, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,10 @@ from underpaint import config
 from underpaint.cli import VERBS, parser
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/your-images.md"]
+PAGES = ["README.md", "CONTRIBUTING.md"] + [
+    f"docs/{name}.md"
+    for name in ("architecture", "audit", "privacy-dp", "sealed", "systems", "your-images")
+]
 
 
 @pytest.fixture
@@ -130,7 +133,12 @@ def test_architecture_picture_is_drawn_by_its_script() -> None:
     assert [box.file for box in boxes if not (package / box.file).exists()] == []
 
 
-def test_readme_figures_are_those_of_the_committed_json() -> None:
-    written = runpy.run_path(str(ROOT / "tools" / "readme.py"))["written"]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert written(text) == text
+TABLES = runpy.run_path(str(ROOT / "tools" / "tables.py"))
+
+
+@pytest.mark.parametrize(
+    ("name", "title"), [(name, title) for name, own in TABLES["TABLES"].items() for title in own]
+)
+def test_tables_are_those_of_the_committed_json(name: str, title: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert TABLES["written"](text, title, TABLES["TABLES"][name][title]()) == text

@@ -101,6 +101,21 @@ def test_every_run_of_a_written_study_is_possible(name: str) -> None:
             assert spent == pytest.approx(point * found.budget, rel=1e-2)
 
 
+def test_units_of_the_committed_json_are_not_done_again(studies: Any, tmp_path: Path) -> None:
+    systems, work, out = studies("systems.py"), tmp_path / "work", tmp_path / "systems.json"
+    (work / "uvit_whole").mkdir(parents=True)
+    result = {"held_out": 0.1, "images": 32}
+    (work / "uvit_whole" / "result.json").write_text(json.dumps(result))
+    (work / "uvit_whole" / "grid.png").write_bytes(b"a picture")
+    systems["restore"](work, out)  # nothing is committed yet
+    systems["gathered"](work, out, 1.0)
+    systems["restore"](tmp_path / "other", out)
+    there = tmp_path / "other" / "uvit_whole"
+    assert json.loads((there / "result.json").read_text()) == result
+    assert (there / "grid.png").read_bytes() == b"a picture"
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["uvit_whole"]
+
+
 def test_outcomes_of_the_stability_study(studies: Any) -> None:
     outcome = studies("stability.py")["outcome"]
     falling = np.geomspace(1.2, 0.2, 100).tolist()

@@ -1,0 +1,151 @@
+"""Write the tables of README.md and docs/ from the committed JSON: `python tools/tables.py`.
+
+A table stands between two comments, `<!-- name -->` and `<!-- end of name -->`, and is written by
+the function of `TABLES`; the JSON it reads says which script measured it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def _read(name: str) -> Any:
+    return json.loads((ROOT / name).read_text(encoding="utf-8"))
+
+
+def step_ratios() -> str:
+    """Speed of a training step by share of hidden patches."""
+    result = _read("benchmarks/results/step-cpu-own.json")
+    rows = [
+        f"| {row['realised']:.1%} | {row['visible']} | {row['images_per_s']:.0f} | "
+        f"{row['ratio']:.2f} | {row['ideal']:.2f} |"
+        for row in result["rows"]
+    ]
+    threads = "one thread" if result["threads"] == 1 else f"{result['threads']} threads"
+    return "\n".join(
+        [
+            f"A training step of the network of `own` ({result['parameters']:,} parameters, "
+            f"{result['patches']} patches",
+            f"an image, batch {result['rows'][0]['batch']}) on {threads} "
+            f"of a {result['device'].upper()}, by `python benchmarks/step.py`:",
+            "",
+            "| hidden | patches seen | images/s | times faster | by its FLOPs |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+def systems() -> str:
+    """System, preset, and what was measured: for README."""
+    rows = []
+    for about in _read("studies/systems.json")["systems"].values():
+        units = [about["units"].get(arm, {}) for arm in ("two-stage", "whole")]
+        distances = [
+            f"{unit['scores']['held_out']['frechet']:.0f}" if "scores" in unit else "–"
+            for unit in units
+        ]
+        errors = [f"{unit['held_out']:.4f}" if unit else "–" for unit in units]
+        rows.append(
+            f"| {about['title']} | `{about['preset']}` | {' / '.join(distances)} | "
+            f"{' / '.join(errors)} |"
+        )
+    return "\n".join(
+        [
+            "| system | preset | FD-MobileNetV2, two stages / whole | held-out error, the same |",
+            "| --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+def systems_in_full() -> str:
+    """Every unit of studies/systems.py: for docs/systems.md."""
+    rows = []
+    for about in _read("studies/systems.json")["systems"].values():
+        for arm, unit in about["units"].items():
+            seen = " + ".join(
+                f"{facts['images']:,}"
+                + ("" if facts["mask"] == "none" else f" ({facts['mask']}, {facts['rate']:.0%})")
+                for facts in unit["stages"].values()
+            )
+            if "scores" in unit:
+                scores = unit["scores"]["held_out"]
+                low, high = scores["frechet_interval"]
+                distances = (
+                    f"{scores['frechet']:.1f} ({low:.1f} to {high:.1f}) | {scores['kernel']:.4f}"
+                )
+            else:
+                distances = "– | –"
+            speed = ", ".join(f"{rate:.0f}" for rate in unit.get("images_per_s", {}).values())
+            rows.append(
+                f"| {about['title']} | {arm.replace('-', ' ')} | "
+                f"{unit['parameters']:,} | {unit['flops']:.2g} | {seen} | "
+                f"{unit['held_out']:.4f} | {distances} | {speed or '–'} |"
+            )
+    return "\n".join(
+        [
+            "| system | trained | parameters | FLOPs | images (hidden) | held-out error | "
+            "FD-MobileNetV2 (95 %) | KD-MobileNetV2 | images/s a stage |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+def stability() -> str:
+    """Outcome of every unit of studies/stability.py: for docs/systems.md."""
+    units = list(_read("studies/stability.json")["units"].values())
+    rates = sorted({unit["learning_rate"] for unit in units})
+    options = list(dict.fromkeys(unit["option"] for unit in units))
+
+    def cell(option: str, rate: float) -> str:
+        found = [u for u in units if u["option"] == option and u["learning_rate"] == rate]
+        return ", ".join(
+            u["outcome"] + (f" ({u['held_out']:.3f})" if u["held_out"] else "") for u in found
+        )
+
+    return "\n".join(
+        [
+            "What became of each unit, and its error on whole held-out images at the end:",
+            "",
+            "| against divergence | " + " | ".join(f"learning rate {r:g}" for r in rates) + " |",
+            "| --- |" + " --- |" * len(rates),
+            *(
+                f"| {option} | " + " | ".join(cell(option, rate) for rate in rates) + " |"
+                for option in options
+            ),
+        ]
+    )
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"step ratios": step_ratios, "systems": systems},
+    "docs/systems.md": {"systems in full": systems_in_full, "stability": stability},
+}
+
+
+def written(text: str, name: str, table: str) -> str:
+    """`text` with `table` between the comments of `name`."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{table}\n{end}{rest.rpartition(end)[2]}"
+
+
+def main() -> None:
+    """Write all tables into their files."""
+    for name, tables in TABLES.items():
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        for title, table in tables.items():
+            text = written(text, title, table())
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
