@@ -7,9 +7,9 @@
 500 drawn heads that have what public ones lack (privacy_arms.py) are trained on in eight ways at
 equal training FLOPs, with three seeds that draw the 500 anew. Each checkpoint is scored by quality
 (Fréchet distance of 500 samples to 1,000 further private heads, MobileNetV2 features, no FID) and
-by the Loss attack on 500 members and 500 non-members; the last one by all attacks on 500 members and
-3,000 non-members, copies, and completion of hidden halves. The best of all attacks and noise levels
-is chosen on one half of the images and scored on the other.
+by the Loss attack on 500 members and 500 non-members; the last one by all attacks on 500 members
+and 3,000 non-members, copies, and completion of hidden halves. The best of all attacks and noise
+levels is chosen on one half of the images and scored on the other.
 
 Units: `data`; pilot-LENGTH, arm a with seed 0 at each of `LENGTHS`; ARM_SEED. The runs take the
 first length at which the pilot's Loss attack has an AUC of 0.7, or the longest if none has: then
@@ -19,11 +19,11 @@ Cost on one thread, at 85 GFLOP/s in training and 420 whole forwards a second (n
 
     training    2e13 FLOPs: 240 s; 4e13: 470 s; gradients of single images (g): two or three times
     points      4 · 500 samples · 20 steps: 95 s; 4 · 500 features: 70 s; Loss, 3 · 6,000: 43 s
-    attacks     3,500 images · 31 forwards at 3 levels: 260 s; completion: 18,000, 45 s; d: 85 s more
+    attacks     3,500 images · 31 forwards: 260 s; completion, 18,000: 45 s; d: 85 s more
 
-about 13 minutes a unit at 2e13: 24 units and the pilot (17 minutes) in 2.8 hours on two cores, 3.6 at
-4e13. To stay there the attacks use three levels, two noises and four masks, and completion one mask
-and 12 steps: fewer than `underpaint audit`.
+about 13 minutes a unit at 2e13: 24 units and the pilot (17 minutes) in 2.8 hours on two cores, and
+3.6 at 4e13. To stay there the attacks use three levels, two noises and four masks, and completion
+one mask and 12 steps: fewer than `underpaint audit`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import privacy_arms as design
 import privacy_page
 import units
@@ -64,7 +65,7 @@ def do(unit: str, work: Path, scale: float, pictures: Path) -> dict[str, Any]:
     if unit in PILOTS:
         length = LENGTHS[PILOTS.index(unit)]
         run = train(work / unit, "ordinary", 0, length, scale, work)
-        told = {"length": length, "epochs": design.exposures(run, _members(scale))["exposures"]}
+        told = {"length": length, "epochs": _seen("ordinary", run, scale)["exposures"]}
         return told | leak(work / unit, 0, scale, work)
     arm, seed = unit.split("_")
     found = chosen(units.gather(PILOTS, work))
@@ -125,7 +126,7 @@ def measure(
     checkpoints = folder / "checkpoints"
     there = [int(path.name) for path in checkpoints.iterdir() if path.is_dir()]
     curve: list[dict[str, Any]] = []
-    for images, share in design.points(run, there):
+    for images, share in design.points(design.described(run), there):
         loaded = model.load(checkpoints / f"{images:012d}", device="cpu")
         members, others = sides(loaded, seed, work, CHEAP)
         loss = [_scores(loaded, side, ("loss",))["loss"] for side in (members, others)]
@@ -141,7 +142,7 @@ def measure(
     result = {
         "title": design.ARMS[arm].title,
         "flops": _flops(folder),
-        **design.exposures(run, len(members)),
+        **_seen(arm, run, scale),
         "curve": curve,
         "frechet": curve[-1]["frechet"],
         "floor": quality(pixels["others"][: len(samples)], seed, work),
@@ -265,6 +266,10 @@ def _load(work: Path, seed: int, name: str) -> Any:
 
 def _members(scale: float) -> int:
     return design.counts(scale)["members"]
+
+
+def _seen(arm: str, run: Any, scale: float) -> dict[str, float]:
+    return design.exposures(arm, design.described(run), _members(scale))
 
 
 def _samples(scale: float) -> int:

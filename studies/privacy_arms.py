@@ -20,7 +20,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ARMS", "COUNTS", "Part", "counts", "exposures", "points", "pools", "recipe", "write"]
+__all__ = [
+    "ARMS",
+    "COUNTS",
+    "Part",
+    "counts",
+    "described",
+    "exposures",
+    "points",
+    "pools",
+    "recipe",
+    "write",
+]
 
 ATTRIBUTES = ("glasses", "beard", "earrings", "freckles")
 COUNTS = {"members": 500, "others": 3000, "reference": 1000}
@@ -75,7 +86,7 @@ ARMS = {
 
 def counts(scale: float) -> dict[str, int]:
     """How many pictures of each kind: all of them from a tenth of the study's length up."""
-    return {name: max(24, round(n * min(1.0, 10 * scale))) for name, n in COUNTS.items()}
+    return {name: max(16, round(n * min(1.0, 10 * scale))) for name, n in COUNTS.items()}
 
 
 def pools(private: NDArray[np.bool_], seed: int, scale: float) -> dict[str, NDArray[np.int64]]:
@@ -127,7 +138,7 @@ def write(pictures: Path, work: Path, seeds: tuple[int, ...], scale: float) -> d
 def recipe(arm: str, seed: int, length: float, scale: float, work: Path) -> Any:
     """The run of an arm: stages that spend `scale` · `length` FLOPs, a checkpoint a quarter."""
     from underpaint import config
-    from underpaint.judge import cost, study
+    from underpaint.judge import study
 
     parts = ARMS[arm].parts
     stages: dict[str, Any] = {"masked": None, "whole": None}  # those of the preset are left out
@@ -155,41 +166,41 @@ def recipe(arm: str, seed: int, length: float, scale: float, work: Path) -> Any:
     run = config.from_dict(config.Run, settings, "privacy: ", config.preset("quickstart"))
     shares = {f"{i + 1}-{part.pictures}": part.share for i, part in enumerate(parts)}
     run = study.scaled(run, shares, length, scale, (32, 32), 3)
-    told = cost.describe(run, (32, 32), 3)
-    quarter = told["flops"] / CHECKPOINTS
     run.train.checkpoint_every = max(
-        1, min(int(quarter / stage["flops_per_image"]) for stage in told["stages"])
+        1,
+        min(int(run.stages[name].images / share / CHECKPOINTS) for name, share in shares.items()),
     )
     return run
 
 
-def exposures(run: Any, members: int) -> dict[str, float]:
+def described(run: Any) -> list[dict[str, Any]]:
+    """What each stage of the run costs and shows, as `cost.describe` counts it."""
+    from underpaint.judge import cost
+
+    return list(cost.describe(run, (32, 32), 3)["stages"])
+
+
+def exposures(arm: str, stages: list[dict[str, Any]], members: int) -> dict[str, float]:
     """How often a member's pixel was seen on average, and the share of its pixels ever seen.
 
     Of a private stage it is what is expected, each image counted once however often it is drawn.
     """
-    from underpaint.judge import cost
-
     seen, ever = 0.0, 0.0
-    for told, stage in zip(
-        cost.describe(run, (32, 32), 3)["stages"], run.stages.values(), strict=True
-    ):
-        if not told["name"].endswith("members"):
+    for told, part in zip(stages, ARMS[arm].parts, strict=True):
+        if part.pictures != "members":
             continue
         visible = told["visible"] / told["patches"]
         seen += told["images"] * visible / members
-        ever = max(ever, visible if stage.fixed else 1.0)
+        ever = max(ever, visible if part.own.get("fixed") else 1.0)
     return {"exposures": seen, "share_seen": ever}
 
 
-def points(run: Any, there: list[int]) -> list[tuple[int, float]]:
+def points(stages: list[dict[str, Any]], there: list[int]) -> list[tuple[int, float]]:
     """Of the checkpoints `there` (in images) those nearest to each quarter of the FLOPs.
 
+    They lie a quarter apart at most, so none is further than an eighth from where it should be.
     Returns (images, share of the FLOPs), ascending, the last one among them.
     """
-    from underpaint.judge import cost
-
-    stages = cost.describe(run, (32, 32), 3)["stages"]
     ends = np.cumsum([0] + [told["images"] for told in stages])
     spent = np.cumsum([0.0] + [told["flops"] for told in stages])
     shares = {n: float(np.interp(n, ends, spent) / spent[-1]) for n in there}

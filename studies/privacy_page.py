@@ -146,8 +146,9 @@ def answer(told: dict[str, Any]) -> list[str]:
         return ["The pilot is not done, so there is no answer yet."]
     if not pilot["reached"]:
         lines.append(
-            f"No length of the pilot made an ordinary model leak as asked (AUC {told['pilot']['wanted']}"
-            "): what follows was measured at the longest and tells little of protection."
+            "No length of the pilot made an ordinary model leak as asked (AUC "
+            f"{told['pilot']['wanted']}): what follows was measured at the longest and tells "
+            "little of protection."
         )
     control = _interval([leak(unit) for unit in of(units, CONTROL).values()])
     if control is not None and not control.low <= 0.5 <= control.high:
