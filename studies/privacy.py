@@ -1,7 +1,8 @@
 """Does training on parts protect the pictures it was trained on? Leak against quality.
 
     python studies/draw.py --size 32 --count 40000         the pictures, once
-    python studies/privacy.py                              as many processes as there are cores
+    python studies/privacy.py                              as many processes as there are cores;
+                                                           arm g needs the extra `dp`
     python studies/privacy.py --page                       the page alone
 
 500 drawn heads that have what public ones lack (privacy_arms.py) are trained on in eight ways at
@@ -66,7 +67,7 @@ def do(unit: str, work: Path, scale: float, pictures: Path) -> dict[str, Any]:
         length = LENGTHS[PILOTS.index(unit)]
         run = train(work / unit, "ordinary", 0, length, scale, work)
         told = {"length": length, "epochs": _seen("ordinary", run, scale)["exposures"]}
-        return told | leak(work / unit, 0, scale, work)
+        return told | leak(work / unit, 0, work)
     arm, seed = unit.split("_")
     found = chosen(units.gather(PILOTS, work))
     if found is None:
@@ -104,7 +105,7 @@ def train(folder: Path, arm: str, seed: int, length: float, scale: float, work: 
 # --- what is measured ----------------------------------------------------------------------------
 
 
-def leak(folder: Path, seed: int, scale: float, work: Path) -> dict[str, Any]:
+def leak(folder: Path, seed: int, work: Path) -> dict[str, Any]:
     """The Loss attack on the end of a run, on 500 a side."""
     from underpaint import model
     from underpaint.privacy import statistics
@@ -164,7 +165,7 @@ def sides(loaded: Any, seed: int, work: Path, most: int | None = None) -> tuple[
     from underpaint.core.spaces import from_uint8
 
     members, others = _load(work, seed, "members"), _load(work, seed, "others")[:most]
-    return tuple(loaded.space.encode(from_uint8(images)) for images in (members, others))  # type: ignore[return-value]
+    return loaded.space.encode(from_uint8(members)), loaded.space.encode(from_uint8(others))
 
 
 def attacked(
