@@ -30,6 +30,7 @@ one mask and 12 steps: fewer than `underpaint audit`.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -235,9 +236,9 @@ def quality(images: Any, seed: int, work: Path) -> float:
     """Fréchet distance to the private reference, whose features are kept."""
     import torch
 
-    from underpaint.judge import features, scores
+    from underpaint.judge import scores
 
-    network = features.load("mobilenetv2")
+    network = _features()
     kept = work / "data" / str(seed) / f"features-{network.sha256[:12]}.npy"
     if not kept.is_file():
         part = kept.with_name(f"{kept.stem}.{os.getpid()}.part.npy")
@@ -245,6 +246,13 @@ def quality(images: Any, seed: int, work: Path) -> float:
         part.replace(kept)
     real = torch.from_numpy(np.load(kept))
     return float(scores.frechet_distance(real, torch.from_numpy(network(images))))
+
+
+@functools.cache
+def _features() -> Any:
+    from underpaint.judge import features
+
+    return features.load("mobilenetv2")
 
 
 def _scores(loaded: Any, side: Any, names: tuple[str, ...], mask: Any = None) -> dict[str, Any]:
