@@ -1,6 +1,7 @@
 """Draw the pictures of the studies at 64×64: 25,000 heads, of which a study holds 5,000 out.
 
     python studies/draw.py [--out runs/data]
+    python studies/draw.py --size 32 --count 40000         those of studies/privacy.py
 
 Needs node 20.11 or later and its npm, which fetches the drawing packages (tools/avatars). The same
 pictures come out each time. A minute or two of one core for every 10,000; done once.
@@ -23,8 +24,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/data"), help="folder")
     parser.add_argument("--count", type=int, default=COUNT, help="pictures")
+    parser.add_argument("--size", type=int, default=SIZE, help="pixels a side")
     given = parser.parse_args()
-    made = given.out / f"{STYLE}-{SIZE}.zip"
+    made = given.out / f"{STYLE}-{given.size}.zip"
     if made.is_file():
         print(f"{made} is there")
         return 0
@@ -36,7 +38,7 @@ def main() -> int:
         for name in ("make.mjs", "png.mjs", "styles.mjs", "package.json"):
             shutil.copyfile(TOOL / name, place / name)
         subprocess.run(["npm", "install", "--no-package-lock", "--silent"], cwd=place, check=True)
-        flags = ["--size", str(SIZE), "--style", STYLE, "--count", str(given.count)]
+        flags = ["--size", str(given.size), "--style", STYLE, "--count", str(given.count)]
         drawn = place / "drawn"
         drawn.mkdir()
         subprocess.run(["node", "make.mjs", *flags, "--out", str(drawn)], cwd=place, check=True)

@@ -193,3 +193,93 @@ def test_the_effect_of_transfer_is_at_each_arms_best_point_on_the_other_half(stu
     assert told["frechet_B"]["seeds"] == 5
     assert transfer["effect"](results, 100, "masked", "scratch") is None
     json.dumps(told)
+
+
+def test_privacy_pools_are_disjoint_and_drawn_anew_for_each_seed(studies: Any) -> None:
+    arms = studies("privacy_arms.py")
+    private = np.random.default_rng(0).random(40_000) < 0.26
+    first, again, other = (arms["pools"](private, seed, 1.0) for seed in (1, 1, 2))
+    assert {name: len(ids) for name, ids in first.items() if name != "public"} == arms["COUNTS"]
+    every = np.concatenate(list(first.values()))
+    assert len(np.unique(every)) == len(every)
+    for name, ids in first.items():
+        assert (ids == again[name]).all()
+        assert private[ids].all() == (name != "public")
+    assert (first["public"] == other["public"]).all()
+    expected = 500 * 500 / private.sum()  # of two independent draws
+    assert len(np.intersect1d(first["members"], other["members"])) < 2.5 * expected
+    with pytest.raises(ValueError, match=r"fewer than the 4500 that a seed draws"):
+        arms["pools"](private[:4000], 1, 1.0)
+
+
+def test_privacy_arms_spend_the_same_and_see_members_as_often_as_said(
+    studies: Any, tmp_path: Path
+) -> None:
+    arms = studies("privacy_arms.py")
+    runs = {arm: arms["recipe"](arm, 1, 2e13, 1.0, tmp_path) for arm in arms["ARMS"]}
+    told = {arm: arms["described"](run) for arm, run in runs.items()}
+    spent = {arm: sum(stage["flops"] for stage in own) for arm, own in told.items()}
+    assert spent == pytest.approx(dict.fromkeys(spent, 2e13), rel=2e-2)
+    del spent["public-dp"]  # its steps are large
+    assert spent == pytest.approx(dict.fromkeys(spent, 2e13), rel=2e-3)
+    seen = {arm: arms["exposures"](arm, own, 500) for arm, own in told.items()}
+    assert seen["public"] == {"exposures": 0.0, "share_seen": 0.0}
+    images = runs["ordinary"].stages["1-members"].images
+    assert seen["ordinary"] == {"exposures": images / 500, "share_seen": 1.0}
+    # 90 % of 64 in blocks of four: 56 are hidden, 8 shown
+    images = runs["fixed-public"].stages["1-members"].images
+    assert seen["fixed-public"] == {"exposures": images / 8 / 500, "share_seen": 1 / 8}
+    assert seen["fresh-public"] == {"exposures": images / 8 / 500, "share_seen": 1.0}
+    two = runs["parts-whole"].stages
+    masked, whole = two["1-members"].images, two["2-members"].images
+    assert seen["parts-whole"]["exposures"] == pytest.approx((masked / 4 + whole) / 500)
+    # checkpoints at every quarter of the FLOPs, though a masked stage has many more images
+    for arm, run in runs.items():
+        lengths = np.cumsum([stage.images for stage in run.stages.values()])
+        there = {*range(0, lengths[-1], run.train.checkpoint_every), *lengths.tolist()} - {0}
+        shares = [share for _, share in arms["points"](told[arm], sorted(there))]
+        assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=0.126)
+
+
+def _privacy_units(auc: dict[str, float], frechet: dict[str, float]) -> dict[str, Any]:
+    def unit(arm: str, seed: int) -> dict[str, Any]:
+        off = (0.0, 0.01, -0.01)[seed - 1]
+        best = {"auc": {"value": auc[arm] + off}, "tpr_at": {"0.01": {"needs": 300, "has": 30}}}
+        return {"attacks": {"best": best}, "frechet": frechet[arm] * (1 + off)}
+
+    return {f"{arm}_{seed}": unit(arm, seed) for arm in auc for seed in (1, 2, 3)}
+
+
+def test_the_answer_on_privacy_tells_failures_first(studies: Any) -> None:
+    page = studies("privacy_page.py")
+    pilot = {"wanted": 0.7, "chosen": {"length": 2e13, "reached": True}}
+    auc = {"ordinary": 0.9, "parts-whole": 0.6, "parts": 0.95, "public": 0.5}
+    frechet = {"ordinary": 50.0, "parts-whole": 60.0, "parts": 70.0, "public": 100.0}
+    told = {"pilot": pilot, "units": _privacy_units(auc, frechet)}
+    lines = page["answer"](told)
+    assert lines[0] == (
+        "Does masked training protect? Of 2 comparisons the claim fails in 1, 0 are undecided, "
+        "and it holds in 1."
+    )
+    assert "the claim fails, it leaks more. AUC 0.950 against 0.900" in lines[1]
+    assert "it protects. AUC 0.600 against 0.900" in lines[2]
+    assert lines[2].endswith("Less is not nothing: its own AUC stays above 0.5.")
+
+    def verdict(auc: dict[str, float], frechet: dict[str, float]) -> str:
+        return str(page["claims"](_privacy_units(auc, frechet))[0]["verdict"])
+
+    # protected, but no better than without the private pictures; and nothing to protect from
+    pair = {"parts": 0.5, "ordinary": 0.9, "public": 0.5}
+    assert verdict(pair, {"parts": 130.0, "ordinary": 50.0, "public": 100.0}) == "fails"
+    assert verdict(pair, {"parts": 100.0, "ordinary": 50.0, "public": 100.0}) == "undecided"
+    assert verdict(pair, {"parts": 60.0, "ordinary": 50.0, "public": 100.0}) == "holds"
+    pair["ordinary"] = 0.5
+    assert verdict(pair, {"parts": 60.0, "ordinary": 50.0, "public": 100.0}) == "undecided"
+
+    # what makes the study void comes before everything
+    pilot["chosen"]["reached"] = False
+    told["units"] |= _privacy_units({"public": 0.6}, {"public": 100.0})
+    lines = page["answer"](told)
+    assert lines[0].startswith("No length of the pilot made an ordinary model leak")
+    assert lines[1].startswith("The control fails: public pictures alone have an AUC of 0.600")
+    json.dumps(page["claims"](told["units"]))

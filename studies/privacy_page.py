@@ -1,0 +1,264 @@
+"""What studies/privacy.py found, in words, a table and a figure, from its JSON alone.
+
+An arm on parts protects from what an arm on whole images leaks if, paired by seed,
+
+    AUC of the best attack, arm − other      lies below 0 with its whole t-interval,
+    Fréchet distance, arm / public alone     lies below 1: else the private pictures gave nothing
+
+and the other leaks at all. It *fails* where one of the two lies on the wrong side with its whole
+interval, and nothing is said where an interval holds the border. Failures are told first.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import privacy_arms as design
+
+__all__ = ["answer", "claims", "page", "row"]
+
+PAIRS = (
+    ("parts-whole", "ordinary"),
+    ("parts", "ordinary"),
+    ("fixed-public", "whole-public"),
+    ("fresh-public", "whole-public"),
+    ("fixed-public", "fresh-public"),
+    ("public-dp", "whole-public"),
+)
+CONTROL = "public"  # never saw a member: AUC 0.5, and the quality to be beaten
+ORDER = ("fails", "undecided", "holds")
+Units = dict[str, dict[str, Any]]
+Value = Callable[[dict[str, Any]], float | None]
+
+
+def leak(unit: dict[str, Any]) -> float:
+    """AUC of the best attack, chosen on the other half."""
+    return float(unit["attacks"]["best"]["auc"]["value"])
+
+
+def _rate(unit: dict[str, Any]) -> float | None:
+    found = unit["attacks"]["best"]["tpr_at"].get("0.01", {})
+    return float(found["tpr"]["value"]) if "tpr" in found else None
+
+
+COLUMNS: dict[str, tuple[str, Value]] = {
+    "AUC of the best attack": ("{:.3f}", leak),
+    "found at 1 % false alarms": ("{:.1%}", _rate),
+    "copies among samples": (
+        "{:.1%}",
+        lambda unit: float(unit["copies"]["ratios"]["second"]["quantile"]["share"]),
+    ),
+    "completion advantage": ("{:.4f}", lambda unit: float(unit["completion"]["advantage"])),
+    "FD-MobileNetV2": ("{:.1f}", lambda unit: float(unit["frechet"])),
+    "times a pixel was seen": ("{:.1f}", lambda unit: float(unit["exposures"])),
+    "pixels ever seen": ("{:.0%}", lambda unit: float(unit["share_seen"])),
+}
+
+
+def of(units: Units, arm: str) -> dict[int, dict[str, Any]]:
+    """The arm's units by seed."""
+    own = {name.rsplit("_", 1)[1]: unit for name, unit in units.items() if _arm(name) == arm}
+    return {int(seed): unit for seed, unit in sorted(own.items())}
+
+
+def _arm(name: str) -> str:
+    return name.rsplit("_", 1)[0]
+
+
+def _interval(values: list[float]) -> Any:
+    from underpaint.judge.verdict import interval
+
+    return interval(values)
+
+
+# --- the answer ----------------------------------------------------------------------------------
+
+
+def claims(units: Units) -> list[dict[str, Any]]:
+    """Each arm on parts against its like on whole images, failures first; pairs of two seeds up."""
+    told = []
+    for arm, other in PAIRS:
+        one, two, control = (of(units, name) for name in (arm, other, CONTROL))
+        seeds = sorted(one.keys() & two.keys() & control.keys())
+        if len(seeds) < 2:
+            continue
+        less = _interval([leak(one[s]) - leak(two[s]) for s in seeds])
+        price = _interval([math.log(one[s]["frechet"] / two[s]["frechet"]) for s in seeds])
+        gain = _interval([math.log(one[s]["frechet"] / control[s]["frechet"]) for s in seeds])
+        own, others = (_interval([leak(unit[s]) for s in seeds]) for unit in (one, two))
+        verdict, why = _judged(less, gain, others)
+        left = "" if own.low <= 0.5 else " Less is not nothing: its own AUC stays above 0.5."
+        told.append(
+            {
+                "arm": arm,
+                "against": other,
+                "seeds": seeds,
+                "auc": own._asdict(),
+                "auc_against": others._asdict(),
+                "difference": less._asdict(),
+                "frechet_ratio": _exp(price),
+                "frechet_to_public": _exp(gain),
+                "verdict": verdict,
+                "sentence": (
+                    f"{_name(arm)} against {_name(other)}: {why}. AUC {own.mean:.3f} against "
+                    f"{others.mean:.3f}, difference {less.mean:+.3f} ({less.low:+.3f} to "
+                    f"{less.high:+.3f}); Fréchet distance {math.exp(price.mean):.2f} times the "
+                    f"other's and {math.exp(gain.mean):.2f} times ({math.exp(gain.low):.2f} to "
+                    f"{math.exp(gain.high):.2f}) that of public pictures alone."
+                    + (left if verdict == "holds" else "")
+                ),
+            }
+        )
+    return sorted(told, key=lambda claim: ORDER.index(claim["verdict"]))
+
+
+def _judged(less: Any, gain: Any, others: Any) -> tuple[str, str]:
+    """The verdict and its reason."""
+    if less.low > 0:
+        return "fails", "the claim fails, it leaks more"
+    if gain.low > 0:
+        return (
+            "fails",
+            "the claim fails, its pictures are worse than without any private picture",
+        )
+    if others.low <= 0.5:
+        return "undecided", "nothing to protect from, the other was not shown to leak"
+    if less.high >= 0:
+        return "undecided", "not shown to leak less"
+    if gain.high >= 0:
+        return (
+            "undecided",
+            "it leaks less, but was not shown to have learned anything from private pictures",
+        )
+    return "holds", "it protects"
+
+
+def answer(told: dict[str, Any]) -> list[str]:
+    """Sentences: what makes the study void, then failures, what is open, what holds."""
+    units, lines = told["units"], []
+    pilot = told["pilot"]["chosen"]
+    if pilot is None:
+        return ["The pilot is not done, so there is no answer yet."]
+    if not pilot["reached"]:
+        lines.append(
+            "No length of the pilot made an ordinary model leak as asked (AUC "
+            f"{told['pilot']['wanted']}): what follows was measured at the longest and tells "
+            "little of protection."
+        )
+    control = _interval([leak(unit) for unit in of(units, CONTROL).values()])
+    if control is not None and not control.low <= 0.5 <= control.high:
+        lines.append(
+            f"The control fails: public pictures alone have an AUC of {control.mean:.3f} "
+            f"({control.low:.3f} to {control.high:.3f}), which should be 0.5. Trust no line below."
+        )
+    found = claims(units)
+    if not found:
+        return [*lines, "Too few runs are done for an answer: it needs two seeds of each arm."]
+    masked = [claim for claim in found if claim["arm"] != "public-dp"]
+    some = {verdict: sum(c["verdict"] == verdict for c in masked) for verdict in ORDER}
+    lines.append(
+        f"Does masked training protect? Of {len(masked)} comparisons the claim fails in "
+        f"{some['fails']}, {some['undecided']} are undecided, and it holds in {some['holds']}."
+    )
+    lines += [claim["sentence"] for claim in found]
+    knows = [u["knows_masks"] for u in of(units, "fixed-public").values()]
+    if knows:
+        seen, hidden = (
+            cell([float(own[part]["best"]["auc"]["value"]) for own in knows], "{:.3f}")
+            for part in ("visible", "hidden")
+        )
+        lines.append(
+            f"Who knows each image's fixed mask (arm d) reaches an AUC of {seen} on the patches "
+            f"that were shown and {hidden} on those that were not."
+        )
+    return lines
+
+
+def _name(arm: str) -> str:
+    return f"{design.ARMS[arm].title} ({design.ARMS[arm].letter})"
+
+
+def _exp(found: Any) -> dict[str, float]:
+    return {name: math.exp(getattr(found, name)) for name in ("mean", "low", "high")}
+
+
+# --- table, figure, page -------------------------------------------------------------------------
+
+
+def cell(values: list[float], form: str) -> str:
+    """Mean and t-interval over seeds."""
+    if not values:
+        return "–"
+    found = _interval(values)
+    mean = form.format(sum(values) / len(values))
+    if found is None or found.low == found.high:
+        return mean
+    return f"{mean} ({form.format(found.low)} to {form.format(found.high)})"
+
+
+def row(units: Units, arm: str) -> list[str]:
+    """The cells of an arm."""
+    own = of(units, arm).values()
+    return [
+        cell([value for unit in own if (value := read(unit)) is not None], form)
+        for form, read in COLUMNS.values()
+    ]
+
+
+def plot(units: Units, path: Path) -> None:
+    """Leak against quality: a line an arm through the means of its checkpoints, the end marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for i, (arm, about) in enumerate(design.ARMS.items()):
+        curves = [unit["curve"] for unit in of(units, arm).values()]
+        if not curves:
+            continue
+        steps = list(zip(*curves, strict=False))
+        x = [sum(p["frechet"] for p in points) / len(points) for points in steps]
+        y = [sum(p["auc"]["value"] for p in points) / len(points) for points in steps]
+        axes.plot(x, y, "o-", color=f"C{i}", lw=1.4, ms=3, label=f"{about.letter}  {about.title}")
+        axes.plot(x[-1], y[-1], "o", color=f"C{i}", ms=8)
+    axes.axhline(0.5, color="#999999", lw=0.8, ls=":")
+    axes.set_xscale("log")
+    axes.set(
+        xlabel="Fréchet distance to private heads (left is better)",
+        ylabel="AUC of the Loss attack (below is better)",
+    )
+    axes.legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def page(out: Path) -> Path:
+    """`out` as a page, and its figure beside it."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    from underpaint.report.page import text_of, write_page
+
+    told = json.loads(out.read_text(encoding="utf-8"))
+    units, image = told["units"], out.with_suffix(".png")
+    if units:
+        plot(units, image)
+    templates = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    templates.lstrip_blocks = True
+    template = Path(__file__).with_name("privacy.html.jinja").read_text(encoding="utf-8")
+    text = templates.from_string(template).render(
+        css=Markup(text_of("page.css")),
+        study=told,
+        answer=answer(told),
+        columns=list(COLUMNS),
+        rows={
+            f"{about.letter}  {about.title}": row(units, arm)
+            for arm, about in design.ARMS.items()
+            if of(units, arm)
+        },
+        figure=base64.b64encode(image.read_bytes()).decode() if units else "",
+    )
+    return write_page(out.with_suffix(".html"), text)
