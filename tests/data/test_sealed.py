@@ -181,6 +181,7 @@ def test_a_million_images_need_less_than_a_gibibyte(tmp_path: Path) -> None:
     def most(n: int) -> int:
         pixels = noise(n, 2, 2).repeat(4, 1).repeat(4, 2)
         np.save(tmp_path / f"{n}.npy", pixels)
+        (tmp_path / f"{n}.up").unlink(missing_ok=True)
         tracemalloc.start()
         data = config.Data(source=str(tmp_path / f"{n}.npy"))
         seal(data, tmp_path / f"{n}.up", rate=0.5, kind="patch", workers=1)
@@ -197,7 +198,9 @@ def test_a_million_images_need_less_than_a_gibibyte(tmp_path: Path) -> None:
     each = []
     for measured in (most, listed):
         measured(50)  # imports and caches
-        each.append((measured(1600) - measured(400)) / 1200)
+        # the least of three: what other threads of this process allocate comes on top
+        few, many = (min(measured(n) for _ in range(3)) for n in (400, 1600))
+        each.append((many - few) / 1200)
     assert sum(each) * 1_000_000 < 1 << 30, each
     assert each[0] < 400
 
