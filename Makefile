@@ -41,7 +41,7 @@ check: .venv/.setup-dev
 
 # a process a core, of one thread each: small networks gain little from more
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 docs: .venv/.setup-dev
 	$(BIN)/python tools/docs.py
