@@ -24,7 +24,7 @@ timeout -s INT "${PART:-570}" "$python" "$@"
 code=$?
 if [ -n "${OUT:-}" ]; then
   find studies runs -size -400k \( -name '*.json' -o -name '*.jsonl' -o -name '*.yaml' \
-    -o -name '*.png' -o -name '*.html' \) -newer "$0" -exec cp --parents {} "$OUT" \;
+    -o -name '*.png' -o -name '*.html' \) -newer studies/gpu.sh -exec cp --parents {} "$OUT" \;
 fi
 case $code in
   0) echo "done" ;;

@@ -47,7 +47,8 @@ STAGES = {
 DDPM = {"process": "vp-cosine", "prediction": "eps", "time": "uniform", "steps": 1000}
 HEUN = {"sampler": "heun", "steps": 20, "grid": "karras", "clip": "static"}
 
-# budget: training FLOPs of a run; share: of the masked stage
+# preset: what the unit's recipe begins with; recipe: the full-size or published one that the table
+# names, if it is another; budget: training FLOPs of a run; share: of the masked stage
 SYSTEMS: dict[str, dict[str, Any]] = {
     "uvit": {
         "title": "U-ViT, flow matching",
@@ -56,13 +57,13 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "maskdm": {
         "title": "MaskDM: U-ViT, DDPM's noise",
         "preset": "quickstart",
-        "published": "maskdm-celebahq256",
+        "recipe": "maskdm-celebahq256",
         "settings": {"noise": DDPM, "preview": HEUN | {"grid": "uniform"}},
     },
     "maskdm-wavelets": {
         "title": "MaskDM on wavelets",
         "preset": "quickstart",
-        "published": "maskdm-dwt-celebahq256",
+        "recipe": "maskdm-dwt-celebahq256",
         "settings": {
             "space": {"kind": "wavelets", "patch": 2},
             "noise": DDPM,
@@ -72,12 +73,13 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "dit": {
         "title": "DiT, flow matching",
         "preset": "quickstart",
+        "recipe": "quickstart --network.kind dit",
         "settings": {"network": {"kind": "dit"}},
     },
     "maskdit": {
         "title": "MaskDiT: encoder and decoder, EDM",
         "preset": "quickstart",
-        "published": "maskdit-xl2-imagenet256",
+        "recipe": "maskdit-xl2-imagenet256",
         "share": 0.7,
         "budget": 3e13,
         "settings": {
@@ -99,7 +101,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "ncsn": {
         "title": "Score network (NCSN), VE noise",
         "preset": "ncsn-small",
-        "published": "ncsn-small",
+        "recipe": "ncsn-small",
         "budget": 3e13,
         "settings": {"stages": {"masked": {"mask": "block"}}, "preview": HEUN},
     },
@@ -112,6 +114,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "latents": {
         "title": "DiT on latents (random autoencoder)",
         "preset": "quickstart",
+        "recipe": "quickstart --network.kind dit --space.kind latents",
         "budget": 1e13,
         "settings": {
             "space": {"kind": "latents", "patch": 1, "factor": 4, "latent_channels": 4},
@@ -279,7 +282,7 @@ def gathered(work: Path, out: Path, scale: float) -> None:
     systems = {
         system: {
             "title": about["title"],
-            "preset": about.get("published", about["preset"]),
+            "preset": about.get("recipe", about["preset"]),
             "units": {
                 arm: results[f"{system}_{arm}"] for arm in ARMS if f"{system}_{arm}" in results
             },

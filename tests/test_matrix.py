@@ -74,8 +74,6 @@ def test_hidden_patches_change_nothing(
 ) -> None:
     """Neither the visible prediction nor its loss. A decoder's hidden loss is asked for apart."""
     built = build(network, space, process)
-    if built.backbone.sees == "all":
-        pytest.skip("it is given hidden patches on purpose")
     mask = draw(built, kind, rate)
     assert mask.hidden is not None
 

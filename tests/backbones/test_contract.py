@@ -70,8 +70,6 @@ def loss_and_gradients(backbone, patches, noises, labels, mask):
 @pytest.mark.parametrize(("mask_kind", "rate"), MASKS)
 def test_hidden_pixels_change_nothing(kind, mask_kind, rate):
     backbone = build(kind)
-    if backbone.sees == "all":
-        pytest.skip("it is given hidden patches on purpose")
     mask = draw(mask_kind, rate)
     (patches, _), (noises, _) = inputs(24), inputs(24, seed=2)
     labels = torch.tensor([0, 1, 2, -1])

@@ -300,10 +300,12 @@ def _speeds(
             for name in study.arms:
                 run = _task(study, name, best[name], 1.0, 0, out, "B").run
                 world = distributed.start(run.train.device)  # where the arm's runs are
-                for plan in stages.plans(run, lambda _: None, None):
-                    seconds = 1 / speed(plan, run, world, 0.4)
-                    found[name][plan.name] = min(seconds, found[name].get(plan.name, seconds))
-                world.close()
+                try:
+                    for plan in stages.plans(run, lambda _: None, None):
+                        seconds = 1 / speed(plan, run, world, 0.4)
+                        found[name][plan.name] = min(seconds, found[name].get(plan.name, seconds))
+                finally:
+                    world.close()
     finally:
         torch.set_num_threads(threads)
     with writing(out):

@@ -28,8 +28,8 @@ from underpaint.training.state import Progress
 
 __all__ = [
     "RATES",
-    "Drawn",
     "Probe",
+    "RandomImages",
     "Timed",
     "bytes_per",
     "calibrate",
@@ -93,7 +93,7 @@ CUDA = (
 )
 
 
-class Drawn:
+class RandomImages:
     """Images of chance that need no files, as a `Dataset`."""
 
     latents = None
@@ -127,7 +127,7 @@ def stage_plan(
     rounding = {"block": stage.block, "multiple": stride(spec)}
     visible = masks.visible_count(kind, space.grid, rate, **rounding)
     realised = masks.realised_rate(kind, space.grid, rate, **rounding)
-    drawn = Drawn(size, spec.channels)
+    drawn = RandomImages(size, spec.channels)
     return Plan(
         index=0,
         name="timed",

@@ -14,20 +14,17 @@ from pathlib import Path
 import torch
 
 from underpaint import config
-from underpaint.errors import Interrupted, RunFailed, UserError
-from underpaint.model import find, read_spec, read_weights
-from underpaint.training import budget, distributed, early, stages
-from underpaint.training import start as starting
+from underpaint.errors import Interrupted, UserError
+from underpaint.training import budget, carry, distributed, early, stages
 from underpaint.training.covered import check_covered
 from underpaint.training.environment import describe, identities
 from underpaint.training.learner import Learner
 from underpaint.training.log import Log, tracker, tracker_library
 from underpaint.training.minutes import freeze
-from underpaint.training.posthoc import TRACKED
 from underpaint.training.private import private_step
 from underpaint.training.signals import Signals
 from underpaint.training.stages import Plan
-from underpaint.training.state import Progress, RunFolder, read_optimizer, read_progress
+from underpaint.training.state import Progress, RunFolder
 from underpaint.training.step import Diverged, microbatch, step
 from underpaint.training.watch import (
     Check,
@@ -42,8 +39,6 @@ from underpaint.training.watch import (
 )
 
 __all__ = ["train"]
-
-RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
 
 
 def train(
@@ -104,7 +99,7 @@ def train(
                 folder.clean()
             _same_data(folder, plans)
         else:
-            learner, source_notes = _first_learner(run, plans, start, world)
+            learner, source_notes = carry.first(run, plans, start, world)
             notes += source_notes
             run, plans = freeze(run, plans, world)
             if world.first:
@@ -138,7 +133,7 @@ def _run(
         for note in notes:
             log.say(note)
         if learner is None:
-            learner, progress = _restore(folder, run, world)
+            learner, progress = carry.restore(folder, run, world)
             log.cut(progress.metrics_bytes)
             if progress.stage == len(plans):
                 log.say(f"{folder.path}: this run is finished ({progress.images:,} images)")
@@ -151,11 +146,13 @@ def _run(
             while progress.stage < len(plans):
                 plan = plans[progress.stage]
                 try:
-                    learner = _enter(plan, run, learner, progress, world, log)
+                    learner = carry.enter(plan, run, learner, progress, world, log)
                     check = _make_check(make_check, plan, learner, run, world)
                     _stage(folder, run, plan, learner, progress, log, check, signals)
                 except Diverged as error:
-                    learner, progress = _return(folder, run, progress, plan, world, log, str(error))
+                    learner, progress = carry.go_back(
+                        folder, run, progress, plan, world, log, str(error)
+                    )
         log.say(f"done: {progress.images:,} images in {progress.seconds:,.0f} s of training")
         return folder.path
     finally:
@@ -244,7 +241,7 @@ def _heed(
         progress.best = progress.images
     if not decision.back:
         return plan
-    _load(learner, folder.checkpoints / f"{decision.back:012d}")
+    carry.load(learner, folder.checkpoints / f"{decision.back:012d}")
     progress.ema_steps = learner.ema.steps
     if learner.world.first:
         folder.forget(decision.back)
@@ -308,106 +305,6 @@ def _save(
             learner.power.state() if learner.power else {},
         )
     learner.world.barrier()
-
-
-def _enter(
-    plan: Plan,
-    run: config.Run,
-    learner: Learner,
-    progress: Progress,
-    world: distributed.World,
-    log: Log,
-) -> Learner:
-    """The learner for this stage: the same, or rebuilt where size or labels change."""
-    if learner.spec != plan.spec:
-        entered = Learner(plan.spec, run.train, world)
-        weights, average = learner.weights()
-        model, notes = starting.adapt(weights, learner.spec, entered.model, "the stage before")
-        ema, _ = starting.adapt(average, learner.spec, entered.model, "the stage before")
-        entered.load(model, ema, learner.ema.steps)
-        if learner.power and entered.power:
-            entered.power.load(
-                {
-                    name: starting.adapt(state, learner.spec, entered.model, "the stage before")[0]
-                    for name, state in learner.power.state().items()
-                }
-            )
-        entered.load_optimizer(learner.optimizer_state())
-        for note in notes:
-            log.say(f"stage {plan.name}: {note}")
-        learner = entered
-    if progress.stage_images == 0 and not plan.stage.keep_optimizer:
-        learner.optimizer.state.clear()
-    return learner
-
-
-def _first_learner(
-    run: config.Run, plans: list[Plan], start: str | None, world: distributed.World
-) -> tuple[Learner, list[str]]:
-    learner = Learner(plans[0].spec, run.train, world)
-    if start is None:
-        return learner, []
-    spec, state = starting.read(start)
-    adapted, notes = starting.adapt(state, spec, learner.model, start)
-    learner.load(adapted, adapted, 0)
-    return learner, [f"weights from {start}", *notes]
-
-
-def _restore(
-    folder: RunFolder, run: config.Run, world: distributed.World
-) -> tuple[Learner, Progress]:
-    checkpoint = find(folder.path)
-    progress = read_progress(checkpoint)
-    learner = Learner(read_spec(checkpoint), run.train, world)
-    _load(learner, checkpoint)
-    return learner, progress
-
-
-def _load(learner: Learner, checkpoint: Path) -> None:
-    """Weights, averages and the optimiser's state of a checkpoint of the same network."""
-    steps = read_progress(checkpoint).ema_steps
-    learner.load(read_weights(checkpoint, "model"), read_weights(checkpoint, "ema"), steps)
-    if learner.power:
-        learner.power.load({name: read_weights(checkpoint, name) for name in TRACKED})
-    learner.load_optimizer(read_optimizer(checkpoint))
-
-
-def _return(
-    folder: RunFolder,
-    run: config.Run,
-    progress: Progress,
-    plan: Plan,
-    world: distributed.World,
-    log: Log,
-    reason: str,
-) -> tuple[Learner, Progress]:
-    """Back to the last checkpoint with half the learning rate."""
-    returns = progress.stage_returns + 1
-    if returns > RETURNS:
-        raise RunFailed(
-            f"stage {plan.name}: {reason}, also after {RETURNS} returns with a lower learning "
-            f"rate; lower --stages.{plan.name}.learning_rate or raise its warmup"
-        )
-    learner, restored = _restore(folder, run, world)
-    if world.first:
-        folder.clean()
-    restored.attempt = progress.attempt + 1
-    restored.rate_factor = progress.rate_factor / 2
-    restored.stage_returns = returns
-    log.cut(restored.metrics_bytes)
-    log.metric(
-        "rollback",
-        images=progress.images,
-        to=restored.images,
-        learning_rate_factor=restored.rate_factor,
-        reason=reason,
-    )
-    log.say(
-        f"{reason}: back to {restored.images:,} images with {restored.rate_factor:g} of the "
-        "learning rate",
-        style="yellow",
-    )
-    return learner, restored
 
 
 def _make_check(

@@ -1,0 +1,309 @@
+"""The settings of a run as dataclasses: names, types, defaults, and a sentence on each."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from underpaint.errors import UserError
+
+__all__ = [
+    "DP",
+    "Data",
+    "ModelSpec",
+    "Network",
+    "Noise",
+    "Preview",
+    "Run",
+    "Space",
+    "Stage",
+    "Train",
+    "image_size",
+    "network_of",
+    "setting",
+]
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field with its default and the sentence that `--help` and docs/recipes.md print."""
+    if isinstance(default, dict) or dataclasses.is_dataclass(default):
+        return field(default_factory=type(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(kw_only=True)
+class Data:
+    """Which images, and how they are decoded into the cache."""
+
+    source: str = setting(
+        "",
+        "images: a folder, .zip, .tar, .npy/.npz, IDX .gz, .csv, a folder of parquet/arrow, "
+        "avatars:STYLE, or a file of underpaint seal (masked stages)",
+    )
+    size: tuple[int, ...] = setting(
+        (), "pixels: one number for a square, or height and width; empty: the images' own size"
+    )
+    channels: int = setting(3, "colour channels of the decoded images: 3 or 1")
+    fit: Literal["crop", "pad", "stretch"] = setting(
+        "crop", "how another aspect is met: crop the centre, pad with the background, or stretch"
+    )
+    background: str = setting("white", "colour behind transparent pixels and padding")
+    max_bad: float = setting(0.01, "share of unreadable files that is skipped; beyond it: error")
+    held_out: str = setting(
+        "auto", "images kept for judging: auto (5 %), a number, none, or another data source"
+    )
+    audit_split: float = setting(
+        0.0, "share of the images set aside as non-members for `audit`, as 0.5; 0: those held out"
+    )
+    limit: int = setting(0, "use this many training images only (chosen by hash); 0: all")
+    only: str = setting(
+        "", "file of sha256 sums, one a line: train on these images alone, whatever is held out"
+    )
+
+
+@dataclass(kw_only=True)
+class Space:
+    """The space in which the diffusion runs."""
+
+    kind: str = setting("pixels", "pixels, wavelets or latents")
+    patch: int = setting(
+        4,
+        "side of a patch in pixels (wavelets: in coefficients, each 2^levels pixels wide); height "
+        "and width must be divisible by it",
+    )
+    levels: int = setting(1, "levels of the Haar transform (wavelets)")
+    vae: str = setting(
+        "", "folder of a diffusers AutoencoderKL or AutoencoderTiny, which you have (latents)"
+    )
+    factor: int = setting(8, "pixels a side that one latent stands for (latents)")
+    latent_channels: int = setting(4, "channels of the autoencoder's latents (latents)")
+
+
+@dataclass(kw_only=True)
+class Network:
+    """The network that sees patches at positions."""
+
+    kind: str = setting("uvit", "uvit, dit, maskdit or unet")
+    width: int = setting(128, "features of a token")
+    depth: int = setting(5, "transformer blocks (uvit: an even number has its middle block extra)")
+    heads: int = setting(4, "attention heads; width must be divisible by it")
+    mlp_ratio: float = setting(4.0, "hidden width of the MLP over the token width")
+    dropout: float = setting(0.0, "dropout probability")
+    qk_norm: bool = setting(
+        False, "bring the attention's queries and keys to length one a number (uvit, dit, maskdit)"
+    )
+    augment: bool = setting(False, "be told of augmentation; on where a stage's augment is above 0")
+    labels: bool = setting(True, "learn the labels of the data, if it has any")
+    label_drop: float = setting(
+        0.1, "probability that a training label is replaced by the null label (for guidance)"
+    )
+    options: dict[str, Any] = setting({}, "settings that only this kind of network has")
+
+
+@dataclass(kw_only=True)
+class Noise:
+    """The noise process, what the network predicts and how errors are weighted."""
+
+    process: Literal["vp-linear", "vp-cosine", "flow", "edm", "ve"] = setting(
+        "flow", "variance preserving (linear or cosine), flow matching, EDM, or variance exploding"
+    )
+    prediction: Literal["eps", "x0", "v", "flow", "score", "edm"] = setting(
+        "flow",
+        "target of the network; v needs vp-*, flow needs flow, score and edm need edm or ve",
+    )
+    steps: int = setting(
+        0, "discrete training grid (DDPM: 1000; ve: geometric levels); 0: continuous time"
+    )
+    time: Literal["uniform", "logit-normal", "log-normal", "log-uniform"] = setting(
+        "logit-normal",
+        "law of the training time: uniform (vp, flow), logit-normal (flow), log-normal sigma "
+        "(edm), log-uniform sigma (ve)",
+    )
+    shift: float = setting(1.0, "resolution shift of the flow's time; above 1: more noise")
+    sigma_data: float = setting(0.5, "standard deviation of the data (edm, ve)")
+    weighting: Literal["output", "x0", "min-snr"] = setting(
+        "output", "squared error of the network's output, of x0, or of x0 weighted min(SNR, gamma)"
+    )
+    gamma: float = setting(5.0, "gamma of the min-snr weighting")
+    learned_weights: bool = setting(
+        False, "divide the error at each noise level by its size there, learned as training goes on"
+    )
+    hidden_weight: float = setting(
+        0.0, "weight of MaskDiT's loss on hidden patches (its paper: 0.1); needs a decoder"
+    )
+
+
+@dataclass(kw_only=True)
+class DP:
+    """Differential privacy of a stage's images (extra `dp`; docs/privacy-dp.md)."""
+
+    epsilon: float = setting(8.0, "privacy budget of the whole stage; smaller: more noise")
+    delta: float = setting(1e-5, "probability with which the budget may not hold; far below 1/n")
+    clip: float = setting(1.0, "largest norm of one image's gradient")
+    multiplicity: int = setting(
+        4, "draws of time, noise, mask and augmentation that one image's gradient is the mean of"
+    )
+    labels: tuple[str, ...] = setting(
+        (), "the names of the labels, which you say are public; needed where only the images know"
+    )
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One stage of a recipe. Its length is a number of images, never of steps."""
+
+    images: int = setting(0, "length in images; a multiple of batch is used")
+    minutes: float = setting(
+        0.0, "length in minutes, measured once and then frozen as images (instead of images)"
+    )
+    mask: Literal["none", "patch", "block", "crop", "salient"] = setting(
+        "none",
+        "what hides patches: none, single patches, blocks of patches, all outside a crop, or "
+        "patches of little contrast first (salient)",
+    )
+    rate: float = setting(0.0, "share of the patches that is hidden, below 1")
+    rate_end: float = setting(0.0, "share at the stage's end, where rate_schedule is not constant")
+    rate_schedule: Literal["constant", "linear", "cos4"] = setting(
+        "constant", "how the rate goes from rate to rate_end (at most 8 distinct levels)"
+    )
+    block: int = setting(2, "side of a block in patches (mask: block)")
+    temperature: float = setting(
+        1.0, "how strictly contrast decides: above 1 nearer to chance, below 1 stricter (salient)"
+    )
+    reweight: bool = setting(
+        False, "weight patches by how rarely they are shown (Horvitz-Thompson; mask: salient)"
+    )
+    fixed: bool = setting(False, "each image keeps one mask for ever, drawn from its hash")
+    fixed_key: str = setting(
+        "", "key file of underpaint seal: fixed masks are then those of the sealed data"
+    )
+    batch: int = setting(32, "images a step, over all devices")
+    learning_rate: float = setting(1e-3, "peak learning rate")
+    warmup: int = setting(0, "images over which the learning rate rises linearly")
+    schedule: Literal["constant", "cosine", "cooldown"] = setting(
+        "constant", "learning rate after the warm-up; cooldown: constant, then linear to 0"
+    )
+    cooldown: float = setting(0.25, "share of the stage that the cool-down takes")
+    clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
+    clip_percentile: float = setting(
+        0.0,
+        "also clip at this percentile (up to 100) of the stage's last 200 gradient norms; 0: no",
+    )
+    flip: bool = setting(False, "mirror images at random")
+    shift: int = setting(0, "largest random shift in pixels (edges are repeated)")
+    keep_optimizer: bool = setting(True, "keep the optimiser's state from the stage before")
+    augment: float = setting(
+        0.0,
+        "probability of each change (flip, quarter turn, shift, scale, brightness, contrast, "
+        "saturation) that the network is told of, so that samples do not show it",
+    )
+    size: tuple[int, ...] = setting((), "pixels; empty: as data.size. Positions are interpolated")
+    data: Data | None = setting(None, "other images than the run's (transfer)")
+    dp: DP | None = setting(
+        None, "differential privacy: epsilon, delta, clip, multiplicity, labels"
+    )
+
+
+@dataclass(kw_only=True)
+class Train:
+    """How the loop runs: seed, optimiser, EMA, device, and what is written when."""
+
+    seed: int = setting(0, "seed of everything random")
+    microbatch: int = setting(0, "images a forward pass and device; 0: batch / devices")
+    betas: tuple[float, float] = setting((0.9, 0.99), "AdamW's betas")
+    weight_decay: float = setting(0.01, "AdamW's weight decay")
+    decay: Literal["matrices", "all"] = setting("matrices", "tensors that are decayed")
+    ema: float = setting(0.999, "decay of the weights' average, a step")
+    device: str = setting("auto", "auto, cpu, cuda or mps")
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "auto: bf16 on GPUs and on CPUs with AMX"
+    )
+    compile: bool = setting(False, "compile the network with torch.compile")
+    threads: int = setting(0, "CPU threads; 0: as torch chooses")
+    log_every: int = setting(0, "images between two lines of metrics; 0: a 400th of the run")
+    check_every: int = setting(0, "images between overfit checks; 0: an 8th of the run; -1: none")
+    check_images: int = setting(128, "images of each side (train, held-out) in an overfit check")
+    check_samples: int = setting(
+        0,
+        "samples drawn at a check for their Fréchet distance to training and held-out images "
+        "(64 of each at least) and the share of near copies; 0: none",
+    )
+    stop: Literal["none", "auto"] = setting(
+        "none",
+        "auto: end a stage where its checks (then 16 a stage) stop gaining or show copying, after "
+        "its cool-down if it has one, and keep the weights of its best check",
+    )
+    sample_every: int = setting(0, "images between sample grids; 0: an 8th of the run; -1: none")
+    checkpoint_every: int = setting(0, "images between two checkpoints; 0: an 8th of the run")
+    snapshots: int = setting(
+        0,
+        "images between two snapshots of the averages from which `underpaint ema` rebuilds any "
+        "width, each twice as large as the weights; 0: none",
+    )
+    keep: int = setting(2, "checkpoints kept, besides each stage's last")
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
+        "none", "also send metrics to this tracker"
+    )
+
+
+@dataclass(kw_only=True)
+class Preview:
+    """How the run draws its sample grids, and the defaults of `underpaint sample`."""
+
+    count: int = setting(32, "samples in a grid")
+    sampler: Literal["euler", "heun", "dpm++", "ancestral", "churn", "langevin", "pc"] = setting(
+        "heun", "sampling method"
+    )
+    steps: int = setting(20, "sampling steps")
+    grid: Literal["karras", "uniform", "log-snr"] = setting("uniform", "noise levels of the steps")
+    guidance: float = setting(1.0, "classifier-free guidance; 1: none")
+    clip: Literal["none", "static", "dynamic"] = setting("static", "clipping of x0 while sampling")
+    eta: float = setting(1.0, "noise of the ancestral sampler (0: DDIM)")
+    corrections: int = setting(1, "Langevin steps at each noise level (langevin, pc)")
+    snr: float = setting(0.16, "size of a Langevin step: it adds 2·snr of the level's noise")
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A whole run."""
+
+    data: Data = setting(Data(), "images")
+    space: Space = setting(Space(), "space of the diffusion")
+    network: Network = setting(Network(), "network")
+    noise: Noise = setting(Noise(), "noise process and objective")
+    stages: dict[str, Stage] = setting({}, "the stages in their order, by name")
+    train: Train = setting(Train(), "loop")
+    preview: Preview = setting(Preview(), "sample grids")
+
+
+@dataclass(kw_only=True)
+class ModelSpec:
+    """What is needed to build a network for weights: a checkpoint's `config.json`."""
+
+    size: tuple[int, int] = setting((32, 32), "height and width in pixels")
+    channels: int = setting(3, "colour channels")
+    label_names: tuple[str, ...] = setting((), "names of the classes; empty: unconditional")
+    space: Space = setting(Space(), "space of the diffusion")
+    network: Network = setting(Network(), "network")
+    noise: Noise = setting(Noise(), "noise process")
+    preview: Preview = setting(Preview(), "defaults for sampling")
+
+
+def network_of(run: Run) -> Network:
+    """The run's network, which is told of augmentation if any stage augments.
+
+    All stages have the same layers, so that weights go from one to the next.
+    """
+    told = run.network.augment or any(stage.augment > 0 for stage in run.stages.values())
+    return dataclasses.replace(run.network, augment=told)
+
+
+def image_size(size: tuple[int, ...]) -> tuple[int, int] | None:
+    """`(s,)` → (s, s); `(h, w)` as it is; `()` → None. Raises UserError otherwise."""
+    if not size:
+        return None
+    if len(size) > 2 or min(size) < 1:
+        shown = " ".join(str(s) for s in size)
+        raise UserError(f"size '{shown}': give one positive number, or height and width")
+    return (size[0], size[-1])

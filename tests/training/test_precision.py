@@ -1,0 +1,66 @@
+"""`train.precision`: where auto chooses bf16, and what training in it keeps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.training.runs import assert_same_run, metrics, weights
+from underpaint import config
+from underpaint.backbones.layers import attend
+from underpaint.training import train
+from underpaint.training.learner import use_bf16
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_auto_goes_by_what_the_cpu_multiplies(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    assert use_bf16(config.Train(), CPU) is amx
+    assert use_bf16(config.Train(precision="bf16"), CPU)
+    assert not use_bf16(config.Train(precision="fp32"), CPU)
+
+
+def test_auto_is_float32_on_cpus_without_such_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64"})
+    assert not use_bf16(config.Train(), CPU)
+
+
+def test_attention_on_a_cpu_is_in_float32() -> None:
+    """The same as float32 attention of the rounded values, and so are the gradients."""
+    torch.manual_seed(0)
+    q, k, v, g = (torch.randn(2, 3, 9, 8, dtype=torch.bfloat16) for _ in range(4))
+    given = [x.clone().requires_grad_() for x in (q, k, v)]
+    exact = [x.float().requires_grad_() for x in (q, k, v)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(*given)
+    assert found.dtype == torch.bfloat16
+    found.backward(g)
+    expected = F.scaled_dot_product_attention(*exact)
+    expected.backward(g.float())
+    torch.testing.assert_close(found, expected.bfloat16(), rtol=0, atol=0)
+    for x, y in zip(given, exact, strict=True):
+        torch.testing.assert_close(x.grad, y.grad.bfloat16(), rtol=0, atol=0)
+
+
+def test_a_run_in_bf16_learns_as_one_in_float32(recipe: config.Run, tmp_path: Path) -> None:
+    """Weights stay float32; each line's loss is that of float32 within a few per cent."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        recipe.train.precision = precision  # type: ignore[assignment]
+        found[precision] = train(recipe, tmp_path / precision, quiet=True)
+    assert {w.dtype for w in weights(found["bf16"]).values()} == {torch.float32}
+    losses = [
+        [m["loss"] for m in metrics(found[precision]) if m["kind"] == "step"]
+        for precision in ("fp32", "bf16")
+    ]
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=0.05, atol=0)
+
+
+def test_a_run_in_bf16_repeats_itself(recipe: config.Run, tmp_path: Path) -> None:
+    recipe.train.precision = "bf16"
+    one, two = (train(recipe, tmp_path / name, quiet=True) for name in ("one", "two"))
+    assert_same_run(one, two)
