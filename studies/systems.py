@@ -25,12 +25,12 @@ mean nothing, so there are neither a grid nor distances for it.
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import systems_page
 import units
 
 HERE = Path(__file__).parent
@@ -46,6 +46,7 @@ STAGES = {
 }
 DDPM = {"process": "vp-cosine", "prediction": "eps", "time": "uniform", "steps": 1000}
 HEUN = {"sampler": "heun", "steps": 20, "grid": "karras", "clip": "static"}
+ANCESTRAL = {"sampler": "ancestral", "steps": 50, "grid": "uniform", "clip": "static"}
 
 # preset: what the unit's recipe begins with; recipe: the full-size or published one that the table
 # names, if it is another; budget: training FLOPs of a run; share: of the masked stage
@@ -58,7 +59,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "title": "MaskDM: U-ViT, DDPM's noise",
         "preset": "quickstart",
         "recipe": "maskdm-celebahq256",
-        "settings": {"noise": DDPM, "preview": HEUN | {"grid": "uniform"}},
+        "settings": {"noise": DDPM, "preview": ANCESTRAL},
     },
     "maskdm-wavelets": {
         "title": "MaskDM on wavelets",
@@ -67,7 +68,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "settings": {
             "space": {"kind": "wavelets", "patch": 2},
             "noise": DDPM,
-            "preview": HEUN | {"grid": "uniform"},
+            "preview": ANCESTRAL,
         },
     },
     "dit": {
@@ -103,7 +104,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "preset": "ncsn-small",
         "recipe": "ncsn-small",
         "budget": 3e13,
-        "settings": {"stages": {"masked": {"mask": "block"}}, "preview": HEUN},
+        "settings": {"stages": {"masked": {"mask": "block"}}, "preview": {"steps": 40}},
     },
     "unet": {
         "title": "Convolutional U-Net on crops, flow matching",
@@ -141,7 +142,7 @@ def recipe(unit: str, scale: float, work: Path) -> Any:
         {
             "data": {"held_out": str(HELD_OUT)},
             "stages": STAGES,
-            "train": {"threads": 1, "sample_every": -1, "check_images": 128},
+            "train": {"threads": 1, "precision": "fp32", "sample_every": -1, "check_images": 128},
         },
         "systems: ",
         config.preset(about["preset"]),
@@ -259,17 +260,13 @@ def restore(work: Path, out: Path) -> None:
     """Take the units of a committed `out` as done, on a machine that has not done them."""
     if not out.is_file():
         return
-    for system, about in json.loads(out.read_text(encoding="utf-8"))["systems"].items():
-        for arm, result in about["units"].items():
-            unit = f"{system}_{arm}"
-            folder, grid = work / unit, out.with_suffix("") / f"{unit}.png"
-            if unit not in UNITS or (folder / "result.json").is_file():
-                continue
-            folder.mkdir(parents=True, exist_ok=True)
-            if grid.is_file():
-                shutil.copyfile(grid, folder / "grid.png")
-            text = json.dumps(result, indent=1) + "\n"
-            (folder / "result.json").write_text(text, encoding="utf-8")
+    systems = json.loads(out.read_text(encoding="utf-8"))["systems"].items()
+    results = {f"{name}_{arm}": r for name, told in systems for arm, r in told["units"].items()}
+    units.restore({unit: results[unit] for unit in UNITS if unit in results}, work)
+    for unit in results:
+        grid = out.with_suffix("") / f"{unit}.png"
+        if grid.is_file() and not (work / unit / "grid.png").is_file():
+            shutil.copyfile(grid, work / unit / "grid.png")
 
 
 def gathered(work: Path, out: Path, scale: float) -> None:
@@ -294,51 +291,20 @@ def gathered(work: Path, out: Path, scale: float) -> None:
     for unit in results:
         if (work / unit / "grid.png").is_file():
             shutil.copyfile(work / unit / "grid.png", grids / f"{unit}.png")
-    text = json.dumps(
-        {
-            "underpaint": __version__,
-            "torch": torch.__version__,
-            "data": "avatars:lorelei, 32×32",
-            "held_out": HELD_OUT,
-            "scale": scale,
-            "systems": systems,
-        },
-        indent=1,
-        ensure_ascii=False,
-    )
-    out.write_text(text + "\n", encoding="utf-8")
+    about = {
+        "underpaint": __version__,
+        "torch": torch.__version__,
+        "data": "avatars:lorelei, 32×32",
+        "held_out": HELD_OUT,
+        "scale": scale,
+    }
+    units.write_json(out, about | {"systems": systems})
 
 
 def write(work: Path, out: Path, scale: float) -> None:
     """All that is kept of the units that are done."""
     gathered(work, out, scale)
-    page(out)
-
-
-def page(out: Path) -> Path:
-    """`out` as a page: the table, and the grids side by side."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    from underpaint.report import summary
-    from underpaint.report.page import text_of, write_page
-
-    def picture(unit: str) -> str | None:
-        path = out.with_suffix("") / f"{unit}.png"
-        if not path.is_file():
-            return None
-        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-    templates = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    templates.lstrip_blocks = True
-    templates.filters |= {"flops": summary.flops}
-    text = templates.from_string((HERE / "systems.html.jinja").read_text(encoding="utf-8")).render(
-        css=Markup(text_of("page.css")),
-        study=json.loads(out.read_text(encoding="utf-8")),
-        arms={"two-stage": "two stages", "whole": "whole images only"},
-        picture=picture,
-    )
-    return write_page(out.with_suffix(".html"), text)
+    systems_page.page(out)
 
 
 def main() -> int:
@@ -356,7 +322,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.page:
-        print(page(given.out))
+        print(systems_page.page(given.out))
         return 0
 
     def do(unit: str) -> dict[str, Any]:
@@ -370,8 +336,7 @@ def main() -> int:
         )
     for unit, result in units.gather(given.only, given.work).items():
         result["images_per_s"] = speed(unit, given.work, given.speed)
-        path = given.work / unit / "result.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        units.write_json(given.work / unit / "result.json", result)
         print(unit, result["images_per_s"], flush=True)
         write(given.work, given.out, given.scale)
     return 0

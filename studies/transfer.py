@@ -202,22 +202,11 @@ def effect(results: dict[str, Any], size: int, arm: str, against: str) -> dict[s
 
 def write(work: Path, out: Path, scale: float) -> None:
     """The JSON of all units that are done, and the page."""
-    from underpaint import __version__
-
     results = units.gather([*PRIMERS, *TRIALS, *RUNS], work)
     asked = [(size, *pair) for size in SIZES for pair in PAIRS]
     effects = [found for size, a, b in asked if (found := effect(results, size, a, b))]
-    text = json.dumps(
-        {
-            "underpaint": __version__,
-            "scale": scale,
-            "count": COUNT,
-            "effects": effects,
-            "units": results,
-        },
-        indent=1,
-    )
-    out.write_text(text + "\n", encoding="utf-8")
+    about = {**units.made(), "scale": scale, "count": COUNT}
+    units.write_json(out, {**about, "effects": effects, "units": results})
 
 
 PAIRS = (("masked", "scratch"), ("whole", "scratch"), ("masked", "whole"))
@@ -235,6 +224,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE / "transfer.json", help="results")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.out.is_file():
+        told = json.loads(given.out.read_text(encoding="utf-8"))
+        if told["scale"] != given.scale:
+            parser.error(f"{given.out} is of another --scale; give another --out and --work")
+        # not the primers: runs that are left begin from their weights
+        done = {name: own for name, own in told["units"].items() if name not in PRIMERS}
+        units.restore(done, given.work)
 
     def do(unit: str) -> dict[str, Any]:
         if unit in PRIMERS:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NotYet", "conduct", "gather"]
+__all__ = ["NotYet", "conduct", "gather", "made", "restore", "write_json"]
 
 PAUSE = 10.0  # seconds
 
@@ -58,8 +58,7 @@ def conduct(
                 except Interrupted:
                     print(f"stopped in {name}; the same command goes on with it")
                     return 130
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                write_json(path, result)
             left.remove(name)
             told = {key: value for key, value in result.items() if isinstance(value, (int, float))}
             print(name, json.dumps(told), flush=True)
@@ -78,6 +77,45 @@ def gather(names: Iterable[str], work: Path) -> dict[str, Result]:
         for name, path in paths.items()
         if path.is_file()
     }
+
+
+def restore(results: dict[str, Result], work: Path) -> None:
+    """Take units with committed results as done, on a machine that has not done them."""
+    for name, result in results.items():
+        path = work / name / "result.json"
+        if not path.is_file():
+            write_json(path, result)
+
+
+def made() -> Result:
+    """What a study was made with, for its JSON."""
+    import torch
+
+    from underpaint import __version__, config
+    from underpaint.training.learner import use_bf16
+
+    bf16 = use_bf16(config.Train(), torch.device("cpu"))
+    return {
+        "underpaint": __version__,
+        "torch": torch.__version__,
+        "precision": "bf16" if bf16 else "fp32",
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable and short: a line for each name, lists of plain values on one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_text(value, "\n") + "\n", encoding="utf-8")
+
+
+def _text(value: Any, end: str) -> str:
+    inner = end + " "
+    if isinstance(value, dict) and value:
+        lines = [f"{json.dumps(str(k))}: {_text(v, inner)}" for k, v in value.items()]
+        return "{" + inner + f",{inner}".join(lines) + end + "}"
+    if isinstance(value, (list, tuple)) and any(isinstance(v, (dict, list, tuple)) for v in value):
+        return "[" + inner + f",{inner}".join(_text(v, inner) for v in value) + end + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 @contextmanager

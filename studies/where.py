@@ -183,13 +183,10 @@ def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def write(work: Path, out: Path, scale: float) -> None:
     """The JSON of all units that are done, and the map of the cells."""
-    from underpaint import __version__
-
     results = units.gather(UNITS, work)
     cells = judged(results)
-    about = {"underpaint": __version__, "scale": scale, "budget": BUDGET, "share": SHARE}
-    text = json.dumps({**about, "cells": cells, "units": results}, indent=1)
-    out.write_text(text + "\n", encoding="utf-8")
+    about = {**units.made(), "scale": scale, "budget": BUDGET, "share": SHARE}
+    units.write_json(out, {**about, "cells": cells, "units": results})
     if cells:
         plot(cells, out.with_suffix(".png"))
 
@@ -253,6 +250,11 @@ def main() -> int:
         cells = [prior.Cell(**{name: cell[name] for name in names}) for cell in found["cells"]]
         prior.write(prior.Prior(about, tuple(cells)), PRIOR)
         return 0
+    if given.out.is_file():
+        told = json.loads(given.out.read_text(encoding="utf-8"))
+        if told["scale"] != given.scale:
+            parser.error(f"{given.out} is of another --scale; give another --out and --work")
+        units.restore(told["units"], given.work)
     return units.conduct(
         given.only,
         given.work,

@@ -16,7 +16,7 @@ __all__ = ["page"]
 PATH = Path(__file__).parent.parent / "docs" / "recipes.md"
 
 INTRO = """\
-<!-- Written by tools/docs.py from src/underpaint/config/schema.py: edit there, then `make docs`. -->
+<!-- Written by tools/docs.py from src/underpaint/config/: edit there, then `make docs`. -->
 
 # Recipes
 
