@@ -40,6 +40,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     run = config.preset(arguments.preset)
     run.train.compile = arguments.compile
     run.train.device = arguments.device
+    run.train.precision = arguments.precision
     size = config.image_size(run.data.size) if arguments.size is None else (arguments.size,) * 2
     assert size is not None
     world = World(0, 1, torch.device(arguments.device))
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)

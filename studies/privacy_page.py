@@ -213,6 +213,7 @@ def row(units: Units, arm: str) -> list[str]:
 def plot(units: Units, path: Path) -> None:
     """Leak against quality: a line an arm through the means of its checkpoints, the end marked."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -227,6 +228,8 @@ def plot(units: Units, path: Path) -> None:
         axes.plot(x[-1], y[-1], "o", color=f"C{i}", ms=8)
     axes.axhline(0.5, color="#999999", lw=0.8, ls=":")
     axes.set_xscale("log")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(ScalarFormatter())
     axes.set(
         xlabel="Fréchet distance to private heads (left is better)",
         ylabel="AUC of the Loss attack (below is better)",
