@@ -19,19 +19,26 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """60 images of 16×16 with two labels, the left or the right half bright."""
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 60, (60, 16, 16, 3), dtype=np.uint8)
-    labels = np.arange(60) % 2
-    for image, label in zip(pixels, labels, strict=True):
-        image[:, 8 * label : 8 * label + 8] += 150
-    path = tmp_path / "images.npz"
-    np.savez(path, images=pixels, labels=labels)
-    return path
+    return draw_images(tmp_path / "images.npz")
 
 
 @pytest.fixture
 def recipe(images: Path) -> config.Run:
     """Two stages of 96 and 64 images."""
+    return small_recipe(images)
+
+
+def draw_images(path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 60, (60, 16, 16, 3), dtype=np.uint8)
+    labels = np.arange(60) % 2
+    for image, label in zip(pixels, labels, strict=True):
+        image[:, 8 * label : 8 * label + 8] += 150
+    np.savez(path, images=pixels, labels=labels)
+    return path
+
+
+def small_recipe(images: Path) -> config.Run:
     return config.from_dict(
         config.Run,
         {
@@ -43,6 +50,7 @@ def recipe(images: Path) -> config.Run:
             },
             "train": {
                 "threads": 1,
+                "precision": "fp32",  # also in processes of their own
                 "log_every": 16,
                 "sample_every": 80,
                 "check_every": 40,

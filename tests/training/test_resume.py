@@ -8,21 +8,32 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.conftest import draw_images, small_recipe
 from tests.training.runs import assert_same_run, command, environment, metrics, underpaint
 from underpaint import api, config
 from underpaint.training import train
 
 
-@pytest.fixture
-def written(recipe: config.Run, tmp_path: Path) -> Path:
-    """The recipe as a file, long enough to be killed on the way."""
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe as a file, long enough to be killed on the way."""
+    folder = tmp_path_factory.mktemp("resume")
+    recipe = small_recipe(draw_images(folder / "images.npz"))
     recipe.stages["masked"].images = 960
     recipe.stages["whole"].images = 640
     recipe.train.checkpoint_every = 160
     recipe.train.sample_every = recipe.train.check_every = 480
-    path = tmp_path / "recipe.yaml"
+    path = folder / "recipe.yaml"
     path.write_text(config.to_yaml(recipe))
     return path
+
+
+@pytest.fixture(scope="module")
+def straight(written: Path) -> Path:
+    """The run of that recipe which nothing stops."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDERPAINT_CACHE", str(written.parent / "cache"))
+        return api.train(written, written.parent / "straight", quiet=True)
 
 
 def wait_for(out: Path, images: int, process: subprocess.Popen[bytes]) -> None:
@@ -35,8 +46,7 @@ def wait_for(out: Path, images: int, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_three_times(written: Path, tmp_path: Path) -> None:
-    straight = api.train(written, tmp_path / "straight", quiet=True)
+def test_killed_three_times(written: Path, straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     start = command("train", "--config", written, "--out", out, "--quiet")
     again = command("train", "--resume", "--out", out, "--quiet")
@@ -58,7 +68,7 @@ def test_killed_three_times(written: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_after_a_checkpoint(
-    written: Path, tmp_path: Path, number: signal.Signals
+    written: Path, straight: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     out = tmp_path / "stopped"
     process = subprocess.Popen(
@@ -76,7 +86,7 @@ def test_interrupted_after_a_checkpoint(
     last = int((out / "checkpoints" / "LATEST").read_text())
     assert 0 < last < 1600
     assert underpaint("train", "--resume", "--out", out, "--quiet").returncode == 0
-    assert_same_run(api.train(written, tmp_path / "straight", quiet=True), out)
+    assert_same_run(straight, out)
 
 
 def test_resuming_a_finished_run_changes_nothing(recipe: config.Run, tmp_path: Path) -> None:
