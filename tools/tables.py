@@ -19,23 +19,26 @@ def _read(name: str) -> Any:
 
 
 def step_ratios() -> str:
-    """Speed of a training step by share of hidden patches."""
-    result = _read("benchmarks/results/step-cpu-own.json")
+    """Speed of a training step by share of hidden patches, in both precisions."""
+    full, half = (_read(f"benchmarks/results/step-cpu-own-{x}.json") for x in ("fp32", "bf16"))
+    assert (full["precision"], half["precision"]) == ("fp32", "bf16")
+    assert all(full[key] == half[key] for key in ("threads", "parameters", "patches", "device"))
     rows = [
-        f"| {row['realised']:.1%} | {row['visible']} | {row['images_per_s']:.0f} | "
-        f"{row['ratio']:.2f} | {row['ideal']:.2f} |"
-        for row in result["rows"]
+        f"| {one['realised']:.1%} | {one['visible']} | {one['images_per_s']:.0f} | "
+        f"{two['images_per_s']:.0f} | {one['ratio']:.2f} / {two['ratio']:.2f} | {one['ideal']:.2f} |"
+        for one, two in zip(full["rows"], half["rows"], strict=True)
     ]
-    threads = "one thread" if result["threads"] == 1 else f"{result['threads']} threads"
+    threads = "one thread" if full["threads"] == 1 else f"{full['threads']} threads"
     return "\n".join(
         [
-            f"A training step of the network of `own` ({result['parameters']:,} parameters, "
-            f"{result['patches']} patches",
-            f"an image, batch {result['rows'][0]['batch']}) on {threads} "
-            f"of a {result['device'].upper()}, by `python benchmarks/step.py`:",
+            f"A training step of the network of `own` ({full['parameters']:,} parameters, "
+            f"{full['patches']} patches",
+            f"an image, batch {full['rows'][0]['batch']}) on {threads} of a "
+            f"{full['device'].upper()} with AMX, by `python benchmarks/step.py`:",
             "",
-            "| hidden | patches seen | images/s | times faster | by its FLOPs |",
-            "| --- | --- | --- | --- | --- |",
+            "| hidden | patches seen | images/s, float32 | images/s, bf16 | times faster, the same | "
+            "by its FLOPs |",
+            "| --- | --- | --- | --- | --- | --- |",
             *rows,
         ]
     )
