@@ -16,15 +16,12 @@ Units: `data`; pilot-LENGTH, arm a with seed 0 at each of `LENGTHS`; ARM_SEED. T
 first length at which the pilot's Loss attack has an AUC of 0.7, or the longest if none has: then
 the page says so first, for nothing can be shown of a leak that is not there.
 
-Cost on one thread, at 85 GFLOP/s in training and 420 whole forwards a second (not yet run):
+Cost on one thread with AMX, at 4e13 FLOPs: about nine minutes of training a unit (g: two or three
+times that), and as many of scoring: four checkpoints of 500 samples and 1,000 images, attacks by 31
+forwards an image. To stay there the attacks use three levels, two noises and four masks, and
+completion one mask and 12 steps: fewer than `underpaint audit`.
 
-    training    2e13 FLOPs: 240 s; 4e13: 470 s; gradients of single images (g): two or three times
-    points      4 · 500 samples · 20 steps: 95 s; 4 · 500 features: 70 s; Loss, 3 · 6,000: 43 s
-    attacks     3,500 images · 31 forwards: 260 s; completion, 18,000: 45 s; d: 85 s more
-
-about 13 minutes a unit at 2e13: 24 units and the pilot (17 minutes) in 2.8 hours on two cores, and
-3.6 at 4e13. To stay there the attacks use three levels, two noises and four masks, and completion
-one mask and 12 steps: fewer than `underpaint audit`.
+Network and rates are those of a few that learned such images by heart soonest: DiT, batches of 16.
 """
 
 from __future__ import annotations
@@ -46,7 +43,7 @@ import units
 HERE = Path(__file__).parent
 PICTURES = Path("runs/data/lorelei-32.zip")
 SEEDS = (1, 2, 3)
-LENGTHS = (1e13, 2e13, 4e13)  # training FLOPs
+LENGTHS = (2e13, 4e13, 6e13)  # training FLOPs
 LEAKS = 0.7  # AUC of the Loss attack on an ordinary model that is worth protecting from
 ATTACKS = ("loss", "secmi", "pia", "sima", "masks")
 SIGMAS = (0.25, 0.6, 1.4)  # lower, the image is given away; higher, all images look alike
@@ -55,7 +52,7 @@ SAMPLES = CHEAP = 500  # samples of a checkpoint; non-members of its Loss attack
 
 PILOTS = [f"pilot-{length:.0e}" for length in LENGTHS]
 RUNS = [f"{arm}_{seed}" for seed in SEEDS for arm in design.ARMS]
-UNITS = ["data", *PILOTS, *RUNS]
+UNITS = ["data", *PILOTS[:2], *RUNS, *PILOTS[2:]]  # the longest pilot may not be needed
 
 
 def do(unit: str, work: Path, scale: float, pictures: Path) -> dict[str, Any]:
@@ -78,12 +75,14 @@ def do(unit: str, work: Path, scale: float, pictures: Path) -> dict[str, Any]:
 
 
 def chosen(pilots: dict[str, Any]) -> dict[str, Any] | None:
-    """The length of the runs, and whether the pilot leaks there; None before the pilot is done."""
-    if len(pilots) < len(LENGTHS):
-        return None
-    told = sorted(pilots.values(), key=lambda own: float(own["length"]))
-    enough = [own for own in told if own["auc"]["value"] >= LEAKS]
-    return {"length": (enough or told[-1:])[0]["length"], "reached": bool(enough)}
+    """The first length whose pilot leaks, or the longest; None where its pilot is not done yet."""
+    for name, length in zip(PILOTS, LENGTHS, strict=True):
+        if name not in pilots:
+            return None
+        reached = bool(pilots[name]["auc"]["value"] >= LEAKS)
+        if reached or length == LENGTHS[-1]:
+            return {"length": length, "reached": reached}
+    return None
 
 
 def train(folder: Path, arm: str, seed: int, length: float, scale: float, work: Path) -> Any:

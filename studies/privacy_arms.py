@@ -36,8 +36,8 @@ __all__ = [
 ATTRIBUTES = ("glasses", "beard", "earrings", "freckles")
 COUNTS = {"members": 500, "others": 3000, "reference": 1000}
 CHECKPOINTS = 4
-BATCH, PRIVATE_BATCH, DRAWS = 32, 250, 2
-FIRST = {"batch": BATCH, "learning_rate": 1e-3, "minutes": 0, "images": BATCH, "warmup": 1000}
+BATCH, PRIVATE_BATCH, DRAWS = 16, 250, 2
+FIRST = {"batch": BATCH, "learning_rate": 2e-3, "minutes": 0, "images": BATCH, "warmup": 1000}
 LAST = FIRST | {"schedule": "cooldown"}
 PATCHES = {"mask": "patch", "rate": 0.75}
 BLOCKS = {"mask": "block", "block": 2, "rate": 0.9}
@@ -156,12 +156,13 @@ def recipe(arm: str, seed: int, length: float, scale: float, work: Path) -> Any:
     first = next(stage for stage in stages.values() if stage)
     settings: dict[str, Any] = {
         "data": first["data"],
-        "network": {"labels": False},
+        "network": {"kind": "dit", "labels": False},
         "stages": stages,
-        "train": {"threads": 1, "seed": seed, "sample_every": -1, "check_every": -1, "keep": 1000},
+        "train": {"threads": 1, "seed": seed, "sample_every": -1, "check_every": -1, "keep": 1000}
+        | {"ema": 0.99, "weight_decay": 0.0},
         "preview": {"steps": 20},
     }
-    if arm == "public-dp":  # its last stage has few steps, and 0.999 would not see them
+    if arm == "public-dp":  # its last stage has few steps
         settings["train"]["ema"] = 0.98
     run = config.from_dict(config.Run, settings, "privacy: ", config.preset("quickstart"))
     shares = {f"{i + 1}-{part.pictures}": part.share for i, part in enumerate(parts)}
