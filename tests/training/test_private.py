@@ -281,6 +281,15 @@ def test_an_image_that_breaks_the_network_does_not_stop_the_stage(
     assert (progress.skipped, progress.skipped_in_row) == (0, 0)
 
 
+def test_gradients_are_in_float32_whatever_the_precision(
+    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = after_step(prepared, monkeypatch, 2**30)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert prepared()[2].bf16
+    assert torch.equal(single, after_step(prepared, monkeypatch, 2**30))
+
+
 def test_many_images_are_met_in_parts_that_fit(
     prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:

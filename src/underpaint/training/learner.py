@@ -34,6 +34,7 @@ class _Loss(nn.Module):
     """The objective as one forward call, which is what DistributedDataParallel wraps.
 
     Its `mean` is what is minimised; with learned weights `per_image` stays the error before them.
+    `exact`: in float32 whatever the run's precision.
     """
 
     def __init__(self, denoiser: Denoiser, noise: config.Noise, device: str, bf16: bool) -> None:
@@ -52,8 +53,10 @@ class _Loss(nn.Module):
         t: Tensor,
         noise: Tensor,
         condition: Tensor | None = None,
+        *,
+        exact: bool = False,
     ) -> objective.Loss:
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16 and not exact):
             output = objective.predict(
                 self.denoiser, patches, labels, mask, t=t, noise=noise, condition=condition
             )
