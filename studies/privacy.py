@@ -16,7 +16,7 @@ Units: `data`; pilot-LENGTH, arm a with seed 0 at each of `LENGTHS`; ARM_SEED. T
 first length at which the pilot's Loss attack has an AUC of 0.7, or the longest if none has: then
 the page says so first, for nothing can be shown of a leak that is not there.
 
-Cost on one thread with AMX, at 4e13 FLOPs: about nine minutes of training a unit (g: two or three
+Cost on one thread with AMX, at 5e13 FLOPs: about nine minutes of training a unit (g: two or three
 times that), and as many of scoring: four checkpoints of 500 samples and 1,000 images, attacks by 31
 forwards an image. To stay there the attacks use three levels, two noises and four masks, and
 completion one mask and 12 steps: fewer than `underpaint audit`.
@@ -43,7 +43,7 @@ import units
 HERE = Path(__file__).parent
 PICTURES = Path("runs/data/lorelei-32.zip")
 SEEDS = (1, 2, 3)
-LENGTHS = (2e13, 4e13, 6e13)  # training FLOPs
+LENGTHS = (2e13, 4e13, 5e13)  # training FLOPs
 LEAKS = 0.7  # AUC of the Loss attack on an ordinary model that is worth protecting from
 ATTACKS = ("loss", "secmi", "pia", "sima", "masks")
 SIGMAS = (0.25, 0.6, 1.4)  # lower, the image is given away; higher, all images look alike
