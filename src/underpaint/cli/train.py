@@ -18,6 +18,7 @@ from underpaint.errors import UserError
 __all__ = ["arguments", "name_of", "recipe", "run"]
 
 OWN = "own"  # the preset for somebody's own images
+ASSUMED = (64, 64)  # pixels, where a dry run is told of neither images nor their size
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -265,9 +266,8 @@ def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
                 dataset = data.prepare(run.data, progress=bar)
         size, channels, classes = dataset.size, dataset.channels, len(dataset.label_names)
         config.check_labels(run, run.data.source, dataset.label_names)
-    if size is None:
-        raise UserError("--dry-run without images needs their --size")
-    found = cost.describe(run, size, channels, classes)
+    found = cost.describe(run, size or ASSUMED, channels, classes)
+    found["assumed"] = size is None
     print_json(found) if args.json else _print(found)
 
 
@@ -293,6 +293,8 @@ def _print(found: dict[str, Any]) -> None:
     height, wide = found["size"]
     out = console()
     out.print(f"{found['parameters']:,} parameters, images of {height}×{wide}×{found['channels']}")
+    if found["assumed"]:
+        out.print("no images and no --size were given, so a size is assumed")
     out.print(table)
     for stage in found["stages"]:
         if not stage["saves"]:
