@@ -60,6 +60,27 @@ def test_a_run_in_bf16_learns_as_one_in_float32(recipe: config.Run, tmp_path: Pa
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize("began", ["fp32", "bf16"])
+def test_a_run_goes_on_as_it_began(
+    began: str, recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 also where auto would choose bf16 now; of a change of precision the log speaks."""
+    recipe.train.precision = "auto"
+    recipe.train.keep = 100
+    amx = began == "bf16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    run = train(recipe, tmp_path / "run", quiet=True)
+    straight = weights(run)
+    name = sorted(p.name for p in (run / "checkpoints").iterdir() if p.is_dir())[1]
+    (run / "checkpoints" / "LATEST").write_text(name + "\n")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not amx})
+    train(None, run, resume=True, quiet=True)
+    resumed = weights(run)
+    same = all(torch.equal(straight[key], resumed[key]) for key in straight)
+    told = "begun in bf16 on cpu; goes on in fp32 here" in (run / "log.txt").read_text()
+    assert (same, told) == ((False, True) if amx else (True, False))
+
+
 def test_a_run_in_bf16_repeats_itself(recipe: config.Run, tmp_path: Path) -> None:
     recipe.train.precision = "bf16"
     one, two = (train(recipe, tmp_path / name, quiet=True) for name in ("one", "two"))

@@ -1,4 +1,8 @@
-"""Where a run was made: versions, device, threads (`env.json`), and of what (`images.json`)."""
+"""Where a run was made: versions, device, threads (`env.json`), and of what (`images.json`).
+
+A run that is resumed asks `recorded` what it was: its data must be the same, and its precision is
+kept where `train.precision auto` would choose another on the same kind of device.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,19 @@ import json
 import platform
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from underpaint import config
 from underpaint._version import __version__
 from underpaint.data import Dataset
-from underpaint.training.learner import Learner
+from underpaint.errors import UserError
+from underpaint.training.learner import Learner, use_bf16
 from underpaint.training.stages import Plan
 
-__all__ = ["describe", "identities"]
+__all__ = ["describe", "identities", "keep_precision", "recorded"]
 
 
 def describe(plans: list[Plan], learner: Learner, start: str | None) -> str:
@@ -37,6 +45,29 @@ def describe(plans: list[Plan], learner: Learner, start: str | None) -> str:
         },
         indent=1,
     )
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What `describe` wrote when the run in `folder` began. Raises UserError if it is not there."""
+    try:
+        found = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("data", "device", "precision")}
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{folder}: its env.json is missing or damaged") from None
+
+
+def keep_precision(train: config.Train, began: dict[str, Any], device: torch.device) -> list[str]:
+    """Let `precision: auto` be what the run began in, or say why it cannot be.
+
+    float32 goes on in float32 on the same device; bf16 needs a machine that is fast at it.
+    """
+    now = "bf16" if use_bf16(train, device) else "fp32"
+    if train.precision != "auto" or began["precision"] == now:
+        return []
+    if began["precision"] == "fp32" and began["device"] == _device_name(device):
+        train.precision = "fp32"
+        return []
+    return [f"begun in {began['precision']} on {began['device']}; goes on in {now} here"]
 
 
 def identities(plans: list[Plan]) -> str:

@@ -160,10 +160,10 @@ def use_bf16(train: config.Train, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # With AMX a step takes about two thirds of its time; without, many times as long.
-    return device.type == "cpu" and _has_amx()
+    return device.type == "cpu" and has_amx()
 
 
-def _has_amx() -> bool:
+def has_amx() -> bool:
     """Whether this CPU multiplies matrices in bf16 (AMX tiles)."""
     told = getattr(torch.cpu, "get_capabilities", None)  # not in older torch
     return bool(told and told().get("amx_bf16"))

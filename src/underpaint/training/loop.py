@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from underpaint import config
 from underpaint.errors import Interrupted, UserError
 from underpaint.training import budget, carry, distributed, early, stages
 from underpaint.training.covered import check_covered
-from underpaint.training.environment import describe, identities
+from underpaint.training.environment import describe, identities, keep_precision, recorded
 from underpaint.training.learner import Learner
 from underpaint.training.log import Log, tracker, tracker_library
 from underpaint.training.minutes import freeze
@@ -97,7 +96,9 @@ def train(
                 folder.lock()
                 folder.latest()
                 folder.clean()
-            _same_data(folder, plans)
+            began = recorded(folder.path)
+            _same_data(folder, plans, began["data"])
+            notes += keep_precision(run.train, began, world.device)
         else:
             learner, source_notes = carry.first(run, plans, start, world)
             notes += source_notes
@@ -326,13 +327,9 @@ def _check_batches(plans: list[Plan], run: config.Run, world: distributed.World)
             )
 
 
-def _same_data(folder: RunFolder, plans: list[Plan]) -> None:
-    try:
-        recorded = json.loads((folder.path / "env.json").read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder.path}: its env.json is missing or damaged") from None
+def _same_data(folder: RunFolder, plans: list[Plan], began: dict[str, str]) -> None:
     for plan in plans:
-        if recorded.get(plan.name) != plan.dataset.key:
+        if began.get(plan.name) != plan.dataset.key:
             raise UserError(
                 f"stage {plan.name}: the images have changed since the run began, so it cannot be "
                 f"resumed; begin a new one with --from {folder.path}"
