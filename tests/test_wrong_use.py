@@ -44,6 +44,7 @@ def test_no_images_given(train: Wrong, wrong: Wrong) -> None:
     assert "--stages.masked.data.source" in wrong(
         "train", "--preset", "maskdm-transfer", "--data", "x"
     )
+    assert "--size" in wrong("train", "--dry-run")
 
 
 def test_an_empty_folder(wrong: Wrong, train: Wrong, tmp_path: Path) -> None:

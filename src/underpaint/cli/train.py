@@ -18,7 +18,7 @@ from underpaint.errors import UserError
 __all__ = ["arguments", "name_of", "recipe", "run"]
 
 OWN = "own"  # the preset for somebody's own images
-ASSUMED = (64, 64)  # pixels, where a dry run is told of neither images nor their size
+ASSUMED = (64, 64)  # pixels, where the dry run of a named preset is told of no size
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -266,6 +266,8 @@ def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
                 dataset = data.prepare(run.data, progress=bar)
         size, channels, classes = dataset.size, dataset.channels, len(dataset.label_names)
         config.check_labels(run, run.data.source, dataset.label_names)
+    if size is None and not args.preset:
+        raise UserError("--dry-run without images needs their --size")
     found = cost.describe(run, size or ASSUMED, channels, classes)
     found["assumed"] = size is None
     print_json(found) if args.json else _print(found)
