@@ -334,10 +334,7 @@ def main() -> int:
         return 0
     if not given.pictures.is_file():
         parser.error(f"{given.pictures} is not there; draw it with studies/draw.py, see --help")
-    if given.out.is_file():
-        told = json.loads(given.out.read_text(encoding="utf-8"))
-        if told["scale"] != given.scale:
-            parser.error(f"{given.out} is of another --scale; give another --out and --work")
+    if told := units.committed(given.out, given.scale):
         pilots = {f"pilot-{run['length']:.0e}": run for run in told["pilot"]["runs"]}
         units.restore(pilots | told["units"], given.work)
     return units.conduct(

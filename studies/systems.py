@@ -37,6 +37,7 @@ HERE = Path(__file__).parent
 SIZE, CHANNELS, CLASSES = (32, 32), 3, 8
 SHOWN = 24  # samples in a grid
 HELD_OUT = 1000
+PRECISION = "fp32"  # on every machine, so that units of several may be compared
 CHECKS = 4  # in a run; each costs as much as some thousand images of training
 
 STAGE = {"batch": 32, "learning_rate": 1e-3, "minutes": 0, "images": 32}
@@ -142,7 +143,12 @@ def recipe(unit: str, scale: float, work: Path) -> Any:
         {
             "data": {"held_out": str(HELD_OUT)},
             "stages": STAGES,
-            "train": {"threads": 1, "precision": "fp32", "sample_every": -1, "check_images": 128},
+            "train": {
+                "threads": 1,
+                "precision": PRECISION,
+                "sample_every": -1,
+                "check_images": 128,
+            },
         },
         "systems: ",
         config.preset(about["preset"]),
@@ -256,11 +262,9 @@ def speed(unit: str, work: Path, rounds: int) -> dict[str, float]:
     return {name: max(times[name] for times in found) for name in found[0]}
 
 
-def restore(work: Path, out: Path) -> None:
+def restore(work: Path, out: Path, scale: float) -> None:
     """Take the units of a committed `out` as done, on a machine that has not done them."""
-    if not out.is_file():
-        return
-    systems = json.loads(out.read_text(encoding="utf-8"))["systems"].items()
+    systems = units.committed(out, scale).get("systems", {}).items()
     results = {f"{name}_{arm}": r for name, told in systems for arm, r in told["units"].items()}
     units.restore({unit: results[unit] for unit in UNITS if unit in results}, work)
     for unit in results:
@@ -294,6 +298,7 @@ def gathered(work: Path, out: Path, scale: float) -> None:
     about = {
         "underpaint": __version__,
         "torch": torch.__version__,
+        "precision": PRECISION,
         "data": "avatars:lorelei, 32×32",
         "held_out": HELD_OUT,
         "scale": scale,
@@ -329,7 +334,7 @@ def main() -> int:
         run = recipe(unit, given.scale, given.work)
         return train(given.work / unit, run, given.count)
 
-    restore(given.work, given.out)
+    restore(given.work, given.out, given.scale)
     if not given.speed:
         return units.conduct(
             given.only, given.work, do, lambda: write(given.work, given.out, given.scale)

@@ -224,13 +224,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE / "transfer.json", help="results")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.out.is_file():
-        told = json.loads(given.out.read_text(encoding="utf-8"))
-        if told["scale"] != given.scale:
-            parser.error(f"{given.out} is of another --scale; give another --out and --work")
-        # not the primers: runs that are left begin from their weights
-        done = {name: own for name, own in told["units"].items() if name not in PRIMERS}
-        units.restore(done, given.work)
+    done = units.committed(given.out, given.scale).get("units", {})
+    # not the primers: runs that are left begin from their weights
+    units.restore({name: done[name] for name in done if name not in PRIMERS}, given.work)
 
     def do(unit: str) -> dict[str, Any]:
         if unit in PRIMERS:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NotYet", "conduct", "gather", "made", "restore", "write_json"]
+__all__ = ["NotYet", "committed", "conduct", "gather", "made", "restore", "write_json"]
 
 PAUSE = 10.0  # seconds
 
@@ -77,6 +77,19 @@ def gather(names: Iterable[str], work: Path) -> dict[str, Result]:
         for name, path in paths.items()
         if path.is_file()
     }
+
+
+def committed(out: Path, scale: float) -> Result:
+    """What `out` holds of a study at this `scale` of its lengths; nothing where it is not there.
+
+    Ends the program where it is of another scale, whose units cannot stand beside these.
+    """
+    if not out.is_file():
+        return {}
+    told = dict(json.loads(out.read_text(encoding="utf-8")))
+    if told["scale"] != scale:
+        raise SystemExit(f"{out} is of --scale {told['scale']:g}; give another --out and --work")
+    return told
 
 
 def restore(results: dict[str, Result], work: Path) -> None:

@@ -250,11 +250,7 @@ def main() -> int:
         cells = [prior.Cell(**{name: cell[name] for name in names}) for cell in found["cells"]]
         prior.write(prior.Prior(about, tuple(cells)), PRIOR)
         return 0
-    if given.out.is_file():
-        told = json.loads(given.out.read_text(encoding="utf-8"))
-        if told["scale"] != given.scale:
-            parser.error(f"{given.out} is of another --scale; give another --out and --work")
-        units.restore(told["units"], given.work)
+    units.restore(units.committed(given.out, given.scale).get("units", {}), given.work)
     return units.conduct(
         given.only,
         given.work,

@@ -107,13 +107,38 @@ def test_units_of_the_committed_json_are_not_done_again(studies: Any, tmp_path: 
     result = {"held_out": 0.1, "images": 32}
     (work / "uvit_whole" / "result.json").write_text(json.dumps(result))
     (work / "uvit_whole" / "grid.png").write_bytes(b"a picture")
-    systems["restore"](work, out)  # nothing is committed yet
+    systems["restore"](work, out, 1.0)  # nothing is committed yet
     systems["gathered"](work, out, 1.0)
-    systems["restore"](tmp_path / "other", out)
+    systems["restore"](tmp_path / "other", out, 1.0)
     there = tmp_path / "other" / "uvit_whole"
     assert json.loads((there / "result.json").read_text()) == result
     assert (there / "grid.png").read_bytes() == b"a picture"
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["uvit_whole"]
+    with pytest.raises(SystemExit, match="--scale 1; give another --out"):
+        systems["restore"](work, out, 0.1)
+
+
+def test_results_are_written_briefly_and_read_back(studies: Any, tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None], "b": [{"c": [], "d": {}}, [3, [4]]], "e": "[ é \n ]", "f": {}}
+    studies("units.py")["write_json"](tmp_path / "new" / "x.json", value)
+    text = (tmp_path / "new" / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert ' "a": [1, 2.5, null],\n' in text
+    assert text.endswith("}\n")
+
+
+def test_the_study_of_privacy_takes_the_first_length_that_leaks(studies: Any) -> None:
+    privacy = studies("privacy.py")
+    names, lengths, chosen = privacy["PILOTS"], privacy["LENGTHS"], privacy["chosen"]
+
+    def pilots(*values: float) -> dict[str, Any]:
+        return {name: {"auc": {"value": v}} for name, v in zip(names, values, strict=False)}
+
+    assert chosen({}) is None
+    assert chosen(pilots(0.6)) is None  # the next is not done yet
+    assert chosen(pilots(0.6, 0.7)) == {"length": lengths[1], "reached": True}
+    assert chosen(pilots(0.6, 0.8, 0.9)) == {"length": lengths[1], "reached": True}
+    assert chosen(pilots(0.6, 0.6, 0.6)) == {"length": lengths[2], "reached": False}
 
 
 def test_outcomes_of_the_stability_study(studies: Any) -> None:
