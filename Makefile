@@ -39,7 +39,7 @@ quickstart: .venv/.setup
 	$(BIN)/underpaint quickstart --minutes $(MINUTES) --out $(OUT) --overwrite
 
 check: .venv/.setup-dev
-	$(MAKE) --no-print-directory -j2 --output-sync lint types
+	$(MAKE) --no-print-directory -j2 lint types
 
 lint: .venv/.setup-dev
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from underpaint import api, config
+from underpaint.errors import Interrupted
 from underpaint.model import find, read_spec
 from underpaint.training.state import write_model
 
@@ -28,7 +29,10 @@ def main() -> None:
     run = ROOT / "runs" / f"primer-{name}"
     recipe = ROOT / "tools" / "primers" / f"{name}.yaml"
     resume = (run / "checkpoints" / "LATEST").exists()
-    api.train(config.load(recipe), run, resume=resume)
+    try:
+        api.train(config.load(recipe), run, resume=resume)
+    except Interrupted:
+        raise SystemExit(130) from None
     folder = ROOT / "src" / "underpaint" / "primers" / name
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = find(run)

@@ -110,7 +110,8 @@ def _stage(
     mean = {key: sum(lv["share"] * lv[key] for lv in levels) for key in levels[0] if key != "share"}
     micro = run.train.microbatch or stage.batch
     most, least = (pick(lv["visible"] for lv in levels) for pick in (max, min))
-    bytes_per = 2 if use_bf16(run.train, pick_device(run.train.device)) else 4
+    half = use_bf16(run.train, pick_device(run.train.device)) and stage.dp is None
+    bytes_per = 2 if half else 4
     activations = backbone.activation_bytes(backbone.processed(most, stage.mask), bytes_per)
     images = max(1, round(stage.images / stage.batch)) * stage.batch if stage.images else None
     return {
