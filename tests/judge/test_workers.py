@@ -25,8 +25,14 @@ def work(task: str) -> tuple[str, int]:
         raise RunFailed("it diverged")
     if kind == "stay":  # as a run: it ends after a checkpoint
         signal.signal(signal.SIGTERM, interrupted)
-    if kind in ("meet", "stay"):
+    asked: list[int] = []
+    if kind == "ends":  # as a run that was at its last step
+        signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    if kind in ("meet", "stay", "ends"):
         (Path(place) / str(os.getpid())).touch()
+    while kind == "ends" and not asked:
+        time.sleep(0.01)
+    if kind in ("meet", "stay"):
         while kind == "stay" or len(list(Path(place).iterdir())) < 2:
             time.sleep(0.01)
     return task, os.getpid()
@@ -108,3 +114,24 @@ def test_ctrl_c_ends_all(tmp_path: Path) -> None:
     pids = [int(path.name) for path in tmp_path.iterdir()]
     assert len(pids) == 2
     assert all(gone(pid) for pid in pids)
+
+
+@pytest.mark.usefixtures("later")
+def test_ctrl_c_at_the_end_of_a_task_ends_all(tmp_path: Path) -> None:
+    """The signal is spent on the task; its process must not wait for another for ever."""
+
+    def kill() -> None:
+        for path in tmp_path.iterdir():
+            os.kill(int(path.name), signal.SIGKILL)
+        late.append(True)
+
+    late: list[bool] = []
+    timer = threading.Timer(60, kill)
+    timer.start()
+    try:
+        with pytest.raises(Interrupted):
+            gather([f"ends:{tmp_path}"] * 3, 2)
+    finally:
+        timer.cancel()
+    assert not late
+    assert all(gone(int(path.name)) for path in tmp_path.iterdir())

@@ -109,9 +109,10 @@ class _Team:
         """End all: what trains writes a checkpoint, what waits ends at once."""
         for process in self.processes.values():
             process.terminate()
-        for pipe, process in self.processes.items():
-            process.join()
+        for pipe in self.processes:  # one whose task ended with the signal asks for another
             pipe.close()
+        for process in self.processes.values():
+            process.join()
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
@@ -122,13 +123,13 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
             task = pipe.recv()
         except EOFError:
             return
+        found: Any
         try:
-            pipe.send(work(task))
-        except (UserError, RunFailed) as error:
-            pipe.send(error)
-        except Interrupted as error:
-            pipe.send(error)
-            return
+            found = work(task)
+        except (UserError, RunFailed, Interrupted) as error:
+            found = error
+        with contextlib.suppress(BrokenPipeError):  # dismissed: nobody listens, and recv ends it
+            pipe.send(found)
 
 
 def _cause(code: int) -> str:
