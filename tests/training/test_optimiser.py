@@ -1,6 +1,7 @@
 """Learning rates, weight decay and the average, against their formulas."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,15 @@ def test_cooldown_is_linear_and_ends_one_step_before_zero() -> None:
     assert set(found[:81]) == {2.0}
     assert found[90] == pytest.approx(1.0)
     assert found[-1] == pytest.approx(2.0 * 10 / 200)
+
+
+@pytest.mark.parametrize("schedule", ["cooldown", "cosine"])
+def test_past_the_end_nothing_is_learned(schedule: Any) -> None:
+    """A stage given in minutes has no length yet while its steps are timed."""
+    stage = config.Stage(schedule=schedule, learning_rate=2.0, warmup=50, batch=10)
+    assert learning_rate(stage, 10, 0) > 0
+    assert [learning_rate(stage, images, 0) for images in (60, 5000)] == [0, 0]
+    assert learning_rate(stage, 230, 200) == 0
 
 
 def test_percentile_clip_on_a_hand_made_series() -> None:

@@ -51,7 +51,10 @@ def adamw(
 
 
 def learning_rate(stage: config.Stage, images: int, total: int) -> float:
-    """Learning rate of the step that begins after `images` of the stage's `total` images."""
+    """Learning rate of the step that begins after `images` of the stage's `total` images.
+
+    Past the end, as in a step that is only timed, a falling schedule stays at 0.
+    """
     peak = stage.learning_rate
     if images < stage.warmup:
         # + batch: the first step is not wasted on a rate of zero
@@ -61,7 +64,7 @@ def learning_rate(stage: config.Stage, images: int, total: int) -> float:
         return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
     if stage.schedule == "cooldown":
         start = total * (1.0 - stage.cooldown)
-        return peak * min(1.0, (total - images) / max(1.0, total - start))
+        return peak * min(1.0, max(0, total - images) / max(1.0, total - start))
     return peak
 
 
