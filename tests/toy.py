@@ -51,7 +51,10 @@ class Toy(base.Backbone):
         return 4 * visible * self.width * self.patch_dim + 2 * self.width
 
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
-        return bytes_per * visible * (self.patch_dim + self.width)
+        kept = bytes_per * (self.patch_dim + self.width)
+        if bytes_per < 4:
+            kept += 4 * self.width  # what tanh gave, in float32
+        return visible * kept
 
 
 @pytest.fixture(scope="module")

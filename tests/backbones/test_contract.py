@@ -202,28 +202,35 @@ def test_flops_are_counted(kind, rate, mask_kind, classes):
     [(k, {}) for k in KINDS] + [(k, {"qk_norm": True}) for k in ("uvit", "dit", "maskdit")],
 )
 @pytest.mark.parametrize(("mask_kind", "rate"), [("none", 0.0), ("patch", 0.75), ("crop", 0.75)])
-def test_activation_bytes_are_estimated(kind, changes, mask_kind, rate):
-    grid, batch = (16, 16), 4
+@pytest.mark.parametrize("bytes_per", [4, 2])
+def test_activation_bytes_are_estimated(kind, changes, mask_kind, rate, bytes_per):
+    """What a further image adds to the tensors that autograd keeps."""
+    grid = (16, 16)
     backbone = build(kind, grid=grid, width=64, **changes)
     weights = {p.data_ptr() for p in backbone.parameters()}
-    mask = draw(mask_kind, rate, batch=batch, grid=grid)
     V = masks.visible_count(mask_kind, grid, rate)
-    patches, c_noise = inputs(V, batch=batch)
-    kept = {}
 
-    def keep(x):
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in weights and x.is_floating_point():
-            kept[storage.data_ptr()] = storage
-        return x
+    def kept(batch):
+        found = {}
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        F = backbone(patches, c_noise, torch.tensor([0, 1, 2, -1]), mask)  # keeps the graph alive
-    measured = sum(storage.nbytes() for storage in kept.values()) / batch
-    assert F.visible.requires_grad
+        def keep(x):
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in weights and x.is_floating_point():
+                found[storage.data_ptr()] = storage
+            return x
+
+        patches, c_noise = inputs(V, batch=batch)
+        labels = torch.arange(batch) % 4 - 1
+        mask = draw(mask_kind, rate, batch=batch, grid=grid)
+        half = torch.autocast("cpu", torch.bfloat16, enabled=bytes_per == 2)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), half:
+            F = backbone(patches, c_noise, labels, mask)  # keeps the graph alive
+        assert F.visible.requires_grad
+        return sum(storage.nbytes() for storage in found.values())
+
+    measured = (kept(8) - kept(4)) / 4
     count = backbone.processed(V, mask_kind)
-    assert backbone.activation_bytes(count) == pytest.approx(measured, rel=0.15)
-    assert backbone.activation_bytes(count, bytes_per=2) == backbone.activation_bytes(count) // 2
+    assert backbone.activation_bytes(count, bytes_per) == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

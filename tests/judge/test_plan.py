@@ -149,7 +149,7 @@ def test_peak_memory_is_its_formula() -> None:
     backbone = of(depth=3)
     parameters = sum(p.numel() for p in backbone.parameters())
     values, activations = 32 * 32 * 3, backbone.activation_bytes(16, 2)
-    expected = 1e6 + 20 * parameters + 8 * (activations * 4 / 3 + 28 * values)
+    expected = 1e6 + 22 * parameters + 8 * (activations * 4 / 3 + 28 * values)
     found = memory.peak(backbone, 3, 16, 8, base=1e6, bytes_per=2)
     assert found == pytest.approx(expected)
 

@@ -92,7 +92,8 @@ class Backbone(nn.Module):
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image that training keeps from the forward for the backward pass (estimate).
 
-        What the backward formulas read, at `bytes_per` a number, without dropout.
+        What the backward formulas read, without dropout, in float32 (`bytes_per` 4) or under bf16
+        autocast (2), which leaves some of it in float32.
         """
         raise NotImplementedError
 

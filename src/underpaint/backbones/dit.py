@@ -36,7 +36,7 @@ from underpaint.backbones.layers import (
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 
-__all__ = ["Block", "DiT", "initialise", "modulate"]
+__all__ = ["Block", "DiT", "initialise", "modulate", "modulation_activations"]
 
 FREQUENCIES = 256
 
@@ -159,12 +159,19 @@ class DiT(Backbone):
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image kept for the backward pass (estimate)."""
         width = self.width
-        # beside a block's own: two norms before they are modulated, two branches before their gates
-        a_block = block_activations(visible, width, self.hidden, self.qk_norm)
-        blocks = self.depth * (a_block + 4 * visible * width)
+        a_block = block_activations(visible, width, self.hidden, self.qk_norm, bytes_per)
+        blocks = self.depth * (a_block + modulation_activations(visible, width, bytes_per))
         ends = visible * (self.patch_dim + 3 * width)
         condition = (6 * self.depth + 8) * width
-        return bytes_per * (blocks + ends + condition)
+        return blocks + bytes_per * (ends + condition)
+
+
+def modulation_activations(tokens: int, width: int, bytes_per: int) -> int:
+    """Bytes that a block keeps beside `block_activations`.
+
+    Two norms before they are modulated, in float32, and two branches before their gates.
+    """
+    return tokens * 2 * (4 + bytes_per) * width
 
 
 def initialise(network: nn.Module) -> None:

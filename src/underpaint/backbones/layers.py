@@ -166,11 +166,18 @@ def block_flops(tokens: int, width: int, hidden: int) -> int:
     return 2 * tokens * linears + 4 * tokens**2 * width
 
 
-def block_activations(tokens: int, width: int, hidden: int, qk_norm: bool = False) -> int:
-    """Numbers an image that a pre-norm block keeps for its backward pass.
+def block_activations(
+    tokens: int, width: int, hidden: int, qk_norm: bool = False, bytes_per: int = 4
+) -> int:
+    """Bytes an image that a pre-norm block keeps for its backward pass.
 
     A token: the two norms' inputs and outputs, q, k, v, the attention's output (8 widths), and the
     GELU's input and output; the attention's weights are recomputed, never kept. With `qk_norm` q
-    and k are kept before and after their norms.
+    and k are kept in two further states each, in float32. With `bytes_per` 2 (bf16 autocast) the
+    norms' inputs stay in float32, and so does the attention, as on a CPU, beside their outputs.
     """
-    return tokens * ((10 if qk_norm else 8) * width + 2 * hidden)
+    norms = 2 * (4 + bytes_per) * width
+    attention = 4 * 4 * width + (bytes_per * width if bytes_per < 4 else 0)
+    if qk_norm:
+        attention += 4 * 4 * width
+    return tokens * (norms + attention + 2 * bytes_per * hidden)

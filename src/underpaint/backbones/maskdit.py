@@ -24,7 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from underpaint.backbones.base import Prediction, position_ids, register
-from underpaint.backbones.dit import FREQUENCIES, Block, DiT, initialise, modulate
+from underpaint.backbones.dit import (
+    FREQUENCIES,
+    Block,
+    DiT,
+    initialise,
+    modulate,
+    modulation_activations,
+)
 from underpaint.backbones.layers import (
     SinCosPositions,
     block_activations,
@@ -185,9 +192,12 @@ class MaskDiT(DiT):
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image kept for the backward pass (estimate), the decoder's at all patches."""
         N, width, narrow = self.grid[0] * self.grid[1], self.width, self.decoder_width
-        a_block = block_activations(visible, width, self.hidden, self.qk_norm) + 4 * visible * width
-        b_block = block_activations(N, narrow, self.decoder_hidden, self.qk_norm) + 4 * N * narrow
+        qk, b = self.qk_norm, bytes_per
+        a_block = block_activations(visible, width, self.hidden, qk, b)
+        a_block += modulation_activations(visible, width, b)
+        b_block = block_activations(N, narrow, self.decoder_hidden, qk, b)
+        b_block += modulation_activations(N, narrow, b)
         blocks = self.depth * a_block + self.decoder_depth * b_block
         ends = visible * (self.patch_dim + 3 * width) + 3 * N * narrow
         condition = (6 * self.depth + 10) * width + (6 * self.decoder_depth + 2) * narrow
-        return bytes_per * (blocks + ends + condition)
+        return blocks + bytes_per * (ends + condition)

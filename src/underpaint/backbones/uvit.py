@@ -141,11 +141,11 @@ class UViT(Backbone):
     def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
         """Bytes an image kept for the backward pass (estimate)."""
         T, width = self._count(visible), self.width
-        a_block = block_activations(T, width, self.hidden, self.qk_norm)
+        a_block = block_activations(T, width, self.hidden, self.qk_norm, bytes_per)
         blocks = (2 * self.side + 1) * a_block
         skips = self.side * T * 2 * width  # the concatenations
         ends = visible * (self.patch_dim + 2 * width)
-        return bytes_per * (blocks + skips + ends)
+        return blocks + bytes_per * (skips + ends)
 
     def _count(self, visible: int) -> int:
         """Tokens: time, label if there are classes, patches."""

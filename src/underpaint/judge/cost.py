@@ -1,11 +1,11 @@
 """What a recipe costs, before anything is trained.
 
     FLOPs an image    3 · forward(V): the backward pass costs twice the forward
-    memory            20 bytes a parameter + batch · activations(V)
+    memory            `parameter_bytes` a parameter + batch · activations(V)
 
-with V the visible patches of N; the 20 bytes are weight, gradient, two moments and average. The
-networks count their own FLOPs and activations (`Backbone.flops`, `Backbone.activation_bytes`); they
-are built on torch's meta device, so that no weight is allocated.
+with V the visible patches of N. The networks count their own FLOPs and activations
+(`Backbone.flops`, `Backbone.activation_bytes`); they are built on torch's meta device, so that no
+weight is allocated.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from underpaint.errors import UserError
 from underpaint.model import pick_device
 from underpaint.training.learner import use_bf16
 
-__all__ = ["BYTES_A_PARAMETER", "describe", "network"]
-
-BYTES_A_PARAMETER = 5 * 4  # weight, gradient, two moments of AdamW, average; all float32
+__all__ = ["describe", "network", "parameter_bytes"]
 
 
 def describe(
@@ -55,6 +53,14 @@ def describe(
         "flops": None if None in lengths else sum(lengths),
         "memory": max(stage["memory"] for stage in stages),
     }
+
+
+def parameter_bytes(bytes_per: int = 4) -> int:
+    """Bytes a parameter: weight, gradient, AdamW's two moments and the average, all in float32.
+
+    Under bf16 autocast (`bytes_per` 2) also its copy of the weight.
+    """
+    return 5 * 4 + (bytes_per if bytes_per < 4 else 0)
 
 
 def network(
@@ -126,6 +132,6 @@ def _stage(
         "minutes": stage.minutes or None,
         "batch": stage.batch,
         "flops": None if images is None else round(images * mean["flops_per_image"]),
-        "memory": _parameters(backbone) * BYTES_A_PARAMETER + micro * activations,
+        "memory": _parameters(backbone) * parameter_bytes(bytes_per) + micro * activations,
         "levels": levels,
     }

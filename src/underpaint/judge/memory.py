@@ -1,9 +1,10 @@
 """The most memory that training takes at once, in bytes, and what there is of it.
 
-    peak = base + 20 · parameters + micro · (activations · (1 + 1/depth) + copies · values)
+    peak = base + (20 or 22) · parameters + micro · (activations · (1 + 1/depth) + copies · values)
 
 - base: the process with its libraries, before there is a network (on CUDA: none is counted).
-- 20 bytes a parameter: weight, gradient, two moments and average, in float32 (as `cost`).
+- 20 bytes a parameter: weight, gradient, two moments and average, in float32 (as `cost`); 2 more
+  under bf16 autocast, which copies the weights.
 - activations: what the network keeps for the backward pass of an image (`activation_bytes`); one
   block's worth more are gradients on their way through it.
 - values: the numbers of an image. The batch is there as planes, patches, noise, noisy patches,
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 
 from underpaint.backbones import Backbone
-from underpaint.judge.cost import BYTES_A_PARAMETER
+from underpaint.judge.cost import parameter_bytes
 
 __all__ = ["available", "largest", "peak", "resident"]
 
@@ -37,7 +38,8 @@ def peak(
     parameters = sum(p.numel() for p in backbone.parameters())
     values = backbone.grid[0] * backbone.grid[1] * backbone.patch_dim
     activations = backbone.activation_bytes(visible, bytes_per) * (1 + 1 / depth)
-    return base + BYTES_A_PARAMETER * parameters + micro * (activations + COPIES * values)
+    weights = parameter_bytes(bytes_per) * parameters
+    return base + weights + micro * (activations + COPIES * values)
 
 
 def resident() -> int:
