@@ -113,7 +113,7 @@ def inside(probe: Probe | None, device: torch.device) -> dict[str, float]:
     if probe is None:
         measure.calibrate(device, 0.0, lambda *_: None, [WARM])
         return {"base": memory.resident() if device.type == "cpu" else 0}
-    run = measure.uvit(probe, device)
+    run = measure.recipe(probe, device)
     kind = "patch" if probe.rate else "none"
     plan = measure.stage_plan(run, (probe.size, probe.size), probe.rate, probe.batch, kind)
     learner = Learner(plan.spec, run.train, World(0, 1, device))

@@ -73,7 +73,7 @@ def recipe(option: str, rate: float, seed: int, images: int, limit: int) -> Any:
         config.Run,
         {
             "data": {"limit": limit},
-            "network": changes.get("network", {}),
+            "network": {"kind": "uvit"} | changes.get("network", {}),
             "noise": changes.get("noise", {}),
             "stages": {"masked": stage, "whole": None},
             "train": {

@@ -45,6 +45,7 @@ STAGES = {
     "masked": STAGE | {"mask": "patch", "rate": 0.75, "warmup": 1000},
     "whole": STAGE | {"warmup": 1000, "schedule": "cooldown"},
 }
+UVIT = {"kind": "uvit"}
 DDPM = {"process": "vp-cosine", "prediction": "eps", "time": "uniform", "steps": 1000}
 HEUN = {"sampler": "heun", "steps": 20, "grid": "karras", "clip": "static"}
 ANCESTRAL = {"sampler": "ancestral", "steps": 50, "grid": "uniform", "clip": "static"}
@@ -55,18 +56,21 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "uvit": {
         "title": "U-ViT, flow matching",
         "preset": "quickstart",
+        "recipe": "quickstart --network.kind uvit",
+        "settings": {"network": UVIT},
     },
     "maskdm": {
         "title": "MaskDM: U-ViT, DDPM's noise",
         "preset": "quickstart",
         "recipe": "maskdm-celebahq256",
-        "settings": {"noise": DDPM, "preview": ANCESTRAL},
+        "settings": {"network": UVIT, "noise": DDPM, "preview": ANCESTRAL},
     },
     "maskdm-wavelets": {
         "title": "MaskDM on wavelets",
         "preset": "quickstart",
         "recipe": "maskdm-dwt-celebahq256",
         "settings": {
+            "network": UVIT,
             "space": {"kind": "wavelets", "patch": 2},
             "noise": DDPM,
             "preview": ANCESTRAL,
@@ -75,8 +79,6 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "dit": {
         "title": "DiT, flow matching",
         "preset": "quickstart",
-        "recipe": "quickstart --network.kind dit",
-        "settings": {"network": {"kind": "dit"}},
     },
     "maskdit": {
         "title": "MaskDiT: encoder and decoder, EDM",
@@ -116,11 +118,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "latents": {
         "title": "DiT on latents (random autoencoder)",
         "preset": "quickstart",
-        "recipe": "quickstart --network.kind dit --space.kind latents",
+        "recipe": "quickstart --space.kind latents",
         "budget": 1e13,
         "settings": {
             "space": {"kind": "latents", "patch": 1, "factor": 4, "latent_channels": 4},
-            "network": {"kind": "dit"},
             "noise": DDPM | {"process": "vp-linear"},
             "preview": {"clip": "none"},
         },

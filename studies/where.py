@@ -243,7 +243,7 @@ def main() -> int:
         found = json.loads(given.out.read_text(encoding="utf-8"))
         about = (
             "Measured by studies/where.py: compute of a run with a masked stage over that of whole "
-            "images alone with the same held-out error; drawn heads, U-ViT of 1.1 M parameters, "
+            "images alone with the same held-out error; drawn heads, DiT of 1.6 M parameters, "
             f"{found['budget']:.0e} training FLOPs, {found['share']:.0%} of them masked."
         )
         names = [field.name for field in dataclasses.fields(prior.Cell)]

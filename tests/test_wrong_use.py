@@ -358,7 +358,7 @@ LATENTS = (*LATENTS, "--preview.clip", "none")
             ("--space.kind", "wavelets", "--space.patch", 1, "--size", 9),
             "9×9 is not divisible by space.patch 1 · 2^1 of the wavelets; give size 8",
         ),
-        (("--noise.hidden_weight", 0.1), "which uvit has not; use 0, or network.kind maskdit"),
+        (("--noise.hidden_weight", 0.1), "which dit has not; use 0, or network.kind maskdit"),
         (("--preview.guidance", 2, "--no-labels"), "network.labels is false; give guidance 1"),
         (
             ("--noise.process", "ve"),

@@ -191,7 +191,7 @@ def test_impossible_decoders_are_refused(options, words):
 
 def test_a_hidden_loss_needs_a_decoder():
     spec = config.ModelSpec(noise=config.Noise(hidden_weight=0.1))
-    words = r"hidden_weight 0\.1 needs a network with a decoder, which uvit has not; .*maskdit"
+    words = r"hidden_weight 0\.1 needs a network with a decoder, which dit has not; .*maskdit"
     with pytest.raises(UserError, match=words):
         model.build(spec)
     run = config.Run(noise=spec.noise, stages={"a": config.Stage(images=64)})

@@ -201,4 +201,4 @@ def test_networks_of_whole_images_cannot_be_asked_about_patches(
     kind = type(model.load(closed, device="cpu").backbone)
     monkeypatch.setattr(kind, "processed", lambda self, visible, mask: 4)
     line = wrong("audit", closed)
-    assert "a network of kind uvit computes on whole images" in line
+    assert "a network of kind dit computes on whole images" in line

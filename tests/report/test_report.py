@@ -252,7 +252,8 @@ def test_what_is_no_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "a U-ViT that sees an image as 64 patches of 4×4 pixels."),
+        ({}, "a DiT that sees an image as 64 patches of 4×4 pixels."),
+        ({"network": {"kind": "uvit"}}, "a U-ViT that sees"),
         ({"network": {"kind": "maskdit"}}, "a MaskDiT (an encoder of visible patches, then a"),
         ({"network": {"kind": "unet"}}, "a U-Net that sees"),
         (

@@ -292,7 +292,7 @@ def real(
             "channels": 1,
             "held_out": str(folder / "held_out.npy"),
         },
-        "network": {"width": 32, "depth": 1, "heads": 2},
+        "network": {"kind": "uvit", "width": 32, "depth": 1, "heads": 2},
         "stages": {
             "whole": {"images": length, "batch": 64, "learning_rate": 1e-2, "warmup": 320},
         },

@@ -339,7 +339,7 @@ def test_two_private_stages_on_the_same_images_add_up(private_run: config.Run) -
 def test_batch_norm(private_run: config.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     plans = stages.plans(private_run, lambda _: None, None)
     monkeypatch.setattr(covered, "network", lambda _: nn.Sequential(nn.BatchNorm2d(3)))
-    with pytest.raises(UserError, match=r"stages\.whole\.dp: network\.kind uvit has batch norm"):
+    with pytest.raises(UserError, match=r"stages\.whole\.dp: network\.kind dit has batch norm"):
         covered.check_covered(plans, None, 1)
 
 

@@ -84,7 +84,7 @@ class Space:
 class Network:
     """The network that sees patches at positions."""
 
-    kind: str = setting("uvit", "uvit, dit, maskdit or unet")
+    kind: str = setting("dit", "dit, uvit, maskdit or unet")
     width: int = setting(128, "features of a token")
     depth: int = setting(5, "transformer blocks (uvit: an even number has its middle block extra)")
     heads: int = setting(4, "attention heads; width must be divisible by it")

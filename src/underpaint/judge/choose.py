@@ -37,12 +37,12 @@ from underpaint.judge.prior import Cell
 
 __all__ = ["FEW", "Images", "Small", "choose", "counted", "patches_that_fit", "small", "visible"]
 
-# (width, depth, heads): the quick start's, ours between, then MaskDM's S and B
-NETWORKS = ((128, 5, 4), (192, 7, 6), (256, 9, 8), (384, 13, 6), (512, 13, 8), (768, 12, 12))
+# (width, depth, heads): the quick start's, and ours up to DiT-S, one between, and DiT-B
+NETWORKS = ((128, 5, 4), (192, 7, 6), (256, 9, 8), (384, 12, 6), (512, 12, 8), (768, 12, 12))
 SMALL = ("small-300", "small-3000", "small-30000")
 FEW = 1000  # images: below, start from a primer and keep to few epochs
 ENOUGH = 50_000  # images seen: about what `own` sees in its ten minutes on one thread
-PATCHES = 50  # seen for each parameter: our primer 30, MaskDM's published recipe 555
+PATCHES = 50  # seen for each parameter: our primer 20, MaskDM's published recipe 555
 VALUES = 10  # numbers of the training images for each parameter
 LEAST_GRID = 16  # patches an image, without which there is nothing to plan
 QUICK_GRID = 64  # patches an image of the quick start; no fewer are proposed where more can be had
@@ -158,7 +158,7 @@ def _patch(images: Images, machine: Machine, budget: float, reasons: list[str]) 
     height, width = images.size
     fine = [p for p in fitting if height * width >= QUICK_GRID * p * p]
     for patch in fine or fitting[:1]:
-        run = _uvit(NETWORKS[0], patch)
+        run = _own(NETWORKS[0], patch)
         backbone = counted(run, images)
         patches = math.prod(backbone.grid)
         batch = run.stages["whole"].batch
@@ -262,7 +262,7 @@ def _sight(
     return images, patches
 
 
-def _uvit(shape: tuple[int, int, int], patch: int) -> config.Run:
+def _own(shape: tuple[int, int, int], patch: int) -> config.Run:
     """The preset `own` with another network and patch."""
     run = config.preset("own")
     width, depth, heads = shape
@@ -272,7 +272,7 @@ def _uvit(shape: tuple[int, int, int], patch: int) -> config.Run:
 
 
 def _recipe(images: Images, shape: tuple[int, int, int], patch: int, cell: Cell) -> config.Run:
-    run, own = _uvit(shape, patch), small(images.count)
+    run, own = _own(shape, patch), small(images.count)
     run.data = dataclasses.replace(
         run.data,
         source=images.source,

@@ -35,10 +35,10 @@ __all__ = [
     "calibrate",
     "fits",
     "rates",
+    "recipe",
     "stage_plan",
     "stepper",
     "take",
-    "uvit",
 ]
 
 RATES = (0.0, 0.5, 0.75, 0.9)
@@ -48,7 +48,7 @@ Tell = Callable[[int, int], None]  # called with (seconds spent, seconds in all)
 
 
 class Probe(NamedTuple):
-    """A step that is timed: a U-ViT on square images."""
+    """A step that is timed: a DiT on square images."""
 
     width: int
     depth: int
@@ -170,7 +170,7 @@ def calibrate(
     steps: dict[Hashable, Callable[[], float]] = {}
     works = []
     for probe in probes:
-        run = uvit(probe, device)
+        run = recipe(probe, device)
         kind = "patch" if probe.rate else "none"
         plan = stage_plan(run, (probe.size, probe.size), probe.rate, probe.batch, kind)
         shape = (probe.width, probe.depth, probe.size, probe.patch)
@@ -236,7 +236,7 @@ def bytes_per(train: config.Train, device: torch.device) -> int:
     return 2 if use_bf16(train, device) else 4
 
 
-def uvit(probe: Probe, device: torch.device) -> config.Run:
+def recipe(probe: Probe, device: torch.device) -> config.Run:
     """The recipe of a probe."""
     return config.Run(
         space=config.Space(patch=probe.patch),
