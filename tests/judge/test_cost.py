@@ -59,6 +59,19 @@ def test_memory_is_that_of_a_microbatch() -> None:
     assert whole - micro == 24 * network(run, (8, 8)).activation_bytes(64)
 
 
+def test_memory_is_less_in_bf16_but_not_of_a_private_stage() -> None:
+    run = recipe(
+        whole={"images": 64, "batch": 32},
+        private={"images": 64, "batch": 32, "dp": {"epsilon": 8}},
+    )
+    run.train.precision = "fp32"
+    exact = [stage["memory"] for stage in cost.describe(run, (32, 32), 3)["stages"]]
+    run.train.precision = "bf16"
+    half = [stage["memory"] for stage in cost.describe(run, (32, 32), 3)["stages"]]
+    assert half[0] < 0.9 * exact[0]
+    assert half[1] == exact[1]
+
+
 def test_a_falling_rate_costs_its_mean() -> None:
     run = recipe(
         tuning={
