@@ -24,7 +24,7 @@ from underpaint import config
 from underpaint.judge import devices
 from underpaint.judge.measure import stage_plan
 from underpaint.training.distributed import World
-from underpaint.training.learner import Learner
+from underpaint.training.learner import Learner, has_amx
 from underpaint.training.minutes import step_seconds
 from underpaint.training.state import Progress
 from underpaint.training.step import training_flops
@@ -105,6 +105,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "peak_flop_per_s": peak,
         "threads": torch.get_num_threads(),
         "precision": "bf16" if learner.bf16 else "fp32",
+        "amx": device == "cpu" and has_amx(),
         "compiled": arguments.compile,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -1,5 +1,6 @@
 """The examples run, and what README and docs say is there is there."""
 
+import json
 import re
 import runpy
 import shlex
@@ -142,3 +143,26 @@ TABLES = runpy.run_path(str(ROOT / "tools" / "tables.py"))
 def test_tables_are_those_of_the_committed_json(name: str, title: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert TABLES["written"](text, title, TABLES["TABLES"][name][title]()) == text
+
+
+def test_a_claim_is_told_as_its_study_found_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = TABLES["_compute"]
+    monkeypatch.setitem(compute.__globals__, "ROOT", tmp_path)
+    assert compute("acceleration", "masked") == ("not measured yet", "–")
+    found = {"answer": "pays", "relation": "=", "ratio": 0.431, "low": 0.36, "high": 0.52}
+    results = {
+        "study": {"budget": 9e13, "tuning": {"trials": 6}},
+        "score": "held-out loss",
+        "verdicts": {"masked": found | {"seeds": [1, 2, 3]}},
+    }
+    path = tmp_path / "studies" / "acceleration" / "results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(results), encoding="utf-8")
+    ours, conditions = compute("acceleration", "masked")
+    assert ours == "0.43 (0.36 to 0.52) of the compute: pays"
+    assert "9e+13 training FLOPs, 3 seeds, 6 tuning trials an arm, held-out loss" in conditions
+    found |= {"relation": "≤", "ratio": 0.25, "low": None, "high": None}
+    path.write_text(json.dumps(results | {"verdicts": {"masked": found | {"seeds": [1]}}}))
+    assert compute("acceleration", "masked")[0] == "≤ 0.25 of the compute: pays"
