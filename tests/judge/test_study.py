@@ -347,14 +347,19 @@ def test_arms_that_end_on_different_images(images: Path, tmp_path: Path) -> None
 
 
 def write_run(
-    folder: Path, speed: float, seed: int = 0, key: str = "abc", width: int = 128
+    folder: Path,
+    speed: float,
+    seed: int = 0,
+    key: str = "abc",
+    width: int = 128,
+    start: str | None = None,
 ) -> Path:
     """A run whose held-out error falls by 0.05 with each e-fold of compute."""
     folder.mkdir()
     run = config.Run(stages={"whole": config.Stage(images=64)})
     run.train.seed, run.network.width = seed, width
     (folder / "config.yaml").write_text(config.to_yaml(run))
-    (folder / "env.json").write_text(json.dumps({"data": {"whole": key}}))
+    (folder / "env.json").write_text(json.dumps({"data": {"whole": key}, "start": start}))
     lines: list[dict[str, Any]] = []
     for images in (8, 16, 32, 64):
         error = 0.2 - 0.05 * np.log(speed * images / 64)
@@ -375,6 +380,17 @@ def test_runs_that_exist_by_recipe_and_seed(tmp_path: Path) -> None:
     assert "from within runs" in found["notes"][0]
     alone = compare([plain[0], fast[1]])  # one run each is a pair
     assert alone["verdicts"]["fast-2"]["answer"] == "undecided"
+
+
+def test_runs_of_one_recipe_that_began_elsewhere_are_arms_of_their_own(tmp_path: Path) -> None:
+    """As the quick start's scratch and transfer."""
+    scratch = write_run(tmp_path / "scratch", 1.0)
+    primed = write_run(tmp_path / "transfer", 2.5, start="runs/heads")
+    found = compare([scratch, primed])
+    assert found["verdicts"]["transfer"]["ratio"] == pytest.approx(1 / 2.5)
+    assert found["notes"][1:] == [
+        "transfer began with the weights of runs/heads, whose compute is not counted"
+    ]
 
 
 def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Compares runs that exist by the errors on held-out images that they measured as they went.
 
-Runs of one recipe that differ in the seed alone are one arm; the first run's arm is the baseline.
+Runs of one recipe that differ in the seed alone are one arm, unless they began with the weights of
+different runs; the first run's arm is the baseline. What a start has cost is not counted.
 The points are those of one run each, before its learning rate has come down, so a ratio found here
 is a hint, not the verdict of a study: a run planned for that compute would have scored better.
 """
@@ -38,23 +39,26 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("the same run is given twice; give different ones")
     arms: dict[str, dict[int, list[Point]]] = {}
-    known: dict[str, str] = {}  # recipe without its seed → arm
+    known: dict[tuple[str, str], str] = {}  # recipe without its seed, start → arm
+    notes = [NOTE]
     runs: list[dict[str, Any]] = []
     first = ""
     recipes = [_read(path) for path in paths]
-    for path, (_, images) in zip(paths, recipes, strict=True):
+    for path, (_, images, _) in zip(paths, recipes, strict=True):
         if first and images != first:
             raise UserError(
                 f"{path} was trained on other images than {paths[0]}; scores of different data "
                 "cannot be compared, so give runs of the same data"
             )
         first = images
-    for path, (recipe, _) in zip(paths, recipes, strict=True):
+    for path, (recipe, _, start) in zip(paths, recipes, strict=True):
         seed, points = recipe.train.seed, _points(path)
         recipe.train = dataclasses.replace(recipe.train, seed=0)
-        name = known.setdefault(config.to_yaml(recipe), _name(path, arms))
+        name = known.setdefault((config.to_yaml(recipe), start), _name(path, arms))
         if seed in arms.setdefault(name, {}):
             raise UserError(f"{path}: {name} has seed {seed} already; give runs of other seeds")
+        if start and not arms[name]:
+            notes.append(f"{name} began with the weights of {start}, whose compute is not counted")
         arms[name][seed] = points
         runs += [
             {
@@ -80,7 +84,7 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
             for name, own in arms.items()
             if name != base
         },
-        "notes": [NOTE],
+        "notes": notes,
     }
 
 
@@ -91,18 +95,19 @@ def _seeds_in_pairs(arms: dict[str, dict[int, list[Point]]], base: str) -> None:
             arms[name] = {next(iter(arms[base])): next(iter(own.values()))}
 
 
-def _read(path: Path) -> tuple[config.Run, str]:
-    """The recipe of a run, and what its last stage's images are."""
+def _read(path: Path) -> tuple[config.Run, str, str]:
+    """The recipe of a run, what its last stage's images are, and the run it began with, if any."""
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: holds no run (no config.yaml); give the folders of runs")
     recipe = config.load(path / "config.yaml")
     try:
-        keys = json.loads((path / "env.json").read_text(encoding="utf-8"))["data"]
-        key = str(keys[list(recipe.stages)[-1]])
+        environment = json.loads((path / "env.json").read_text(encoding="utf-8"))
+        key = str(environment["data"][list(recipe.stages)[-1]])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: its env.json is missing or damaged") from None
     own = final_data(recipe)
-    return recipe, f"{key} {own.limit} {own.held_out}"
+    images = f"{key} {own.limit} {own.held_out}"
+    return recipe, images, environment.get("start") or ""
 
 
 def _points(path: Path) -> list[Point]:
