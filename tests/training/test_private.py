@@ -120,16 +120,6 @@ def test_it_is_the_mean_over_draws_one_by_one_clipped_once(
     assert float((found - expected).norm()) < 1e-4 * float(expected.norm())
 
 
-def test_it_is_in_float32_in_a_run_in_bf16(
-    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan, run, learner = prepared("dit")
-    batches = [draws(plan, run, learner, plan.level(0), image, 0) for image in (3, 7)]
-    exact = flat(clipped_sum(gradients(learner, batches), 1.0))
-    monkeypatch.setattr(learner.loss, "bf16", True)
-    assert torch.equal(flat(clipped_sum(gradients(learner, batches), 1.0)), exact)
-
-
 def test_its_draws_depend_on_itself_and_the_step_alone(prepared: Callable[..., Prepared]) -> None:
     plan, run, learner = prepared()
     level = plan.level(0)
