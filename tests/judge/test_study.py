@@ -113,6 +113,13 @@ def test_trials_are_the_same_for_all_arms_and_all_different() -> None:
     assert len(study.trials(dataclasses.replace(tuning, trials=6))) == 6
 
 
+def test_a_best_value_at_the_edge_of_the_grid_is_told() -> None:
+    tuning = study.Tuning(trials=6, learning_rate=(3e-4, 1e-3, 1e-4), batch=(8, 16), patch=(4,))
+    for rate, batch, expected in ((3e-4, 8, ["batch"]), (1e-3, 16, ["learning_rate", "batch"])):
+        chosen = {"learning_rate": rate, "batch": batch, "patch": 4}
+        assert study.at_the_edge(tuning, chosen) == expected
+
+
 # --- a whole study -----------------------------------------------------------------------------
 
 
@@ -133,8 +140,16 @@ def test_a_study_from_end_to_end_and_again(images: Path, tmp_path: Path) -> None
     for name, own in results["tuning"].items():
         best = min(own, key=lambda trial: trial["score"])
         assert results["chosen"][name] == {"learning_rate": best["learning_rate"]}
+        assert {path.name for path in (out / "tuning" / name).iterdir()} == {
+            "learning_rate-0.001",
+            "learning_rate-1e-05",
+        }
         rates = {r["arm"]: config.load(out / r["run"] / "config.yaml") for r in results["runs"]}
         assert rates[name].stages["whole"].learning_rate == best["learning_rate"]
+    assert [note.split(" lies at the edge")[0] for note in results["notes"]] == [
+        f"the best learning_rate {results['chosen'][name]['learning_rate']:g} of {name}"
+        for name in results["tuning"]
+    ]
     assert set(results["verdicts"]) == {"masked"}
     assert results["verdicts"]["masked"]["seeds"] == [1, 2]
     # again, as if it was killed in one run: that run goes on to the same weights, the rest stays
@@ -301,6 +316,7 @@ def test_the_frechet_score_of_a_run(
         ({"score": "beauty"}, "'beauty' is not one of held-out loss, FD"),
         ({"tuning": {"trials": 9, "batch": [8, 16]}}, "have 2 combinations"),
         ({"tuning": {"trials": 2, "batch": [8, 16]}, "seeds": [0, 1]}, "seed 0 is used for tuning"),
+        ({"tuning": {"trials": 2, "batch": [8, 8]}}, "batch .8, 8. holds a value twice"),
         ({"recipe": ""}, "names no recipe"),
     ],
 )

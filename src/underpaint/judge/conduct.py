@@ -1,7 +1,7 @@
 """Runs a study: every arm at every ladder point with every seed, then the verdicts.
 
 ```
-STUDY/tuning/ARM/0  1  …         the trials, ordinary run folders
+STUDY/tuning/ARM/learning_rate-0.002-batch-16-patch-4  …   the trials, ordinary run folders
 STUDY/runs/ARM/0.25/seed-1  …    the runs that are reported
 STUDY/speeds.json                seconds an image of each arm's stages, measured alone, once
 STUDY/results.json
@@ -105,6 +105,7 @@ def conduct(study: Study, out: Path, *, workers: int = 0, say: Say = print) -> d
         "baseline": study.baseline,
         "tuning": tuned,
         "chosen": best,
+        "notes": _notes(study, best),
         "seconds_an_image": speeds,
         "start_flops": {name: _charged(arm.start) for name, arm in study.arms.items()},
         "runs": runs,
@@ -114,6 +115,19 @@ def conduct(study: Study, out: Path, *, workers: int = 0, say: Say = print) -> d
     with writing(out):
         replace_text(out / "results.json", text)
     return dict(json.loads(text))
+
+
+def _notes(study: Study, best: dict[str, dict[str, Any]]) -> list[str]:
+    """What a reader should know of the tuning."""
+    notes = []
+    for name, chosen in best.items():
+        edges = [f"{key} {chosen[key]:g}" for key in studies.at_the_edge(study.tuning, chosen)]
+        if edges:
+            notes.append(
+                f"the best {' and '.join(edges)} of {name} lies at the edge of what was tried: "
+                "a wider grid may find better"
+            )
+    return notes
 
 
 def tasks(study: Study, out: Path, best: dict[str, dict[str, Any]]) -> list[Task]:
@@ -136,9 +150,16 @@ def tasks(study: Study, out: Path, best: dict[str, dict[str, Any]]) -> list[Task
 
 def _trials(study: Study, out: Path, name: str, trials: list[dict[str, Any]]) -> list[Task]:
     return [
-        _task(study, name, trial, study.tuning.point, 0, out / "tuning" / name / str(i), "A")
-        for i, trial in enumerate(trials)
+        _task(
+            study, name, trial, study.tuning.point, 0, out / "tuning" / name / _called(trial), "A"
+        )
+        for trial in trials
     ]
+
+
+def _called(trial: dict[str, Any]) -> str:
+    """The folder of a trial: by its settings, so that a grid may grow and keep what is done."""
+    return "-".join(f"{key}-{value:g}" for key, value in trial.items())
 
 
 def _task(

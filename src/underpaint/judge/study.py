@@ -25,7 +25,7 @@ from underpaint.config import setting
 from underpaint.errors import UserError
 from underpaint.judge import cost
 
-__all__ = ["Arm", "Study", "Tuning", "load", "recipe", "scaled", "trials"]
+__all__ = ["Arm", "Study", "Tuning", "at_the_edge", "load", "recipe", "scaled", "trials"]
 
 
 @dataclass(kw_only=True)
@@ -193,6 +193,16 @@ def trials(tuning: Tuning) -> list[dict[str, Any]]:
     return [every[i] for i in sorted(order[: tuning.trials])]
 
 
+def at_the_edge(tuning: Tuning, chosen: dict[str, Any]) -> list[str]:
+    """The dimensions whose best value is the smallest or largest that was tried."""
+    return [
+        name
+        for name, value in chosen.items()
+        if len(getattr(tuning, name)) > 1
+        and value in (min(getattr(tuning, name)), max(getattr(tuning, name)))
+    ]
+
+
 def _check(study: Study, place: str) -> None:
     if len(study.arms) < 2:
         raise UserError(f"{place}: a comparison needs two arms at least, given {len(study.arms)}")
@@ -242,5 +252,9 @@ def _check(study: Study, place: str) -> None:
             f"{place}: tuning.trials {tuning.trials}: its dimensions have {there} combinations; "
             "give fewer trials or more values"
         )
+    for name in ("learning_rate", "batch", "patch"):
+        values = getattr(tuning, name)
+        if len(set(values)) < len(values):
+            raise UserError(f"{place}: tuning.{name} {list(values)} holds a value twice")
     if tuning.trials and 0 in study.seeds:
         raise UserError(f"{place}: seed 0 is used for tuning; report others")
