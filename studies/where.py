@@ -2,6 +2,7 @@
 
     python studies/draw.py                  the pictures: 25,000 drawn heads of 64×64, once
     python studies/where.py                 as many processes as there are cores
+    python studies/where.py --page          the page alone
     python studies/where.py --prior         write what was found into judge/prior.json
 
 Each cell is a run in two stages, the first masked for `SHARE` of the FLOPs, against runs of the
@@ -28,6 +29,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import study_page
 import units
 
 HERE = Path(__file__).parent
@@ -187,27 +189,87 @@ def write(work: Path, out: Path, scale: float) -> None:
     cells = judged(results)
     about = {**units.made(), "scale": scale, "budget": BUDGET, "share": SHARE}
     units.write_json(out, {**about, "cells": cells, "units": results})
+    page(out)
+
+
+def page(out: Path) -> Path:
+    """`out` as a page, and its map beside it."""
+    found = json.loads(out.read_text(encoding="utf-8"))
+    cells, sections = found["cells"], []
     if cells:
         plot(cells, out.with_suffix(".png"))
+        alt = "Compute with masks over compute without, by patches an image and way to hide them"
+        drawn = study_page.Figure(out.with_suffix(".png"), alt, "Below 1, masking is cheaper.")
+        sections.append(study_page.Section("The map", figures=[drawn]))
+    rows = [
+        [
+            f"{cell['patches']} patches, {way(cell)}",
+            f"{SIGNS[cell['relation']]}{cell['ratio']:.2f}",
+            "–" if cell["low"] is None else f"{cell['low']:.2f} to {cell['high']:.2f}",
+            str(cell["seeds"]),
+            cell["verdict"],
+        ]
+        for cell in cells
+    ]
+    table = study_page.Table(["cell", "ratio", "95 %", "seeds", "masking"], rows)
+    sections.append(study_page.Section("Every cell", tables=[table]))
+    budget = f"{found['budget']:.0e}".replace("e+", "e")
+    sections.append(
+        study_page.Section(
+            "What was done",
+            [
+                f"Drawn heads, at sizes that give so many patches of 4×4. Each cell spends {budget}"
+                f" training FLOPs, {100 * found['share']:.0f} % of them on masked images and the rest on "
+                "whole ones. Whole images alone ran at half, once and twice that. The ratio is the "
+                "compute of the cell over that at which whole images alone have the cell's error "
+                "of x0 on held-out images, read off linearly in the logarithm of compute; ≤ and ≥ "
+                "mean that it lies outside what was run.",
+                "Three cells and their baselines have three seeds. Their pooled spread is the noise"
+                " of all cells: one whose interval holds 1 is undecided. One network, one learning "
+                "rate and batch: a map to begin with, no verdict on other images.",
+                "To repeat: `python studies/draw.py`, then `python studies/where.py`.",
+            ],
+        )
+    )
+    return study_page.write(
+        out.with_suffix(".html"), "Where does masking pay?", told(cells), sections
+    )
+
+
+def told(cells: list[dict[str, Any]]) -> list[str]:
+    """The map in a sentence, and what the map of one seed cannot tell."""
+    if not cells:
+        return ["No cell is done yet."]
+    count = {kind: sum(c["verdict"] == kind for c in cells) for kind in COLOURS}
+    best = min(cells, key=lambda cell: cell["ratio"])
+    return [
+        f"Of {len(cells)} cells masking pays in {count['pays']}, does not pay in "
+        f"{count['does not pay']}, and {count['undecided']} are undecided. The lowest ratio is "
+        f"{SIGNS[best['relation']]}{best['ratio']:.2f}, of {best['patches']} patches, {way(best)}."
+    ]
+
+
+COLOURS = {"pays": "#9fd8a8", "does not pay": "#efaaa0", "undecided": "#dddddd"}
+SIGNS = {"=": "", "<": "≤ ", ">": "≥ ", "mixed": "about "}
+
+
+def way(cell: dict[str, Any]) -> str:
+    """How a cell hides patches."""
+    kind = f"blocks of {cell['block']}×{cell['block']}" if cell["block"] > 1 else cell["mask"]
+    return f"{kind}, {100 * cell['rate']:.0f} %"
 
 
 def plot(cells: list[dict[str, Any]], path: Path) -> None:
     """Patches an image across, ways to hide them down; green pays, red does not, grey undecided."""
     from matplotlib.figure import Figure
 
-    def way(cell: dict[str, Any]) -> str:
-        kind = f"blocks of {cell['block']}×{cell['block']}" if cell["block"] > 1 else cell["mask"]
-        return f"{kind}, {cell['rate']:.0%}"
-
     ways, counts = list(dict.fromkeys(map(way, cells))), list(SIDES)
-    colours = {"pays": "#9fd8a8", "does not pay": "#efaaa0", "undecided": "#dddddd"}
     figure = Figure(figsize=(7.2, 0.55 * len(ways) + 1.1), layout="constrained")
     axes = figure.subplots()
     for cell in cells:
         x, y = counts.index(cell["patches"]), ways.index(way(cell))
-        colour = colours[cell["verdict"]]
-        axes.add_patch(_box(x, y, colour))
-        sign = {"=": "", "<": "≤ ", ">": "≥ ", "mixed": "about "}[cell["relation"]]
+        axes.add_patch(_box(x, y, COLOURS[cell["verdict"]]))
+        sign = SIGNS[cell["relation"]]
         axes.text(x, y, f"{sign}{cell['ratio']:.2f}\n{cell['verdict']}", ha="center", va="center")
     axes.set(xlim=(-0.5, len(counts) - 0.5), ylim=(len(ways) - 0.5, -0.5))
     axes.set_xticks(range(len(counts)), [str(n) for n in counts])
@@ -234,9 +296,13 @@ def main() -> int:
     parser.add_argument("--pictures", default=str(PICTURES), help="the pictures of draw.py")
     parser.add_argument("--work", type=Path, default=Path("runs/where"), help="runs")
     parser.add_argument("--out", type=Path, default=HERE / "where.json", help="results")
+    parser.add_argument("--page", action="store_true", help="write the page of --out and stop")
     parser.add_argument("--prior", action="store_true", help="write judge/prior.json and stop")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.page:
+        print(page(given.out))
+        return 0
     if given.prior:
         from underpaint.judge import prior
 

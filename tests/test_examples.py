@@ -166,3 +166,35 @@ def test_a_claim_is_told_as_its_study_found_it(
     found |= {"relation": "≤", "ratio": 0.25, "low": None, "high": None}
     path.write_text(json.dumps(results | {"verdicts": {"masked": found | {"seeds": [1]}}}))
     assert compute("acceleration", "masked")[0] == "≤ 0.25 of the compute: pays"
+
+
+def test_claims_of_transfer_and_privacy_are_told_as_their_studies_found_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLES["_transfer"].__globals__, "ROOT", tmp_path)
+    (tmp_path / "studies").mkdir()
+    path = tmp_path / "studies" / "transfer.json"
+    assert TABLES["_transfer"]() == ("not measured yet", "–")
+    ratio = {"ratio": 0.512, "low": 0.4, "high": 0.66}
+    effects = [
+        {"size": size, "arm": "masked", "against": against, "seeds": [1, 2], "frechet_B": about}
+        for size, against, about in (
+            (100, "scratch", {}),
+            (1000, "whole", {}),
+            (1000, "scratch", ratio),
+        )
+    ]
+    path.write_text(json.dumps({"effects": effects[:2]}))
+    assert TABLES["_transfer"]() == ("not measured yet", "–")
+    path.write_text(json.dumps({"effects": effects}))
+    assert TABLES["_transfer"]()[0] == "0.51 (0.40 to 0.66) of the FD-MobileNetV2"
+    told = {"data": {"members": 500}, "claims": []}
+    path = tmp_path / "studies" / "privacy.json"
+    path.write_text(json.dumps(told))
+    assert TABLES["_privacy"]() == ("not measured yet", "–")
+    for arm, verdict in (("parts", "fails"), ("parts-whole", "fails"), ("public-dp", "holds")):
+        told["claims"].append({"arm": arm, "verdict": verdict, "seeds": [1, 2]})  # type: ignore[attr-defined]
+    path.write_text(json.dumps(told))
+    ours, conditions = TABLES["_privacy"]()
+    assert ours == "of 2 comparisons it holds in 0, fails in 2, 0 undecided"
+    assert conditions.endswith("500 members, 2 seeds")

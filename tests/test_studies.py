@@ -178,6 +178,17 @@ def test_where_masking_pays(studies: Any, gain: float, verdict: str) -> None:
     assert "undecided" in {cell["verdict"] for cell in at_par}
 
 
+def test_the_page_of_where_masking_pays(studies: Any, tmp_path: Path) -> None:
+    where = studies("where.py")
+    cells = where["judged"](where_results(where, -0.4))
+    out = tmp_path / "where.json"
+    out.write_text(json.dumps({"budget": 2e13, "share": 0.4, "cells": cells}))
+    text = where["page"](out).read_text()
+    assert f"Of {len(cells)} cells masking pays in {len(cells)}, does not pay in 0" in text
+    assert text.count("<tr><th>") == len(cells)
+    assert "2e13 training FLOPs, 40 % of them on masked images" in text
+
+
 def test_what_was_found_is_what_the_planner_reads(
     studies: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,8 +204,10 @@ def test_what_was_found_is_what_the_planner_reads(
     assert written[0].nearest(256).patches == 256
 
 
-def test_the_effect_of_transfer_is_at_each_arms_best_point_on_the_other_half(studies: Any) -> None:
-    transfer = studies("transfer.py")
+def test_the_effect_of_transfer_is_at_each_arms_best_point_on_the_other_half(
+    studies: Any, tmp_path: Path
+) -> None:
+    transfer, page = studies("transfer.py"), studies("transfer_page.py")
     rng = np.random.default_rng(0)
     results = {}
     for seed in transfer["SEEDS"]:
@@ -205,6 +218,7 @@ def test_the_effect_of_transfer_is_at_each_arms_best_point_on_the_other_half(stu
                     "images": n,
                     "frechet_A": level * worse,
                     "frechet_B": level * worse * math.exp(noise),
+                    "kernel_B": level / 1000,
                     "held_out": 0.1,
                 }
                 for n, worse in ((8, 2.0), (16, 1.0), (32, 1.5))
@@ -212,12 +226,28 @@ def test_the_effect_of_transfer_is_at_each_arms_best_point_on_the_other_half(stu
             # half B alone would have chosen this point
             curve.append({**curve[2], "frechet_B": 1.0})
             results[f"{arm}_1000_{seed}"] = {"learning_rate": 1e-3, "curve": curve}
-    told = transfer["effect"](results, 1000, "masked", "scratch")
+    results["masked_100_1"] = results["scratch_100_1"] = results["masked_1000_1"]  # one seed
+    results["trial-masked_1000_0.001"] = results["masked_1000_1"]
+    found = page["effects"](results)
+    assert [(f["size"], f["arm"], f["against"]) for f in found] == [
+        (1000, "masked", "scratch"),
+        (1000, "whole", "scratch"),
+        (1000, "masked", "whole"),
+    ]
+    told = found[0]
     assert told["frechet_B"]["ratio"] == pytest.approx(0.5)
     assert told["frechet_B"]["low"] <= 0.5 <= told["frechet_B"]["high"]
-    assert told["frechet_B"]["seeds"] == 5
-    assert transfer["effect"](results, 100, "masked", "scratch") is None
-    json.dumps(told)
+    assert told["seeds"] == [1, 2, 3, 4, 5]
+    lines = page["answer"]({"effects": json.loads(json.dumps(found)), "units": results})
+    assert lines[0].endswith("one from scratch: 50 % better, as much as the 46 % claimed.")
+    assert lines[2].endswith("whole images: not worse, at equal compute of the pre-training.")
+    assert "0.91 times" in lines[2]
+    (tmp_path / "t.json").write_text(
+        json.dumps({"effects": found, "units": results, "design": ["What was done."]})
+    )
+    text = page["page"](tmp_path / "t.json").read_text()
+    assert lines[0] in text
+    assert text.count("data:image/png;base64,") == 1
 
 
 def test_privacy_pools_are_disjoint_and_drawn_anew_for_each_seed(studies: Any) -> None:
