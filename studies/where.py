@@ -219,8 +219,8 @@ def page(out: Path) -> Path:
             "What was done",
             [
                 f"Drawn heads, at sizes that give so many patches of 4×4. Each cell spends {budget}"
-                f" training FLOPs, {100 * found['share']:.0f} % of them on masked images and the rest on "
-                "whole ones. Whole images alone ran at half, once and twice that. The ratio is the "
+                f" training FLOPs, {100 * found['share']:.0f} % of them on masked images and the "
+                "rest on whole ones. Whole images alone ran at half, once and twice that. The ratio is the "
                 "compute of the cell over that at which whole images alone have the cell's error "
                 "of x0 on held-out images, read off linearly in the logarithm of compute; ≤ and ≥ "
                 "mean that it lies outside what was run.",
