@@ -221,9 +221,9 @@ def page(out: Path) -> Path:
                 f"Drawn heads, at sizes that give so many patches of 4×4. Each cell spends {budget}"
                 f" training FLOPs, {100 * found['share']:.0f} % of them on masked images and the "
                 "rest on whole ones. Whole images alone ran at half, once and twice that. The "
-                "ratio is the compute of the cell over that at which whole images alone have the cell's "
-                "error of x0 on held-out images, read off linearly in the logarithm of compute; ≤ "
-                "and ≥ mean that it lies outside what was run.",
+                "ratio is the compute of the cell over that at which whole images alone have the "
+                "cell's error of x0 on held-out images, read off linearly in the logarithm of "
+                "compute; ≤ and ≥ mean that it lies outside what was run.",
                 "Three cells and their baselines have three seeds. Their pooled spread is the noise"
                 " of all cells: one whose interval holds 1 is undecided. One network, one learning "
                 "rate and batch: a map to begin with, no verdict on other images.",
