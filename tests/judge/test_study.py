@@ -169,6 +169,32 @@ def test_a_study_from_end_to_end_and_again(images: Path, tmp_path: Path) -> None
     assert other.stat().st_mtime_ns == stamp
 
 
+def test_speeds_are_measured_once_and_anew_with_other_settings(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def speed(plan: Any, run: config.Run, *_: Any) -> float:
+        measured.append(run.stages[plan.name].batch)
+        return 10.0
+
+    monkeypatch.setattr(conducting, "speed", speed)
+    found, out = study.load(write(tmp_path, images)), tmp_path / "out"
+
+    def told(batch: int) -> dict[str, dict[str, float]]:
+        best = {name: {"batch": batch} for name in found.arms}
+        return conducting._speeds(found, best, out, lambda _: None)
+
+    first = told(8)
+    assert first["unmasked"] == {"whole": 0.1}
+    assert set(measured) == {8}
+    measured.clear()
+    assert told(8) == first
+    assert not measured
+    told(4)
+    assert set(measured) == {4}
+
+
 @pytest.mark.slow
 def test_ctrl_c_and_the_same_command_again(images: Path, tmp_path: Path) -> None:
     """Two runs beside each other, of one thread each; what is done is not done again."""
