@@ -101,6 +101,23 @@ def test_every_run_of_a_written_study_is_possible(name: str) -> None:
             assert spent == pytest.approx(point * found.budget, rel=1e-2)
 
 
+def test_the_masked_arm_is_the_best_of_those_tried_at_equal_compute(studies: Any) -> None:
+    masks = studies("masks.py")
+    for first in masks["FIRST"]:
+        spent = cost.describe(masks["recipe"](first, 1.0), (64, 64), 3, 8)["flops"]
+        assert spent == pytest.approx(1.8e13, rel=1e-2)
+    scores = {
+        name: unit["score"]
+        for name, unit in json.loads((ROOT / "masks.json").read_text())["units"].items()
+    }
+    assert set(scores) == {first.name for first in masks["FIRST"]}
+    best = next(f for f in masks["FIRST"] if f.name == min(scores, key=lambda n: scores[n]))
+    found = study.load(ROOT / "acceleration.yaml")
+    stage = found.arms["masked"].settings["stages"]["masked"]
+    assert stage == {"mask": best.mask, "block": best.block, "rate": best.rate, "batch": best.batch}
+    assert found.arms["masked"].shares == {"masked": best.share, "whole": 1 - best.share}
+
+
 def test_units_of_the_committed_json_are_not_done_again(studies: Any, tmp_path: Path) -> None:
     systems, work, out = studies("systems.py"), tmp_path / "work", tmp_path / "systems.json"
     (work / "uvit_whole").mkdir(parents=True)

@@ -1,0 +1,122 @@
+"""Which masked first stage is best for the acceleration study? Ten of them, one seed, half A.
+
+    python studies/draw.py                  the pictures, once
+    python studies/masks.py                 as many processes as there are cores
+
+Each run spends the FLOPs of a trial of studies/acceleration.yaml, on the same pictures, network and
+held-out half A, at a learning rate of 4e-3: the best of the unmasked arm. What wins is that study's
+masked arm. A choice of one among ten flatters the winner; so it is reported there with other seeds
+and on half B.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import units
+
+HERE = Path(__file__).parent
+STUDY = HERE / "acceleration.yaml"
+RATE = 4e-3  # learning rate
+
+
+class First(NamedTuple):
+    """A masked first stage, and the batch of the whole images after it."""
+
+    mask: str
+    block: int  # of the mask block alone
+    rate: float
+    share: float
+    batch: int
+    after: int
+
+    @property
+    def name(self) -> str:
+        """As in file names."""
+        kind = f"block{self.block}" if self.mask == "block" else self.mask
+        return f"{kind}-{self.rate:g}-share-{self.share:g}-batch-{self.batch}-{self.after}"
+
+
+FIRST = [
+    First("block", 2, 0.9, 0.5, 8, 8),
+    First("block", 2, 0.9, 0.5, 4, 4),
+    First("block", 2, 0.75, 0.5, 8, 8),
+    First("patch", 2, 0.75, 0.5, 8, 8),
+    First("block", 2, 0.9, 0.25, 8, 8),
+    First("block", 2, 0.9, 0.5, 16, 4),
+    First("block", 2, 0.9, 0.5, 32, 4),
+    First("block", 2, 0.9, 0.25, 16, 4),
+    First("patch", 2, 0.75, 0.5, 16, 4),
+    First("patch", 2, 0.75, 0.25, 16, 4),
+]
+
+
+def recipe(first: First, scale: float) -> Any:
+    """The run of a unit: as a trial of the study, with this first stage."""
+    import dataclasses
+
+    from underpaint.judge import study
+
+    found = study.load(STUDY)
+    own = {"mask": first.mask, "block": first.block, "rate": first.rate, "batch": first.batch}
+    found.arms["masked"].settings = {"stages": {"masked": own}}
+    chosen = {"learning_rate": RATE, "batch": first.after, "patch": 4}
+    run = study.recipe(found, "masked", chosen)
+    run.train = dataclasses.replace(run.train, seed=0, threads=1)
+    shares = {"masked": first.share, "whole": 1 - first.share}
+    point = found.tuning.point * scale
+    return study.scaled(run, shares, found.budget, point, (64, 64), 3, 8)
+
+
+def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
+    """Train one, begun or gone on with, and score it."""
+    import json
+
+    from underpaint import api
+    from underpaint.judge import study
+    from underpaint.judge.halves import measure
+
+    first = next(first for first in FIRST if first.name == unit)
+    folder = work / unit
+    begun = (folder / "checkpoints" / "LATEST").is_file()
+    run = None if begun else recipe(first, scale)
+    api.train(run, folder, resume=begun, overwrite=not begun, quiet=True, write_report=False)
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ends = [m for m in map(json.loads, lines) if m["kind"] == "stage" and m["event"] == "end"]
+    most = study.load(STUDY).images
+    score = measure(folder, "held-out loss", "A", most=most, extractor="")
+    return {"score": score, "images": ends[-1]["images"], "flops": ends[-1]["flops"]}
+
+
+def write(work: Path, out: Path, scale: float) -> None:
+    """The JSON of all units that are done, the best first."""
+    results = units.gather([first.name for first in FIRST], work)
+    found = dict(sorted(results.items(), key=lambda unit: float(unit[1]["score"])))
+    units.write_json(out, {**units.made(), "scale": scale, "learning_rate": RATE, "units": found})
+
+
+def main() -> int:
+    """All units that are not done yet."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    names = [first.name for first in FIRST]
+    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="UNIT")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the lengths")
+    parser.add_argument("--work", type=Path, default=Path("runs/masks"), help="runs")
+    parser.add_argument("--out", type=Path, default=HERE / "masks.json", help="results")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    units.restore(units.committed(given.out, given.scale).get("units", {}), given.work)
+    return units.conduct(
+        given.only,
+        given.work,
+        lambda unit: do(unit, given.work, given.scale),
+        lambda: write(given.work, given.out, given.scale),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
