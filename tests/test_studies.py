@@ -118,6 +118,28 @@ def test_the_masked_arm_is_the_best_of_those_tried_at_equal_compute(studies: Any
     assert found.arms["masked"].shares == {"masked": best.share, "whole": 1 - best.share}
 
 
+def test_the_page_of_acceleration_tells_the_figure_first_and_then_why(
+    studies: Any, tmp_path: Path
+) -> None:
+    told = studies("acceleration_page.py")
+    scores = {("tuning/unmasked", 32): 0.10, ("before/masked", 32): 0.08}
+    scores |= {("tuning/unmasked", 4): 0.05, ("before/masked", 4): 0.05}
+    for (where, batch), score in scores.items():
+        folder = tmp_path / "a" / where / f"learning_rate-0.004-batch-{batch}-patch-4"
+        folder.mkdir(parents=True)
+        (folder / "study.json").write_text(json.dumps({"score": score}))
+    verdict = {"ratio": 0.8, "relation": "=", "sentence": "masked reaches it in 0.8"}
+    results = {"verdicts": {"masked": verdict}, "by_seconds": {"masked": verdict}}
+    (tmp_path / "a" / "results.json").write_text(json.dumps(results))
+    text = told["page"](tmp_path / "a").read_text()
+    assert "The claim of 0.25 of the compute is not reached: masked reaches it in 0.8." in text
+    assert "20.0 % less error in batches of 32 at a learning rate of 0.004" in text
+    assert "0.0 % less error in batches of 4" in text
+    for relation, ratio, word in (("=", 0.25, "is reached"), (">", 0.2, "is not reached")):
+        verdict |= {"relation": relation, "ratio": ratio}
+        assert word in told["answer"](results, told["pairs"](tmp_path / "a"))[0]
+
+
 def test_units_of_the_committed_json_are_not_done_again(studies: Any, tmp_path: Path) -> None:
     systems, work, out = studies("systems.py"), tmp_path / "work", tmp_path / "systems.json"
     (work / "uvit_whole").mkdir(parents=True)
