@@ -63,6 +63,25 @@ def answer(results: dict[str, Any], found: list[Pair]) -> list[str]:
     return [*lines, reason(found)]
 
 
+def beside(results: dict[str, Any], point: float = 0.5) -> Table:
+    """Errors of every arm at half the compute, and what the masked arm has less, paired by seed."""
+    from underpaint.judge.verdict import interval
+
+    scores: dict[str, dict[int, float]] = {}
+    for run in results["runs"]:
+        if run["point"] == point:
+            scores.setdefault(run["arm"], {})[run["seed"]] = run["score"]
+    rows = []
+    for arm, own in scores.items():
+        seeds = sorted(own.keys() & scores["masked"].keys())
+        apart = interval([own[seed] - scores["masked"][seed] for seed in seeds])
+        told = "–"
+        if arm != "masked" and apart is not None:
+            told = f"{apart.mean:+.4f} ({apart.low:+.4f} to {apart.high:+.4f})"
+        rows.append([arm, f"{sum(own.values()) / len(own):.4f}", told, str(len(own))])
+    return Table(["arm", "mean error", "more than masked (95 %)", "seeds"], rows)
+
+
 def reason(found: list[Pair]) -> str:
     """By how much the masked arm is ahead: at most, and where the unmasked one is at its best."""
     most = max(found, key=lambda pair: 1 - pair.masked / pair.unmasked)
@@ -98,6 +117,13 @@ def plot(found: list[Pair], path: Path) -> None:
     axes.set(xlabel="images a step, both arms", ylabel="error of x0, half A")
     axes.legend(frameon=False, fontsize=9)
     canvas.savefig(path, dpi=120)
+
+
+HALF = [
+    "Are they the masks, or is it enough that the first steps are cheap? `small batches` begins "
+    "with whole images in batches of two, `half resolution` with images of half the size; both "
+    "spend as many FLOPs on it as `masked` does on its masked stage."
+]
 
 
 def page(folder: Path) -> Path:
@@ -137,6 +163,7 @@ def page(folder: Path) -> Path:
         "Does training on parts reach the same error sooner?",
         answer(results, found),
         [
+            Section("At half the compute", HALF, [beside(results)]),
             Section("Why: steps, not masks?", tested, [table], [Figure(image, alt, caption)]),
             Section("What was done", done),
         ],

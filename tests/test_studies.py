@@ -129,7 +129,17 @@ def test_the_page_of_acceleration_tells_the_figure_first_and_then_why(
         folder.mkdir(parents=True)
         (folder / "study.json").write_text(json.dumps({"score": score}))
     verdict = {"ratio": 0.8, "relation": "=", "sentence": "masked reaches it in 0.8"}
-    results = {"verdicts": {"masked": verdict}, "by_seconds": {"masked": verdict}}
+    runs = [
+        {"arm": arm, "point": point, "seed": seed, "score": (level + seed / 1000) / point}
+        for arm, level in (("unmasked", 0.03), ("masked", 0.02))
+        for point in (0.5, 1.0)
+        for seed in (1, 2)
+    ]
+    results = {"verdicts": {"masked": verdict}, "by_seconds": {"masked": verdict}, "runs": runs}
+    assert told["beside"](results).rows == [
+        ["unmasked", "0.0630", "+0.0200 (+0.0200 to +0.0200)", "2"],
+        ["masked", "0.0430", "–", "2"],
+    ]
     (tmp_path / "a" / "results.json").write_text(json.dumps(results))
     text = told["page"](tmp_path / "a").read_text()
     assert "The claim of 0.25 of the compute is not reached: masked reaches it in 0.8." in text
