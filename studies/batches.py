@@ -10,7 +10,6 @@ batches that came out of this; one seed tells no small difference.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,25 +90,5 @@ def write(work: Path, out: Path, scale: float) -> None:
     units.write_json(out, {**units.made(), "scale": scale, "ways": ways, "units": results})
 
 
-def main() -> int:
-    """All units that are not done yet."""
-    import torch
-
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=WAYS, choices=WAYS, metavar="UNIT")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the lengths")
-    parser.add_argument("--work", type=Path, default=Path("runs/batches"), help="runs")
-    parser.add_argument("--out", type=Path, default=HERE / "batches.json", help="results")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    units.restore(units.committed(given.out, given.scale).get("units", {}), given.work)
-    return units.conduct(
-        given.only,
-        given.work,
-        lambda unit: do(unit, given.work, given.scale),
-        lambda: write(given.work, given.out, given.scale),
-    )
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(units.main(__doc__ or "", WAYS, HERE / "batches.json", do, write))

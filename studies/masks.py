@@ -11,7 +11,6 @@ and on half B.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,26 +96,7 @@ def write(work: Path, out: Path, scale: float) -> None:
     units.write_json(out, {**units.made(), "scale": scale, "learning_rate": RATE, "units": found})
 
 
-def main() -> int:
-    """All units that are not done yet."""
-    import torch
-
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    names = [first.name for first in FIRST]
-    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="UNIT")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the lengths")
-    parser.add_argument("--work", type=Path, default=Path("runs/masks"), help="runs")
-    parser.add_argument("--out", type=Path, default=HERE / "masks.json", help="results")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    units.restore(units.committed(given.out, given.scale).get("units", {}), given.work)
-    return units.conduct(
-        given.only,
-        given.work,
-        lambda unit: do(unit, given.work, given.scale),
-        lambda: write(given.work, given.out, given.scale),
-    )
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(
+        units.main(__doc__ or "", (first.name for first in FIRST), HERE / "masks.json", do, write)
+    )

@@ -9,6 +9,7 @@ was stopped: finished units are left alone, and begun ones go on from their chec
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import time
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NotYet", "committed", "conduct", "gather", "made", "restore", "write_json"]
+__all__ = ["NotYet", "committed", "conduct", "gather", "made", "main", "restore", "write_json"]
 
 PAUSE = 10.0  # seconds
 
@@ -67,6 +68,37 @@ def conduct(
             time.sleep(PAUSE)
     write()
     return 0
+
+
+def main(
+    about: str,
+    names: Iterable[str],
+    out: Path,
+    do: Callable[[str, Path, float], Result],
+    write: Callable[[Path, Path, float], None],
+) -> int:
+    """The command line of a study: units that `out` does not hold yet, one thread; an exit code.
+
+    `about`: the docstring, whose first line is the help. `do` gets a unit, the folder of the runs
+    and the share of the lengths; `write` the folder, the JSON and the share.
+    """
+    import torch
+
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    names, work = list(names), Path("runs") / out.stem
+    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="UNIT")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the lengths")
+    parser.add_argument("--work", type=Path, default=work, help="runs")
+    parser.add_argument("--out", type=Path, default=out, help="results")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    restore(committed(given.out, given.scale).get("units", {}), given.work)
+    return conduct(
+        given.only,
+        given.work,
+        lambda unit: do(unit, given.work, given.scale),
+        lambda: write(given.work, given.out, given.scale),
+    )
 
 
 def gather(names: Iterable[str], work: Path) -> dict[str, Result]:
