@@ -10,7 +10,6 @@ batches that came out of this; one seed tells no small difference.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,16 +58,12 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     """Train one, begun or gone on with, and score it."""
     import torch
 
-    from underpaint import api, config, data, model
+    from underpaint import config, data, model
     from underpaint.judge import features, scores
     from underpaint.judge.halves import measure
 
     folder = work / unit
-    begun = (folder / "checkpoints" / "LATEST").is_file()
-    run = None if begun else recipe(WAYS[unit], scale)
-    api.train(run, folder, resume=begun, overwrite=not begun, quiet=True, write_report=False)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ends = [m for m in map(json.loads, lines) if m["kind"] == "stage" and m["event"] == "end"]
+    spent = units.trained(recipe(WAYS[unit], scale), folder)
     network = features.load("mobilenetv2")
     dataset = data.prepare(config.load(folder / "config.yaml").data)
     loaded = model.load(folder, device="cpu")
@@ -78,8 +73,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     return {
         "held_out": measure(folder, "held-out loss", "B", most=256, extractor=""),
         "frechet": scores.frechet_distance(real, drawn),
-        "images": ends[-1]["images"],
-        "flops": ends[-1]["flops"],
+        **spent,
     }
 
 

@@ -71,22 +71,15 @@ def recipe(first: First, scale: float) -> Any:
 
 def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     """Train one, begun or gone on with, and score it."""
-    import json
-
-    from underpaint import api
     from underpaint.judge import study
     from underpaint.judge.halves import measure
 
     first = next(first for first in FIRST if first.name == unit)
     folder = work / unit
-    begun = (folder / "checkpoints" / "LATEST").is_file()
-    run = None if begun else recipe(first, scale)
-    api.train(run, folder, resume=begun, overwrite=not begun, quiet=True, write_report=False)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ends = [m for m in map(json.loads, lines) if m["kind"] == "stage" and m["event"] == "end"]
+    spent = units.trained(recipe(first, scale), folder)
     most = study.load(STUDY).images
     score = measure(folder, "held-out loss", "A", most=most, extractor="")
-    return {"score": score, "images": ends[-1]["images"], "flops": ends[-1]["flops"]}
+    return {"score": score, **spent}
 
 
 def write(work: Path, out: Path, scale: float) -> None:

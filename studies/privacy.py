@@ -87,18 +87,8 @@ def chosen(pilots: dict[str, Any]) -> dict[str, Any] | None:
 
 def train(folder: Path, arm: str, seed: int, length: float, scale: float, work: Path) -> Any:
     """The finished run of an arm; returns its recipe."""
-    from underpaint import api
-
     run = design.recipe(arm, seed, length, scale, work / "data")
-    begun = (folder / "checkpoints" / "LATEST").is_file()
-    api.train(
-        None if begun else run,
-        folder,
-        resume=begun,
-        overwrite=not begun,
-        quiet=True,
-        write_report=False,
-    )
+    units.trained(run, folder)
     return run
 
 

@@ -20,7 +20,6 @@ seeds with a t-interval on its logarithm, paired by seed.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ RUNS = [f"{arm}_{size}_{seed}" for seed in SEEDS for size in POINTS for arm in A
 
 def primer(unit: str, folder: Path, scale: float) -> dict[str, Any]:
     """Pre-train on the first style."""
-    from underpaint import api, config
+    from underpaint import config
     from underpaint.judge import study
 
     arm, seed = unit.removeprefix("primer-").split("_")
@@ -64,13 +63,12 @@ def primer(unit: str, folder: Path, scale: float) -> dict[str, Any]:
         config.preset("quickstart"),
     )
     run = study.scaled(run, {arm: 1.0}, PRIMER, scale, (32, 32), 3, 8)
-    _train(api, run, folder, None)
-    return {"flops": _end(folder)["flops"], "images": _end(folder)["images"]}
+    return units.trained(run, folder)
 
 
 def finetune(unit: str, work: Path, scale: float) -> dict[str, Any]:
     """Fine-tune on the second style, and score every point."""
-    from underpaint import api, config
+    from underpaint import config
 
     arm, size, last = unit.removeprefix("trial-").split("_")
     trial = unit in TRIALS
@@ -102,32 +100,12 @@ def finetune(unit: str, work: Path, scale: float) -> dict[str, Any]:
     start = None if arm == "scratch" else str(work / f"primer-{arm}_{seed}")
     if start and not (Path(start) / "result.json").is_file():
         raise units.NotYet
-    _train(api, run, folder, start)
+    spent = units.trained(run, folder, start)
     return {
         "learning_rate": rate,
-        "flops": _end(folder)["flops"],
+        "flops": spent["flops"],
         "curve": [{"images": n, **_scores(folder, n)} for n in points],
     }
-
-
-def _train(api: Any, run: Any, folder: Path, start: str | None) -> None:
-    begun = (folder / "checkpoints" / "LATEST").is_file()
-    api.train(
-        None if begun else run,
-        folder,
-        start=None if begun else start,
-        resume=begun,
-        overwrite=not begun,
-        quiet=True,
-        write_report=False,
-    )
-
-
-def _end(folder: Path) -> dict[str, Any]:
-    """The last line of metrics of a stage."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
-    return dict([m for m in found if m["kind"] == "stage" and m["event"] == "end"][-1])
 
 
 def _scores(folder: Path, images: int) -> dict[str, float]:
@@ -180,7 +158,7 @@ def design() -> list[str]:
         "Pre-training on 10,000 drawn heads of one style, on parts alone (75 % hidden in blocks of "
         f"2×2 patches) or on whole images, for the same {summary.flops(PRIMER)} training FLOPs, "
         "or none. Then fine-tuning on 1,000 or 100 heads of another style, whole images of 32×32, "
-        f"at a constant learning rate, in batches of {BATCH}. The rate is one of "
+        f"at a constant learning rate. All batches are of {BATCH}. The rate is one of "
         f"{' and '.join(f'{rate:g}' for rate in RATES)}, chosen for each arm and number of images "
         "by a trial with seed 0. A network of each seed is pre-trained anew.",
         f"Scores are of {COUNT} samples of the averaged weights and {COUNT} held-out images; half "

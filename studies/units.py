@@ -18,7 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NotYet", "committed", "conduct", "gather", "made", "main", "restore", "write_json"]
+__all__ = [
+    "NotYet",
+    "committed",
+    "conduct",
+    "gather",
+    "made",
+    "main",
+    "restore",
+    "trained",
+    "write_json",
+]
 
 PAUSE = 10.0  # seconds
 
@@ -99,6 +109,29 @@ def main(
         lambda unit: do(unit, given.work, given.scale),
         lambda: write(given.work, given.out, given.scale),
     )
+
+
+def trained(run: Any, folder: Path, start: str | None = None) -> Result:
+    """Do what is left of `run` in `folder`; `start`: the weights it begins with.
+
+    Returns the images and training FLOPs of the whole run.
+    """
+    from underpaint import api
+
+    begun = (folder / "checkpoints" / "LATEST").is_file()
+    api.train(
+        None if begun else run,
+        folder,
+        start=None if begun else start,
+        resume=begun,
+        overwrite=not begun,
+        quiet=True,
+        write_report=False,
+    )
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    end = [m for m in found if m["kind"] == "stage" and m["event"] == "end"][-1]
+    return {"images": end["images"], "flops": end["flops"]}
 
 
 def gather(names: Iterable[str], work: Path) -> dict[str, Result]:

@@ -111,17 +111,12 @@ def recipe(unit: str, scale: float, pictures: str) -> Any:
 
 def train(unit: str, work: Path, scale: float, pictures: str) -> dict[str, Any]:
     """One unit, begun or gone on with."""
-    from underpaint import api
     from underpaint.judge.halves import measure
 
     folder = work / unit
-    begun = (folder / "checkpoints" / "LATEST").is_file()
-    run = None if begun else recipe(unit, scale, pictures)
-    api.train(run, folder, resume=begun, overwrite=not begun, quiet=True, write_report=False)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ends = [m for m in map(json.loads, lines) if m["kind"] == "stage" and m["event"] == "end"]
+    spent = units.trained(recipe(unit, scale, pictures), folder)
     score = measure(folder, "held-out loss", "B", most=SCORED, extractor="")
-    return {"score": score, "flops": ends[-1]["flops"], "images": ends[-1]["images"]}
+    return {"score": score, **spent}
 
 
 def log_ratio(results: dict[str, Any], cell: Cell, seed: int) -> tuple[str, float] | None:
