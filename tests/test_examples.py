@@ -166,6 +166,9 @@ def test_a_claim_is_told_as_its_study_found_it(
     found |= {"relation": "≤", "ratio": 0.25, "low": None, "high": None}
     path.write_text(json.dumps(results | {"verdicts": {"masked": found | {"seeds": [1]}}}))
     assert compute("acceleration", "masked")[0] == "≤ 0.25 of the compute: pays"
+    found |= {"answer": "undecided", "ratio": None}
+    path.write_text(json.dumps(results | {"verdicts": {"masked": found | {"seeds": [1]}}}))
+    assert compute("acceleration", "masked")[0] == "undecided"
 
 
 def test_claims_of_transfer_and_privacy_are_told_as_their_studies_found_them(

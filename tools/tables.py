@@ -88,6 +88,8 @@ def _compute(study: str, arm: str) -> tuple[str, str]:
         return NOT_YET
     results = _read(path)
     found, asked = results["verdicts"][arm], results["study"]
+    if found["ratio"] is None:
+        return found["answer"], f"[`{study}.yaml`](studies/{study}.yaml)"
     ours = f"{found['relation']} {found['ratio']:.2f}".removeprefix("= ")
     if found["low"] is not None:
         ours += f" ({found['low']:.2f} to {found['high']:.2f})"

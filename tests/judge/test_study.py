@@ -193,6 +193,10 @@ def test_speeds_are_measured_once_and_anew_with_other_settings(
     assert not measured
     told(4)
     assert set(measured) == {4}
+    measured.clear()
+    (out / "speeds.json").write_text(json.dumps(first))  # of a version that kept no settings
+    assert told(4) == first
+    assert measured
 
 
 @pytest.mark.slow

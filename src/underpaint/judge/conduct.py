@@ -1,9 +1,9 @@
 """Runs a study: every arm at every ladder point with every seed, then the verdicts.
 
 ```
-STUDY/tuning/ARM/learning_rate-0.002-batch-16-patch-4  …   the trials, ordinary run folders
+STUDY/tuning/ARM/learning_rate-0.002-batch-16  …   the trials, ordinary run folders
 STUDY/runs/ARM/0.25/seed-1  …    the runs that are reported
-STUDY/speeds.json                seconds an image of each arm's stages, measured alone, once
+STUDY/speeds.json                seconds an image of each arm's stages, measured alone
 STUDY/results.json
 ```
 
@@ -42,6 +42,8 @@ __all__ = ["Task", "conduct", "tasks"]
 
 Say = Callable[[str], None]
 
+PASSES = 8  # over all arms when their speed is measured; the fastest counts
+
 
 @dataclass(frozen=True)
 class Task:
@@ -57,9 +59,6 @@ class Task:
     score: str
     images: int
     extractor: str
-
-
-PASSES = 8  # over all arms when their speed is measured; the fastest counts
 
 
 def conduct(study: Study, out: Path, *, workers: int = 0, say: Say = print) -> dict[str, Any]:
@@ -317,7 +316,7 @@ def _speeds(
     of = {name: json.loads(json.dumps(config.to_dict(run)["stages"])) for name, run in runs.items()}
     if kept.is_file():
         there = json.loads(kept.read_text(encoding="utf-8"))
-        if there["stages"] == of:
+        if there.get("stages") == of:
             return dict(there["seconds_an_image"])
     say("measuring the speed of each arm")
     threads = torch.get_num_threads()
