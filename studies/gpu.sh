@@ -1,7 +1,7 @@
 #!/bin/sh
 # A part of a study on one GPU: at most ten minutes, then call it again until it says "done".
 #
-#   studies/gpu.sh acceleration|maskdit|transfer|where|systems [flags of the study]
+#   studies/gpu.sh acceleration|masks|maskdit|transfer|where|systems|batches [flags of the study]
 #
 # PART: seconds of a part (570). PYTHON: the interpreter (python3). OUT: a folder that gets a copy of
 # the small files (JSON, YAML, PNG, HTML), where only such a folder outlives the machine.
