@@ -35,9 +35,16 @@ SEEDS = (1, 2, 3, 4, 5)
 PRIMER = 2e13  # training FLOPs of a pre-training
 COUNT = 500  # samples, and images of a half
 BATCH = 8
+MASKED_BATCH = 16  # of a quarter of the patches; drew nearest in studies/batches.json
 
 STAGE = {"batch": BATCH, "learning_rate": 4e-3, "minutes": 0, "images": BATCH, "warmup": 1000}
-MASKED = STAGE | {"mask": "block", "block": 2, "rate": 0.75, "schedule": "cooldown"}
+MASKED = STAGE | {
+    "mask": "block",
+    "block": 2,
+    "rate": 0.75,
+    "batch": MASKED_BATCH,
+    "schedule": "cooldown",
+}
 WHOLE = STAGE | {"schedule": "cooldown"}
 
 PRIMERS = [f"primer-{arm}_{seed}" for seed in (0, *SEEDS) for arm in ARMS[1:]]
@@ -158,7 +165,8 @@ def design() -> list[str]:
         "Pre-training on 10,000 drawn heads of one style, on parts alone (75 % hidden in blocks of "
         f"2×2 patches) or on whole images, for the same {summary.flops(PRIMER)} training FLOPs, "
         "or none. Then fine-tuning on 1,000 or 100 heads of another style, whole images of 32×32, "
-        f"at a constant learning rate. All batches are of {BATCH}. The rate is one of "
+        f"at a constant learning rate. Batches are of {BATCH} whole or {MASKED_BATCH} masked "
+        f"images. The rate is one of "
         f"{' and '.join(f'{rate:g}' for rate in RATES)}, chosen for each arm and number of images "
         "by a trial with seed 0. A network of each seed is pre-trained anew.",
         f"Scores are of {COUNT} samples of the averaged weights and {COUNT} held-out images; half "
