@@ -16,6 +16,7 @@ from study_page import Figure, Section, Table
 
 HERE = Path(__file__).parent
 CLAIM = 0.25  # of the compute
+HALF = 0.5  # the point at which all arms ran
 NAME = re.compile(r"learning_rate-(?P<rate>[\d.e-]+)-batch-(?P<batch>\d+)-patch-(?P<patch>\d+)")
 
 
@@ -58,28 +59,77 @@ def answer(results: dict[str, Any], found: list[Pair]) -> list[str]:
         f"The claim of {CLAIM:g} of the compute is {'' if reached else 'not '}reached: "
         f"{told['sentence']}."
     ]
-    lines += [f"{v['sentence']}." for name, v in results["verdicts"].items() if name != "masked"]
-    lines += [f"In time on one core: {results['by_seconds']['masked']['sentence']}."]
+    lines += [controls(results)]
+    lines += [
+        f"In time on one core: {results['by_seconds']['masked']['sentence']}. {slower(results)}"
+    ]
     return [*lines, reason(found)]
 
 
-def beside(results: dict[str, Any], point: float = 0.5) -> Table:
-    """Errors of every arm at half the compute, and what the masked arm has less, paired by seed."""
+def slower(results: dict[str, Any]) -> str:
+    """By how much less an image of the masked stage costs, in FLOPs and in seconds."""
+    last = {run["arm"]: run for run in results["runs"] if run["point"] == 1.0}
+    speeds = results["seconds_an_image"]
+    whole = last["unmasked"]["flops"] / last["unmasked"]["images"]
+    share = results["study"]["arms"]["masked"]["shares"]["masked"]
+    images = last["masked"]["images"] - (1 - share) * last["masked"]["flops"] / whole
+    flops = whole * images / (share * last["masked"]["flops"])
+    seconds = speeds["unmasked"]["whole"] / speeds["masked"]["masked"]
+    return (
+        f"A masked image costs {flops:.1f} times fewer FLOPs than a whole one, but only "
+        f"{seconds:.1f} times less time: a step of few patches does not fill a core."
+    )
+
+
+def more(results: dict[str, Any], point: float = HALF) -> dict[str, Any]:
+    """What every other arm has more error than the masked one at a point, paired by seed."""
     from underpaint.judge.verdict import interval
 
+    own = _scores(results, point)
+    masked = own.pop("masked")
+    return {
+        arm: interval([scores[seed] - masked[seed] for seed in sorted(scores.keys() & masked)])
+        for arm, scores in own.items()
+    }
+
+
+def _scores(results: dict[str, Any], point: float) -> dict[str, dict[int, float]]:
+    """Scores of every arm at a point, by seed."""
     scores: dict[str, dict[int, float]] = {}
     for run in results["runs"]:
         if run["point"] == point:
             scores.setdefault(run["arm"], {})[run["seed"]] = run["score"]
+    return scores
+
+
+def beside(results: dict[str, Any], point: float = HALF) -> Table:
+    """Errors of every arm at a point, and what it has more than the masked arm."""
+    apart = more(results, point)
     rows = []
-    for arm, own in scores.items():
-        seeds = sorted(own.keys() & scores["masked"].keys())
-        apart = interval([own[seed] - scores["masked"][seed] for seed in seeds])
-        told = "–"
-        if arm != "masked" and apart is not None:
-            told = f"{apart.mean:+.4f} ({apart.low:+.4f} to {apart.high:+.4f})"
+    for arm, own in _scores(results, point).items():
+        told = told_interval(apart[arm]) if apart.get(arm) else "–"
         rows.append([arm, f"{sum(own.values()) / len(own):.4f}", told, str(len(own))])
     return Table(["arm", "mean error", "more than masked (95 %)", "seeds"], rows)
+
+
+def told_interval(found: Any) -> str:
+    """A difference of errors with its interval."""
+    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+
+
+def controls(results: dict[str, Any]) -> str:
+    """Whether masks do more than other first steps as cheap as theirs."""
+    apart = more(results)
+    apart.pop(results["baseline"])
+    told = "; ".join(f"{arm} {told_interval(found)}" for arm, found in apart.items())
+    if all(found.low > 0 for found in apart.values()):
+        answer = "the masks do more than make the first steps cheap"
+    else:
+        answer = "what the masks do beyond making the first steps cheap lies in the noise"
+    return (
+        f"At half the compute, error of other cheap first steps less that of masked: {told}. "
+        f"So {answer}."
+    )
 
 
 def reason(found: list[Pair]) -> str:
@@ -92,8 +142,8 @@ def reason(found: list[Pair]) -> str:
         return f"{100 * abs(value):.1f} % {'less' if value >= 0 else 'more'} error"
 
     return (
-        f"Why: with one batch for both arms, masked training has {gain(most)} in batches of "
-        f"{most.batch} at a learning rate of {most.rate:g}, and {gain(best)} in batches of "
+        f"Why not four times: with one batch for both arms, masked training has {gain(most)} in "
+        f"batches of {most.batch} at a learning rate of {most.rate:g}, and {gain(best)} in batches of "
         f"{best.batch} at {best.rate:g}, where the unmasked arm is at its best. Masked steps are "
         "cheap, so that there are more of them; small batches give the unmasked arm as many, and a "
         "baseline whose batch and learning rate were not tuned makes masks look better than they "
@@ -120,7 +170,7 @@ def plot(found: list[Pair], path: Path) -> None:
     canvas.savefig(path, dpi=120)
 
 
-HALF = [
+QUESTION = [
     "Are they the masks, or is it enough that the first steps are cheap? `small batches` begins "
     "with whole images in batches of two, `half resolution` with images of half the size; both "
     "spend as many FLOPs on it as `masked` does on its masked stage."
@@ -167,8 +217,8 @@ def page(folder: Path) -> Path:
         "Does training on parts reach the same error sooner?",
         answer(results, found),
         [
-            Section("At half the compute", HALF, [beside(results)]),
-            Section("Why: steps, not masks?", tested, [table], [Figure(image, alt, caption)]),
+            Section("At half the compute", QUESTION, [beside(results)]),
+            Section("Why not four times?", tested, [table], [Figure(image, alt, caption)]),
             Section("What was done", done),
         ],
     )

@@ -156,6 +156,7 @@ def test_a_claim_is_told_as_its_study_found_it(
         "study": {"budget": 9e13, "tuning": {"trials": 6}},
         "score": "held-out loss",
         "verdicts": {"masked": found | {"seeds": [1, 2, 3]}},
+        "by_seconds": {"masked": found | {"answer": "undecided", "ratio": None}},
     }
     path = tmp_path / "studies" / "acceleration" / "results.json"
     path.parent.mkdir(parents=True)
@@ -166,6 +167,11 @@ def test_a_claim_is_told_as_its_study_found_it(
     found |= {"relation": "≤", "ratio": 0.25, "low": None, "high": None}
     path.write_text(json.dumps(results | {"verdicts": {"masked": found | {"seeds": [1]}}}))
     assert compute("acceleration", "masked")[0] == "≤ 0.25 of the compute: pays"
+    timed = {"masked": {"relation": "=", "ratio": 1.01, "low": 0.92, "high": 1.11}}
+    both = {"verdicts": {"masked": found | {"seeds": [1]}}, "by_seconds": timed}
+    path.write_text(json.dumps(results | both))
+    ours = compute("acceleration", "masked")[0]
+    assert ours == "≤ 0.25 of the compute: pays; 1.01 (0.92 to 1.11) of the time on one core"
     found |= {"answer": "undecided", "ratio": None}
     path.write_text(json.dumps(results | {"verdicts": {"masked": found | {"seeds": [1]}}}))
     assert compute("acceleration", "masked")[0] == "undecided"

@@ -131,15 +131,34 @@ def test_the_page_of_acceleration_tells_the_figure_first_and_then_why(
     verdict = {"ratio": 0.8, "relation": "=", "sentence": "masked reaches it in 0.8"}
     runs = [
         {"arm": arm, "point": point, "seed": seed, "score": (level + seed / 1000) / point}
-        for arm, level in (("unmasked", 0.03), ("masked", 0.02))
+        | {"flops": 1e6 * point, "images": images * point}
+        for arm, level, images in (
+            ("unmasked", 0.03, 1000),
+            ("masked", 0.02, 5500),
+            ("other", 0.025, 1),
+        )
         for point in (0.5, 1.0)
         for seed in (1, 2)
     ]
-    results = {"verdicts": {"masked": verdict}, "by_seconds": {"masked": verdict}, "runs": runs}
+    results = {
+        "verdicts": {"masked": verdict},
+        "by_seconds": {"masked": verdict},
+        "runs": runs,
+        "baseline": "unmasked",
+        "study": {"arms": {"masked": {"shares": {"masked": 0.5, "whole": 0.5}}}},
+        "seconds_an_image": {"unmasked": {"whole": 0.03}, "masked": {"masked": 0.01}},
+    }
     assert told["beside"](results).rows == [
         ["unmasked", "0.0630", "+0.0200 (+0.0200 to +0.0200)", "2"],
         ["masked", "0.0430", "–", "2"],
+        ["other", "0.0530", "+0.0100 (+0.0100 to +0.0100)", "2"],
     ]
+    # 500 whole images cost half of the FLOPs, as 5,000 masked ones do
+    assert "10.0 times fewer FLOPs" in told["slower"](results)
+    assert "3.0 times less time" in told["slower"](results)
+    assert "other +0.0100 (+0.0100 to +0.0100). So the masks do more" in told["controls"](results)
+    noisy = [run | {"score": 0.043} if run["arm"] == "other" else run for run in runs]
+    assert "lies in the noise" in told["controls"](results | {"runs": noisy})
     (tmp_path / "a" / "results.json").write_text(json.dumps(results))
     text = told["page"](tmp_path / "a").read_text()
     assert "The claim of 0.25 of the compute is not reached: masked reaches it in 0.8." in text

@@ -90,15 +90,22 @@ def _compute(study: str, arm: str) -> tuple[str, str]:
     found, asked = results["verdicts"][arm], results["study"]
     if found["ratio"] is None:
         return found["answer"], f"[`{study}.yaml`](studies/{study}.yaml)"
-    ours = f"{found['relation']} {found['ratio']:.2f}".removeprefix("= ")
-    if found["low"] is not None:
-        ours += f" ({found['low']:.2f} to {found['high']:.2f})"
+    seconds = results["by_seconds"][arm]
+    time = "" if seconds["ratio"] is None else f"; {_ratio(seconds)} of the time on one core"
     return (
-        f"{ours} of the compute: {found['answer']}",
+        f"{_ratio(found)} of the compute: {found['answer']}{time}",
         f"[`{study}.yaml`](studies/{study}.yaml): {asked['budget']:.1g} training FLOPs, "
         f"{len(found['seeds'])} seeds, {asked['tuning']['trials']} tuning trials an arm, "
         f"{results['score']}",
     )
+
+
+def _ratio(found: dict[str, Any]) -> str:
+    """A ratio with its side and its interval, where it has them."""
+    told = f"{found['relation']} {found['ratio']:.2f}".removeprefix("= ")
+    if found["low"] is not None:
+        told += f" ({found['low']:.2f} to {found['high']:.2f})"
+    return told
 
 
 NOT_YET = ("not measured yet", "–")
