@@ -127,7 +127,7 @@ def controls(results: dict[str, Any]) -> str:
     else:
         answer = "what the masks do beyond making the first steps cheap lies in the noise"
     return (
-        f"At half the compute, error of other cheap first steps less that of masked: {told}. "
+        f"At half the compute, error of other cheap first steps minus that of masked: {told}. "
         f"So {answer}."
     )
 
@@ -143,11 +143,11 @@ def reason(found: list[Pair]) -> str:
 
     return (
         f"Why not four times: with one batch for both arms, masked training has {gain(most)} in "
-        f"batches of {most.batch} at a learning rate of {most.rate:g}, and {gain(best)} in batches of "
-        f"{best.batch} at {best.rate:g}, where the unmasked arm is at its best. Masked steps are "
-        "cheap, so that there are more of them; small batches give the unmasked arm as many, and a "
-        "baseline whose batch and learning rate were not tuned makes masks look better than they "
-        "are."
+        f"batches of {most.batch} at a learning rate of {most.rate:g}, and {gain(best)} in "
+        f"batches of {best.batch} at {best.rate:g}, where the unmasked arm is at its best. "
+        "Masked steps are cheap, so that there are more of them; small batches give the unmasked "
+        "arm as many, and a baseline whose batch and learning rate were not tuned makes masks look "
+        "better than they are."
     )
 
 

@@ -13,11 +13,13 @@ not run again, what was stopped goes on from its checkpoint: the same command co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import shutil
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,7 @@ __all__ = ["Task", "conduct", "tasks"]
 
 Say = Callable[[str], None]
 
-PASSES = 8  # over all arms when their speed is measured; the fastest counts
+WARM, PASSES = 4, 8  # over all arms when their speed is measured; the warm ones do not count
 
 
 @dataclass(frozen=True)
@@ -321,25 +323,45 @@ def _speeds(
     say("measuring the speed of each arm")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    found: dict[str, dict[str, float]] = {name: {} for name in study.arms}
+    passes: list[dict[tuple[str, str], float]] = []
     try:
-        for _ in range(PASSES):  # arm by arm and again, so that a slow minute hits all of them
-            for name in study.arms:
-                run = runs[name]
-                world = distributed.start(run.train.device)  # where the arm's runs are
-                try:
-                    for plan in stages.plans(run, lambda _: None, None):
-                        seconds = 1 / speed(plan, run, world, 0.4)
-                        found[name][plan.name] = min(seconds, found[name].get(plan.name, seconds))
-                finally:
-                    world.close()
+        with contextlib.ExitStack() as left:
+            worlds = {name: distributed.start(run.train.device) for name, run in runs.items()}
+            for world in worlds.values():  # where the arm's runs are
+                left.callback(world.close)
+            # ready before the first pass: what has just been prepared slows the next steps
+            plans = {name: stages.plans(run, lambda _: None, None) for name, run in runs.items()}
+            for _ in range(WARM + PASSES):  # in turns, so that a slow minute hits all of them
+                passes.append(
+                    {
+                        (name, plan.name): 1 / speed(plan, runs[name], worlds[name], 0.4)
+                        for name, own in plans.items()
+                        for plan in own
+                    }
+                )
     finally:
         torch.set_num_threads(threads)
+    found: dict[str, dict[str, float]] = {name: {} for name in study.arms}
+    for (name, stage), seconds in _paired(passes[WARM:]).items():
+        found[name][stage] = seconds
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         told = {"seconds_an_image": found, "stages": of}
         replace_text(kept, json.dumps(told, indent=1) + "\n")
     return found
+
+
+def _paired(passes: list[dict[tuple[str, str], float]]) -> dict[tuple[str, str], float]:
+    """Seconds of each, as in the fastest pass; a machine that slows down for a pass changes none.
+
+    Each is the median over the passes of its share in the pass's geometric mean.
+    """
+    means = [math.exp(statistics.fmean(map(math.log, one.values()))) for one in passes]
+    return {
+        key: min(means)
+        * statistics.median(one[key] / mean for one, mean in zip(passes, means, strict=True))
+        for key in passes[0]
+    }
 
 
 # --- verdicts ----------------------------------------------------------------------------------
