@@ -1,4 +1,7 @@
-"""What the acceleration study found, and a test of why: `python studies/acceleration_page.py`.
+"""What the acceleration study found, and a test of why.
+
+    python studies/acceleration_page.py             the page
+    python studies/acceleration_page.py --prior     write the figure into judge/prior.json
 
 Reads what `underpaint compare studies/acceleration.yaml` wrote into studies/acceleration, and the
 trials beside it, of which those in `before` had the batch of the whole images in the masked stage.
@@ -6,6 +9,8 @@ trials beside it, of which those in `before` had the batch of the whole images i
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,6 +20,8 @@ import study_page
 from study_page import Figure, Section, Table
 
 HERE = Path(__file__).parent
+PRIOR = HERE.parent / "src" / "underpaint" / "judge" / "prior.json"
+PATCHES = 256  # an image
 CLAIM = 0.25  # of the compute
 HALF = 0.5  # the point at which all arms ran
 NAME = re.compile(r"learning_rate-(?P<rate>[\d.e-]+)-batch-(?P<batch>\d+)-patch-(?P<patch>\d+)")
@@ -224,5 +231,43 @@ def page(folder: Path) -> Path:
     )
 
 
+def known(results: dict[str, Any], before: Any) -> Any:
+    """The prior with the masked arm's cell, which replaces untuned first controls, too."""
+    from underpaint.judge import prior
+
+    stage = results["study"]["arms"]["masked"]["settings"]["stages"]["masked"]
+    found = results["verdicts"]["masked"]
+    cell = prior.Cell(
+        patches=PATCHES,
+        **{key: stage[key] for key in ("mask", "rate", "block")},
+        share=results["study"]["arms"]["masked"]["shares"]["masked"],
+        low=found["low"],
+        high=found["high"],
+        seeds=len(found["seeds"]),
+        verdict=found["answer"],
+        source="studies/acceleration",
+    )
+
+    def kept(other: Any) -> bool:
+        same = (other.mask, other.rate, other.block) == (cell.mask, cell.rate, cell.block)
+        return other.patches != PATCHES or not (same or "first controls" in other.source)
+
+    return dataclasses.replace(before, cells=(*filter(kept, before.cells), cell))
+
+
+def main() -> int:
+    """The page, or the prior."""
+    from underpaint.judge import prior
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--prior", action="store_true", help="write judge/prior.json and stop")
+    if parser.parse_args().prior:
+        results = json.loads((HERE / "acceleration" / "results.json").read_text(encoding="utf-8"))
+        prior.write(known(results, prior.load()), PRIOR)
+    else:
+        print(page(HERE / "acceleration"))
+    return 0
+
+
 if __name__ == "__main__":
-    print(page(HERE / "acceleration"))
+    raise SystemExit(main())

@@ -169,6 +169,29 @@ def test_the_page_of_acceleration_tells_the_figure_first_and_then_why(
         assert word in told["answer"](results, told["pairs"](tmp_path / "a"))[0]
 
 
+def test_the_prior_takes_what_acceleration_found(studies: Any) -> None:
+    cells = {
+        name: prior.Cell(
+            patches, mask, 0.9, 2 if mask == "block" else 1, 0.4, 0.3, 0.5, 1, "pays", s
+        )
+        for name, patches, mask, s in (
+            ("other size", 64, "block", "first controls"),
+            ("same", 256, "block", "studies/where.json"),
+            ("other way", 256, "patch", "studies/where.json"),
+            ("untuned", 256, "crop", "first controls, drawn heads"),
+        )
+    }
+    results = json.loads((ROOT / "acceleration" / "results.json").read_text())
+    found = studies("acceleration_page.py")["known"](
+        results, prior.Prior("a", tuple(cells.values()))
+    )
+    *kept, own = found.cells
+    assert kept == [cells["other size"], cells["other way"]]
+    verdict = results["verdicts"]["masked"]
+    assert (own.low, own.high, own.seeds) == (verdict["low"], verdict["high"], 5)
+    assert own in prior.load().cells
+
+
 def test_units_of_the_committed_json_are_not_done_again(studies: Any, tmp_path: Path) -> None:
     systems, work, out = studies("systems.py"), tmp_path / "work", tmp_path / "systems.json"
     (work / "uvit_whole").mkdir(parents=True)
