@@ -7,9 +7,10 @@
 
 Each cell is a run in two stages, the first masked for `SHARE` of the FLOPs, against runs of the
 same network on whole images alone, at half, once and twice that budget. All see the same pictures
-at a size that gives N patches of 4×4. The score is the mean squared error of x0 of whole held-out
-images (eight noise levels, averaged weights). Learning rate and batches are those that were best in
-the acceleration study: small batches of whole images, larger ones of masked ones.
+at a size that gives N patches of 4×4; the budget is proportional to N, so that about as many whole
+images (10,000 to 13,000) are seen at every size. The score is the mean squared error of x0 of whole
+held-out images (eight noise levels, averaged weights). Learning rate and batches are those that
+were best in the acceleration study: small batches of whole images, larger ones of masked ones.
 
 With m the cell's score and b that of whole images at the same budget and seed, the score of whole
 images as a function of compute, shifted so that it passes through b, is asked where it reaches m:
@@ -37,7 +38,8 @@ import units
 HERE = Path(__file__).parent
 PICTURES = Path("runs/data/lorelei-64.zip")
 PRIOR = HERE.parent / "src" / "underpaint" / "judge" / "prior.json"
-BUDGET, SHARE = 1.2e13, 0.5
+BUDGET = 8e10  # training FLOPs for each patch of an image
+SHARE = 0.5
 BATCH = {0.5: 4, 0.75: 8, 0.9: 16}  # by the masked share: no masked step costs more
 HELD_OUT, SCORED = 5000, 512
 LADDER = (0.5, 1.0, 2.0)
@@ -106,7 +108,7 @@ def recipe(unit: str, scale: float, pictures: str) -> Any:
     )
     point = 1.0 if cell else float(name.rsplit("-", 1)[1])
     shares = {"masked": SHARE, "whole": 1 - SHARE} if cell else {"whole": 1.0}
-    return study.scaled(run, shares, BUDGET, point * scale, size, 3, 8)
+    return study.scaled(run, shares, BUDGET * patches, point * scale, size, 3, 8)
 
 
 def train(unit: str, work: Path, scale: float, pictures: str) -> dict[str, Any]:
@@ -213,12 +215,13 @@ def page(out: Path) -> Path:
     table = study_page.Table(["cell", "ratio", "95 %", "seeds", "masking"], rows)
     sections.append(study_page.Section("Every cell", tables=[table]))
     budget = f"{found['budget']:.0e}".replace("e+", "e")
+    spent = f"{budget} training FLOPs for each patch of an image"
     sections.append(
         study_page.Section(
             "What was done",
             [
-                f"Drawn heads, at sizes that give so many patches of 4×4. Each cell spends {budget}"
-                f" training FLOPs, {100 * found['share']:.0f} % of them on masked images and the "
+                f"Drawn heads, at sizes that give so many patches of 4×4. Each cell spends {spent}"
+                f", {100 * found['share']:.0f} % of them on masked images and the "
                 "rest on whole ones. Whole images alone ran at half, once and twice that. The "
                 "ratio is the compute of the cell over that at which whole images alone have the "
                 "cell's error of x0 on held-out images, read off linearly in the logarithm of "
@@ -309,7 +312,8 @@ def main() -> int:
         about = (
             "Measured by studies/where.py: compute of a run with a masked stage over that of whole "
             "images alone with the same held-out error; drawn heads, DiT of 1.6 M parameters, "
-            f"{found['budget']:.0e} training FLOPs, {found['share']:.0%} of them masked."
+            f"{found['budget']:.0e} training FLOPs for each patch of an image, "
+            f"{found['share']:.0%} of them masked."
         )
         names = [field.name for field in dataclasses.fields(prior.Cell)]
         cells = [prior.Cell(**{name: cell[name] for name in names}) for cell in found["cells"]]

@@ -269,6 +269,21 @@ def test_where_masking_pays(studies: Any, gain: float, verdict: str) -> None:
     assert "undecided" in {cell["verdict"] for cell in at_par}
 
 
+def test_cells_of_where_cost_as_much_as_their_baseline_and_see_as_many_images(studies: Any) -> None:
+    where, whole = studies("where.py"), {}
+    for patches, side in where["SIDES"].items():
+        for name in [
+            f"{patches}-whole-1",
+            *(c.name for c in where["CELLS"] if c.patches == patches),
+        ]:
+            run = where["recipe"](f"{name}_1", 1.0, "avatars:lorelei")
+            spent = cost.describe(run, (side, side), 3, 8)["flops"]
+            assert spent == pytest.approx(where["BUDGET"] * patches, rel=1e-2)
+            if name.endswith("whole-1"):
+                whole[patches] = run.stages["whole"].images
+    assert max(whole.values()) < 1.35 * min(whole.values())
+
+
 def test_the_page_of_where_masking_pays(studies: Any, tmp_path: Path) -> None:
     where = studies("where.py")
     cells = where["judged"](where_results(where, -0.4))
