@@ -292,7 +292,7 @@ def test_the_page_of_where_masking_pays(studies: Any, tmp_path: Path) -> None:
     text = where["page"](out).read_text()
     assert f"Of {len(cells)} cells masking pays in {len(cells)}, does not pay in 0" in text
     assert text.count("</td></tr>") == len(cells)
-    assert "2e13 training FLOPs, 40 % of them on masked images" in text
+    assert "2e13 training FLOPs for each patch of an image, 40 % of them on masked" in text
 
 
 def test_what_was_found_is_what_the_planner_reads(
