@@ -19,7 +19,7 @@ from tests.training.runs import command, environment
 from underpaint import config
 from underpaint.errors import RunFailed, UserError
 from underpaint.judge import conduct as conducting
-from underpaint.judge import cost, halves, study
+from underpaint.judge import cost, halves, speeds, study
 from underpaint.judge.conduct import _verdicts, conduct
 from underpaint.judge.halves import half
 from underpaint.training import train
@@ -178,7 +178,7 @@ def test_speeds_are_measured_once_and_anew_with_other_settings(
         measured.append(run.stages[plan.name].batch)
         return 10.0
 
-    monkeypatch.setattr(conducting, "speed", speed)
+    monkeypatch.setattr(speeds, "speed", speed)
     found, out = study.load(write(tmp_path, images)), tmp_path / "out"
 
     def told(batch: int) -> dict[str, dict[str, float]]:
@@ -197,14 +197,6 @@ def test_speeds_are_measured_once_and_anew_with_other_settings(
     (out / "speeds.json").write_text(json.dumps(first))  # of a version that kept no settings
     assert told(4) == first
     assert measured
-
-
-def test_speeds_of_arms_do_not_depend_on_a_machine_that_drifts() -> None:
-    true = {("unmasked", "whole"): 0.025, ("masked", "masked"): 0.003, ("masked", "whole"): 0.025}
-    passes = [{key: pace * value for key, value in true.items()} for pace in (1.3, 1, 1.1, 1.2, 1)]
-    passes[3]["masked", "masked"] *= 2  # one that was disturbed
-    found = conducting._paired(passes)
-    assert found == {key: pytest.approx(value) for key, value in true.items()}
 
 
 @pytest.mark.slow

@@ -13,13 +13,11 @@ not run again, what was stopped goes on from its checkpoint: the same command co
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import shutil
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,21 +28,19 @@ import torch
 from underpaint import config, data
 from underpaint._version import __version__
 from underpaint.errors import UserError
+from underpaint.judge import speeds
 from underpaint.judge import study as studies
 from underpaint.judge.halves import Half, final_data, half, measure
 from underpaint.judge.overfit import OverfitCheck
 from underpaint.judge.study import Study
 from underpaint.judge.verdict import Curve, Point, verdict
 from underpaint.judge.workers import gather
-from underpaint.training import distributed, stages, train
-from underpaint.training.minutes import speed
+from underpaint.training import train
 from underpaint.training.state import replace_text, writing
 
 __all__ = ["Task", "conduct", "tasks"]
 
 Say = Callable[[str], None]
-
-WARM, PASSES = 4, 8  # over all arms when their speed is measured; the warm ones do not count
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def conduct(study: Study, out: Path, *, workers: int = 0, say: Say = print) -> d
             ]
             best[name] = min(zip(tuned[name], trials, strict=True), key=lambda p: p[0]["score"])[1]
         todo = tasks(study, out, best)
-    speeds = _speeds(study, best, out, say)
+    seconds = _speeds(study, best, out, say)
     done = _all(todo, workers, say)
     runs = [
         {
@@ -97,7 +93,7 @@ def conduct(study: Study, out: Path, *, workers: int = 0, say: Say = print) -> d
             "run": str(task.folder.relative_to(out)),
             **done[task.folder],
             "seconds_alone": sum(
-                stage.images * speeds[task.arm][name] for name, stage in task.run.stages.items()
+                stage.images * seconds[task.arm][name] for name, stage in task.run.stages.items()
             ),
         }
         for task in todo
@@ -110,7 +106,7 @@ def conduct(study: Study, out: Path, *, workers: int = 0, say: Say = print) -> d
         "tuning": tuned,
         "chosen": best,
         "notes": _notes(study, best),
-        "seconds_an_image": speeds,
+        "seconds_an_image": seconds,
         "start_flops": {name: _charged(arm.start) for name, arm in study.arms.items()},
         "runs": runs,
         **_verdicts(study, runs),
@@ -309,59 +305,9 @@ def _charged(start: str, key: str = "flops") -> float:
 def _speeds(
     study: Study, best: dict[str, dict[str, Any]], out: Path, say: Say
 ) -> dict[str, dict[str, float]]:
-    """Seconds an image of each stage of each arm, one thread, nothing beside it.
-
-    Kept with the stages' settings: with other batches or masks they are measured anew.
-    """
-    kept = out / "speeds.json"
+    """Seconds an image of each stage of each arm."""
     runs = {name: _task(study, name, best[name], 1.0, 0, out, "B").run for name in study.arms}
-    of = {name: json.loads(json.dumps(config.to_dict(run)["stages"])) for name, run in runs.items()}
-    if kept.is_file():
-        there = json.loads(kept.read_text(encoding="utf-8"))
-        if there.get("stages") == of:
-            return dict(there["seconds_an_image"])
-    say("measuring the speed of each arm")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    passes: list[dict[tuple[str, str], float]] = []
-    try:
-        with contextlib.ExitStack() as left:
-            worlds = {name: distributed.start(run.train.device) for name, run in runs.items()}
-            for world in worlds.values():  # where the arm's runs are
-                left.callback(world.close)
-            # ready before the first pass: what has just been prepared slows the next steps
-            plans = {name: stages.plans(run, lambda _: None, None) for name, run in runs.items()}
-            for _ in range(WARM + PASSES):  # in turns, so that a slow minute hits all of them
-                passes.append(
-                    {
-                        (name, plan.name): 1 / speed(plan, runs[name], worlds[name], 0.4)
-                        for name, own in plans.items()
-                        for plan in own
-                    }
-                )
-    finally:
-        torch.set_num_threads(threads)
-    found: dict[str, dict[str, float]] = {name: {} for name in study.arms}
-    for (name, stage), seconds in _paired(passes[WARM:]).items():
-        found[name][stage] = seconds
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        told = {"seconds_an_image": found, "stages": of}
-        replace_text(kept, json.dumps(told, indent=1) + "\n")
-    return found
-
-
-def _paired(passes: list[dict[tuple[str, str], float]]) -> dict[tuple[str, str], float]:
-    """Seconds of each, as in the fastest pass; a machine that slows down for a pass changes none.
-
-    Each is the median over the passes of its share in the pass's geometric mean.
-    """
-    means = [math.exp(statistics.fmean(map(math.log, one.values()))) for one in passes]
-    return {
-        key: min(means)
-        * statistics.median(one[key] / mean for one, mean in zip(passes, means, strict=True))
-        for key in passes[0]
-    }
+    return speeds.measured(runs, out / "speeds.json", say)
 
 
 # --- verdicts ----------------------------------------------------------------------------------
