@@ -84,7 +84,8 @@ def slower(results: dict[str, Any]) -> str:
     seconds = speeds["unmasked"]["whole"] / speeds["masked"]["masked"]
     return (
         f"A masked image costs {flops:.1f} times fewer FLOPs than a whole one, but only "
-        f"{seconds:.1f} times less time: a step of few patches does not fill a core."
+        f"{seconds:.1f} times less time: a step of few patches does not fill a core. The error "
+        "of these speeds is not in the interval."
     )
 
 
@@ -114,12 +115,12 @@ def beside(results: dict[str, Any], point: float = HALF) -> Table:
     apart = more(results, point)
     rows = []
     for arm, own in _scores(results, point).items():
-        told = told_interval(apart[arm]) if apart.get(arm) else "–"
+        told = _interval(apart[arm]) if apart.get(arm) else "–"
         rows.append([arm, f"{sum(own.values()) / len(own):.4f}", told, str(len(own))])
     return Table(["arm", "mean error", "more than masked (95 %)", "seeds"], rows)
 
 
-def told_interval(found: Any) -> str:
+def _interval(found: Any) -> str:
     """A difference of errors with its interval."""
     return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
@@ -128,11 +129,11 @@ def controls(results: dict[str, Any]) -> str:
     """Whether masks do more than other first steps as cheap as theirs."""
     apart = more(results)
     apart.pop(results["baseline"])
-    told = "; ".join(f"{arm} {told_interval(found)}" for arm, found in apart.items())
+    told = "; ".join(f"{arm} {_interval(found)}" for arm, found in apart.items())
     if all(found.low > 0 for found in apart.values()):
         answer = "the masks do more than make the first steps cheap"
     else:
-        answer = "what the masks do beyond making the first steps cheap lies in the noise"
+        answer = "it is not shown that the masks do more than make the first steps cheap"
     return (
         f"At half the compute, error of other cheap first steps minus that of masked: {told}. "
         f"So {answer}."
