@@ -1,0 +1,102 @@
+"""The acceleration study: its masked arm, its page, and what the planner takes from it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from underpaint.judge import cost, prior, study
+
+ROOT = Path(__file__).parent.parent / "studies"
+
+
+def test_the_masked_arm_is_the_best_of_those_tried_at_equal_compute(studies: Any) -> None:
+    masks = studies("masks.py")
+    for first in masks["FIRST"]:
+        spent = cost.describe(masks["recipe"](first, 1.0), (64, 64), 3, 8)["flops"]
+        assert spent == pytest.approx(1.8e13, rel=1e-2)
+    scores = {
+        name: unit["score"]
+        for name, unit in json.loads((ROOT / "masks.json").read_text())["units"].items()
+    }
+    assert set(scores) == {first.name for first in masks["FIRST"]}
+    best = next(f for f in masks["FIRST"] if f.name == min(scores, key=lambda n: scores[n]))
+    found = study.load(ROOT / "acceleration.yaml")
+    stage = found.arms["masked"].settings["stages"]["masked"]
+    assert stage == {"mask": best.mask, "block": best.block, "rate": best.rate, "batch": best.batch}
+    assert found.arms["masked"].shares == {"masked": best.share, "whole": 1 - best.share}
+
+
+def test_the_page_of_acceleration_tells_the_figure_first_and_then_why(
+    studies: Any, tmp_path: Path
+) -> None:
+    told = studies("acceleration_page.py")
+    scores = {("tuning/unmasked", 32): 0.10, ("before/masked", 32): 0.08}
+    scores |= {("tuning/unmasked", 4): 0.05, ("before/masked", 4): 0.05}
+    for (where, batch), score in scores.items():
+        folder = tmp_path / "a" / where / f"learning_rate-0.004-batch-{batch}-patch-4"
+        folder.mkdir(parents=True)
+        (folder / "study.json").write_text(json.dumps({"score": score}))
+    verdict = {"ratio": 0.8, "relation": "=", "sentence": "masked reaches it in 0.8"}
+    runs = [
+        {"arm": arm, "point": point, "seed": seed, "score": (level + seed / 1000) / point}
+        | {"flops": 1e6 * point, "images": images * point}
+        for arm, level, images in (
+            ("unmasked", 0.03, 1000),
+            ("masked", 0.02, 5500),
+            ("other", 0.025, 1),
+        )
+        for point in (0.5, 1.0)
+        for seed in (1, 2)
+    ]
+    results = {
+        "verdicts": {"masked": verdict},
+        "by_seconds": {"masked": verdict},
+        "runs": runs,
+        "baseline": "unmasked",
+        "study": {"arms": {"masked": {"shares": {"masked": 0.5, "whole": 0.5}}}},
+        "seconds_an_image": {"unmasked": {"whole": 0.03}, "masked": {"masked": 0.01}},
+    }
+    assert told["beside"](results).rows == [
+        ["unmasked", "0.0630", "+0.0200 (+0.0200 to +0.0200)", "2"],
+        ["masked", "0.0430", "–", "2"],
+        ["other", "0.0530", "+0.0100 (+0.0100 to +0.0100)", "2"],
+    ]
+    # 500 whole images cost half of the FLOPs, as 5,000 masked ones do
+    assert "10.0 times fewer FLOPs" in told["slower"](results)
+    assert "3.0 times less time" in told["slower"](results)
+    assert "other +0.0100 (+0.0100 to +0.0100). So the masks do more" in told["controls"](results)
+    noisy = [run | {"score": 0.043} if run["arm"] == "other" else run for run in runs]
+    assert "it is not shown that the masks do more" in told["controls"](results | {"runs": noisy})
+    (tmp_path / "a" / "results.json").write_text(json.dumps(results))
+    text = told["page"](tmp_path / "a").read_text()
+    assert "The claim of 0.25 of the compute is not reached: masked reaches it in 0.8." in text
+    assert "20.0 % less error in batches of 32 at a learning rate of 0.004" in text
+    assert "0.0 % less error in batches of 4" in text
+    for relation, ratio, word in (("=", 0.25, "is reached"), (">", 0.2, "is not reached")):
+        verdict |= {"relation": relation, "ratio": ratio}
+        assert word in told["answer"](results, told["pairs"](tmp_path / "a"))[0]
+
+
+def test_the_prior_takes_what_acceleration_found(studies: Any) -> None:
+    cells = {
+        name: prior.Cell(
+            patches, mask, 0.9, 2 if mask == "block" else 1, 0.4, 0.3, 0.5, 1, "pays", s
+        )
+        for name, patches, mask, s in (
+            ("other size", 64, "block", "first controls"),
+            ("same", 256, "block", "studies/where.json"),
+            ("other way", 256, "patch", "studies/where.json"),
+            ("untuned", 256, "crop", "first controls, drawn heads"),
+        )
+    }
+    results = json.loads((ROOT / "acceleration" / "results.json").read_text())
+    found = studies("acceleration_page.py")["known"](
+        results, prior.Prior("a", tuple(cells.values()))
+    )
+    *kept, own = found.cells
+    assert kept == [cells["other size"], cells["other way"]]
+    verdict = results["verdicts"]["masked"]
+    assert (own.low, own.high, own.seeds) == (verdict["low"], verdict["high"], 5)
+    assert own in prior.load().cells
