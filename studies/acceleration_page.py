@@ -242,6 +242,7 @@ def known(results: dict[str, Any], before: Any) -> Any:
         patches=PATCHES,
         **{key: stage[key] for key in ("mask", "rate", "block")},
         share=results["study"]["arms"]["masked"]["shares"]["masked"],
+        batch=stage["batch"] // results["chosen"]["masked"]["batch"],
         low=found["low"],
         high=found["high"],
         seeds=len(found["seeds"]),

@@ -40,6 +40,7 @@ PICTURES = Path("runs/data/lorelei-64.zip")
 PRIOR = HERE.parent / "src" / "underpaint" / "judge" / "prior.json"
 BUDGET = 8e10  # training FLOPs for each patch of an image
 SHARE = 0.5
+WHOLE_BATCH = 4
 BATCH = {0.5: 4, 0.75: 8, 0.9: 16}  # by the masked share: no masked step costs more
 HELD_OUT, SCORED = 5000, 512
 LADDER = (0.5, 1.0, 2.0)
@@ -91,7 +92,7 @@ def recipe(unit: str, scale: float, pictures: str) -> Any:
     cell = next((cell for cell in CELLS if cell.name == name), None)
     patches = int(name.split("-")[0])
     size = (SIDES[patches], SIDES[patches])
-    stage = {"batch": 4, "learning_rate": 4e-3, "minutes": 0, "images": 4, "warmup": 200}
+    stage = {"batch": WHOLE_BATCH, "learning_rate": 4e-3, "minutes": 0, "images": 4, "warmup": 200}
     masked = None
     if cell is not None:
         own = {"mask": cell.mask, "rate": cell.rate, "block": cell.block, "batch": BATCH[cell.rate]}
@@ -172,6 +173,7 @@ def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 **cell._asdict(),
                 "share": SHARE,
+                "batch": BATCH[cell.rate] // WHOLE_BATCH,
                 "ratio": math.exp(middle),
                 "relation": relations.pop() if len(relations) == 1 else "mixed",
                 "low": low,

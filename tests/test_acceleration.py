@@ -82,7 +82,7 @@ def test_the_page_of_acceleration_tells_the_figure_first_and_then_why(
 def test_the_prior_takes_what_acceleration_found(studies: Any) -> None:
     cells = {
         name: prior.Cell(
-            patches, mask, 0.9, 2 if mask == "block" else 1, 0.4, 0.3, 0.5, 1, "pays", s
+            patches, mask, 0.9, 2 if mask == "block" else 1, 0.4, 4, 0.3, 0.5, 1, "pays", s
         )
         for name, patches, mask, s in (
             ("other size", 64, "block", "first controls"),

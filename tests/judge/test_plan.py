@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -165,22 +166,24 @@ def test_memory_of_this_machine() -> None:
 def test_the_prior_is_cited_from_the_nearest_number_of_patches() -> None:
     found = prior.load()
     assert all(cell.verdict in ("pays", "does not pay", "undecided") for cell in found.cells)
-    assert found.nearest(49).verdict == "undecided"
-    assert {found.nearest(n).patches for n in (200, 256, 4096)} == {196, 256}
-    assert found.nearest(1).patches == 49
+    assert found.nearest(49)[0].verdict == "undecided"
+    assert {cell.patches for n in (200, 256, 4096) for cell in found.nearest(n)} == {196, 256}
+    assert found.nearest(1)[0].patches == 49
 
 
 def test_a_study_can_replace_the_prior(tmp_path: Path) -> None:
-    a, b = (prior.load().nearest(256), prior.load().nearest(49))
+    a, b = (prior.load().nearest(n)[0] for n in (256, 49))
     cells = (
         dataclasses.replace(b, patches=100, verdict="does not pay", low=1.1, high=1.4, seeds=3),
         dataclasses.replace(a, patches=100, verdict="pays", low=0.5, high=0.9, seeds=3),
         dataclasses.replace(a, patches=100, verdict="pays", low=0.4, high=0.8, seeds=3),
+        dataclasses.replace(a, patches=100, verdict="pays", low=0.3, high=0.7, seeds=1),
     )
     prior.write(prior.Prior("three seeds", cells), tmp_path / "prior.json")
     read = json.loads((tmp_path / "prior.json").read_text())
     assert prior.Prior(read["about"], tuple(prior.Cell(**c) for c in read["cells"])).cells == cells
-    assert prior.Prior("", cells).nearest(90) == cells[2]  # pays, with the lowest upper end
+    # pays; most seeds; lowest upper end
+    assert prior.Prior("", cells).nearest(90) == [cells[k] for k in (2, 1, 3, 0)]
     assert "pays, 0.4 to 0.8 of the compute" in cells[2].sentence()
     assert "does not pay" in cells[0].sentence()
 
@@ -259,10 +262,34 @@ def test_where_it_pays_the_priors_stage_comes_first() -> None:
     assert list(found.run.stages) == ["masked", "whole"]
     assert (masked.mask, masked.rate) == (found.cell.mask, found.cell.rate)
     assert whole.mask == "none"
-    first, second = found.rows
-    share = first.seconds / (first.seconds + second.seconds)
-    assert share == pytest.approx(found.cell.share, abs=0.01)
+    assert masked.batch == found.cell.batch * whole.batch
+    backbone = choose.counted(found.run, found.images)
+    first, second = (row.images * backbone.flops(row.visible) for row in found.rows)
+    assert first / (first + second) == pytest.approx(found.cell.share, abs=0.01)
     assert found.seconds == pytest.approx(found.budget, rel=0.02)
+
+
+def test_masks_that_pay_in_flops_alone_are_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where calls are slow, masked images take nearly as long as whole ones."""
+    known = prior.Cell(256, "block", 0.9, 2, 0.5, 4, 0.6, 0.8, 5, "pays", "a study")
+    monkeypatch.setattr(prior, "load", lambda: prior.Prior("", (known,)))
+    for call, proposed, verdict in (
+        (0.0, True, "pays"),
+        (1e-3, True, "pays"),  # in FLOPs; in time it is likelier than not
+        (3e-3, False, "undecided"),
+        (1e-2, False, "does not pay"),
+    ):
+        pace = Pace((call, *TRUE.coefficients[1:]))
+        found = plan_for(on=dataclasses.replace(computed(), pace=pace))
+        assert found.cell.verdict == verdict
+        assert ("masked" in found.run.stages) == proposed
+        (reason,) = [r for r in found.reasons if "masked stage" in r]
+        assert reason.startswith("no ") != proposed
+        low, high = map(float, re.findall(r"in time ([\d.]+) to ([\d.]+)", reason)[0])
+        assert (low * high < 1) == proposed
+        assert (high < 1) == (call == 0)
+        assert (low > 1) == (verdict == "does not pay")
+        assert low / high == pytest.approx(0.6 / 0.8, abs=0.02)
 
 
 def test_stages_take_what_the_pace_says() -> None:
@@ -281,8 +308,8 @@ def test_a_longer_budget_gets_a_finer_patch_or_a_wider_network() -> None:
     wide = plan_for(count=200_000, on=computed(gpu=True), budget="2d")
     assert wide.run.network.width > 256
     assert wide.run.stages["whole"].batch > 32
-    own, found = config.preset("own").stages, wide.run.stages  # both stages' batches grow alike
-    assert found["masked"].batch / found["whole"].batch == own["masked"].batch / own["whole"].batch
+    found = wide.run.stages  # both stages' batches grow alike
+    assert found["masked"].batch == wide.cell.batch * found["whole"].batch
     assert wide.run.stages["whole"].learning_rate < 1e-3
 
 

@@ -7,14 +7,15 @@
   images, that sees `ENOUGH` images and `PATCHES` patches a parameter: as wide as the budget can
   teach, and too narrow to hold the images. Fewer than `FEW` images get the primer's.
 - masked stage: as `prior.json` says of the number of patches nearest to this one; none where it
-  does not say `pays`.
+  does not say `pays`. It speaks of FLOPs: that is turned into time by what a FLOP of each stage
+  takes on this machine, and masks are proposed where the middle of that interval is below 1.
 - learning rate: the small presets' at width 128, times 128/width (what an update moves in a layer
   grows with its inputs; Yang et al. 2022, arXiv 2203.03466). At width 512 and 768 that is about
   MaskDM's published 2e-4.
 - augmentation, dropout and label drop: between those of the presets small-300, small-3000 and
   small-30000, linear in the logarithm of the number of images.
-- batch: those of `own` on a CPU, for small ones learned more at equal compute; on a GPU those of
-  both stages grow alike, that of whole images up to MaskDM's.
+- batch: of whole images that of `own` on a CPU, for small ones learned more at equal compute, up to
+  MaskDM's on a GPU; of masked images as many times that as in the prior's study.
 
 These rules are ours and have not been tried against others; what they decided is told as a reason.
 """
@@ -36,7 +37,17 @@ from underpaint.judge import cost, memory, pace, prior
 from underpaint.judge.machine import Machine
 from underpaint.judge.prior import Cell
 
-__all__ = ["FEW", "Images", "Small", "choose", "counted", "patches_that_fit", "small", "visible"]
+__all__ = [
+    "FEW",
+    "Images",
+    "Small",
+    "choose",
+    "counted",
+    "patches_that_fit",
+    "small",
+    "split",
+    "visible",
+]
 
 # (width, depth, heads): the quick start's, and ours up to DiT-S, one between, and DiT-B
 NETWORKS = ((128, 5, 4), (192, 7, 6), (256, 9, 8), (384, 12, 6), (512, 12, 8), (768, 12, 12))
@@ -84,10 +95,42 @@ def choose(
     or the smallest network does not fit in the memory.
     """
     patch = _patch(images, machine, budget, reasons)
-    cell = _cell(images, patch, reasons)
-    run = _network(images, machine, budget, patch, cell, reasons)
-    _batches(run, images, machine, budget, reasons)
-    return run, cell
+    patches = images.size[0] * images.size[1] // patch**2
+    best, *others = prior.load().nearest(patches)
+    doubt = best.sentence()
+    for cell in (best, *others):
+        if cell.verdict != "pays" or cell.low is None or cell.high is None:
+            break
+        told: list[str] = []
+        run = _proposed(images, machine, budget, patch, cell, told)
+        times = _slowdown(run, cell, counted(run, images), machine)
+        low, high = times * cell.low, times * cell.high
+        time = f"{cell.sentence()}; in time {low:.2f} to {high:.2f} on {machine.name}"
+        if low * high < 1:
+            likely = "" if high < 1 else ": undecided, but it is likelier to pay than not"
+            reasons.append(
+                f"masked stage: for {patches} patches an image the prior says of {time}{likely}"
+            )
+            reasons += told
+            return run, cell
+        if cell is best:
+            best = dataclasses.replace(cell, verdict="does not pay" if low > 1 else "undecided")
+            doubt = f"{time}, where a masked step does fewer FLOPs a second"
+    answer = "masking will not pay"
+    if best.verdict == "undecided":
+        answer = "it is undecided whether masking pays"
+    reasons.append(
+        f"no masked stage: for {patches} patches an image {answer}; the prior says of {doubt}"
+    )
+    return _proposed(images, machine, budget, patch, best, reasons), best
+
+
+def split(cell: Cell, a_flop: dict[str, float]) -> dict[str, float]:
+    """Seconds of each stage in a FLOP of the run; `a_flop`: seconds of a FLOP of the stage."""
+    if len(a_flop) == 1:
+        return dict(a_flop)
+    share = {"masked": cell.share, "whole": 1 - cell.share}
+    return {name: share[name] * seconds for name, seconds in a_flop.items()}
 
 
 def counted(run: config.Run, images: Images) -> Backbone:
@@ -178,24 +221,33 @@ def _patch(images: Images, machine: Machine, budget: float, reasons: list[str]) 
     return patch
 
 
-def _cell(images: Images, patch: int, reasons: list[str]) -> Cell:
-    patches = images.size[0] * images.size[1] // patch**2
-    cell = prior.load().nearest(patches)
-    if cell.verdict == "pays":
-        reasons.append(
-            f"masked stage: for {patches} patches an image the prior says of {cell.sentence()}"
-        )
-    elif cell.verdict == "undecided":
-        reasons.append(
-            f"no masked stage: for {patches} patches an image it is undecided whether masking "
-            f"pays; the prior says of {cell.sentence()}"
-        )
-    else:
-        reasons.append(
-            f"no masked stage: for {patches} patches an image masking will not pay; the prior says "
-            f"of {cell.sentence()}"
-        )
-    return cell
+def _proposed(
+    images: Images, machine: Machine, budget: float, patch: int, cell: Cell, reasons: list[str]
+) -> config.Run:
+    """The recipe with the stages of `cell`."""
+    run = _network(images, machine, budget, patch, cell, reasons)
+    _batches(run, images, machine, budget, reasons)
+    return run
+
+
+def _seconds(stage: config.Stage, backbone: Backbone, machine: Machine) -> float:
+    """Seconds of an image of the stage, as predicted."""
+    work = pace.work(backbone, visible(stage, backbone.grid), stage.batch, machine.bytes_per)
+    return machine.pace.seconds(work) / stage.batch
+
+
+def _a_flop(run: config.Run, backbone: Backbone, machine: Machine) -> dict[str, float]:
+    """Seconds of a FLOP of each stage."""
+    return {
+        name: _seconds(stage, backbone, machine) / backbone.flops(visible(stage, backbone.grid))
+        for name, stage in run.stages.items()
+    }
+
+
+def _slowdown(run: config.Run, cell: Cell, backbone: Backbone, machine: Machine) -> float:
+    """Seconds of the run's stages over those of whole images alone with as many FLOPs."""
+    a_flop = _a_flop(run, backbone, machine)
+    return sum(split(cell, a_flop).values()) / a_flop["whole"]
 
 
 def _network(
@@ -252,14 +304,11 @@ def _sight(
 ) -> tuple[float, float]:
     """Images and patches that are seen in `budget` seconds, as predicted."""
     images = patches = 0.0
-    for stage in run.stages.values():
-        V = visible(stage, backbone.grid)
-        work = pace.work(backbone, V, stage.batch, machine.bytes_per)
-        share = cell.share if stage.mask != "none" else 1.0
-        if stage.mask == "none" and len(run.stages) > 1:
-            share = 1.0 - cell.share
-        seen = share * budget * stage.batch / machine.pace.seconds(work)
-        images, patches = images + seen, patches + seen * V
+    parts = split(cell, _a_flop(run, backbone, machine))
+    for name, stage in run.stages.items():
+        share = parts[name] / sum(parts.values())
+        seen = share * budget / _seconds(stage, backbone, machine)
+        images, patches = images + seen, patches + seen * visible(stage, backbone.grid)
     return images, patches
 
 
@@ -285,11 +334,11 @@ def _recipe(images: Images, shape: tuple[int, int, int], patch: int, cell: Cell)
     )
     rate = _rounded(own.learning_rate * config.Network().width / shape[0])
     changes = {"learning_rate": rate, "augment": _rounded(own.augment), "minutes": 0.0}
-    hiding = {"mask": cell.mask, "rate": cell.rate}
+    whole = config.from_dict(config.Stage, changes, "plan: ", run.stages["whole"])
+    hiding = {"mask": cell.mask, "rate": cell.rate, "batch": cell.batch * whole.batch}
     if cell.mask == "block":
         hiding["block"] = cell.block
     masked = config.from_dict(config.Stage, changes | hiding, "prior: ", run.stages["masked"])
-    whole = config.from_dict(config.Stage, changes, "plan: ", run.stages["whole"])
     run.stages = {"masked": masked} if cell.verdict == "pays" else {}
     run.stages["whole"] = whole
     return run
@@ -319,7 +368,7 @@ def _batches(
         + (
             f"the largest up to {LARGEST_BATCH} that leaves {STEPS:,} steps of whole images"
             if machine.gpu
-            else "those of `own`, since at equal compute small ones learned more"
+            else "of whole images as in `own`, since at equal compute small batches learned more"
         )
     )
 

@@ -1,6 +1,8 @@
 """A recipe for these images, this machine and this budget, with what it is expected to take.
 
-    images of a stage = share of the stage · (budget − grids and checks) / seconds an image
+    images of a stage = its share of the time · (budget − grids and checks) / seconds an image
+
+The prior's share is of the FLOPs; with seconds of a FLOP of each stage it becomes one of the time.
 
 `choose` decides on patch, network, masks and batch by the machine's pace; then the network that was
 chosen is timed itself at four mask rates, where the machine is here, and the lengths follow from
@@ -19,7 +21,7 @@ from underpaint import config
 from underpaint.backbones import Backbone
 from underpaint.errors import UserError
 from underpaint.judge import measure, memory, pace
-from underpaint.judge.choose import FEW, Images, choose, counted, small, visible
+from underpaint.judge.choose import FEW, Images, choose, counted, small, split, visible
 from underpaint.judge.machine import Machine
 from underpaint.judge.measure import Tell, Timed
 from underpaint.judge.overfit import BINS
@@ -116,9 +118,7 @@ def propose(
     }
     evaluations = _evaluations(run, images, an_image["whole"], budget)
     length = max(0.0, budget - evaluations.seconds)
-    shares = {"masked": cell.share, "whole": 1 - cell.share}
-    if len(run.stages) == 1:
-        shares = {"whole": 1.0}
+    shares = _shares(run, cell, backbone, an_image)
     counts = {name: shares[name] * length / s for name, s in an_image.items()}
     counts = _epochs(counts, images, reasons)
     _lengths(run, counts, shares, an_image, evaluations.seconds, budget)
@@ -239,6 +239,20 @@ def _evaluations(run: config.Run, images: Images, whole: float, budget: float) -
     if times:
         return Evaluations(times, times * (grid + check), True)
     return Evaluations(1, grid, False)
+
+
+def _shares(
+    run: config.Run, cell: Cell, backbone: Backbone, an_image: dict[str, float]
+) -> dict[str, float]:
+    """Share of each stage in the time."""
+    parts = split(
+        cell,
+        {
+            name: an_image[name] / backbone.flops(visible(stage, backbone.grid))
+            for name, stage in run.stages.items()
+        },
+    )
+    return {name: part / sum(parts.values()) for name, part in parts.items()}
 
 
 # --- lengths -----------------------------------------------------------------------------------

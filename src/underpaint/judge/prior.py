@@ -29,7 +29,8 @@ class Cell:
     mask: str
     rate: float
     block: int  # side of a block in patches (mask: block); else 1
-    share: float  # of the budget that was spent masked
+    share: float  # of the FLOPs that were spent masked
+    batch: int  # masked images a step for each whole image of a step
     low: float | None  # compute over the baseline's: the range or interval of the ratio
     high: float | None
     seeds: int
@@ -56,15 +57,19 @@ class Prior:
     about: str
     cells: tuple[Cell, ...]
 
-    def nearest(self, patches: int) -> Cell:
-        """The best cell of the number of patches nearest in ratio: one that pays, if any does.
+    def nearest(self, patches: int) -> list[Cell]:
+        """The cells of the number of patches nearest in ratio, best first: those that pay, if any.
 
-        Of several that pay, the one with the lowest upper end; of equals the first in the file.
+        Of those with one verdict the one with most seeds comes first, which is the best known; then
+        the one with the lowest upper end.
         """
         there = min({c.patches for c in self.cells}, key=lambda p: abs(math.log(p / patches)))
         order = {"pays": 0, "undecided": 1, "does not pay": 2}
-        own = [cell for cell in self.cells if cell.patches == there]
-        return min(own, key=lambda c: (order[c.verdict], math.inf if c.high is None else c.high))
+
+        def rank(cell: Cell) -> tuple[int, int, float]:
+            return order[cell.verdict], -cell.seeds, math.inf if cell.high is None else cell.high
+
+        return sorted((cell for cell in self.cells if cell.patches == there), key=rank)
 
 
 def load() -> Prior:
