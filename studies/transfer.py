@@ -20,6 +20,7 @@ seeds with a t-interval on its logarithm, paired by seed.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -120,18 +121,17 @@ def _scores(folder: Path, images: int) -> dict[str, float]:
     import torch
 
     from underpaint import config, data, model
-    from underpaint.judge import features, halves, scores
+    from underpaint.judge import halves, scores
     from underpaint.judge.overfit import OverfitCheck
 
-    network = features.load("mobilenetv2")
     dataset = data.prepare(config.load(folder / "config.yaml").data)
     loaded = model.load(folder / "checkpoints" / f"{images:012d}", device="cpu")
     labels = [i % len(loaded.label_names) for i in range(COUNT)]
-    drawn = torch.from_numpy(network(loaded.sample(COUNT, seed=0, labels=labels)))
+    drawn = torch.from_numpy(_features()(loaded.sample(COUNT, seed=0, labels=labels)))
     found: dict[str, float] = {}
     for half in ("A", "B"):
         ids = halves.half(dataset, half, COUNT)
-        real = torch.from_numpy(network(dataset.batch(ids)))
+        real = _real(dataset, half)
         found[f"frechet_{half}"] = scores.frechet_distance(real, drawn)
         found[f"kernel_{half}"] = scores.kernel_distance(real, drawn)[0]
     check = OverfitCheck(
@@ -143,6 +143,28 @@ def _scores(folder: Path, images: int) -> dict[str, float]:
         train_labels=dataset.labels[ids[:256]],
     )
     return found | {"held_out": float(check.measure(loaded.denoiser)["train_mean"])}
+
+
+@functools.cache
+def _features() -> Any:
+    from underpaint.judge import features
+
+    return features.load("mobilenetv2")
+
+
+_halves: dict[str, Any] = {}  # features of the held-out halves, which all runs share
+
+
+def _real(dataset: Any, half: str) -> Any:
+    """Features of the images of a half."""
+    import torch
+
+    from underpaint.judge import halves
+
+    if half not in _halves:
+        images = dataset.batch(halves.half(dataset, half, COUNT))
+        _halves[half] = torch.from_numpy(_features()(images))
+    return _halves[half]
 
 
 def chosen(work: Path, arm: str, size: int) -> float:

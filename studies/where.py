@@ -227,7 +227,9 @@ def page(out: Path) -> Path:
                 "rest on whole ones. Whole images alone ran at half, once and twice that. The "
                 "ratio is the compute of the cell over that at which whole images alone have the "
                 "cell's error of x0 on held-out images, read off linearly in the logarithm of "
-                "compute; ≤ and ≥ mean that it lies outside what was run.",
+                "compute; ≤ and ≥ mean that it lies outside what was run. Compute is training "
+                "FLOPs, not time: a masked step does fewer FLOPs a second, by how much on a "
+                "machine `underpaint plan` measures.",
                 "Three cells and their baselines have three seeds. Their pooled spread is the noise"
                 " of all cells: one whose interval holds 1 is undecided. One network, one learning "
                 "rate: a map to begin with, no verdict on other images.",
