@@ -132,7 +132,7 @@ def measure(
     )
     result = {
         "title": design.ARMS[arm].title,
-        "flops": _flops(folder),
+        **{key: _ends(folder)[-1][key] for key in ("flops", "seconds")},
         **_seen(arm, run, scale),
         "curve": curve,
         "frechet": curve[-1]["frechet"],
@@ -278,10 +278,6 @@ def _ends(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(line) for line in lines]
     return [m for m in found if m["kind"] == "stage" and m["event"] == "end"]
-
-
-def _flops(folder: Path) -> float:
-    return float(_ends(folder)[-1]["flops"])
 
 
 def _spent(folder: Path) -> dict[str, Any]:

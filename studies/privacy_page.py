@@ -300,4 +300,4 @@ def _done(told: dict[str, Any]) -> list[str]:
         "studies/draw.py --size 32 --count 40000`, then `python studies/privacy.py`; each attack "
         f"with its intervals is in the JSON beside this page{trial}."
     )
-    return lines
+    return [*lines, *study_page.cost(told["units"].values())]

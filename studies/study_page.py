@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Figure", "Section", "Table", "write"]
+__all__ = ["Figure", "Section", "Table", "cost", "write"]
 
 TEMPLATE = Path(__file__).with_name("study.html.jinja")
 
@@ -43,6 +44,15 @@ class Section:
     paragraphs: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+
+
+def cost(units: Iterable[dict[str, Any]]) -> list[str]:
+    """A line on what the training of `units` took, of those that tell their seconds."""
+    found = [unit["seconds"] for unit in units if "seconds" in unit]
+    if not found:
+        return []
+    minutes = f"{sum(found) / 60:,.0f} core-minutes"
+    return [f"The training of {len(found)} runs took {minutes}, one thread each, as they ran."]
 
 
 def write(path: Path, title: str, answer: list[str], sections: list[Section]) -> Path:

@@ -112,6 +112,7 @@ def finetune(unit: str, work: Path, scale: float) -> dict[str, Any]:
     return {
         "learning_rate": rate,
         "flops": spent["flops"],
+        "seconds": spent["seconds"],
         "curve": [{"images": n, **_scores(folder, n)} for n in points],
     }
 

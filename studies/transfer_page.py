@@ -182,6 +182,7 @@ def page(out: Path) -> Path:
                 rows.append([name, *cells, ", ".join(sorted(rates)), str(len(runs))])
         columns = ["", *(title for title, _ in COLUMNS.values()), "learning rate", "seeds"]
         sections.append(Section(f"On {size:,} images", tables=[Table(columns, rows)]))
-    sections.append(Section("What was done", told["design"]))
+    done = [*told["design"], *study_page.cost(units.values())]
+    sections.append(Section("What was done", done))
     title = "Do weights from masked images help on another, small set?"
     return study_page.write(out.with_suffix(".html"), title, answer(told), sections)

@@ -114,7 +114,7 @@ def main(
 def trained(run: Any, folder: Path, start: str | None = None) -> Result:
     """Do what is left of `run` in `folder`; `start`: the weights it begins with.
 
-    Returns the images and training FLOPs of the whole run.
+    Returns the images, training FLOPs and training seconds of the whole run.
     """
     from underpaint import api
 
@@ -131,7 +131,7 @@ def trained(run: Any, folder: Path, start: str | None = None) -> Result:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(line) for line in lines]
     end = [m for m in found if m["kind"] == "stage" and m["event"] == "end"][-1]
-    return {"images": end["images"], "flops": end["flops"]}
+    return {key: end[key] for key in ("images", "flops", "seconds")}
 
 
 def gather(names: Iterable[str], work: Path) -> dict[str, Result]:

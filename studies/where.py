@@ -233,6 +233,7 @@ def page(out: Path) -> Path:
                 "Three cells and their baselines have three seeds. Their pooled spread is the noise"
                 " of all cells: one whose interval holds 1 is undecided. One network, one learning "
                 "rate: a map to begin with, no verdict on other images.",
+                *study_page.cost(found["units"].values()),
                 "To repeat: `python studies/draw.py`, then `python studies/where.py`.",
             ],
         )
