@@ -150,17 +150,16 @@ def _print(plan: Plan, out: Path, explain: bool) -> None:
 
     run, images, machine = plan.run, plan.images, plan.machine
     height, width = images.size
-    batch = run.stages["whole"].batch
     told = console()
     told.print(
         f"{images.count:,} images of {height}×{width}×{images.channels}, "
         f"{images.classes or 'no'} labels; {plan.patches} patches of {run.space.patch}×"
-        f"{run.space.patch}; {plan.parameters:,} parameters; batch {batch}"
-        + (f" in microbatches of {run.train.microbatch}" if run.train.microbatch else "")
-        + f"; learning rate {run.stages['whole'].learning_rate:g}"
+        f"{run.space.patch}; {plan.parameters:,} parameters; learning rate "
+        f"{run.stages['whole'].learning_rate:g}"
+        + (f"; microbatches of {run.train.microbatch}" if run.train.microbatch else "")
     )
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    columns = ("stage", "mask", "hidden", "images", "images/s", "time", "memory")
+    columns = ("stage", "mask", "hidden", "batch", "images", "images/s", "time", "memory")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < 2 else "right")
     for row in plan.rows:
@@ -168,12 +167,13 @@ def _print(plan: Plan, out: Path, explain: bool) -> None:
             row.name,
             row.mask,
             f"{row.rate:.1%}",
+            str(run.stages[row.name].batch),
             f"{row.images:,}",
             f"{row.images_per_s:,.4g}",
             shown(row.seconds),
             f"{row.memory / 2**30:.2f} GiB",
         )
-    table.add_row("grids, checks", "", "", "", "", shown(plan.evaluating), "")
+    table.add_row("grids, checks", "", "", "", "", "", shown(plan.evaluating), "")
     told.print(table)
     if machine.measured:
         told.print(f"in all about {shown(plan.seconds)}, measured here ({machine.shown})")
