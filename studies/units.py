@@ -26,6 +26,7 @@ __all__ = [
     "made",
     "main",
     "restore",
+    "spent",
     "trained",
     "write_json",
 ]
@@ -114,7 +115,7 @@ def main(
 def trained(run: Any, folder: Path, start: str | None = None) -> Result:
     """Do what is left of `run` in `folder`; `start`: the weights it begins with.
 
-    Returns the images, training FLOPs and training seconds of the whole run.
+    Returns what `spent` does.
     """
     from underpaint import api
 
@@ -128,10 +129,20 @@ def trained(run: Any, folder: Path, start: str | None = None) -> Result:
         quiet=True,
         write_report=False,
     )
+    return spent(folder)
+
+
+def spent(folder: Path) -> Result:
+    """Images, training FLOPs and seconds of a finished run, and the seconds of each stage."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(line) for line in lines]
-    end = [m for m in found if m["kind"] == "stage" and m["event"] == "end"][-1]
-    return {key: end[key] for key in ("images", "flops", "seconds")}
+    ends = {m["stage"]: m for m in found if m["kind"] == "stage" and m["event"] == "end"}
+    last = list(ends.values())[-1]
+    seconds, before = {}, 0.0
+    for name, end in ends.items():
+        seconds[name], before = end["seconds"] - before, end["seconds"]
+    told = {key: last[key] for key in ("images", "flops", "seconds")}
+    return told | {"stage_seconds": seconds}
 
 
 def gather(names: Iterable[str], work: Path) -> dict[str, Result]:

@@ -140,6 +140,14 @@ def log_ratio(results: dict[str, Any], cell: Cell, seed: int) -> tuple[str, floa
     return "<", -math.log(LADDER[-1])
 
 
+def pace(unit: dict[str, Any]) -> float | None:
+    """Seconds of both stages over those of whole images with as many FLOPs, as they ran."""
+    seconds = unit.get("stage_seconds")
+    if seconds is None:
+        return None
+    return float(sum(seconds.values()) * (1 - SHARE) / seconds["whole"])
+
+
 def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Ratio and verdict of each cell that is done, in the form of judge/prior.json."""
     import numpy as np
@@ -169,6 +177,7 @@ def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
                 verdict = "pays"
             elif relations <= {"=", ">"} and low > 1:
                 verdict = "does not pay"
+        paces = [pace(results[f"{cell.name}_{s}"]) for s in SEEDS if f"{cell.name}_{s}" in results]
         told.append(
             {
                 **cell._asdict(),
@@ -180,6 +189,7 @@ def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "high": high,
                 "seeds": len(own),
                 "verdict": verdict,
+                "slowdown": None if None in paces else float(np.mean(paces)),
                 "source": "studies/where.json",
             }
         )
@@ -211,10 +221,11 @@ def page(out: Path) -> Path:
             "–" if cell["low"] is None else f"{cell['low']:.2f} to {cell['high']:.2f}",
             str(cell["seeds"]),
             cell["verdict"],
+            "–" if cell["slowdown"] is None else f"{cell['slowdown'] * cell['ratio']:.2f}",
         ]
         for cell in cells
     ]
-    table = study_page.Table(["cell", "ratio", "95 %", "seeds", "masking"], rows)
+    table = study_page.Table(["cell", "ratio", "95 %", "seeds", "masking", "in time"], rows)
     sections.append(study_page.Section("Every cell", tables=[table]))
     budget = f"{found['budget']:.0e}".replace("e+", "e")
     spent = f"{budget} training FLOPs for each patch of an image"
@@ -228,8 +239,10 @@ def page(out: Path) -> Path:
                 "ratio is the compute of the cell over that at which whole images alone have the "
                 "cell's error of x0 on held-out images, read off linearly in the logarithm of "
                 "compute; ≤ and ≥ mean that it lies outside what was run. Compute is training "
-                "FLOPs, not time: a masked step does fewer FLOPs a second, by how much on a "
-                "machine `underpaint plan` measures.",
+                "FLOPs, of which a masked step does fewer a second: the last column is the ratio "
+                "times what the cell's stages took over what as many FLOPs on whole images would "
+                "have, at the pace of its second stage, on one core beside another run. "
+                "`underpaint plan` measures this on the machine where it runs.",
                 "Three cells and their baselines have three seeds. Their pooled spread is the noise"
                 " of all cells: one whose interval holds 1 is undecided. One network, one learning "
                 "rate: a map to begin with, no verdict on other images.",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,17 @@ def test_the_page_of_where_masking_pays(studies: Any, tmp_path: Path) -> None:
     cells = where["judged"](results)
     out = tmp_path / "where.json"
     units = {name: {**unit, "seconds": 90.0} for name, unit in list(results.items())[:4]}
+    assert {cell["slowdown"] for cell in cells} == {None}
+    seconds = {"masked": 30.0, "whole": 20.0}  # of equal FLOPs: half as fast again, on average
+    first = where["CELLS"][0].name
+    results[f"{first}_1"]["stage_seconds"] = seconds
+    timed = where["judged"]({k: v for k, v in results.items() if k[-1] == "1"})[0]
+    assert timed["slowdown"] == pytest.approx(50 / 40)
+    cells[0] |= {"slowdown": 1.25, "ratio": 0.8}
     out.write_text(json.dumps({"budget": 2e13, "share": 0.4, "cells": cells, "units": units}))
     text = where["page"](out).read_text()
     assert "The training of 4 runs took 6 core-minutes" in text
+    assert "<td>1.00</td></tr>" in re.sub(r"\s*\n\s*", "", text)
     assert f"Of {len(cells)} cells masking pays in {len(cells)}, does not pay in 0" in text
     assert text.count("</td></tr>") == len(cells)
     assert "2e13 training FLOPs for each patch of an image, 40 % of them on masked" in text
