@@ -25,6 +25,7 @@ COLUMNS = {
     "kernel_B": ("KD-MobileNetV2", "{:.4f}"),
     "held_out": ("error of x0", "{:.4f}"),
     "images": ("images at the best point", "{:,.0f}"),
+    "floor": ("FD of half A to half B", "{:.1f}"),
 }
 Units = dict[str, dict[str, Any]]
 
@@ -56,7 +57,7 @@ def effects(units: Units) -> list[dict[str, Any]]:
     """Ratios of an arm's scores to another's, paired by seed, where two seeds of both are done.
 
     Each run stands at its best point, which half A chose; the scores are of half B. A ratio is a
-    geometric mean, with a t-interval on its logarithm.
+    geometric mean, with a t-interval on its logarithm; `at` has those after equal lengths.
     """
     told = []
     for size in _sizes(units):
@@ -67,15 +68,26 @@ def effects(units: Units) -> list[dict[str, Any]]:
                 continue
             found: dict[str, Any] = {"size": size, "arm": arm, "against": against, "seeds": seeds}
             for score in ("frechet_B", "held_out"):
-                logs = [math.log(best(one[s])[score] / best(two[s])[score]) for s in seeds]
-                spread = _interval(logs)
-                found[score] = {
-                    "ratio": math.exp(spread.mean),
-                    "low": math.exp(spread.low),
-                    "high": math.exp(spread.high),
-                }
+                found[score] = _ratio([(best(one[k])[score], best(two[k])[score]) for k in seeds])
+            points = [point["images"] for point in one[seeds[0]]["curve"]]
+            found["at"] = {
+                images: _ratio([(_at(one[k], images), _at(two[k], images)) for k in seeds])
+                for images in points
+            }
             told.append(found)
     return told
+
+
+def _at(found: dict[str, Any], images: int) -> float:
+    """The distance of a run at a point."""
+    return next(float(p["frechet_B"]) for p in found["curve"] if p["images"] == images)
+
+
+def _ratio(pairs: list[tuple[float, float]]) -> dict[str, float]:
+    """Geometric mean of the ratios and its t-interval."""
+    spread = _interval([math.log(one / two) for one, two in pairs])
+    mean, low, high = (math.exp(v) for v in (spread.mean, spread.low, spread.high))
+    return {"ratio": mean, "low": low, "high": high}
 
 
 def answer(told: dict[str, Any]) -> list[str]:
@@ -126,6 +138,24 @@ def cell(values: list[float], form: str) -> str:
     if found is None or found.low == found.high:
         return mean
     return f"{mean} ({form.format(found.low)} to {form.format(found.high)})"
+
+
+def equal(size: int, effects: list[dict[str, Any]]) -> Section:
+    """Ratios at equal lengths of the fine-tuning."""
+    own = [found for found in effects if found["size"] == size]
+    rows = [
+        [
+            f"{int(images):,} images",
+            *(
+                f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+                for r in (found["at"][images] for found in own)
+            ),
+        ]
+        for images in own[0]["at"]
+    ]
+    columns = ["after", *(f"{found['arm']} / {found['against']}" for found in own)]
+    lines = ["Ratios of Fréchet distances after the same length of fine-tuning; below 1 is better."]
+    return Section(f"At equal lengths, on {size:,} images", lines, [Table(columns, rows)])
 
 
 def plot(units: Units, path: Path) -> None:
@@ -182,6 +212,8 @@ def page(out: Path) -> Path:
                 rows.append([name, *cells, ", ".join(sorted(rates)), str(len(runs))])
         columns = ["", *(title for title, _ in COLUMNS.values()), "learning rate", "seeds"]
         sections.append(Section(f"On {size:,} images", tables=[Table(columns, rows)]))
+    for size in sorted({found["size"] for found in told["effects"]}, reverse=True):
+        sections.append(equal(size, told["effects"]))
     done = [*told["design"], *study_page.cost(units.values())]
     sections.append(Section("What was done", done))
     title = "Do weights from masked images help on another, small set?"
