@@ -232,8 +232,11 @@ def page(folder: Path) -> Path:
     )
 
 
+TUNED = " studies/acceleration: the same tuning trials for both arms, at a larger budget."
+
+
 def known(results: dict[str, Any], before: Any) -> Any:
-    """The prior with the masked arm's cell, which replaces untuned first controls, too."""
+    """The prior with the masked arm's cell instead of one of the same mask that was not tuned."""
     from underpaint.judge import prior
 
     stage = results["study"]["arms"]["masked"]["settings"]["stages"]["masked"]
@@ -252,9 +255,10 @@ def known(results: dict[str, Any], before: Any) -> Any:
 
     def kept(other: Any) -> bool:
         same = (other.mask, other.rate, other.block) == (cell.mask, cell.rate, cell.block)
-        return other.patches != PATCHES or not (same or "first controls" in other.source)
+        return other.patches != PATCHES or not same
 
-    return dataclasses.replace(before, cells=(*filter(kept, before.cells), cell))
+    about = before.about.removesuffix(TUNED) + TUNED
+    return dataclasses.replace(before, about=about, cells=(*filter(kept, before.cells), cell))
 
 
 def main() -> int:

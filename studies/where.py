@@ -331,7 +331,7 @@ def main() -> int:
             "Measured by studies/where.py: compute of a run with a masked stage over that of whole "
             "images alone with the same held-out error; drawn heads, DiT of 1.6 M parameters, "
             f"{found['budget']:.0e} training FLOPs for each patch of an image, "
-            f"{found['share']:.0%} of them masked."
+            f"{100 * found['share']:.0f} % of them masked."
         )
         names = [field.name for field in dataclasses.fields(prior.Cell)]
         cells = [prior.Cell(**{name: cell[name] for name in names}) for cell in found["cells"]]

@@ -71,6 +71,7 @@ def claims() -> str:
             "`studies/systems.py`: two stages against whole images, equal FLOPs, one seed, untuned",
         ),
         ("training on parts protects privacy (MaskDM)", "not measured", *_privacy()),
+        ("asked by us: how many patches an image it takes for masks to pay", "–", *_where()),
     ]
     return "\n".join(
         [
@@ -124,6 +125,29 @@ def _transfer() -> tuple[str, str]:
         f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) of the FD-MobileNetV2",
         "[`transfer.py`](studies/transfer.py): 1,000 images of another style, "
         f"{len(found['seeds'])} seeds, each run at its best",
+    )
+
+
+def _where() -> tuple[str, str]:
+    """Ratios of compute by the number of patches, and in how many ways to hide masks paid."""
+    cells = _read("studies/where.json")["cells"]
+    told = []
+    for patches in sorted({cell["patches"] for cell in cells}):
+        own = [cell for cell in cells if cell["patches"] == patches]
+        ratios = [f"{cell['ratio']:.2f}" for cell in own]
+        span = " to ".join(sorted({min(ratios), max(ratios)}))
+        pays = sum(cell["verdict"] == "pays" for cell in own)
+        ways = f"pays in {pays} of {len(own)} ways to hide, others undecided"
+        if {cell["verdict"] for cell in own} == {"undecided"}:
+            ways = "undecided"
+        elif "does not pay" in {cell["verdict"] for cell in own}:
+            ways = f"pays in {pays} of {len(own)} ways to hide"
+        told.append(f"{patches}: {span} ({ways})")
+    seeds = sum(cell["seeds"] > 1 for cell in cells)
+    return (
+        "compute with masks over without, at " + "; ".join(told),
+        "[`where.py`](studies/where.py): held-out loss, one learning rate, three seeds in "
+        f"{seeds} of {len(cells)} cells",
     )
 
 

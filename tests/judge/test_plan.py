@@ -184,7 +184,7 @@ def test_a_study_can_replace_the_prior(tmp_path: Path) -> None:
     assert prior.Prior(read["about"], tuple(prior.Cell(**c) for c in read["cells"])).cells == cells
     # pays; most seeds; lowest upper end
     assert prior.Prior("", cells).nearest(90) == [cells[k] for k in (2, 1, 3, 0)]
-    assert "pays, 0.4 to 0.8 of the compute" in cells[2].sentence()
+    assert "pays, 0.40 to 0.80 of the compute" in cells[2].sentence()
     assert "does not pay" in cells[0].sentence()
 
 

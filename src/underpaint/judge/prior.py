@@ -41,7 +41,7 @@ class Cell:
         """What was found, for a person."""
         ratio = ""
         if self.low is not None and self.high is not None:
-            ratio = f", {self.low:.2g} to {self.high:.2g} of the compute of training unmasked"
+            ratio = f", {self.low:.2f} to {self.high:.2f} of the compute of training unmasked"
         seeds = f"{self.seeds} seed" + ("s" if self.seeds != 1 else "")
         kind = f"mask {self.mask}" + (f" {self.block}×{self.block}" if self.block > 1 else "")
         return (
