@@ -271,7 +271,7 @@ def test_where_it_pays_the_priors_stage_comes_first() -> None:
 
 def test_masks_that_pay_in_flops_alone_are_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where calls are slow, masked images take nearly as long as whole ones."""
-    known = prior.Cell(256, "block", 0.9, 2, 0.5, 4, 0.6, 0.8, 5, "pays", "a study")
+    known = prior.Cell(256, "block", 0.9, 2, 0.4, 4, 0.65, 0.8, 5, "pays", "a study")
     monkeypatch.setattr(prior, "load", lambda: prior.Prior("", (known,)))
     for call, proposed, verdict in (
         (0.0, True, "pays"),
@@ -289,7 +289,11 @@ def test_masks_that_pay_in_flops_alone_are_not_proposed(monkeypatch: pytest.Monk
         assert (low * high < 1) == proposed
         assert (high < 1) == (call == 0)
         assert (low > 1) == (verdict == "does not pay")
-        assert low / high == pytest.approx(0.6 / 0.8, abs=0.02)
+        assert low / high == pytest.approx(0.65 / 0.8, abs=0.02)
+        if proposed:
+            backbone = choose.counted(found.run, found.images)
+            first, second = (row.images * backbone.flops(row.visible) for row in found.rows)
+            assert first / (first + second) == pytest.approx(0.4, abs=0.01)
 
 
 def test_stages_take_what_the_pace_says() -> None:
