@@ -221,7 +221,7 @@ def test_what_was_found_is_what_the_planner_reads(
     monkeypatch.setattr("sys.argv", ["where.py", "--prior", "--out", str(tmp_path / "where.json")])
     assert where["main"]() == 0
     assert [cell.verdict for cell in written[0].cells] == ["pays"] * len(cells)
-    assert written[0].nearest(256)[0].patches == 256
+    assert written[0].nearest(256).patches == 256
     assert {(cell.rate, cell.batch) for cell in written[0].cells} == {(0.5, 1), (0.75, 2), (0.9, 4)}
 
 

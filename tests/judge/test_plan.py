@@ -166,13 +166,13 @@ def test_memory_of_this_machine() -> None:
 def test_the_prior_is_cited_from_the_nearest_number_of_patches() -> None:
     found = prior.load()
     assert all(cell.verdict in ("pays", "does not pay", "undecided") for cell in found.cells)
-    assert found.nearest(49)[0].verdict == "undecided"
-    assert {cell.patches for n in (200, 256, 4096) for cell in found.nearest(n)} == {196, 256}
-    assert found.nearest(1)[0].patches == 49
+    assert found.nearest(49).verdict == "undecided"
+    assert {found.nearest(n).patches for n in (200, 256, 4096)} == {196, 256}
+    assert found.nearest(1).patches == 49
 
 
 def test_a_study_can_replace_the_prior(tmp_path: Path) -> None:
-    a, b = (prior.load().nearest(n)[0] for n in (256, 49))
+    a, b = (prior.load().nearest(n) for n in (256, 49))
     cells = (
         dataclasses.replace(b, patches=100, verdict="does not pay", low=1.1, high=1.4, seeds=3),
         dataclasses.replace(a, patches=100, verdict="pays", low=0.5, high=0.9, seeds=3),
@@ -182,8 +182,7 @@ def test_a_study_can_replace_the_prior(tmp_path: Path) -> None:
     prior.write(prior.Prior("three seeds", cells), tmp_path / "prior.json")
     read = json.loads((tmp_path / "prior.json").read_text())
     assert prior.Prior(read["about"], tuple(prior.Cell(**c) for c in read["cells"])).cells == cells
-    # pays; most seeds; lowest upper end
-    assert prior.Prior("", cells).nearest(90) == [cells[k] for k in (2, 1, 3, 0)]
+    assert prior.Prior("", cells).nearest(90) == cells[2]  # pays; most seeds; lowest upper end
     assert "pays, 0.40 to 0.80 of the compute" in cells[2].sentence()
     assert "does not pay" in cells[0].sentence()
 

@@ -96,33 +96,30 @@ def choose(
     """
     patch = _patch(images, machine, budget, reasons)
     patches = images.size[0] * images.size[1] // patch**2
-    best, *others = prior.load().nearest(patches)
-    doubt = best.sentence()
-    for cell in (best, *others):
-        if cell.verdict != "pays" or cell.low is None or cell.high is None:
-            break
+    cell = prior.load().nearest(patches)
+    doubt = cell.sentence()
+    if cell.verdict == "pays" and cell.low is not None and cell.high is not None:
         told: list[str] = []
         run = _proposed(images, machine, budget, patch, cell, told)
         times = _slowdown(run, cell, counted(run, images), machine)
         low, high = times * cell.low, times * cell.high
-        time = f"{cell.sentence()}; in time {low:.2f} to {high:.2f} on {machine.name}"
+        doubt += f"; in time {low:.2f} to {high:.2f} on {machine.name}"
         if low * high < 1:
             likely = "" if high < 1 else ": undecided, but it is likelier to pay than not"
             reasons.append(
-                f"masked stage: for {patches} patches an image the prior says of {time}{likely}"
+                f"masked stage: for {patches} patches an image the prior says of {doubt}{likely}"
             )
             reasons += told
             return run, cell
-        if cell is best:
-            best = dataclasses.replace(cell, verdict="does not pay" if low > 1 else "undecided")
-            doubt = f"{time}, where a masked step does fewer FLOPs a second"
+        doubt += ", where a masked step does fewer FLOPs a second"
+        cell = dataclasses.replace(cell, verdict="does not pay" if low > 1 else "undecided")
     answer = "masking will not pay"
-    if best.verdict == "undecided":
+    if cell.verdict == "undecided":
         answer = "it is undecided whether masking pays"
     reasons.append(
         f"no masked stage: for {patches} patches an image {answer}; the prior says of {doubt}"
     )
-    return _proposed(images, machine, budget, patch, best, reasons), best
+    return _proposed(images, machine, budget, patch, cell, reasons), cell
 
 
 def split(cell: Cell, a_flop: dict[str, float]) -> dict[str, float]:

@@ -57,11 +57,11 @@ class Prior:
     about: str
     cells: tuple[Cell, ...]
 
-    def nearest(self, patches: int) -> list[Cell]:
-        """The cells of the number of patches nearest in ratio, best first: those that pay, if any.
+    def nearest(self, patches: int) -> Cell:
+        """The best cell of the number of patches nearest in ratio: one that pays, if any does.
 
-        Of those with one verdict the one with most seeds comes first, which is the best known; then
-        the one with the lowest upper end.
+        Of those with one verdict that with most seeds, which is the best known and has not won by
+        luck; of equals the one with the lowest upper end.
         """
         there = min({c.patches for c in self.cells}, key=lambda p: abs(math.log(p / patches)))
         order = {"pays": 0, "undecided": 1, "does not pay": 2}
@@ -69,7 +69,7 @@ class Prior:
         def rank(cell: Cell) -> tuple[int, int, float]:
             return order[cell.verdict], -cell.seeds, math.inf if cell.high is None else cell.high
 
-        return sorted((cell for cell in self.cells if cell.patches == there), key=rank)
+        return min((cell for cell in self.cells if cell.patches == there), key=rank)
 
 
 def load() -> Prior:
