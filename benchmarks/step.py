@@ -45,12 +45,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     assert size is not None
     world = World(0, 1, torch.device(arguments.device))
     torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
-    first = next(iter(run.stages.values()))
-    kind = first.mask if arguments.mask is None else arguments.mask
     plans = {}
     for rate in arguments.rates:
         batch = arguments.batch
-        plans[rate] = stage_plan(run, size, rate, batch, kind if rate else "none")
+        plans[rate] = stage_plan(run, size, rate, batch, arguments.mask if rate else "none")
     run.network.labels = False
     learner = Learner(plans[arguments.rates[0]].spec, run.train, world)
     times: dict[float, list[float]] = {rate: [] for rate in arguments.rates}
@@ -132,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="own")
     parser.add_argument("--size", type=int, default=None, help="pixels (default: the preset's)")
-    parser.add_argument("--mask", default=None, help="kind of mask (default: the preset's)")
+    parser.add_argument("--mask", default="patch", help="kind of mask; crop for a U-Net")
     parser.add_argument("--rates", type=float, nargs="+", default=None)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
