@@ -244,8 +244,9 @@ def page(out: Path) -> Path:
                 "have, at the pace of its second stage, on one core beside another run. "
                 "`underpaint plan` measures this on the machine where it runs.",
                 "Three cells and their baselines have three seeds. Their pooled spread is the noise"
-                " of all cells: one whose interval holds 1 is undecided. One network, one learning "
-                "rate: a map to begin with, no verdict on other images.",
+                " of all cells: one whose interval holds 1 is undecided. Each is asked alone, so "
+                f"that one of {len(cells)} may pay by chance, sooner one of a single seed. One "
+                "network, one learning rate: a map to begin with, no verdict on other images.",
                 *study_page.cost(found["units"].values()),
                 "To repeat: `python studies/draw.py`, then `python studies/where.py`.",
             ],

@@ -177,6 +177,28 @@ def test_a_claim_is_told_as_its_study_found_it(
     assert compute("acceleration", "masked")[0] == "undecided"
 
 
+def test_where_masks_pay_is_told_by_the_number_of_patches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLES["_where"].__globals__, "ROOT", tmp_path)
+    (tmp_path / "studies").mkdir()
+    cells = [
+        {"patches": patches, "ratio": ratio, "relation": relation, "verdict": verdict, "seeds": n}
+        for patches, ratio, relation, verdict, n in (
+            (256, 0.9, "=", "undecided", 1),
+            (256, 0.5, "<", "pays", 3),
+            (256, 0.7, "=", "pays", 1),
+            (49, 1.3, "=", "does not pay", 1),
+        )
+    ]
+    (tmp_path / "studies" / "where.json").write_text(json.dumps({"cells": cells}))
+    told, conditions = TABLES["_where"]()
+    assert told.endswith(
+        "at 49: 1.30 (does not pay); 256: < 0.50 to 0.90 (pays in 2, undecided in 1)"
+    )
+    assert conditions.endswith("three seeds in 1 of 4 cells")
+
+
 def test_claims_of_transfer_and_privacy_are_told_as_their_studies_found_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ the function of `TABLES`; the JSON it reads says which script measured it.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,19 +134,17 @@ def _where() -> tuple[str, str]:
     cells = _read("studies/where.json")["cells"]
     told = []
     for patches in sorted({cell["patches"] for cell in cells}):
-        own = [cell for cell in cells if cell["patches"] == patches]
-        ratios = [f"{cell['ratio']:.2f}" for cell in own]
-        span = " to ".join(sorted({min(ratios), max(ratios)}))
-        pays = sum(cell["verdict"] == "pays" for cell in own)
-        ways = f"pays in {pays} of {len(own)} ways to hide, others undecided"
-        if {cell["verdict"] for cell in own} == {"undecided"}:
-            ways = "undecided"
-        elif "does not pay" in {cell["verdict"] for cell in own}:
-            ways = f"pays in {pays} of {len(own)} ways to hide"
+        own = sorted((c for c in cells if c["patches"] == patches), key=lambda c: c["ratio"])
+        ends = [_ratio({**cell, "low": None}) for cell in (own[0], own[-1])]
+        span = " to ".join(dict.fromkeys(ends))
+        count = Counter(cell["verdict"] for cell in own)
+        ways = ", ".join(f"{verdict} in {n}" for verdict, n in count.items())
+        if len(count) == 1:
+            ways = own[0]["verdict"]
         told.append(f"{patches}: {span} ({ways})")
     seeds = sum(cell["seeds"] > 1 for cell in cells)
     return (
-        "compute with masks over without, at " + "; ".join(told),
+        "compute with masks over without, by ways to hide, at " + "; ".join(told),
         "[`where.py`](studies/where.py): held-out loss, one learning rate, three seeds in "
         f"{seeds} of {len(cells)} cells",
     )

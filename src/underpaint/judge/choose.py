@@ -122,12 +122,18 @@ def choose(
     return _proposed(images, machine, budget, patch, cell, reasons), cell
 
 
-def split(cell: Cell, a_flop: dict[str, float]) -> dict[str, float]:
-    """Seconds of each stage in a FLOP of the run; `a_flop`: seconds of a FLOP of the stage."""
-    if len(a_flop) == 1:
-        return dict(a_flop)
-    share = {"masked": cell.share, "whole": 1 - cell.share}
-    return {name: share[name] * seconds for name, seconds in a_flop.items()}
+def split(
+    run: config.Run, cell: Cell, backbone: Backbone, an_image: dict[str, float]
+) -> dict[str, float]:
+    """Seconds of each stage in a training FLOP of `run`, which spends `cell.share` of them masked.
+
+    `an_image`: seconds of an image of each stage.
+    """
+    share = {"masked": cell.share, "whole": 1 - cell.share} if len(run.stages) > 1 else {}
+    return {
+        name: share.get(name, 1.0) * an_image[name] / backbone.flops(visible(stage, backbone.grid))
+        for name, stage in run.stages.items()
+    }
 
 
 def counted(run: config.Run, images: Images) -> Backbone:
@@ -227,24 +233,21 @@ def _proposed(
     return run
 
 
-def _seconds(stage: config.Stage, backbone: Backbone, machine: Machine) -> float:
-    """Seconds of an image of the stage, as predicted."""
-    work = pace.work(backbone, visible(stage, backbone.grid), stage.batch, machine.bytes_per)
-    return machine.pace.seconds(work) / stage.batch
-
-
-def _a_flop(run: config.Run, backbone: Backbone, machine: Machine) -> dict[str, float]:
-    """Seconds of a FLOP of each stage."""
+def _seconds(run: config.Run, backbone: Backbone, machine: Machine) -> dict[str, float]:
+    """Seconds of an image of each stage, as predicted."""
     return {
-        name: _seconds(stage, backbone, machine) / backbone.flops(visible(stage, backbone.grid))
+        name: machine.pace.seconds(
+            pace.work(backbone, visible(stage, backbone.grid), stage.batch, machine.bytes_per)
+        )
+        / stage.batch
         for name, stage in run.stages.items()
     }
 
 
 def _slowdown(run: config.Run, cell: Cell, backbone: Backbone, machine: Machine) -> float:
     """Seconds of the run's stages over those of whole images alone with as many FLOPs."""
-    a_flop = _a_flop(run, backbone, machine)
-    return sum(split(cell, a_flop).values()) / a_flop["whole"]
+    parts = split(run, cell, backbone, _seconds(run, backbone, machine))
+    return sum(parts.values()) * (1 - cell.share) / parts["whole"]
 
 
 def _network(
@@ -301,10 +304,10 @@ def _sight(
 ) -> tuple[float, float]:
     """Images and patches that are seen in `budget` seconds, as predicted."""
     images = patches = 0.0
-    parts = split(cell, _a_flop(run, backbone, machine))
+    an_image = _seconds(run, backbone, machine)
+    parts = split(run, cell, backbone, an_image)
     for name, stage in run.stages.items():
-        share = parts[name] / sum(parts.values())
-        seen = share * budget / _seconds(stage, backbone, machine)
+        seen = parts[name] / sum(parts.values()) * budget / an_image[name]
         images, patches = images + seen, patches + seen * visible(stage, backbone.grid)
     return images, patches
 

@@ -118,7 +118,8 @@ def propose(
     }
     evaluations = _evaluations(run, images, an_image["whole"], budget)
     length = max(0.0, budget - evaluations.seconds)
-    shares = _shares(run, cell, backbone, an_image)
+    parts = split(run, cell, backbone, an_image)
+    shares = {name: part / sum(parts.values()) for name, part in parts.items()}
     counts = {name: shares[name] * length / s for name, s in an_image.items()}
     counts = _epochs(counts, images, reasons)
     _lengths(run, counts, shares, an_image, evaluations.seconds, budget)
@@ -239,20 +240,6 @@ def _evaluations(run: config.Run, images: Images, whole: float, budget: float) -
     if times:
         return Evaluations(times, times * (grid + check), True)
     return Evaluations(1, grid, False)
-
-
-def _shares(
-    run: config.Run, cell: Cell, backbone: Backbone, an_image: dict[str, float]
-) -> dict[str, float]:
-    """Share of each stage in the time."""
-    parts = split(
-        cell,
-        {
-            name: an_image[name] / backbone.flops(visible(stage, backbone.grid))
-            for name, stage in run.stages.items()
-        },
-    )
-    return {name: part / sum(parts.values()) for name, part in parts.items()}
 
 
 # --- lengths -----------------------------------------------------------------------------------
