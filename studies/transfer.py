@@ -22,12 +22,12 @@ seeds with a t-interval on its logarithm, paired by seed.
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+import samples
 import transfer_page
 import units
 
@@ -114,61 +114,9 @@ def finetune(unit: str, work: Path, scale: float) -> dict[str, Any]:
     if start and not (Path(start) / "result.json").is_file():
         raise units.NotYet
     spent = units.trained(run, folder, start)
-    curve = [{"images": n, **_scores(folder, n)} for n in points]
+    curve = [{"images": n, **samples.scored(folder, n, COUNT)} for n in points]
     shutil.rmtree(folder / "checkpoints")  # hundreds of megabytes
     return {"learning_rate": rate, **spent, "curve": curve}
-
-
-def _scores(folder: Path, images: int) -> dict[str, float]:
-    """Distances of a checkpoint's samples to both halves, and its error on half B."""
-    import torch
-
-    from underpaint import config, data, model
-    from underpaint.judge import halves, scores
-    from underpaint.judge.overfit import OverfitCheck
-
-    dataset = data.prepare(config.load(folder / "config.yaml").data)
-    loaded = model.load(folder / "checkpoints" / f"{images:012d}", device="cpu")
-    labels = [i % len(loaded.label_names) for i in range(COUNT)]
-    drawn = torch.from_numpy(_features()(loaded.sample(COUNT, seed=0, labels=labels)))
-    found: dict[str, float] = {}
-    for half in ("A", "B"):
-        ids = halves.half(dataset, half, COUNT)
-        real = _real(dataset, half)
-        found[f"frechet_{half}"] = scores.frechet_distance(real, drawn)
-        found[f"kernel_{half}"] = scores.kernel_distance(real, drawn)[0]
-    found["floor"] = scores.frechet_distance(_real(dataset, "A"), _real(dataset, "B"))
-    check = OverfitCheck(
-        dataset.batch(ids[:256]),
-        None,
-        loaded.space,
-        loaded.denoiser.process,
-        seed=0,
-        train_labels=dataset.labels[ids[:256]],
-    )
-    return found | {"held_out": float(check.measure(loaded.denoiser)["train_mean"])}
-
-
-@functools.cache
-def _features() -> Any:
-    from underpaint.judge import features
-
-    return features.load("mobilenetv2")
-
-
-_halves: dict[str, Any] = {}  # features of the held-out halves, which all runs share
-
-
-def _real(dataset: Any, half: str) -> Any:
-    """Features of the images of a half."""
-    import torch
-
-    from underpaint.judge import halves
-
-    if half not in _halves:
-        images = dataset.batch(halves.half(dataset, half, COUNT))
-        _halves[half] = torch.from_numpy(_features()(images))
-    return _halves[half]
 
 
 def chosen(work: Path, arm: str, size: int) -> float:

@@ -1,7 +1,9 @@
 """Noise processes: inverses, scalings, DDPM's grid, training times, refusals."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -20,6 +22,7 @@ PROCESSES = {
     "discrete-cosine": noise.Discrete("vp-cosine"),
     "discrete-250": noise.Discrete("vp-linear", 250),
     "flow": noise.Flow(),
+    "flow-mixed": noise.Flow("mixed"),
     "flow-shifted": noise.Flow("uniform", 3.0),
     "edm": noise.EDM(),
     "ve": noise.VE(),
@@ -206,6 +209,46 @@ def test_law_of_the_training_times(name: str, quantity, law) -> None:
     process = PROCESSES[name]
     t = process.draw_t(5_000, torch.Generator().manual_seed(3)).double()
     assert stats.kstest(quantity(process, t).numpy(), law.cdf).pvalue > 0.01
+
+
+def test_the_mixed_law() -> None:
+    """Four fifths logit-normal, one uniform: both shares counted, and the law itself."""
+
+    def cdf(t):
+        return 0.8 * stats.norm.cdf(np.log(t / (1 - t))) + 0.2 * t
+
+    t = noise.Flow("mixed").draw_t(50_000, torch.Generator().manual_seed(3)).double().numpy()
+    inside = (t > 0.002) & (t < 0.998)  # outside of it times are cut off
+    assert (
+        stats.kstest(t[inside], lambda t: (cdf(t) - cdf(0.002)) / (cdf(0.998) - cdf(0.002))).pvalue
+        > 0.01
+    )
+    assert (t > 0.95).mean() == pytest.approx(1 - cdf(0.95), abs=0.0015)
+    assert 1 - cdf(0.95) > 5 * (1 - stats.norm.cdf(np.log(19)))  # where logit-normal is not
+
+
+@every
+def test_stratified_times_fill_their_law(name: str) -> None:
+    """Of 8 times, one lies in each eighth of the law; each alone follows it, in any order."""
+    process = copy.copy(PROCESSES[name])
+    process.stratified = True
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([process.draw_t(8, generator) for _ in range(500)])  # [500, 8]
+    edges = process.quantile((torch.arange(9) / 8).clamp(1e-6, 1 - 1e-6))
+    sorted_ = drawn.sort(dim=1).values
+    assert (sorted_ >= edges[:-1] - 1e-6).all()
+    assert (sorted_ <= edges[1:] + 1e-6).all()
+    process.stratified = False
+    free = torch.stack([process.draw_t(8, generator) for _ in range(500)])
+    assert drawn.mean(dim=1).std() < 0.5 * free.mean(dim=1).std()
+    for place in (0, 7):  # neither the first nor the last of a batch is special
+        assert stats.ks_2samp(drawn[:, place], free.flatten()).pvalue > 0.005
+    assert stats.ks_2samp(drawn.flatten(), free.flatten()).pvalue > 0.005
+
+
+def test_the_recipe_says_whether_times_are_stratified() -> None:
+    for wanted in (False, True):
+        assert noise.build(config.Noise(stratified=wanted)).stratified is wanted
 
 
 def test_geometric_levels_of_score_networks() -> None:

@@ -115,10 +115,13 @@ class Noise:
     steps: int = setting(
         0, "discrete training grid (DDPM: 1000; ve: geometric levels); 0: continuous time"
     )
-    time: Literal["uniform", "logit-normal", "log-normal", "log-uniform"] = setting(
+    time: Literal["uniform", "logit-normal", "mixed", "log-normal", "log-uniform"] = setting(
         "logit-normal",
-        "law of the training time: uniform (vp, flow), logit-normal (flow), log-normal sigma "
-        "(edm), log-uniform sigma (ve)",
+        "law of the training time: uniform (vp, flow), logit-normal (flow), mixed (flow: "
+        "logit-normal, a fifth uniform), log-normal sigma (edm), log-uniform sigma (ve)",
+    )
+    stratified: bool = setting(
+        False, "spread the times of a batch over their law, one in each of its B likely parts"
     )
     shift: float = setting(1.0, "resolution shift of the flow's time; above 1: more noise")
     sigma_data: float = setting(0.5, "standard deviation of the data (edm, ve)")

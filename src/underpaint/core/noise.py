@@ -26,7 +26,6 @@ Every formula is chosen not to cancel: float32 is enough from sigma 1e-4 to 1000
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +37,13 @@ __all__ = ["EDM", "VE", "Discrete", "Flow", "Process", "VPCosine", "VPLinear", "
 
 SIGMA_CAP = 1000.0
 FIRST = 1e-3  # the smallest t of the continuous processes
+WITHIN = (2.0**-24, 1 - 2.0**-24)  # where the quantiles of a normal law are finite in float32
+UNIFORM = 0.2  # share of the uniform times in the law `mixed`
+KNOTS = 1025
 TIME_LAWS = {
     "vp-linear": ("uniform",),
     "vp-cosine": ("uniform",),
-    "flow": ("uniform", "logit-normal"),
+    "flow": ("uniform", "logit-normal", "mixed"),
     "edm": ("log-normal",),
     "ve": ("log-uniform",),
 }
@@ -52,6 +54,7 @@ class Process:
 
     sigma_min: float
     sigma_max: float
+    stratified: bool = False  # whether the times of a batch are spread over their law
 
     def alpha(self, t: Tensor) -> Tensor:
         """Scale of x0 in x_t."""
@@ -83,14 +86,25 @@ class Process:
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Training times [B], float32. Drawn where the generator lives, then moved to `device`."""
-        source = generator.device if generator is not None else device
-        return self._draw(batch, generator=generator, device=source).to(device)
+        """Training times [B], float32. Drawn where the generator lives, then moved to `device`.
 
-    def _draw(self, batch: int, **where: Any) -> Tensor:
-        """Here: uniform between the times of sigma_min and sigma_max."""
+        `stratified`: one in each of B equally likely parts of the law, in random order, so that a
+        small batch meets all noise levels (Kingma et al. 2021, arXiv 2107.00630, appendix I). Each
+        time alone still follows the law.
+        """
+        source = generator.device if generator is not None else device
+        u = torch.rand(batch, generator=generator, device=source)
+        if self.stratified:
+            u = (torch.randperm(batch, generator=generator, device=source) + u) / batch
+        return self.quantile(u.clamp(*WITHIN)).to(device)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The time below which a share `u` of the training times lies, u inside (0, 1).
+
+        Here: uniform between the times of sigma_min and sigma_max.
+        """
         low, high = self._time_range()
-        return low + (high - low) * torch.rand(batch, **where)
+        return low + (high - low) * u
 
     def times(self, steps: int) -> Tensor:
         """Evenly spaced times for sampling, from most to least noise: [steps], float64.
@@ -213,9 +227,9 @@ class Discrete(Process):
         place = k + (level - table[k]) / (table[k + 1] - table[k])
         return place.clamp(0, self.steps - 1) / self.steps
 
-    def _draw(self, batch: int, **where: Any) -> Tensor:
+    def quantile(self, u: Tensor) -> Tensor:
         """One of the T steps, each equally likely: k/T."""
-        return torch.randint(self.steps, (batch,), **where) / self.steps
+        return (u * self.steps).floor() / self.steps
 
     def times(self, steps: int) -> Tensor:
         """Whole steps, evenly spaced from T − 1 (not T, which is no step) down to 0."""
@@ -229,7 +243,9 @@ class Flow(Process):
 
     `shift` s moves times towards noise, t' = s t / (1 + (s − 1) t), in training and in the uniform
     sampling grid, as larger images need (Esser et al. 2024, arXiv 2403.03206, as the logit-normal
-    law of `time`: t = sigmoid(N(0, 1)) before the shift).
+    law of `time`: t = sigmoid(N(0, 1)) before the shift). The law `mixed` is logit-normal for 80 %
+    of the times and uniform for the others: short trainings from other weights otherwise forget
+    what to do with almost pure noise, of which one time in 250 is above 0.93.
     """
 
     def __init__(self, time: str = "logit-normal", shift: float = 1.0) -> None:
@@ -254,11 +270,12 @@ class Flow(Process):
     def _shifted(self, t: Tensor) -> Tensor:
         return self.shift * t / (1 + (self.shift - 1) * t)
 
-    def _draw(self, batch: int, **where: Any) -> Tensor:
-        if self.time == "uniform":
-            u = torch.rand(batch, **where)
-        else:
-            u = torch.randn(batch, **where).sigmoid()
+    def quantile(self, u: Tensor) -> Tensor:
+        """Of the law of `time`, shifted; within the times of sigma_min and sigma_max."""
+        if self.time == "logit-normal":
+            u = _normal(u).sigmoid()
+        elif self.time == "mixed":
+            u = _mixed(u)
         return self._shifted(u).clamp(*self._time_range())
 
     def times(self, steps: int) -> Tensor:
@@ -300,10 +317,9 @@ class EDM(Process):
     def c_noise(self, sigma: Tensor) -> Tensor:
         return torch.log(sigma) / 4
 
-    def _draw(self, batch: int, **where: Any) -> Tensor:
-        """Times whose levels are log-normal."""
-        log_sigma = self.mean + self.std * torch.randn(batch, **where)
-        return (log_sigma - self._low) / self._span
+    def quantile(self, u: Tensor) -> Tensor:
+        """Of times whose levels are log-normal."""
+        return (self.mean + self.std * _normal(u) - self._low) / self._span
 
 
 class VE(EDM):
@@ -319,11 +335,9 @@ class VE(EDM):
         super().__init__(sigma_data)
         self.steps = steps
 
-    def _draw(self, batch: int, **where: Any) -> Tensor:
+    def quantile(self, u: Tensor) -> Tensor:
         """Uniform in [0, 1], or one of the levels, each equally likely."""
-        if self.steps:
-            return torch.randint(self.steps, (batch,), **where) / (self.steps - 1)
-        return torch.rand(batch, **where)
+        return (u * self.steps).floor() / (self.steps - 1) if self.steps else u
 
     def times(self, steps: int) -> Tensor:
         """Evenly spaced from 1 to 0; of a grid, its levels alone."""
@@ -336,6 +350,12 @@ class VE(EDM):
 
 def build(config: config.Noise) -> Process:
     """The process that `config` asks for. Raises UserError where settings do not go together."""
+    process = _build(config)
+    process.stratified = config.stratified
+    return process
+
+
+def _build(config: config.Noise) -> Process:
     kind = config.process
     if kind not in TIME_LAWS:
         raise UserError(f"noise.process '{kind}' is unknown; use one of {', '.join(TIME_LAWS)}")
@@ -370,6 +390,20 @@ def build(config: config.Noise) -> Process:
             f"noise.steps {config.steps}: give 0 (all levels) or at least 2 (NCSN: 10 to 232)"
         )
     return VE(config.sigma_data, config.steps)
+
+
+def _normal(u: Tensor) -> Tensor:
+    """The quantile of the standard normal law."""
+    return math.sqrt(2) * torch.erfinv(2 * u - 1)
+
+
+def _mixed(u: Tensor) -> Tensor:
+    """The quantile of the law `mixed`, which has no formula: linear between `KNOTS` times."""
+    t = torch.linspace(0, 1, KNOTS, device=u.device)
+    logit_normal = (torch.erf(torch.logit(t) / math.sqrt(2)) + 1) / 2
+    share = torch.lerp(logit_normal, t, UNIFORM)  # of the law below t
+    k = torch.searchsorted(share, u).clamp(1, KNOTS - 1)
+    return torch.lerp(t[k - 1], t[k], (u - share[k - 1]) / (share[k] - share[k - 1]))
 
 
 def _ends(process: Process) -> tuple[float, float]:
