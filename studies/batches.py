@@ -48,7 +48,10 @@ def recipe(way: Way, scale: float) -> Any:
     stages = {"masked": masked if way.share else None, "whole": whole}
     alone = {"threads": 1, "sample_every": -1, "check_every": -1}
     run = config.from_dict(
-        config.Run, {"stages": stages, "train": alone}, "batches: ", config.preset("quickstart")
+        config.Run,
+        {"noise": units.INDEPENDENT, "stages": stages, "train": alone},
+        "batches: ",
+        config.preset("quickstart"),
     )
     shares = {"masked": way.share, "whole": 1 - way.share} if way.share else {"whole": 1.0}
     return study.scaled(run, shares, FLOPS, scale, (32, 32), 3, 8)

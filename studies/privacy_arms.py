@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import units
+
 __all__ = [
     "ARMS",
     "COUNTS",
@@ -157,6 +159,7 @@ def recipe(arm: str, seed: int, length: float, scale: float, work: Path) -> Any:
     settings: dict[str, Any] = {
         "data": first["data"],
         "network": {"kind": "dit", "labels": False},
+        "noise": units.INDEPENDENT,
         "stages": stages,
         "train": {"threads": 1, "seed": seed, "sample_every": -1, "check_every": -1, "keep": 1000}
         | {"ema": 0.99, "weight_decay": 0.0},

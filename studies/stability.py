@@ -29,7 +29,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from units import write_json
+from units import INDEPENDENT, write_json
 
 HERE = Path(__file__).parent
 RATES = (3e-3, 1e-2)  # the recipe's own is 1e-3
@@ -74,7 +74,7 @@ def recipe(option: str, rate: float, seed: int, images: int, limit: int) -> Any:
         {
             "data": {"limit": limit},
             "network": {"kind": "uvit"} | changes.get("network", {}),
-            "noise": changes.get("noise", {}),
+            "noise": INDEPENDENT | changes.get("noise", {}),
             "stages": {"masked": stage, "whole": None},
             "train": {
                 "seed": seed,

@@ -46,7 +46,13 @@ STAGES = {
     "whole": STAGE | {"warmup": 1000, "schedule": "cooldown"},
 }
 UVIT = {"kind": "uvit"}
-DDPM = {"process": "vp-cosine", "prediction": "eps", "time": "uniform", "steps": 1000}
+DDPM = {
+    "process": "vp-cosine",
+    "prediction": "eps",
+    "time": "uniform",
+    "steps": 1000,
+    "stratified": False,
+}
 HEUN = {"sampler": "heun", "steps": 20, "grid": "karras", "clip": "static"}
 ANCESTRAL = {"sampler": "ancestral", "steps": 50, "grid": "uniform", "clip": "static"}
 
@@ -57,7 +63,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "title": "U-ViT, flow matching",
         "preset": "quickstart",
         "recipe": "quickstart --network.kind uvit",
-        "settings": {"network": UVIT},
+        "settings": {"network": UVIT, "noise": units.INDEPENDENT},
     },
     "maskdm": {
         "title": "MaskDM: U-ViT, DDPM's noise",
@@ -79,6 +85,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "dit": {
         "title": "DiT, flow matching",
         "preset": "quickstart",
+        "settings": {"noise": units.INDEPENDENT},
     },
     "maskdit": {
         "title": "MaskDiT: encoder and decoder, EDM",
@@ -96,6 +103,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
                 "process": "edm",
                 "prediction": "edm",
                 "time": "log-normal",
+                "stratified": False,
                 "hidden_weight": 0.1,
             },
             "stages": {"masked": {"rate": 0.5}},
@@ -113,7 +121,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "title": "Convolutional U-Net on crops, flow matching",
         "preset": "unet-small",
         "budget": 7e13,
-        "settings": {"stages": {"masked": {"mask": "crop"}}},
+        "settings": {"noise": units.INDEPENDENT, "stages": {"masked": {"mask": "crop"}}},
     },
     "latents": {
         "title": "DiT on latents (random autoencoder)",

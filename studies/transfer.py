@@ -68,6 +68,7 @@ def primer(unit: str, folder: Path, scale: float) -> dict[str, Any]:
         config.Run,
         {
             "data": {"source": "avatars:lorelei"},
+            "noise": units.INDEPENDENT,
             "stages": {"masked": None, "whole": None} | own,
             "train": {"threads": 1, "seed": int(seed), "sample_every": -1, "check_every": -1},
         },
@@ -93,6 +94,7 @@ def finetune(unit: str, work: Path, scale: float) -> dict[str, Any]:
         config.Run,
         {
             "data": {"source": "avatars:pixel-art", "limit": int(size), "held_out": "2000"},
+            "noise": units.INDEPENDENT,
             "stages": {
                 "masked": None,
                 "whole": STAGE | {"images": points[-1], "learning_rate": rate},

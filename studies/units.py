@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "INDEPENDENT",
     "NotYet",
     "committed",
     "conduct",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 PAUSE = 10.0  # seconds
+# how presets drew training times before studies/times.json; studies begun then keep to it
+INDEPENDENT = {"time": "logit-normal", "stratified": False}
 
 Result = dict[str, Any]
 

@@ -101,6 +101,7 @@ def recipe(unit: str, scale: float, pictures: str) -> Any:
         config.Run,
         {
             "data": {"source": pictures, "size": size[0], "held_out": str(HELD_OUT)},
+            "noise": units.INDEPENDENT,
             "stages": {"masked": masked, "whole": stage | {"schedule": "cooldown"}},
             "train": {"threads": 1, "seed": int(seed), "sample_every": -1, "check_every": -1},
         },

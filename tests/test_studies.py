@@ -74,6 +74,7 @@ def test_both_arms_of_every_system_get_the_same_compute(studies: Any, tmp_path: 
         spent, parameters = [], []
         for arm in systems["ARMS"]:
             run = systems["recipe"](f"{system}_{arm}", 1.0, tmp_path)
+            assert not run.noise.stratified  # as when it was measured
             told = cost.describe(run, (32, 32), 3, 8)
             spent.append(told["flops"])
             parameters.append(told["parameters"])

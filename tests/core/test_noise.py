@@ -21,7 +21,7 @@ PROCESSES = {
     "discrete-linear": noise.Discrete("vp-linear"),
     "discrete-cosine": noise.Discrete("vp-cosine"),
     "discrete-250": noise.Discrete("vp-linear", 250),
-    "flow": noise.Flow(),
+    "flow": noise.Flow("logit-normal"),
     "flow-mixed": noise.Flow("mixed"),
     "flow-shifted": noise.Flow("uniform", 3.0),
     "edm": noise.EDM(),
@@ -149,6 +149,7 @@ def test_ends_are_finite_and_as_documented(name: str) -> None:
         "discrete-cosine": (0.0064, 1000),
         "discrete-250": (0.0200, 175.0),  # ln(1 − 4 beta) < 4 ln(1 − beta): a little noisier
         "flow": (0.001, 1000),
+        "flow-mixed": (0.001, 1000),
         "flow-shifted": (0.001, 1000),
         "edm": (0.002, 80),
         "ve": (0.01, 50),
@@ -302,7 +303,7 @@ def test_build(settings: dict, kind: type) -> None:
         ({"process": "vp"}, "noise.process 'vp' is unknown"),
         (
             {"process": "vp-linear"},
-            "'logit-normal' does not go with process vp-linear; use uniform",
+            "'mixed' does not go with process vp-linear; use uniform",
         ),
         ({"process": "edm", "time": "uniform"}, "use log-normal"),
         ({"process": "ve", "time": "log-normal"}, "use log-uniform"),

@@ -116,12 +116,12 @@ class Noise:
         0, "discrete training grid (DDPM: 1000; ve: geometric levels); 0: continuous time"
     )
     time: Literal["uniform", "logit-normal", "mixed", "log-normal", "log-uniform"] = setting(
-        "logit-normal",
+        "mixed",
         "law of the training time: uniform (vp, flow), logit-normal (flow), mixed (flow: "
         "logit-normal, a fifth uniform), log-normal sigma (edm), log-uniform sigma (ve)",
     )
     stratified: bool = setting(
-        False, "spread the times of a batch over their law, one in each of its B likely parts"
+        True, "spread the times of a batch over their law, one in each of its B likely parts"
     )
     shift: float = setting(1.0, "resolution shift of the flow's time; above 1: more noise")
     sigma_data: float = setting(0.5, "standard deviation of the data (edm, ve)")

@@ -284,10 +284,12 @@ def _crop_sides(grid: tuple[int, int], rate: float, multiple: int) -> tuple[int,
 def _sides(grid: tuple[int, int], share: float, multiple: int) -> tuple[int, int]:
     """The share of each side, rounded down, then to the nearest multiple that fits.
 
-    At least one: a long thin grid keeps a row.
+    At least one: a long thin grid keeps a row. What rounding may have taken is given back to the
+    share, not to each side, so that sides grow together wherever their shares are equal.
     """
+    share += 1e-9
     height, width = (
-        max(1, min((2 * _floor(share * length) + multiple) // (2 * multiple), length // multiple))
+        max(1, min((2 * int(share * length) + multiple) // (2 * multiple), length // multiple))
         for length in grid
     )
     return height * multiple, width * multiple

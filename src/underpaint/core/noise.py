@@ -244,11 +244,11 @@ class Flow(Process):
     `shift` s moves times towards noise, t' = s t / (1 + (s − 1) t), in training and in the uniform
     sampling grid, as larger images need (Esser et al. 2024, arXiv 2403.03206, as the logit-normal
     law of `time`: t = sigmoid(N(0, 1)) before the shift). The law `mixed` is logit-normal for 80 %
-    of the times and uniform for the others: short trainings from other weights otherwise forget
-    what to do with almost pure noise, of which one time in 250 is above 0.93.
+    of the times and uniform for the others: of logit-normal times one in 250 is above 0.93, and a
+    short training from other weights can lose what to do with almost pure noise.
     """
 
-    def __init__(self, time: str = "logit-normal", shift: float = 1.0) -> None:
+    def __init__(self, time: str = "mixed", shift: float = 1.0) -> None:
         self.time, self.shift = time, shift
         self.sigma_min, self.sigma_max = _ends(self)
 
