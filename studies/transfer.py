@@ -152,8 +152,8 @@ def design() -> list[str]:
         "that of the halves to each other. Intervals are t-intervals over seeds. FD and KD: "
         "Fréchet and kernel distance in MobileNetV2 features, no FID. Error of x0: mean squared, "
         "pixels from −1 to 1, on half B.",
-        "Times are as the runs went, two processes beside each other. Two pre-trainings (masked_3 and "
-        "whole_4) stood still for a quarter of an hour, which theirs contain.",
+        "Times are as the runs went, two processes beside each other. Two pre-trainings (masked_3 "
+        "and whole_4) stood still for a quarter of an hour, which theirs contain.",
         "To repeat: `python studies/transfer.py`; every number is in the JSON beside this page.",
     ]
 
