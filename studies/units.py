@@ -70,7 +70,7 @@ def conduct(
                     result = do(name)
                 except NotYet:
                     continue
-                except Interrupted:
+                except (Interrupted, KeyboardInterrupt):  # in training, in scoring
                     print(f"stopped in {name}; the same command goes on with it")
                     return 130
                 write_json(path, result)

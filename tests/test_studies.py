@@ -58,11 +58,14 @@ def test_a_unit_that_another_process_holds_is_left_to_it(
     assert done == ["other"]
 
 
-def test_an_interrupted_unit_is_not_done(studies: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal", [Interrupted("stopped"), KeyboardInterrupt()])
+def test_an_interrupted_unit_is_not_done(
+    studies: Any, tmp_path: Path, signal: BaseException
+) -> None:
     units = studies("units.py")
 
     def stopped(name: str) -> dict[str, int]:
-        raise Interrupted("stopped")
+        raise signal
 
     assert units["conduct"](["one"], tmp_path, stopped, lambda: None) == 130
     assert units["gather"](["one"], tmp_path) == {}
