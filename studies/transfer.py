@@ -105,7 +105,7 @@ def finetune(unit: str, work: Path, scale: float) -> dict[str, Any]:
                 "sample_every": -1,
                 "check_every": -1,
                 "checkpoint_every": every,
-                "keep": points[-1] // every,
+                "keep": 1000,  # all: a run that was stopped has more than its points
             },
         },
         "transfer: ",

@@ -414,3 +414,25 @@ def test_effects_of_times_are_ratios_to_independent_logit_normal_ones(studies: A
     assert found["held_out"] == pytest.approx(
         [0.81, 0.81 * math.exp(-reach), 0.81 * math.exp(reach)], rel=1e-4
     )
+
+
+def test_a_stop_in_transfer_pushes_no_point_out(
+    studies: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stop leaves a checkpoint more than those that are scored; all are kept."""
+    transfer = studies("transfer.py")
+    seen: list[Any] = []
+
+    def trained(run: Any, folder: Path, start: str | None = None) -> dict[str, Any]:
+        (folder / "checkpoints").mkdir(parents=True)
+        seen.append(run)
+        return {}
+
+    monkeypatch.setattr(transfer["units"], "trained", trained)
+    monkeypatch.setattr(transfer["samples"], "scored", lambda folder, images, count: {})
+    found = transfer["finetune"]("trial-scratch_100_0.008", tmp_path, 1.0)
+    assert [point["images"] for point in found["curve"]] == [4_000]
+    (run,) = seen
+    stage = run.stages["whole"]
+    assert run.train.keep > 100 + stage.images // run.train.checkpoint_every
+    assert not run.noise.stratified
