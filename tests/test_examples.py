@@ -219,6 +219,9 @@ def test_claims_of_transfer_and_privacy_are_told_as_their_studies_found_them(
     assert TABLES["_transfer"]() == ("not measured yet", "–")
     path.write_text(json.dumps({"effects": effects}))
     assert TABLES["_transfer"]()[0] == "0.51 (0.40 to 0.66) of the FD-MobileNetV2"
+    ratio["high"] = 1.2
+    path.write_text(json.dumps({"effects": effects}))
+    assert TABLES["_transfer"]()[0] == "0.51 (0.40 to 1.20) of the FD-MobileNetV2: undecided"
     told = {"data": {"members": 500}, "claims": []}
     path = tmp_path / "studies" / "privacy.json"
     path.write_text(json.dumps(told))

@@ -122,8 +122,10 @@ def _transfer() -> tuple[str, str]:
     if found is None:
         return NOT_YET
     ratio = found["frechet_B"]
+    sure = ratio["high"] < 1 or ratio["low"] > 1
     return (
-        f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) of the FD-MobileNetV2",
+        f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) of the FD-MobileNetV2"
+        + ("" if sure else ": undecided"),
         "[`transfer.py`](studies/transfer.py): 1,000 images of another style, "
         f"{len(found['seeds'])} seeds, each run at its best",
     )

@@ -121,7 +121,7 @@ class Noise:
         "logit-normal, a fifth uniform), log-normal sigma (edm), log-uniform sigma (ve)",
     )
     stratified: bool = setting(
-        True, "spread the times of a batch over their law, one in each of its B likely parts"
+        True, "spread the times of a batch over their law: one in each of B equally likely parts"
     )
     shift: float = setting(1.0, "resolution shift of the flow's time; above 1: more noise")
     sigma_data: float = setting(0.5, "standard deviation of the data (edm, ve)")
