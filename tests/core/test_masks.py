@@ -285,6 +285,13 @@ def test_a_crop_is_rounded_to_the_nearest_multiple(rate, multiple, side):
     assert realised == pytest.approx(1 - (side / 32) ** 2)
 
 
+@pytest.mark.parametrize("side", [10, 20])
+def test_a_crop_loses_no_row_to_rounding(side):
+    """√(1 − 0.91) is 0.3, in floating point a little less."""
+    assert int(math.sqrt(1 - 0.91) * side) < 0.3 * side
+    assert masks.visible_count("crop", (side, side), 0.91) == (3 * side // 10) ** 2
+
+
 def test_every_corner_on_the_multiples_is_drawn():
     window = masks.draw("crop", (8, 8), 400, 0.75, multiple=2, generator=seeded(6)).window
     corners = {tuple(corner) for corner in window[:, :2].tolist()}
