@@ -133,6 +133,19 @@ def chosen(work: Path, arm: str, size: int) -> float:
     )
 
 
+def needed(primer: str, done: dict[str, Any]) -> bool:
+    """Whether `primer` is a pre-training whose weights, never committed, a run that is left takes.
+
+    `done`: the units that are done.
+    """
+    if primer not in PRIMERS:
+        return False
+    arm, seed = primer.removeprefix("primer-").split("_")
+    of_arm = [name for name in TRIALS if name.startswith(f"trial-{arm}_")]
+    begin = of_arm if seed == "0" else [f"{arm}_{size}_{seed}" for size in POINTS]
+    return any(name not in done for name in begin)
+
+
 def design() -> list[str]:
     """What was done, for the page."""
     from underpaint.report import summary
@@ -152,8 +165,8 @@ def design() -> list[str]:
         "that of the halves to each other. Intervals are t-intervals over seeds. FD and KD: "
         "Fréchet and kernel distance in MobileNetV2 features, no FID. Error of x0: mean squared, "
         "pixels from −1 to 1, on half B.",
-        "Times are as the runs went, two processes beside each other. Two pre-trainings (masked_3 "
-        "and whole_4) stood still for a quarter of an hour, which theirs contain.",
+        "Times are as the runs went, two processes beside each other. One trial (whole_100_0.001) "
+        "stood still for half an hour, which its time contains.",
         "To repeat: `python studies/transfer.py`; every number is in the JSON beside this page.",
     ]
 
@@ -184,8 +197,7 @@ def main() -> int:
         print(transfer_page.page(given.out))
         return 0
     done = units.committed(given.out, given.scale).get("units", {})
-    # not the primers: runs that are left begin from their weights
-    units.restore({name: done[name] for name in done if name not in PRIMERS}, given.work)
+    units.restore({name: done[name] for name in done if not needed(name, done)}, given.work)
 
     def do(unit: str) -> dict[str, Any]:
         if unit in PRIMERS:

@@ -126,3 +126,20 @@ def test_a_stop_in_transfer_pushes_no_point_out(
     stage = run.stages["whole"]
     assert run.train.keep > 100 + stage.images // run.train.checkpoint_every
     assert not run.noise.stratified
+
+
+def test_a_pre_training_is_done_again_only_where_a_run_that_is_left_begins_from_it(
+    studies: Any,
+) -> None:
+    transfer = studies("transfer.py")
+    every = [*transfer["PRIMERS"], *transfer["TRIALS"], *transfer["RUNS"]]
+    done = {name: {} for name in every}
+
+    def left(*names: str) -> list[str]:
+        there = {name: done[name] for name in every if name not in names}
+        return [name for name in every if transfer["needed"](name, there)]
+
+    assert left() == []
+    assert left("scratch_1000_3", "trial-scratch_100_0.004") == []
+    assert left("masked_100_3", "whole_1000_5") == ["primer-masked_3", "primer-whole_5"]
+    assert left("trial-whole_1000_0.002") == ["primer-whole_0"]
