@@ -23,8 +23,9 @@ import torch
 from underpaint import config
 from underpaint.judge import devices
 from underpaint.judge.measure import stage_plan
+from underpaint.model import has_amx
 from underpaint.training.distributed import World
-from underpaint.training.learner import Learner, has_amx
+from underpaint.training.learner import Learner
 from underpaint.training.minutes import step_seconds
 from underpaint.training.state import Progress
 from underpaint.training.step import training_flops

@@ -100,7 +100,7 @@ def leak(folder: Path, seed: int, work: Path) -> dict[str, Any]:
     from underpaint import model
     from underpaint.privacy import statistics
 
-    loaded = model.load(folder, device="cpu")
+    loaded = model.load(folder, device="cpu", precision="auto")
     members, others = sides(loaded, seed, work, CHEAP)
     a, b = (_scores(loaded, side, ("loss",))["loss"] for side in (members, others))
     shutil.rmtree(folder / "checkpoints")
@@ -118,7 +118,7 @@ def measure(
     there = [int(path.name) for path in checkpoints.iterdir() if path.is_dir()]
     curve: list[dict[str, Any]] = []
     for images, share in design.points(design.described(run), there):
-        loaded = model.load(checkpoints / f"{images:012d}", device="cpu")
+        loaded = model.load(checkpoints / f"{images:012d}", device="cpu", precision="auto")
         members, others = sides(loaded, seed, work, CHEAP)
         loss = [_scores(loaded, side, ("loss",))["loss"] for side in (members, others)]
         samples = loaded.sample(_samples(scale), seed=0)

@@ -183,10 +183,10 @@ def made() -> Result:
     """What a study was made with, for its JSON."""
     import torch
 
-    from underpaint import __version__, config
-    from underpaint.training.learner import use_bf16
+    from underpaint import __version__
+    from underpaint.model import use_bf16
 
-    bf16 = use_bf16(config.Train(), torch.device("cpu"))
+    bf16 = use_bf16("auto", torch.device("cpu"))
     return {
         "underpaint": __version__,
         "torch": torch.__version__,

@@ -35,15 +35,18 @@ __all__ = [
     "Model",
     "build",
     "find",
+    "has_amx",
     "load",
     "network",
     "pick_device",
     "read_spec",
     "read_weights",
     "sha256",
+    "use_bf16",
 ]
 
 Weights = Literal["ema", "model", "narrow", "wide"]  # the last two: training/posthoc.py
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Model:
@@ -70,6 +73,15 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.denoiser.parameters()).device
+
+    @property
+    def precision(self) -> Precision:
+        """Of the network's multiplications: fp32 or, under autocast, bf16."""
+        return "bf16" if self.denoiser.bf16 else "fp32"
+
+    @precision.setter
+    def precision(self, precision: Precision) -> None:
+        self.denoiser.bf16 = use_bf16(precision, self.device)
 
     def label_ids(self, labels: Sequence[str | int]) -> list[int]:
         """Class numbers of names (or of numbers, -1 for none). Raises UserError if unknown."""
@@ -268,6 +280,22 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def use_bf16(precision: Precision, device: torch.device) -> bool:
+    """bf16 autocast: as asked, or where the device multiplies in it faster than in float32."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # With AMX a training step takes about two thirds of its time; without, many times as long.
+    return device.type == "cpu" and has_amx()
+
+
+def has_amx() -> bool:
+    """Whether this CPU multiplies matrices in bf16 (AMX tiles)."""
+    told = getattr(torch.cpu, "get_capabilities", None)  # not in older torch
+    return bool(told and told().get("amx_bf16"))
+
+
 # --- folders ---------------------------------------------------------------------------------
 
 
@@ -347,10 +375,13 @@ def load(
     weights: Weights = "ema",
     device: str = "auto",
     vae: str | Path | None = None,
+    precision: Precision = "fp32",
 ) -> Model:
     """Load a model: `source` as in `find`. Raises UserError for a missing or damaged one.
 
-    `vae`: where the autoencoder of a model of latents is now, if it has moved since training.
+    `precision` is that of the network's multiplications (`auto`: bf16 where the device is fast at
+    it); weights and all else are float32. `vae`: where the autoencoder of a model of latents is
+    now, if it has moved since training.
     """
     folder = find(source)
     spec = read_spec(folder)
@@ -364,6 +395,7 @@ def load(
             raise UserError(f"{folder}: '{name}' does not fit the network that config.json names")
     model.denoiser.backbone.load_state_dict(state)
     model.denoiser.to(pick_device(device)).eval()
+    model.precision = precision
     return model
 
 

@@ -213,6 +213,9 @@ def test_float32_outside_the_network_under_autocast() -> None:
     assert mixed.dtype == F.visible.dtype == F.hidden.dtype == torch.float32
     # F's bfloat16 error of about 1e-2 counts with b(1e-3) = 1e-3; rounding x to it would give 1e-2
     assert (mixed - plain).abs().max() < 5e-5
+    assert torch.equal(model.denoise(x, 1e-3), plain)
+    model.bf16 = True  # the same, wherever it is called
+    assert torch.equal(model.denoise(x, 1e-3), mixed)
     assert model.predict(x.bfloat16(), 1e-3, None, None).visible.dtype == torch.float32
     assert model.denoise(x.bfloat16(), 1e-3).dtype == torch.float32
 

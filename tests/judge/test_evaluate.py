@@ -263,12 +263,15 @@ def test_numbers_with_different_protocols_are_not_shown_without_a_warning(
     assert differences(one, judged(place, place / "run", seed=7)["protocol"]) == []
     two = judged(place, place / "run", sampling={"steps": 3}, n=64)["protocol"]
     assert differences(one, two) == ["count: 100 and 64", "sampling.steps: 2 and 3"]
+    fast = judged(place, place / "run", precision="bf16")["protocol"]
+    assert differences(one, fast) == ["sampling.precision: fp32 and bf16"]
 
     np.save(place / "same.npy", pictures(120, 5)[0])
     reference = ["--reference", str(place / "real.npz"), "--held-out", "100", "--no-interval"]
     sources = [str(place / "run"), str(place / "same.npy")]
     assert main(["evaluate", *sources, *reference, *flags(place)]) == 0
     text = " ".join(capsys.readouterr().out.split())
+    assert "guidance 1; fp32; seeds 0 to 99" in text
     assert "same.npy cannot be compared with" in text
     assert "sampling.steps: 2 and unknown" in text
     assert "FD-pooled" in text

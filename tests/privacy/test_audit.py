@@ -106,6 +106,30 @@ def test_an_over_fitted_run_is_flagged(run: Path, capsys: pytest.CaptureFixture[
     assert again["controls"]["positive"]["reused"]
     assert again["membership"] == found["membership"]
     assert again["copies"] == found["copies"]
+    assert (again["precision"], f"underpaint audit {run} --seed 0 --precision fp32" in page) == (
+        "fp32",
+        True,
+    )
+
+
+def test_an_audit_in_bf16_finds_as_much(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a control of its own: what shows in one precision need not in another."""
+    flags = ["--attacks", "loss,sima", "--samples", "8", "--json", "--quiet"]
+    found = []
+    for precision in ("fp32", "bf16"):
+        own = ["--precision", precision, "--out", str(tmp_path / precision)]
+        assert main(["audit", str(run), *flags, *own]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    exact, fast = found
+    assert (exact["precision"], fast["precision"]) == ("fp32", "bf16")
+    assert fast["controls"]["positive"]["passed"]
+    assert not fast["controls"]["positive"]["reused"]
+    for name, own in exact["membership"].items():
+        assert fast["membership"][name]["auc"]["value"] == pytest.approx(
+            own["auc"]["value"], abs=0.02
+        )
 
 
 def test_an_honest_run_is_not_flagged(honest: Path, capsys: pytest.CaptureFixture[str]) -> None:

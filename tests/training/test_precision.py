@@ -1,16 +1,19 @@
-"""`train.precision`: where auto chooses bf16, and what training in it keeps."""
+"""bf16: where auto chooses it, and what training in it and drawing with it keep."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.training.runs import assert_same_run, metrics, weights
-from underpaint import config
+from underpaint import config, model
 from underpaint.backbones.layers import attend
+from underpaint.cli import main
+from underpaint.model import use_bf16
 from underpaint.training import train
-from underpaint.training.learner import use_bf16
 
 CPU = torch.device("cpu")
 
@@ -18,14 +21,14 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("amx", [False, True])
 def test_auto_goes_by_what_the_cpu_multiplies(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
-    assert use_bf16(config.Train(), CPU) is amx
-    assert use_bf16(config.Train(precision="bf16"), CPU)
-    assert not use_bf16(config.Train(precision="fp32"), CPU)
+    assert use_bf16("auto", CPU) is amx
+    assert use_bf16("bf16", CPU)
+    assert not use_bf16("fp32", CPU)
 
 
 def test_auto_is_float32_on_cpus_without_such_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64"})
-    assert not use_bf16(config.Train(), CPU)
+    assert not use_bf16("auto", CPU)
 
 
 def test_attention_on_a_cpu_is_in_float32() -> None:
@@ -85,3 +88,51 @@ def test_a_run_in_bf16_repeats_itself(recipe: config.Run, tmp_path: Path) -> Non
     recipe.train.precision = "bf16"
     one, two = (train(recipe, tmp_path / name, quiet=True) for name in ("one", "two"))
     assert_same_run(one, two)
+
+
+# --- models that are there ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a second."""
+    place = tmp_path_factory.mktemp("precision")
+    np.save(place / "images.npy", np.random.default_rng(0).integers(0, 256, (96, 8, 8, 3), "u1"))
+    settings = {
+        "data": {"source": str(place / "images.npy")},
+        "network": {"width": 16, "depth": 3, "heads": 2},
+        "stages": {"whole": {"images": 640, "batch": 8}},
+        "train": {"threads": 1, "precision": "fp32", "check_every": -1, "sample_every": -1},
+        "preview": {"steps": 2, "sampler": "euler"},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDERPAINT_CACHE", str(place / "cache"))
+        return train(config.from_dict(config.Run, settings, "test: "), place / "run", quiet=True)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_a_model_draws_in_float32_unless_asked(
+    amx: bool, learned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    plain = model.load(learned, device="cpu")
+    assert plain.precision == "fp32"
+    assert model.load(learned, device="cpu", precision="auto").precision == (
+        "bf16" if amx else "fp32"
+    )
+    fast = model.load(learned, device="cpu", precision="bf16")
+    one, two = (loaded.sample(16, seed=3).astype(float) for loaded in (plain, fast))
+    assert 0 < np.abs(one - two).mean() < 0.02 * one.std()
+    plain.precision = "bf16"
+    assert np.array_equal(plain.sample(16, seed=3), two)
+    plain.precision = "fp32"
+    assert np.array_equal(plain.sample(16, seed=3), one)
+
+
+def test_the_precision_of_samples_is_told(
+    learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["sample", str(learned), "-n", "2", "--out", str(tmp_path / "x.png"), "--json"]
+    for more, told in (([], "fp32"), (["--precision", "bf16"], "bf16")):
+        assert main([*flags, "--quiet", *more]) == 0
+        assert json.loads(capsys.readouterr().out)["precision"] == told

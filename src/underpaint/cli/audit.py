@@ -7,6 +7,7 @@ from typing import Any
 
 from underpaint.cli.evaluate import EXTRACTORS
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
+from underpaint.cli.settings import add_precision
 from underpaint.errors import UserError
 
 __all__ = ["arguments", "run"]
@@ -58,6 +59,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--vae", metavar="FOLDER", help="where the model's autoencoder is now, if it has moved")
     add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    add_precision(parser, "auto")
     add("--out", metavar="FOLDER", help="where page and JSON go (default: RUN/audit)")
     add_output(parser)
 
@@ -108,6 +110,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         batch=args.batch,
         device=args.device,
         vae=args.vae,
+        precision=args.precision,
         progress=progress,
     )
     source = Path(args.source)

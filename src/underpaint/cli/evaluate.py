@@ -9,7 +9,7 @@ from typing import Any
 
 from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
-from underpaint.cli.settings import choices
+from underpaint.cli.settings import add_precision, choices
 from underpaint.errors import UserError
 
 __all__ = ["arguments", "run"]
@@ -63,6 +63,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--vae", metavar="FOLDER", help="where the model's autoencoder is now, if it has moved")
     add("--batch", type=int, default=64, help="images drawn at once (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    add_precision(parser, "fp32")
     add("--no-interval", action="store_true", help="leave out the intervals, which take longest")
     add_output(parser)
 
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
                 batch=args.batch,
                 device=args.device,
                 vae=args.vae,
+                precision=args.precision,
                 interval=not args.no_interval,
                 progress=bar,
             )
@@ -166,6 +168,7 @@ def _told(protocol: dict[str, Any]) -> str:
         own = protocol["sampling"]
         first, last = protocol["seeds"]
         parts.append(f"{own['sampler']} {own['steps']} steps, guidance {own['guidance']:g}")
+        parts.append(own["precision"])
         parts.append(f"seeds {first} to {last}")
         ema = f" {protocol['ema']:g}" if protocol["ema"] else ""
         parts.append(f"weights {protocol['weights']}{ema}")

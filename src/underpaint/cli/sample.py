@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, closest, print_json
-from underpaint.cli.settings import choices
+from underpaint.cli.settings import add_precision, choices
 from underpaint.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--vae", metavar="FOLDER", help="where the model's autoencoder is now, if it has moved")
     add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    add_precision(parser, "fp32")
     add(
         "--out",
         default="samples.png",
@@ -82,7 +83,13 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     out = _checked_out(Path(args.out))
     from underpaint import model as models
 
-    model = models.load(args.model, weights=args.weights, device=args.device, vae=args.vae)
+    model = models.load(
+        args.model,
+        weights=args.weights,
+        device=args.device,
+        vae=args.vae,
+        precision=args.precision,
+    )
     labels = _labels(model, args)
     began = time.perf_counter()
     with Bar("sampling", quiet=args.quiet) as bar:
@@ -149,7 +156,8 @@ def _labels(model: Model, args: argparse.Namespace) -> list[str] | None:
 
 def _about(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     own = model.spec.preview
-    about = {"model": args.model, "weights": args.weights, "seed": args.seed}
+    about = {"model": args.model, "weights": args.weights, "precision": model.precision}
+    about["seed"] = args.seed
     for name in ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr"):
         given = getattr(args, name)
         about[name] = getattr(own, name) if given is None else given

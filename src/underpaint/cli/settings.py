@@ -12,8 +12,9 @@ import typing
 from typing import Any, Literal, NamedTuple
 
 from underpaint import config
+from underpaint.cli.parser import Parser
 
-__all__ = ["Row", "Section", "as_help", "choices", "sections"]
+__all__ = ["Row", "Section", "add_precision", "as_help", "choices", "sections"]
 
 
 class Row(NamedTuple):
@@ -95,3 +96,14 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(_shown(v) for v in value)
     return str(value) if value else ""
+
+
+def add_precision(parser: Parser, default: str) -> None:
+    """`--precision` of the network that images are drawn with."""
+    parser.add_argument(
+        "--precision",
+        choices=choices(config.Train, "precision"),
+        default=default,
+        help="of the network; auto: bf16 on GPUs and on CPUs with AMX, faster and drawing slightly "
+        "other images (default: %(default)s)",
+    )

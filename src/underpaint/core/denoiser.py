@@ -22,6 +22,7 @@ s; only an x0 network has no other way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -139,7 +140,8 @@ def parameterisation(config: config.Noise) -> Parameterisation:
 class Denoiser(nn.Module):
     """A backbone, the noise it was trained on and what it predicts: x = x0 + sigma n → x0.
 
-    All but the backbone is computed in float32 at least, also under autocast. `x` is what the
+    All but the backbone is computed in float32 at least, also under autocast; the backbone, too,
+    unless `bf16` is set: then it runs under bf16 autocast, wherever it is called. `x` is what the
     backbone sees: [B, V, P] of the visible patches if `backbone.sees == "visible"`, else [B, N, P].
     `sigma` is a number, or [B]; `mask` None is the whole image; `labels` [B] int64, −1 for none, or
     None for a network without labels.
@@ -150,6 +152,7 @@ class Denoiser(nn.Module):
         self.backbone = backbone
         self.process = process
         self.prediction = prediction
+        self.bf16 = False
         # what the sides and corners of a crop mask are multiples of, in patches
         self.stride = int(getattr(backbone, "stride", 1))
 
@@ -166,7 +169,9 @@ class Denoiser(nn.Module):
         c_in, c_noise = self.process.c_in(sigma), self.process.c_noise(sigma)
         mask = whole(self.backbone.grid) if mask is None else mask  # type: ignore[arg-type]
         told = {} if condition is None else {"condition": condition}
-        F = self.backbone(_spread(c_in, x) * x, c_noise, labels, mask, **told)
+        fast = torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        with fast:
+            F = self.backbone(_spread(c_in, x) * x, c_noise, labels, mask, **told)
         hidden = None if F.hidden is None else F.hidden.to(x.dtype)
         return Prediction(F.visible.to(x.dtype), hidden)
 

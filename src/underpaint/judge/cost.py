@@ -17,8 +17,7 @@ import torch
 from underpaint import backbones, config
 from underpaint.core import denoiser, masks, noise, spaces
 from underpaint.errors import UserError
-from underpaint.model import pick_device
-from underpaint.training.learner import use_bf16
+from underpaint.model import pick_device, use_bf16
 
 __all__ = ["describe", "network", "parameter_bytes"]
 
@@ -116,7 +115,7 @@ def _stage(
     mean = {key: sum(lv["share"] * lv[key] for lv in levels) for key in levels[0] if key != "share"}
     micro = run.train.microbatch or stage.batch
     most, least = (pick(lv["visible"] for lv in levels) for pick in (max, min))
-    half = use_bf16(run.train, pick_device(run.train.device)) and stage.dp is None
+    half = use_bf16(run.train.precision, pick_device(run.train.device)) and stage.dp is None
     bytes_per = 2 if half else 4
     activations = backbone.activation_bytes(backbone.processed(most, stage.mask), bytes_per)
     images = max(1, round(stage.images / stage.batch)) * stage.batch if stage.images else None

@@ -64,6 +64,7 @@ def evaluate(
     batch: int = 64,
     device: str = "auto",
     vae: str | Path | None = None,
+    precision: model.Precision = "fp32",
     interval: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:
@@ -71,7 +72,7 @@ def evaluate(
 
     `reference` None: the run's own data. `n` images a side; None: as many as are held out (at most
     MOST). `sampling`: what differs from the model's own settings, by the names in SAMPLING. `vae`:
-    as in `model.load`.
+    and `precision`: as in `model.load`.
     Returns `{source, scores, warnings, protocol, file}`; under torchrun the first process does, the
     others return None. Raises UserError for wrong use.
     """
@@ -87,7 +88,10 @@ def evaluate(
             judged = _folder(str(source), images, network, world)
         else:
             chosen = {k: v for k, v in (sampling or {}).items() if v is not None}
-            judged = _model(source, real, network, seed, chosen, weights, vae, batch, world)
+            loaded = model.load(
+                source, weights=weights, device=str(world.device), vae=vae, precision=precision
+            )
+            judged = _model(source, loaded, real, network, seed, chosen, weights, batch)
         _same_shape(judged, real, wanted.source)
         train, held = (_shuffled(ids) for ids in (real.train_ids, real.held_out_ids))
         count, notes = _count(n, len(train), len(held), judged.most)
@@ -223,17 +227,15 @@ def _folder(
 
 def _model(
     source: str | Path,
+    loaded: model.Model,
     real: Dataset,
     network: features.Extractor,
     seed: int,
     sampling: dict[str, Any],
     weights: model.Weights,
-    vae: str | Path | None,
     batch: int,
-    world: distributed.World,
 ) -> Judged:
     folder = model.find(source)
-    loaded = model.load(source, weights=weights, device=str(world.device), vae=vae)
     digests = model.read_card(folder)["sha256"]
     own = {name: getattr(loaded.spec.preview, name) for name in SAMPLING}
     labels, rule = _labels(loaded, real, seed)
@@ -242,7 +244,7 @@ def _model(
     state = folder / "state.json"
     about = {
         "images": read_progress(folder).images if state.is_file() else None,
-        "sampling": {**own, **sampling, "labels": rule},
+        "sampling": {**own, **sampling, "labels": rule, "precision": loaded.precision},
         "weights": weights,
         "ema": trained.train.ema if trained and weights == "ema" else None,
         "weights_sha256": digests.get(f"{weights}.safetensors", digests.get("model.safetensors")),

@@ -20,8 +20,9 @@ from underpaint.core import masks, spaces
 from underpaint.data import Dataset, Order
 from underpaint.judge import pace
 from underpaint.judge.pace import Work
+from underpaint.model import use_bf16
 from underpaint.training.distributed import World
-from underpaint.training.learner import Learner, use_bf16
+from underpaint.training.learner import Learner
 from underpaint.training.minutes import step_seconds
 from underpaint.training.stages import Level, Plan, stride
 from underpaint.training.state import Progress
@@ -233,7 +234,7 @@ def fits(run: config.Run, size: tuple[int, int], classes: int, batch: int) -> bo
 
 def bytes_per(train: config.Train, device: torch.device) -> int:
     """Bytes of a number that the network keeps for its backward pass."""
-    return 2 if use_bf16(train, device) else 4
+    return 2 if use_bf16(train.precision, device) else 4
 
 
 def recipe(probe: Probe, device: torch.device) -> config.Run:

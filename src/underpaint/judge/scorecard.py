@@ -120,7 +120,7 @@ def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
         found += _difference(name, one.get(name), two.get(name))
     for group, names in (
         ("reference", ("key", "train", "held_out")),
-        ("sampling", (*SAMPLING, "labels")),
+        ("sampling", (*SAMPLING, "labels", "precision")),
     ):
         a, b = one.get(group) or {}, two.get(group) or {}
         for name in names:

@@ -85,6 +85,7 @@ def audit(
     batch: int = 64,
     device: str = "auto",
     vae: str | Path | None = None,
+    precision: model.Precision = "auto",
     progress: Progress | None = None,
 ) -> Audit:
     """Audit the model in `source`, with at most `n` images a side and `samples` samples.
@@ -95,15 +96,15 @@ def audit(
     difficulty of each image; `shadow_models`: so many are trained, of `shadow_images` each (0: as
     the run), see `shadows`. `members`, `non_members`: data instead of what the run recorded.
     `extractor`: also look for copies in its features. `control` False leaves out the positive
-    control, and with it any verdict of no leak. `vae`: as in `model.load`. Raises UserError for
-    wrong use.
+    control, and with it any verdict of no leak. `vae`, `precision`: as in `model.load`. Raises
+    UserError for wrong use.
     """
     clock = Clock()
     with clock("data"):
         names = attacks.check(names)
         network = features.load(extractor, weights_file) if extractor else None
         folder = model.find(source)
-        loaded = model.load(source, weights=weights, device=device, vae=vae)
+        loaded = model.load(source, weights=weights, device=device, vae=vae, precision=precision)
         found = sides(folder, loaded, members, non_members)
         own, others = _chosen(found.members, found.non_members, n, fpr, seed, str(source))
         masks, ensemble, seen = found.masks(loaded, own, others, seed)
@@ -117,7 +118,7 @@ def audit(
             seed,
             batch,
         )
-        other = None if reference is None else the_reference(reference, loaded, asked, device)
+        other = None if reference is None else the_reference(reference, loaded, asked)
         blind = controls.blind(own.pixels(), others.pixels(), seed)
     trained = []
     if shadow_models:
@@ -162,6 +163,7 @@ def audit(
         "source": str(source),
         "underpaint": __version__,
         "weights": weights,
+        "precision": loaded.precision,
         "sha256": model.read_card(folder)["sha256"],
         "made": time.strftime("%Y-%m-%d"),
         "asked": {
@@ -272,8 +274,9 @@ def _positive(
     count = min(controls.COPIED, len(patches) // 2)
     few, rest = order[:count], order[count : count + OTHERS]
     shown = b"" if mask is None or mask.visible is None else mask.visible.numpy().tobytes()
-    told = [model.read_card(folder)["sha256"], weights, asked.names, asked.sigmas, asked.ensemble]
-    name = hashlib.sha256(json.dumps([*told, seed, controls.VERSION]).encode())
+    told: list[Any] = [model.read_card(folder)["sha256"], weights, loaded.precision, asked.names]
+    told += [asked.sigmas, asked.ensemble, seed, controls.VERSION]
+    name = hashlib.sha256(json.dumps(told).encode())
     name.update(patches.numpy().tobytes() + shown)
     return controls.cached(
         name.hexdigest()[:32],

@@ -60,11 +60,9 @@ class Asked(NamedTuple):
         ]
 
 
-def the_reference(
-    source: str | Path, loaded: model.Model, asked: Asked, device: str
-) -> model.Model:
+def the_reference(source: str | Path, loaded: model.Model, asked: Asked) -> model.Model:
     """The reference model. Raises UserError if it is of another space, or has seen a side."""
-    other = model.load(source, device=device)
+    other = _beside(loaded, source)
     shapes = [
         (m.spec.size, m.spec.channels, m.spec.space, m.space.grid, m.space.patch_dim)
         for m in (other, loaded)
@@ -109,7 +107,7 @@ def against_shadows(
     """The scores against those of the shadow models, and what these show of themselves."""
     each = []
     for i, shadow in enumerate(trained):
-        other = model.load(shadow.folder, device=str(loaded.device))
+        other = _beside(loaded, shadow.folder)
         each.append(asked.scores(other, f"shadow model {i + 1} of {len(trained)}", progress))
     inside = [np.stack([shadow.has(side) for shadow in trained]) for side in asked.sides]
     better, ground = {}, {}
@@ -129,3 +127,8 @@ def against_shadows(
 def named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
     """`progress` for one phase."""
     return None if progress is None else lambda done, total: progress(what, done, total)
+
+
+def _beside(loaded: model.Model, source: str | Path) -> model.Model:
+    """Another model, on the same device and in the same precision."""
+    return model.load(source, device=str(loaded.device), precision=loaded.precision)

@@ -225,7 +225,7 @@ def _command(result: dict[str, Any]) -> str:
     asked = result["asked"]
     words = ["underpaint", "audit", result["source"], "--seed", str(result["seed"])]
     words += ["--weights", result["weights"]] if result["weights"] != "ema" else []
-    words += ["--attacks", ",".join(asked["attacks"])]
+    words += ["--precision", result["precision"], "--attacks", ",".join(asked["attacks"])]
     for flag in ("members", "non_members", "features", "weights_file"):
         words += [f"--{flag.replace('_', '-')}", asked[flag]] if asked[flag] else []
     words += ["-n", str(asked["n"])] if asked["n"] else []

@@ -19,7 +19,8 @@ from underpaint import config
 from underpaint._version import __version__
 from underpaint.data import Dataset
 from underpaint.errors import UserError
-from underpaint.training.learner import Learner, use_bf16
+from underpaint.model import use_bf16
+from underpaint.training.learner import Learner
 from underpaint.training.stages import Plan
 
 __all__ = ["describe", "identities", "keep_precision", "recorded"]
@@ -61,7 +62,7 @@ def keep_precision(train: config.Train, began: dict[str, Any], device: torch.dev
 
     float32 goes on in float32 on the same device; bf16 needs a machine that is fast at it.
     """
-    now = "bf16" if use_bf16(train, device) else "fp32"
+    now = "bf16" if use_bf16(train.precision, device) else "fp32"
     if train.precision != "auto" or began["precision"] == now:
         return []
     if began["precision"] == "fp32" and began["device"] == _device_name(device):

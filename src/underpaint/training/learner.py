@@ -15,7 +15,7 @@ from underpaint.core import objective
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.masks import Mask
 from underpaint.core.uncertainty import Uncertainty
-from underpaint.model import Model, build
+from underpaint.model import Model, build, use_bf16
 from underpaint.training.distributed import World
 from underpaint.training.draws import key
 from underpaint.training.optimiser import EMA, adamw, optimizer_state, restore_optimizer
@@ -92,7 +92,7 @@ class Learner:
         self.model: Model = build(spec)
         self.spec = spec
         self.world = world
-        self.bf16 = use_bf16(train, world.device)
+        self.bf16 = use_bf16(train.precision, world.device)
         self.model.denoiser.to(world.device).train()
         self.backbone: nn.Module = self.model.denoiser.backbone
         self.ema = EMA(self.model.denoiser, train.ema)
@@ -151,19 +151,3 @@ class Learner:
             with torch.no_grad():
                 self.levels.weight.copy_(own.pop("value"))
             restore_optimizer(self.optimizer, self.levels, {"weight": own})
-
-
-def use_bf16(train: config.Train, device: torch.device) -> bool:
-    """bf16 autocast: as asked, or where the device multiplies in it faster than in float32."""
-    if train.precision != "auto":
-        return train.precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # With AMX a step takes about two thirds of its time; without, many times as long.
-    return device.type == "cpu" and has_amx()
-
-
-def has_amx() -> bool:
-    """Whether this CPU multiplies matrices in bf16 (AMX tiles)."""
-    told = getattr(torch.cpu, "get_capabilities", None)  # not in older torch
-    return bool(told and told().get("amx_bf16"))
