@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from underpaint import config
+
 
 def test_the_effect_of_transfer_is_at_each_arms_best_point_on_the_other_half(
     studies: Any, tmp_path: Path
@@ -143,3 +145,37 @@ def test_a_pre_training_is_done_again_only_where_a_run_that_is_left_begins_from_
     assert left("scratch_1000_3", "trial-scratch_100_0.004") == []
     assert left("masked_100_3", "whole_1000_5") == ["primer-masked_3", "primer-whole_5"]
     assert left("trial-whole_1000_0.002") == ["primer-whole_0"]
+
+
+def test_small_presets_are_tried_with_other_steps_and_nothing_else(
+    studies: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = studies("small.py")
+    seen: dict[str, Any] = {}
+
+    def trained(run: Any, folder: Path, start: str) -> dict[str, Any]:
+        (folder / "checkpoints").mkdir(parents=True)
+        seen[folder.name] = run
+        assert start == "primer:lorelei"
+        return {"images": sum(stage.images for stage in run.stages.values())}
+
+    monkeypatch.setattr(small["units"], "trained", trained)
+    monkeypatch.setattr(small["samples"], "scored", lambda folder, images, count: {"of": images})
+    for unit in small["UNITS"]:
+        length = {"300": 24_000, "3000": 72_000}[unit.split("_")[1]]
+        assert small["do"](unit, tmp_path, 1.0) == {"images": length, "of": length}
+    for size in (300, 3000):
+        preset = config.preset(f"small-{size}")
+        steps = {}
+        for arm in small["ARMS"]:
+            run = seen[f"{arm}_{size}"]
+            assert (run.data.limit, run.data.source) == (size, "avatars:pixel-art")
+            steps[arm] = [(s.batch, s.learning_rate) for s in run.stages.values()]
+            for name, stage in run.stages.items():
+                assert 4 * stage.images == preset.stages[name].images
+                stage.batch, stage.learning_rate = 8, 1e-3
+            assert run == seen[f"large_{size}"]
+        was = {300: 2e-4, 3000: 5e-4}[size]
+        assert steps["large"] == [(32, was), (32, was)]
+        assert steps["small"] == [(16, 2e-3), (8, 2e-3)]
+        assert steps["between"] == [(16, 5e-4), (8, 5e-4)]
