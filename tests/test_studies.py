@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from underpaint import config
 from underpaint.errors import Interrupted
 from underpaint.judge import cost, prior, study
 
@@ -97,6 +98,21 @@ def test_every_run_of_a_written_study_is_possible(name: str) -> None:
             scaled = study.scaled(run, about.shares, found.budget, point, (64, 64), 3, 8)
             spent = cost.describe(scaled, (64, 64), 3, 8)["flops"]
             assert spent == pytest.approx(point * found.budget, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["acceleration", "maskdit"])
+def test_a_written_study_would_go_on_with_its_committed_runs(name: str) -> None:
+    """`compare` refuses a run that was begun with other settings; so none may be changed after."""
+    found = study.load(ROOT / f"{name}.yaml")
+    committed = [
+        path for part in ("tuning", "runs") for path in (ROOT / name / part).rglob("config.yaml")
+    ]
+    assert (len(committed) > 40) or name != "acceleration"
+    for path in committed:
+        arm = path.relative_to(ROOT / name).parts[1]
+        run, now = config.load(path), study.recipe(found, arm)
+        assert (run.noise, run.network) == (now.noise, now.network), path
+        assert (run.data, run.stages.keys()) == (now.data, now.stages.keys()), path
 
 
 def test_units_of_the_committed_json_are_not_done_again(studies: Any, tmp_path: Path) -> None:
