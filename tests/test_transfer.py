@@ -53,6 +53,7 @@ def test_the_effect_of_transfer_is_at_each_arms_best_point_on_the_other_half(
     assert lines[0].endswith("one from scratch: 50 % better, as much as the 46 % claimed.")
     assert lines[2].endswith("whole images: not worse, at equal compute of the pre-training.")
     assert "0.91 times" in lines[2]
+    assert "0.30 times (0.30 to 0.30) after 8 images, 0.50 times" in lines[3]
     (tmp_path / "t.json").write_text(
         json.dumps({"effects": found, "units": results, "design": ["What was done."]})
     )
