@@ -107,13 +107,14 @@ def answer(told: dict[str, Any]) -> list[str]:
         return ["Too few runs are done for an answer: it needs two seeds of each arm."]
     for found in told["effects"]:
         if (found["arm"], found["against"]) == ("masked", "scratch"):
-            after = [
-                f"{r['ratio']:.2f} times ({r['low']:.2f} to {r['high']:.2f}) after {int(n):,} images"
-                for n, r in sorted(found["at"].items(), key=lambda point: int(point[0]))
-            ]
+            points = sorted((int(images), r) for images, r in found["at"].items())
+            after = ", ".join(
+                f"{r['ratio']:.2f} times ({r['low']:.2f} to {r['high']:.2f}) after {n:,} images"
+                for n, r in points
+            )
             lines.append(
-                f"On {found['size']:,} images, how much it helps depends on how long one fine-tunes: "
-                f"pre-trained on masked images against from scratch, {', '.join(after)}."
+                f"On {found['size']:,} images, how much it helps depends on the length of the "
+                f"fine-tuning: pre-trained on masked images against from scratch, {after}."
             )
     for size in _sizes(told["units"]):
         runs = _of(told["units"], "scratch", size).values()
