@@ -10,8 +10,8 @@
   does not say `pays`. It speaks of FLOPs: that is turned into time by what a FLOP of each stage
   takes on this machine, and masks are proposed where the middle of that interval is below 1.
 - learning rate: the small presets' at width 128, times 128/width (what an update moves in a layer
-  grows with its inputs; Yang et al. 2022, arXiv 2203.03466). At width 512 and 768 that is about
-  MaskDM's published 2e-4.
+  grows with its inputs; Yang et al. 2022, arXiv 2203.03466). At width 768 that is 3.3e-4, and
+  MaskDM's published one 2e-4.
 - augmentation, dropout and label drop: between those of the presets small-300, small-3000 and
   small-30000, linear in the logarithm of the number of images.
 - batch: of whole images that of `own` on a CPU, for small ones learned more at equal compute, up to
