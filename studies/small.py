@@ -3,12 +3,11 @@
     python studies/small.py                 as many processes as there are cores
 
 Each preset is tried on as many images of a style (avatars:pixel-art, 32×32) as its name says, from
-the package's primer of another style, its stages cut to a quarter, with three pairs of batch and
+the package's primer of another style, its stages cut to a quarter, with two pairs of batch and
 learning rate:
 
     large      32 images a step, at the rate the preset had (2e-4 and 5e-4)
-    small      8 whole or 16 masked images a step at 2e-3, best in the trials of studies/transfer.py
-    between    8 whole or 16 masked images a step at 5e-4
+    small      8 whole or 16 masked images a step at 2e-3, as in studies/transfer.py
 
 All else is the preset's: augmentation, dropout, label drop, decay, cool-down, images of warm-up.
 One seed. Scores: Fréchet distance of 500 samples to held-out images (MobileNetV2 features, no FID)
@@ -27,7 +26,7 @@ import units
 HERE = Path(__file__).parent
 SIZES = (300, 3000)
 WERE = {300: 2e-4, 3000: 5e-4}
-ARMS = ("large", "small", "between")
+ARMS = ("large", "small")
 LENGTH = {  # a quarter of the preset's: images of the masked and of the whole stage
     300: {"masked": 8_000, "whole": 16_000},
     3000: {"masked": 24_000, "whole": 48_000},
@@ -39,7 +38,7 @@ UNITS = [f"{arm}_{size}" for size in SIZES for arm in ARMS]
 def steps(arm: str, size: int) -> dict[str, dict[str, Any]]:
     """Batch and learning rate of both stages."""
     batches = {"masked": 32, "whole": 32} if arm == "large" else {"masked": 16, "whole": 8}
-    rate = {"large": WERE[size], "small": 2e-3, "between": 5e-4}[arm]
+    rate = {"large": WERE[size], "small": 2e-3}[arm]
     return {name: {"batch": batch, "learning_rate": rate} for name, batch in batches.items()}
 
 

@@ -179,4 +179,3 @@ def test_small_presets_are_tried_with_other_steps_and_nothing_else(
         was = {300: 2e-4, 3000: 5e-4}[size]
         assert steps["large"] == [(32, was), (32, was)]
         assert steps["small"] == [(16, 2e-3), (8, 2e-3)]
-        assert steps["between"] == [(16, 5e-4), (8, 5e-4)]
