@@ -132,7 +132,9 @@ def _verdict(found: dict[str, Any]) -> str:
     if found["against"] == "whole":
         if ratio["high"] < NOT_WORSE:
             return "not worse, at equal compute of the pre-training"
-        return "worse" if ratio["low"] > 1 else f"undecided whether it is within {NOT_WORSE} of it"
+        if ratio["low"] > 1:
+            return "worse"
+        return f"undecided whether it is within {NOT_WORSE} of it (the interval ends at {ratio['high']:.3f})"
     better = f"{100 * (1 - ratio['ratio']):.0f} % better"
     if ratio["low"] > 1:
         return "worse"
