@@ -134,7 +134,8 @@ def _verdict(found: dict[str, Any]) -> str:
             return "not worse, at equal compute of the pre-training"
         if ratio["low"] > 1:
             return "worse"
-        return f"undecided whether it is within {NOT_WORSE} of it (the interval ends at {ratio['high']:.3f})"
+        end = f"the interval ends at {ratio['high']:.3f}"
+        return f"undecided whether it is within {NOT_WORSE} of it ({end})"
     better = f"{100 * (1 - ratio['ratio']):.0f} % better"
     if ratio["low"] > 1:
         return "worse"
