@@ -132,6 +132,7 @@ def measure(
     )
     result = {
         "title": design.ARMS[arm].title,
+        "precision": loaded.precision,  # of samples and attacks
         **{key: _ends(folder)[-1][key] for key in ("flops", "seconds")},
         **_seen(arm, run, scale),
         "curve": curve,

@@ -293,6 +293,13 @@ def _done(told: dict[str, Any]) -> list[str]:
             "The length is the first at which an ordinary model (seed 0) has a Loss attack of AUC "
             f"{pilot['wanted']}: {found}."
         )
+    by_precision: dict[str, list[str]] = {}
+    for name, unit in told["units"].items():
+        by_precision.setdefault(unit["precision"], []).append(name)
+    if by_precision:
+        most, *others = sorted(by_precision, key=lambda precision: -len(by_precision[precision]))
+        but = "".join(f", of {', '.join(by_precision[other])} in {other}" for other in others)
+        lines.append(f"Samples and attacks were computed in {most}{but}.")
     trial = "" if told["scale"] == 1 else f" (made at a scale of {told['scale']:g}: no result)"
     lines.append(
         "What it does not show: other pictures, larger networks, other attacks, and members in "

@@ -300,6 +300,17 @@ def _privacy_units(auc: dict[str, float], frechet: dict[str, float]) -> dict[str
     return {f"{arm}_{seed}": unit(arm, seed) for arm in auc for seed in (1, 2, 3)}
 
 
+def test_the_page_on_privacy_tells_what_was_computed_in_which_precision(studies: Any) -> None:
+    done = studies("privacy_page.py")["_done"]
+    told: dict[str, Any] = {"data": None, "pilot": {"runs": []}, "scale": 1, "units": {}}
+    assert not any("computed in" in line for line in done(told))
+    names = ("ordinary_1", "parts_1", "public_1")
+    told["units"] = {name: {"seconds": 60.0, "precision": "bf16"} for name in names}
+    assert "Samples and attacks were computed in bf16." in done(told)
+    told["units"]["parts_1"]["precision"] = "fp32"
+    assert "Samples and attacks were computed in bf16, of parts_1 in fp32." in done(told)
+
+
 def test_the_answer_on_privacy_tells_failures_first(studies: Any) -> None:
     page = studies("privacy_page.py")
     pilot = {"wanted": 0.7, "chosen": {"length": 2e13, "reached": True}}
