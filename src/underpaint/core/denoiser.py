@@ -141,10 +141,10 @@ class Denoiser(nn.Module):
     """A backbone, the noise it was trained on and what it predicts: x = x0 + sigma n → x0.
 
     All but the backbone is computed in float32 at least, also under autocast; with `bf16` set the
-    backbone runs under bf16 autocast wherever it is called. `x` is what the backbone sees: [B, V, P]
-    of the visible patches if `backbone.sees == "visible"`, else [B, N, P]. `sigma` is a number, or
-    [B]; `mask` None is the whole image; `labels` [B] int64, −1 for none, or None for a network
-    without labels.
+    backbone runs under bf16 autocast wherever it is called. `x` is what the backbone sees:
+    [B, V, P] of the visible patches if `backbone.sees == "visible"`, else [B, N, P]. `sigma` is a
+    number, or [B]; `mask` None is the whole image; `labels` [B] int64, −1 for none, or None for a
+    network without labels.
     """
 
     def __init__(self, backbone: nn.Module, process: Process, prediction: Parameterisation) -> None:
