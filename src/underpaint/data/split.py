@@ -72,13 +72,13 @@ def assign(
     aim = (max(1, round(SHARE * n)) if n >= SMALLEST else 0) if wanted is None else wanted
 
     held &= ~trained
-    count = int(size[held].sum())
+    count = 0
     dropped = np.zeros(groups, bool)
-    for g in in_order[held[in_order]][::-1].tolist():
-        if count <= most:
-            break
-        dropped[g] = True
-        count -= int(size[g])
+    for g in in_order[held[in_order]].tolist():
+        if count + size[g] <= most:
+            count += int(size[g])
+        else:
+            dropped[g] = True
     side[dropped[group]] = ASIDE
     chosen = np.zeros(groups, bool)
     for g in in_order[~(held | trained)[in_order]].tolist():
