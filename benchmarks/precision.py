@@ -25,6 +25,7 @@ import torch
 
 from underpaint import api, config, data, model
 from underpaint.core.spaces import from_uint8
+from underpaint.hardware import has_amx
 from underpaint.judge import features, scores
 from underpaint.privacy import attacks, statistics
 
@@ -110,7 +111,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     result = {
-        "amx": model.has_amx(),
+        "amx": has_amx(),
         "load_before": round(os.getloadavg()[0], 2),
         "drawing": drawing(given.samples),
         "audit": auditing(given.work),

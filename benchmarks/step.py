@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from underpaint import config
+from underpaint.hardware import has_amx
 from underpaint.judge import devices
 from underpaint.judge.measure import stage_plan
-from underpaint.model import has_amx
 from underpaint.training.distributed import World
 from underpaint.training.learner import Learner
 from underpaint.training.minutes import step_seconds

@@ -184,7 +184,7 @@ def made() -> Result:
     import torch
 
     from underpaint import __version__
-    from underpaint.model import use_bf16
+    from underpaint.hardware import use_bf16
 
     bf16 = use_bf16("auto", torch.device("cpu"))
     return {

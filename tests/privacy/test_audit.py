@@ -3,13 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from underpaint import data
+from underpaint import data, model
 from underpaint.cli import main
 from underpaint.config import Data
+from underpaint.hardware import Precision
+from underpaint.privacy.calibration import the_reference
 
 RECIPE = """\
 space: {patch: 4}
@@ -194,6 +197,15 @@ def test_a_reference_model_takes_away_how_hard_an_image_is(
     assert found["membership"]["loss, calibrated"]["auc"]["value"] > 0.9
     assert found["tests"] == 2 + 4 + 2
     assert f"--against {reference}" in (tmp_path / "audit" / "audit.html").read_text()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_another_model_is_asked_in_the_same_precision(
+    precision: Precision, run: Path, honest: Path
+) -> None:
+    loaded = model.load(honest, device="cpu", precision=precision)
+    asked = SimpleNamespace(sides=())  # nothing that it may not have seen
+    assert the_reference(run, loaded, asked).precision == precision
 
 
 def test_a_reference_that_has_seen_a_side_is_refused(

@@ -12,7 +12,7 @@ from tests.training.runs import assert_same_run, metrics, weights
 from underpaint import config, model
 from underpaint.backbones.layers import attend
 from underpaint.cli import main
-from underpaint.model import use_bf16
+from underpaint.hardware import use_bf16
 from underpaint.training import train
 
 CPU = torch.device("cpu")

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
 def _latents(dataset: Dataset, args: argparse.Namespace) -> Dataset:
     from underpaint import vae
     from underpaint.data import latents
-    from underpaint.model import pick_device
+    from underpaint.hardware import pick_device
 
     encoder = vae.read(args.latents, dataset.channels)
     with Bar("encoding", quiet=args.quiet) as bar:

@@ -52,7 +52,8 @@ def assign(
 
     file_sha, pixel_sha: [n, 32]. `wanted`: exactly so many held out, where groups allow it, instead
     of the shares. ASIDE are images on neither side: a held-out one whose pixels now equal those of
-    one in training (seen at another size), and held-out ones beyond 10 % after images were removed.
+    one in training (seen at another size), and held-out groups that do not fit into 10 % any more
+    after images were removed or a group grew.
     """
     n = len(file_sha)
     group = np.unique(_keys(pixel_sha), return_inverse=True)[1].reshape(n)  # [n]

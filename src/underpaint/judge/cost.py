@@ -17,7 +17,7 @@ import torch
 from underpaint import backbones, config
 from underpaint.core import denoiser, masks, noise, spaces
 from underpaint.errors import UserError
-from underpaint.model import pick_device, use_bf16
+from underpaint.hardware import pick_device, use_bf16
 
 __all__ = ["describe", "network", "parameter_bytes"]
 

@@ -23,6 +23,7 @@ from underpaint import config, data, model
 from underpaint._version import __version__
 from underpaint.data import Dataset, cache
 from underpaint.errors import UserError
+from underpaint.hardware import Precision
 from underpaint.judge import features, stream
 from underpaint.judge.scorecard import SAMPLING, digest, score_all
 from underpaint.training import distributed
@@ -64,7 +65,7 @@ def evaluate(
     batch: int = 64,
     device: str = "auto",
     vae: str | Path | None = None,
-    precision: model.Precision = "fp32",
+    precision: Precision = "fp32",
     interval: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:

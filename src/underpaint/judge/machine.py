@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 
 from underpaint import config
+from underpaint.hardware import pick_device
 from underpaint.judge import devices, measure, memory, pace
 from underpaint.judge.measure import Probe, Tell, Timed
 from underpaint.judge.pace import Pace
-from underpaint.model import pick_device
 
 __all__ = ["Machine", "find", "here", "is_known", "of_sheet"]
 

@@ -18,9 +18,9 @@ import torch
 from underpaint import config
 from underpaint.core import masks, spaces
 from underpaint.data import Dataset, Order
+from underpaint.hardware import use_bf16
 from underpaint.judge import pace
 from underpaint.judge.pace import Work
-from underpaint.model import use_bf16
 from underpaint.training.distributed import World
 from underpaint.training.learner import Learner
 from underpaint.training.minutes import step_seconds

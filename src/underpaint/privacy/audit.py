@@ -29,6 +29,7 @@ from underpaint import model
 from underpaint._version import __version__
 from underpaint.data import Dataset
 from underpaint.errors import UserError
+from underpaint.hardware import Precision
 from underpaint.judge import features
 from underpaint.privacy import attacks, cdi, completion, controls, shadows, statistics, verdict
 from underpaint.privacy.calibration import Asked, against_shadows, named, null_of, the_reference
@@ -85,7 +86,7 @@ def audit(
     batch: int = 64,
     device: str = "auto",
     vae: str | Path | None = None,
-    precision: model.Precision = "auto",
+    precision: Precision = "auto",
     progress: Progress | None = None,
 ) -> Audit:
     """Audit the model in `source`, with at most `n` images a side and `samples` samples.

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from underpaint.errors import UserError
-from underpaint.model import pick_device
+from underpaint.hardware import pick_device
 
 __all__ = ["World", "start"]
 

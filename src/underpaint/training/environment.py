@@ -19,7 +19,7 @@ from underpaint import config
 from underpaint._version import __version__
 from underpaint.data import Dataset
 from underpaint.errors import UserError
-from underpaint.model import use_bf16
+from underpaint.hardware import use_bf16
 from underpaint.training.learner import Learner
 from underpaint.training.stages import Plan
 

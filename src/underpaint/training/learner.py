@@ -15,7 +15,8 @@ from underpaint.core import objective
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.masks import Mask
 from underpaint.core.uncertainty import Uncertainty
-from underpaint.model import Model, build, use_bf16
+from underpaint.hardware import use_bf16
+from underpaint.model import Model, build
 from underpaint.training.distributed import World
 from underpaint.training.draws import key
 from underpaint.training.optimiser import EMA, adamw, optimizer_state, restore_optimizer

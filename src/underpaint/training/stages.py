@@ -16,7 +16,8 @@ from underpaint import config, vae
 from underpaint.core import masks, spaces
 from underpaint.data import Dataset, Order, Sealed, latents, prepare, sealed
 from underpaint.errors import UserError
-from underpaint.model import network, pick_device
+from underpaint.hardware import pick_device
+from underpaint.model import network
 from underpaint.training import budget
 from underpaint.training.draws import key
 
