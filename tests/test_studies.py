@@ -344,3 +344,18 @@ def test_the_answer_on_privacy_tells_failures_first(studies: Any) -> None:
     assert lines[0].startswith("No length of the pilot made an ordinary model leak")
     assert lines[1].startswith("The control fails: public pictures alone have an AUC of 0.600")
     json.dumps(page["claims"](told["units"]))
+
+
+# --- small.py ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [300, 3000])
+def test_presets_of_few_images_have_the_steps_and_lengths_that_were_measured(
+    size: int, studies: Any
+) -> None:
+    study = studies("small.py")
+    stages = config.preset(f"small-{size}").stages
+    for name, steps in study["steps"]("small", size).items():
+        own = stages[name]
+        assert {"batch": own.batch, "learning_rate": own.learning_rate} == steps
+        assert own.images == pytest.approx(4 * study["LENGTH"][size][name], rel=0.01)

@@ -279,9 +279,11 @@ def test_numbers_with_different_protocols_are_not_shown_without_a_warning(
 
 
 def test_json_is_one_object(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(place / "run"), "-n", "64", "--json", *flags(place)]) == 0
+    short = ["-n", "64", "--precision", "bf16", "--json"]
+    assert main(["evaluate", str(place / "run"), *short, *flags(place)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["results"][0]["protocol"]["count"] == 64
+    assert printed["results"][0]["protocol"]["sampling"]["precision"] == "bf16"
     assert printed["warnings"] == []
 
 
