@@ -96,7 +96,7 @@ def _compute(study: str, arm: str) -> tuple[str, str]:
     time = "" if seconds["ratio"] is None else f"; {_ratio(seconds)} of the time on one core"
     return (
         f"{_ratio(found)} of the compute: {found['answer']}{time}",
-        f"[`{study}.yaml`](studies/{study}.yaml): {asked['budget']:.1g} training FLOPs, "
+        f"[`{study}.yaml`](studies/{study}.yaml): {asked['budget']:g} training FLOPs, "
         f"{len(found['seeds'])} seeds, {asked['tuning']['trials']} tuning trials an arm, "
         f"{results['score']}",
     )
