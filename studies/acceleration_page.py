@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import compared
 import study_page
 from study_page import Figure, Section, Table
 
@@ -68,68 +69,17 @@ def answer(results: dict[str, Any], found: list[Pair]) -> list[str]:
     ]
     lines += [controls(results)]
     lines += [
-        f"In time on one core: {results['by_seconds']['masked']['sentence']}. {slower(results)}"
+        f"In time on one core: {results['by_seconds']['masked']['sentence']}. "
+        + compared.slower(results, "masked", "unmasked")
     ]
     return [*lines, reason(found)]
 
 
-def slower(results: dict[str, Any]) -> str:
-    """By how much less an image of the masked stage costs, in FLOPs and in seconds."""
-    last = {run["arm"]: run for run in results["runs"] if run["point"] == 1.0}
-    speeds = results["seconds_an_image"]
-    whole = last["unmasked"]["flops"] / last["unmasked"]["images"]
-    share = results["study"]["arms"]["masked"]["shares"]["masked"]
-    images = last["masked"]["images"] - (1 - share) * last["masked"]["flops"] / whole
-    flops = whole * images / (share * last["masked"]["flops"])
-    seconds = speeds["unmasked"]["whole"] / speeds["masked"]["masked"]
-    return (
-        f"A masked image costs {flops:.1f} times fewer FLOPs than a whole one, but only "
-        f"{seconds:.1f} times less time: a step of few patches does not fill a core. The error "
-        "of these speeds is not in the interval."
-    )
-
-
-def more(results: dict[str, Any], point: float = HALF) -> dict[str, Any]:
-    """What every other arm has more error than the masked one at a point, paired by seed."""
-    from underpaint.judge.verdict import interval
-
-    own = _scores(results, point)
-    masked = own.pop("masked")
-    return {
-        arm: interval([scores[seed] - masked[seed] for seed in sorted(scores.keys() & masked)])
-        for arm, scores in own.items()
-    }
-
-
-def _scores(results: dict[str, Any], point: float) -> dict[str, dict[int, float]]:
-    """Scores of every arm at a point, by seed."""
-    scores: dict[str, dict[int, float]] = {}
-    for run in results["runs"]:
-        if run["point"] == point:
-            scores.setdefault(run["arm"], {})[run["seed"]] = run["score"]
-    return scores
-
-
-def beside(results: dict[str, Any], point: float = HALF) -> Table:
-    """Errors of every arm at a point, and what it has more than the masked arm."""
-    apart = more(results, point)
-    rows = []
-    for arm, own in _scores(results, point).items():
-        told = _interval(apart[arm]) if apart.get(arm) else "–"
-        rows.append([arm, f"{sum(own.values()) / len(own):.4f}", told, str(len(own))])
-    return Table(["arm", "mean error", "more than masked (95 %)", "seeds"], rows)
-
-
-def _interval(found: Any) -> str:
-    """A difference of errors with its interval."""
-    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
-
-
 def controls(results: dict[str, Any]) -> str:
     """Whether masks do more than other first steps as cheap as theirs."""
-    apart = more(results)
+    apart = compared.apart(results, "masked", HALF)
     apart.pop(results["baseline"])
-    told = "; ".join(f"{arm} {_interval(found)}" for arm, found in apart.items())
+    told = "; ".join(f"{arm} {compared.in_words(found)}" for arm, found in apart.items())
     if all(found.low > 0 for found in apart.values()):
         answer = "the masks do more than make the first steps cheap"
     else:
@@ -219,13 +169,14 @@ def page(folder: Path) -> Path:
         "what holds here need not hold for larger networks, longer training or pictures.",
         "To repeat: `python studies/draw.py`, then `underpaint compare studies/acceleration.yaml "
         "--out studies/acceleration`, then `python studies/acceleration_page.py`.",
+        compared.cost(folder, results),
     ]
     return study_page.write(
         folder.with_suffix(".html"),
         "Does training on parts reach the same error sooner?",
         answer(results, found),
         [
-            Section("At half the compute", QUESTION, [beside(results)]),
+            Section("At half the compute", QUESTION, [compared.beside(results, "masked", HALF)]),
             Section("Why not four times?", tested, [table], [Figure(image, alt, caption)]),
             Section("What was done", done),
         ],

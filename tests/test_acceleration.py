@@ -31,17 +31,17 @@ def test_the_masked_arm_is_the_best_of_those_tried_at_equal_compute(studies: Any
 def test_the_page_of_acceleration_tells_the_figure_first_and_then_why(
     studies: Any, tmp_path: Path
 ) -> None:
-    told = studies("acceleration_page.py")
+    told, compared = studies("acceleration_page.py"), studies("compared.py")
     scores = {("tuning/unmasked", 32): 0.10, ("before/masked", 32): 0.08}
     scores |= {("tuning/unmasked", 4): 0.05, ("before/masked", 4): 0.05}
     for (where, batch), score in scores.items():
         folder = tmp_path / "a" / where / f"learning_rate-0.004-batch-{batch}-patch-4"
         folder.mkdir(parents=True)
-        (folder / "study.json").write_text(json.dumps({"score": score}))
+        (folder / "study.json").write_text(json.dumps({"score": score, "seconds": 90.0}))
     verdict = {"ratio": 0.8, "relation": "=", "sentence": "masked reaches it in 0.8"}
     runs = [
         {"arm": arm, "point": point, "seed": seed, "score": (level + seed / 1000) / point}
-        | {"flops": 1e6 * point, "images": images * point}
+        | {"flops": 1e6 * point, "images": images * point, "seconds": 30.0}
         for arm, level, images in (
             ("unmasked", 0.03, 1000),
             ("masked", 0.02, 5500),
@@ -58,14 +58,14 @@ def test_the_page_of_acceleration_tells_the_figure_first_and_then_why(
         "study": {"arms": {"masked": {"shares": {"masked": 0.5, "whole": 0.5}}}},
         "seconds_an_image": {"unmasked": {"whole": 0.03}, "masked": {"masked": 0.01}},
     }
-    assert told["beside"](results).rows == [
+    assert compared["beside"](results, "masked", 0.5).rows == [
         ["unmasked", "0.0630", "+0.0200 (+0.0200 to +0.0200)", "2"],
         ["masked", "0.0430", "–", "2"],
         ["other", "0.0530", "+0.0100 (+0.0100 to +0.0100)", "2"],
     ]
     # 500 whole images cost half of the FLOPs, as 5,000 masked ones do
-    assert "10.0 times fewer FLOPs" in told["slower"](results)
-    assert "3.0 times less time" in told["slower"](results)
+    assert "10.0 times fewer FLOPs" in compared["slower"](results, "masked", "unmasked")
+    assert "3.0 times less time" in compared["slower"](results, "masked", "unmasked")
     assert "other +0.0100 (+0.0100 to +0.0100). So the masks do more" in told["controls"](results)
     noisy = [run | {"score": 0.043} if run["arm"] == "other" else run for run in runs]
     assert "it is not shown that the masks do more" in told["controls"](results | {"runs": noisy})
@@ -74,6 +74,7 @@ def test_the_page_of_acceleration_tells_the_figure_first_and_then_why(
     assert "The claim of 0.25 of the compute is not reached: masked reaches it in 0.8." in text
     assert "20.0 % less error in batches of 32 at a learning rate of 0.004" in text
     assert "0.0 % less error in batches of 4" in text
+    assert "12 runs took 6 core-minutes and that of 2 trials 3, one thread" in text
     for relation, ratio, word in (("=", 0.25, "is reached"), (">", 0.2, "is not reached")):
         verdict |= {"relation": relation, "ratio": ratio}
         assert word in told["answer"](results, told["pairs"](tmp_path / "a"))[0]
@@ -99,3 +100,56 @@ def test_the_prior_takes_what_acceleration_found(studies: Any) -> None:
     verdict = results["verdicts"]["masked"]
     assert (own.low, own.high, own.seeds) == (verdict["low"], verdict["high"], 5)
     assert own in prior.load().cells
+
+
+# --- MaskDiT -------------------------------------------------------------------------------------
+
+
+def test_the_page_of_maskdit_tells_time_first_and_whether_it_is_the_masks(
+    studies: Any, tmp_path: Path
+) -> None:
+    told = studies("maskdit_page.py")
+    results = json.loads((ROOT / "maskdit" / "results.json").read_text())
+    with_loss, without = told["WITH"], told["WITHOUT"]
+    base = {run["seed"]: run["score"] for run in results["runs"] if run["arm"] == without}
+
+    def shifted(arm: str, by: float) -> dict[str, Any]:
+        """`arm` has `by` more error than half hidden without the loss on hidden patches."""
+        more = {without: 0.0, arm: by}
+        runs = [
+            run | {"score": base[run["seed"]] + more[run["arm"]] * (1 + run["seed"] / 100)}
+            if run["arm"] in more
+            else run
+            for run in results["runs"]
+        ]
+        return results | {"runs": runs}
+
+    for by, word in ((0.01, "the masks lower the"), (-0.01, "the masks raise the")):
+        assert f"So {word} error of this network" in told["parts"](shifted(told["WHOLE"], by))
+    assert "it is not shown that" in told["parts"](shifted(told["WHOLE"], 0.0))
+    for by, word in ((0.01, "raises it"), (-0.01, "lowers it"), (0.0, "no effect of the loss")):
+        assert word in told["parts"](shifted(with_loss, by))
+
+    time = results["by_seconds"][with_loss]
+    assert told["answer"](results)[0].startswith("The claim of 0.31 of the time is not reached. ")
+    for relation, ratio, word in (("=", 0.31, "is reached"), (">", 0.2, "is not reached")):
+        time |= {"relation": relation, "ratio": ratio}
+        assert word in told["answer"](results)[0]
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "results.json").write_text(json.dumps(results))
+    text = told["page"](tmp_path / "m").read_text()
+    assert "is not reached" in text
+    assert "At 0.5 of the compute" in text
+
+
+def test_the_committed_pages_are_those_of_the_committed_results(
+    studies: Any, tmp_path: Path
+) -> None:
+    for name in ("maskdit", "acceleration"):
+        page = (ROOT / f"{name}.html").read_text()
+        results = json.loads((ROOT / name / "results.json").read_text())
+        cost = studies("compared.py")["cost"](ROOT / name, results)
+        assert cost in page
+        arm = {"maskdit": "with the loss on hidden patches", "acceleration": "masked"}[name]
+        sentence = results["verdicts"][arm]["sentence"].replace("'", "&#39;")
+        assert sentence in page

@@ -1,0 +1,89 @@
+"""What the study of MaskDiT found, and whether it is the masks: `python studies/maskdit_page.py`.
+
+Reads what `underpaint compare studies/maskdit.yaml` wrote into studies/maskdit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import compared
+import study_page
+from study_page import Section
+
+HERE = Path(__file__).parent
+CLAIM = 0.31  # of the time
+HALF = 0.5  # the point at which all arms ran
+WITH, WITHOUT = "with the loss on hidden patches", "without the loss on hidden patches"
+WHOLE = "encoder-decoder, whole images"
+
+
+def answer(results: dict[str, Any]) -> list[str]:
+    """The claim first, then the compute, then what the other arms say of the reason."""
+    told = results["by_seconds"][WITH]
+    reached = told["ratio"] is not None and told["relation"] != ">" and told["ratio"] <= CLAIM
+    return [
+        f"The claim of {CLAIM:g} of the time is {'' if reached else 'not '}reached. In time on one "
+        f"core: {told['sentence']}.",
+        f"In compute: {results['verdicts'][WITH]['sentence']}. "
+        + compared.slower(results, WITH, WHOLE),
+        parts(results),
+    ]
+
+
+def parts(results: dict[str, Any]) -> str:
+    """What hiding does to the same network, and what the loss on hidden patches does."""
+    more = compared.apart(results, WITHOUT, HALF)
+    whole, aux = more[WHOLE], more[WITH]
+    if whole.low > 0:
+        masks = "the masks lower the error of this network"
+    elif whole.high < 0:
+        masks = "the masks raise the error of this network"
+    else:
+        masks = "it is not shown that the masks lower the error of this network"
+    if aux.low <= 0 <= aux.high:
+        loss = "no effect of the loss on hidden patches is shown"
+    else:
+        loss = f"the loss on hidden patches {'raises' if aux.low > 0 else 'lowers'} it"
+    return (
+        "At half the compute, error minus that of half hidden without the loss on hidden patches: "
+        f"the same encoder and decoder on whole images {compared.in_words(whole)}, with that loss "
+        f"{compared.in_words(aux)}. So {masks}, and {loss}."
+    )
+
+
+def page(folder: Path) -> Path:
+    """The page beside `folder`."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    study = results["study"]
+    tables = [compared.beside(results, WITHOUT, point) for point in study["points"]]
+    done = [
+        "Settings, score against compute, every trial and every run: `studies/maskdit.yaml` and "
+        "`studies/maskdit/comparison.html`. Drawn heads of 64×64 in pixels, one small network, "
+        f"{study['budget']:g} training FLOPs, and the error of x0 for a score: the published "
+        "figure is of latents of ImageNet, a network hundreds of times as large, and FID. What "
+        "holds here need not hold there.",
+        "The smallest batch and the lowest learning rate that were tried are best for every arm: "
+        "a wider grid may find better.",
+        "To repeat: `python studies/draw.py`, then `underpaint compare studies/maskdit.yaml --out "
+        "studies/maskdit`, then `python studies/maskdit_page.py`.",
+        compared.cost(folder, results),
+    ]
+    return study_page.write(
+        folder.with_suffix(".html"),
+        "Does an encoder of visible patches reach the error of DiT sooner?",
+        answer(results),
+        [
+            *(
+                Section(f"At {point:g} of the compute", tables=[table])
+                for point, table in zip(study["points"], tables, strict=True)
+            ),
+            Section("What was done", done),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    print(page(HERE / "maskdit"))
