@@ -8,7 +8,7 @@ import torch
 
 from underpaint.errors import UserError
 
-__all__ = ["Precision", "has_amx", "pick_device", "use_bf16"]
+__all__ = ["Precision", "check_compiler", "has_amx", "pick_device", "use_bf16"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -25,6 +25,24 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError):
         raise UserError(f"device '{name}' is not available here; try auto or cpu") from None
     return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile a line for `device`, as torch.compile will the network.
+
+    Raises UserError where that fails: torch asks for a C++ compiler on a CPU, for Triton on a GPU.
+    """
+
+    def line(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x + 1
+
+    try:
+        torch.compile(line, dynamic=False)(torch.zeros(2, device=device))
+    except Exception as error:  # compiler, torch and Triton have classes of their own
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"train.compile: torch cannot compile for {device.type} here ({reason}); leave it out"
+        ) from error
 
 
 def use_bf16(precision: Precision, device: torch.device) -> bool:

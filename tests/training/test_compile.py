@@ -10,6 +10,7 @@ from tests import systems
 from tests.toy import toy  # noqa: F401
 from tests.training.runs import assert_same_run
 from underpaint import config
+from underpaint.errors import UserError
 from underpaint.training import train
 
 
@@ -28,6 +29,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         original(self, dynamic=dynamic, backend=backend, fullgraph=True)
 
     monkeypatch.setattr(nn.Module, "compile", compile)
+    monkeypatch.setattr("underpaint.training.loop.check_compiler", lambda _: None)
     return found
 
 
@@ -66,3 +68,20 @@ def test_every_level_of_a_rate_is_compiled(
     stage.images = 64
     train(run, tmp_path / "run", quiet=True)
     assert len(graphs) == 9
+
+
+def test_without_a_compiler_a_run_does_not_begin(
+    recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("InvalidCxxCompiler: none was found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    recipe.train.compile = True
+    with pytest.raises(UserError) as found:
+        train(recipe, tmp_path / "run", quiet=True)
+    assert str(found.value) == (
+        "train.compile: torch cannot compile for cpu here (InvalidCxxCompiler: none was found); "
+        "leave it out"
+    )
+    assert not (tmp_path / "run").exists()

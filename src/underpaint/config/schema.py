@@ -222,7 +222,9 @@ class Train:
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "auto: bf16 on GPUs and on CPUs with AMX"
     )
-    compile: bool = setting(False, "compile the network with torch.compile")
+    compile: bool = setting(
+        False, "compile the network with torch.compile; on a CPU it needs a C++ compiler"
+    )
     threads: int = setting(0, "CPU threads; 0: as torch chooses")
     log_every: int = setting(0, "images between two lines of metrics; 0: a 400th of the run")
     check_every: int = setting(0, "images between overfit checks; 0: an 8th of the run; -1: none")
