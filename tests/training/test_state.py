@@ -3,10 +3,12 @@
 import dataclasses
 import errno
 import json
+import resource
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests.training.runs import metrics
 from underpaint import config, model
@@ -35,6 +37,41 @@ def test_no_space_leaves_the_last_checkpoint_whole(
     monkeypatch.setenv("UNDERPAINT_CACHE", str(tmp_path / "cache"))
     out = train(None, tmp_path / "run", resume=True, quiet=True)
     assert metrics(out)[-1]["images"] == 160
+
+
+@pytest.mark.parametrize("large", ["model", "optimizer"])
+def test_what_the_system_refuses_to_write_is_one_line(large: str, tmp_path: Path) -> None:
+    """Refused for real, by a limit on the size of files: libraries hide the reason differently."""
+    folder = state.RunFolder(tmp_path / "run")
+    folder.create()
+    own = {name: torch.zeros(10**6 if name == large else 1) for name in ("model", "optimizer")}
+    spec = config.ModelSpec(size=(8, 8), channels=3)
+    model, optimizer = {"w": own["model"]}, {"w": {"exp_avg": own["optimizer"]}}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written \(File too large\); choose"):
+            folder.save(spec, model, model, optimizer, state.Progress(), 1, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(folder.checkpoints.iterdir())
+    folder.save(spec, model, model, optimizer, state.Progress(), 1, {})
+    assert torch.equal(state.read_optimizer(folder.latest())["w"]["exp_avg"], own["optimizer"])
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), errno.ENOSPC),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), errno.ENOSPC),
+        (SafetensorError("HeaderTooLarge"), None),
+    ],
+)
+def test_the_systems_reason_is_found(error: Exception, number: int | None, tmp_path: Path) -> None:
+    expected = UserError if number else type(error)
+    match = "no space left" if number else "HeaderTooLarge"
+    with pytest.raises(expected, match=match), state.writing(tmp_path):
+        raise error
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors"])

@@ -19,6 +19,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -76,14 +78,26 @@ def writing(path: Path, advice: str = "") -> Iterator[None]:
     """Turn the operating system's refusals to write below `path` into a sentence."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = _errno(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left for {path}; free some, then go on{advice}") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
             raise UserError(
-                f"{path}: cannot be written ({error.strerror}); choose another --out"
+                f"{path}: cannot be written ({os.strerror(number)}); choose another --out"
             ) from None
         raise
+
+
+def _errno(error: BaseException) -> int | None:
+    """What the operating system said, also where a library hides it."""
+    if isinstance(error, OSError):
+        return error.errno
+    if isinstance(error, SafetensorError):  # has it in its text alone
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        return int(told[1]) if told else None
+    # torch.save writes what is left after the first refusal, and fails for that
+    return error.__context__.errno if isinstance(error.__context__, OSError) else None
 
 
 class RunFolder:
@@ -195,7 +209,8 @@ class RunFolder:
         with writing(self.checkpoints, self.advice):
             with appearing(final) as temporary:
                 write_model(temporary, spec, {"model": model, "ema": ema, **averages})
-                torch.save(optimizer, temporary / "optimizer.pt")
+                with (temporary / "optimizer.pt").open("wb") as file:  # a path hides the errno
+                    torch.save(optimizer, file)
                 write_text(temporary / "state.json", json.dumps(asdict(progress), indent=1))
             replace_text(self.checkpoints / "LATEST", final.name + "\n")
             best = self.checkpoints / "BEST"
