@@ -4,7 +4,7 @@
 
 Drawing: the built-in primer draws the same seeds in float32 and in bf16; seconds in turn, how far
 the pixels of each pair lie apart, and the Fréchet distance of both to 1,000 of its training images
-(MobileNetV2 features, no FID). Audit: a network that learned 200 images nearly by heart is attacked
+(MobileNetV2 features, no FID). Audit: a network that saw each of 200 images 120 times is attacked
 in both, on as many members and 800 held-out images; seconds, and the AUC of each attack at its best
 noise level. One thread. Writes benchmarks/results/precision.json; on a quiet machine about ten
 minutes, four of them training.

@@ -7,6 +7,7 @@ the function of `TABLES`; the JSON it reads says which script measured it.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -44,7 +45,49 @@ def step_ratios() -> str:
             "| hidden | patches seen | images/s, float32 / bf16 | times faster | by its FLOPs |",
             "| --- | --- | --- | --- | --- |",
             *rows,
+            "",
+            _compiled(),
         ]
+    )
+
+
+def _compiled() -> str:
+    """What torch.compile saves of the steps of `own`, whole and masked."""
+    told = []
+    for batch, rate in ((4, 0.0), (16, 0.9)):
+        name = f"benchmarks/results/step-cpu-own-bf16-batch{batch}"
+        files = (_read(f"{name}{compiled}.json") for compiled in ("", "-compiled"))
+        eager, compiled = (
+            next(row for row in file["rows"] if row["rate"] == rate) for file in files
+        )
+        assert eager["batch"] == compiled["batch"] == batch
+        less = 1 - eager["images_per_s"] / compiled["images_per_s"]
+        told.append(f"{batch} {'masked' if rate else 'whole'} images {less:.0%} less")
+    return (
+        "`--compile` needs a C++ compiler on a CPU and some time before each stage. A step on "
+        f"{told[0]}\ntime with it, one on {told[1]} (in bf16)."
+    )
+
+
+def precision() -> str:
+    """What bf16 saves and changes in drawing and in attacks: for docs/your-images.md."""
+    told = _read("benchmarks/results/precision.json")
+    drawing, audit = told["drawing"], told["audit"]
+    one, two = (audit["auc"][name] for name in ("fp32", "bf16"))
+    apart = max(abs(one[name] - two[name]) for name in one)
+    apart = math.ceil(1000 * apart) / 1000
+    distance = drawing["FD-MobileNetV2"]
+    return (
+        f"On one thread of a CPU{' with AMX' * told['amx']}, {drawing['samples']} samples of the "
+        f"built-in primer took {drawing['seconds']['fp32']:.0f} s in float32 and "
+        f"{drawing['seconds']['bf16']:.0f} s in bf16.\n"
+        f"The median image differs by {drawing['mean_levels_apart']['median']:.1f} of 255 levels a "
+        f"pixel, the one that differs most by {drawing['mean_levels_apart']['most']:.0f}; the "
+        f"Fréchet distance\n(FD-MobileNetV2) is {distance['fp32']:.1f} and "
+        f"{distance['bf16']:.1f}. {len(one)} attacks on {audit['members']} members took "
+        f"{audit['seconds']['fp32']:.0f} and {audit['seconds']['bf16']:.0f} s, with AUCs of "
+        f"{min(one.values()):.2f} to {max(one.values()):.2f}\nthat differ by {apart:.3f} at most "
+        "(`python benchmarks/precision.py`)."
     )
 
 
@@ -361,6 +404,7 @@ def _runs(name: str) -> list[dict[str, Any]]:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"claims": claims, "step ratios": step_ratios, "systems": systems},
+    "docs/your-images.md": {"precision": precision},
     "studies/README.md": {"answers": answers, "studies": studies},
     "docs/systems.md": {"systems in full": systems_in_full, "stability": stability},
 }
