@@ -62,7 +62,7 @@ def _compiled() -> str:
         )
         assert eager["batch"] == compiled["batch"] == batch
         less = 1 - eager["images_per_s"] / compiled["images_per_s"]
-        told.append(f"{batch} {'masked' if rate else 'whole'} images {less:.0%} less")
+        told.append(f"{batch} {'masked' if rate else 'whole'} images takes {less:.0%} less")
     return (
         "`--compile` needs a C++ compiler on a CPU and some time before each stage. A step on "
         f"{told[0]}\ntime with it, one on {told[1]} (in bf16)."
