@@ -21,7 +21,7 @@ import privacy_arms as design
 import study_page
 from study_page import Figure, Section, Table
 
-__all__ = ["answer", "claims", "page", "row"]
+__all__ = ["along", "answer", "claims", "page", "row"]
 
 PAIRS = (
     ("parts-whole", "ordinary"),
@@ -211,6 +211,24 @@ def row(units: Units, arm: str) -> list[str]:
     ]
 
 
+def along(units: Units, arm: str) -> list[tuple[float, float]]:
+    """Fréchet distance and AUC of the Loss attack by the share of the compute: means over seeds.
+
+    Of a run whose checkpoints were gone when it was scored the curve has the end alone.
+    """
+    by_share: dict[float, list[dict[str, Any]]] = {}
+    for unit in of(units, arm).values():
+        for point in unit["curve"]:
+            by_share.setdefault(round(point["share"], 3), []).append(point)
+    return [
+        (
+            sum(p["frechet"] for p in points) / len(points),
+            sum(p["auc"]["value"] for p in points) / len(points),
+        )
+        for _, points in sorted(by_share.items())
+    ]
+
+
 def plot(units: Units, path: Path) -> None:
     """Leak against quality: a line an arm through the means of its checkpoints, the end marked."""
     from matplotlib.figure import Figure
@@ -219,12 +237,10 @@ def plot(units: Units, path: Path) -> None:
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
     for i, (arm, about) in enumerate(design.ARMS.items()):
-        curves = [unit["curve"] for unit in of(units, arm).values()]
-        if not curves:
+        points = along(units, arm)
+        if not points:
             continue
-        steps = list(zip(*curves, strict=False))
-        x = [sum(p["frechet"] for p in points) / len(points) for points in steps]
-        y = [sum(p["auc"]["value"] for p in points) / len(points) for points in steps]
+        x, y = zip(*points, strict=True)
         axes.plot(x, y, "o-", color=f"C{i}", lw=1.4, ms=3, label=f"{about.letter}  {about.title}")
         axes.plot(x[-1], y[-1], "o", color=f"C{i}", ms=8)
     axes.axhline(0.5, color="#999999", lw=0.8, ls=":")
@@ -300,6 +316,9 @@ def _done(told: dict[str, Any]) -> list[str]:
         most, *others = sorted(by_precision, key=lambda precision: -len(by_precision[precision]))
         but = "".join(f", of {', '.join(by_precision[other])} in {other}" for other in others)
         lines.append(f"Samples and attacks were computed in {most}{but}.")
+    drawn = {(u["sampling"]["sampler"], u["sampling"]["steps"]) for u in told["units"].values()}
+    for sampler, steps in sorted(drawn):
+        lines.append(f"Samples were drawn by {sampler}, {steps} steps.")
     trial = "" if told["scale"] == 1 else f" (made at a scale of {told['scale']:g}: no result)"
     lines.append(
         "What it does not show: other pictures, larger networks, other attacks, and members in "

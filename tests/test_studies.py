@@ -300,13 +300,31 @@ def _privacy_units(auc: dict[str, float], frechet: dict[str, float]) -> dict[str
     return {f"{arm}_{seed}": unit(arm, seed) for arm in auc for seed in (1, 2, 3)}
 
 
+def test_the_curve_of_an_arm_is_a_mean_over_the_seeds_that_have_the_point(studies: Any) -> None:
+    def point(share: float, frechet: float, auc: float) -> dict[str, Any]:
+        return {"share": share, "frechet": frechet, "auc": {"value": auc}}
+
+    units = {
+        "parts_1": {"curve": [point(1.0, 50, 0.6)]},  # its other checkpoints are gone
+        "parts_2": {"curve": [point(0.25, 90, 0.5), point(1.0, 70, 0.8)]},
+        "ordinary_1": {"curve": [point(1.0, 10, 0.9)]},
+    }
+    found = studies("privacy_page.py")["along"](units, "parts")
+    assert found == [(90, 0.5), (60, pytest.approx(0.7))]
+
+
 def test_the_page_on_privacy_tells_what_was_computed_in_which_precision(studies: Any) -> None:
     done = studies("privacy_page.py")["_done"]
     told: dict[str, Any] = {"data": None, "pilot": {"runs": []}, "scale": 1, "units": {}}
     assert not any("computed in" in line for line in done(told))
     names = ("ordinary_1", "parts_1", "public_1")
-    told["units"] = {name: {"seconds": 60.0, "precision": "bf16"} for name in names}
+    told["units"] = {
+        name: {"seconds": 60.0, "precision": "bf16"}
+        | {"sampling": {"sampler": "heun", "steps": 10}}
+        for name in names
+    }
     assert "Samples and attacks were computed in bf16." in done(told)
+    assert "Samples were drawn by heun, 10 steps." in done(told)
     told["units"]["parts_1"]["precision"] = "fp32"
     assert "Samples and attacks were computed in bf16, of parts_1 in fp32." in done(told)
 
