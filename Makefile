@@ -57,6 +57,7 @@ docs: .venv/.setup-dev
 	$(BIN)/python tools/docs.py
 	$(BIN)/python tools/architecture.py
 	$(BIN)/python tools/tables.py
+	$(BIN)/python studies/index.py
 
 wheel: .venv/.setup-dev
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -65,8 +65,7 @@ def page(folder: Path) -> Path:
         f"{study['budget']:g} training FLOPs, and the error of x0 for a score: the published "
         "figure is of latents of ImageNet, a network hundreds of times as large, and FID. What "
         "holds here need not hold there.",
-        "The smallest batch and the lowest learning rate that were tried are best for every arm: "
-        "a wider grid may find better.",
+        " ".join(f"{note[0].upper()}{note[1:]}." for note in results["notes"]),
         "To repeat: `python studies/draw.py`, then `underpaint compare studies/maskdit.yaml --out "
         "studies/maskdit`, then `python studies/maskdit_page.py`.",
         compared.cost(folder, results),

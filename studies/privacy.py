@@ -49,8 +49,6 @@ ATTACKS = ("loss", "secmi", "pia", "sima", "masks")
 SIGMAS = (0.25, 0.6, 1.4)  # lower, the image is given away; higher, all images look alike
 NOISES, MASKS, STEPS = 2, 4, 12
 SAMPLES = CHEAP = 500  # samples of a checkpoint; non-members of its Loss attack
-# 20 steps of Euler, as many evaluations, left grain on the flat grounds of some networks
-SAMPLING = {"sampler": "heun", "steps": 10}
 
 PILOTS = [f"pilot-{length:.0e}" for length in LENGTHS]
 RUNS = [f"{arm}_{seed}" for seed in SEEDS for arm in design.ARMS]
@@ -123,7 +121,7 @@ def measure(
         loaded = model.load(checkpoints / f"{images:012d}", device="cpu", precision="auto")
         members, others = sides(loaded, seed, work, CHEAP)
         loss = [_scores(loaded, side, ("loss",))["loss"] for side in (members, others)]
-        samples = loaded.sample(_samples(scale), seed=0, **SAMPLING)
+        samples = loaded.sample(_samples(scale), seed=0)
         auc = statistics.evaluate(*loss)["auc"]
         point = {"images": images, "share": share, "auc": auc}
         curve.append(point | {"frechet": quality(samples, seed, work)})
@@ -135,7 +133,7 @@ def measure(
     result = {
         "title": design.ARMS[arm].title,
         "precision": loaded.precision,  # of samples and attacks
-        "sampling": SAMPLING,
+        "sampling": {key: getattr(loaded.spec.preview, key) for key in ("sampler", "steps")},
         **{key: _ends(folder)[-1][key] for key in ("flops", "seconds")},
         **_seen(arm, run, scale),
         "curve": curve,

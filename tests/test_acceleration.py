@@ -142,9 +142,7 @@ def test_the_page_of_maskdit_tells_time_first_and_whether_it_is_the_masks(
     assert "At 0.5 of the compute" in text
 
 
-def test_the_committed_pages_are_those_of_the_committed_results(
-    studies: Any, tmp_path: Path
-) -> None:
+def test_the_committed_pages_are_those_of_the_committed_results(studies: Any) -> None:
     for name in ("maskdit", "acceleration"):
         page = (ROOT / f"{name}.html").read_text()
         results = json.loads((ROOT / name / "results.json").read_text())

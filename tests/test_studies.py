@@ -377,3 +377,16 @@ def test_presets_of_few_images_have_the_steps_and_lengths_that_were_measured(
         own = stages[name]
         assert {"batch": own.batch, "learning_rate": own.learning_rate} == steps
         assert own.images == pytest.approx(4 * study["LENGTH"][size][name], rel=0.01)
+
+
+# --- index.py ------------------------------------------------------------------------------------
+
+
+def test_the_answers_in_the_readme_are_those_of_the_committed_json(studies: Any) -> None:
+    folder = Path(__file__).parent.parent / "studies"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert studies("index.py")["text"]() == text
+    found = json.loads((folder / "maskdit" / "results.json").read_text())["verdicts"]
+    assert found["with the loss on hidden patches"]["sentence"] in text
+    for link in re.findall(r"\]\((.*?)\)", text):
+        assert (folder / link).exists()

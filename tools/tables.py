@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -322,90 +321,9 @@ def stability() -> str:
     )
 
 
-QUESTIONS = {
-    "acceleration": "Does training on parts reach the same error sooner?",
-    "maskdit": "Does an encoder of visible patches reach the error of DiT sooner?",
-    "where": "How many patches an image, and which masks, does it take?",
-    "transfer": "Do weights learned on hidden images help to learn another style from few images?",
-    "privacy": "Does training on parts protect?",
-    "systems": "Does every system learn in two stages?",
-    "masks": "Which masked stage is best at 256 patches? (for `acceleration.yaml` and `own`)",
-    "batches": "How many images a step? (for `quickstart`)",
-    "times": "How should training times be drawn? (for all presets)",
-    "small": "Which batch and learning rate for few images? (for `small-*`)",
-    "stability": "What keeps training whole at rates that are too high? (docs/systems.md)",
-}
-
-
-def answers() -> str:
-    """The answers of the studies that have a page of their own: for studies/README.md."""
-    sys.path.insert(0, str(ROOT / "studies"))
-    import acceleration_page
-    import maskdit_page
-    import privacy_page
-    import transfer_page
-    import where
-
-    folder = ROOT / "studies" / "acceleration"
-    compared = {name: _read(f"studies/{name}/results.json") for name in ("acceleration", "maskdit")}
-    told = {
-        "acceleration": acceleration_page.answer(
-            compared["acceleration"], acceleration_page.pairs(folder)
-        ),
-        "maskdit": maskdit_page.answer(compared["maskdit"]),
-        "where": where.told(_read("studies/where.json")["cells"]),
-        "transfer": transfer_page.answer(_read("studies/transfer.json")),
-        "privacy": privacy_page.answer(_read("studies/privacy.json")),
-    }
-    parts = []
-    for name, lines in told.items():
-        if not (ROOT / "studies" / f"{name}.html").is_file():  # not done
-            continue
-        parts += [f"## {QUESTIONS[name]}", *lines, f"Page: [`{name}.html`]({name}.html)."]
-    return "\n" + "\n\n".join(parts) + "\n"
-
-
-def studies() -> str:
-    """Question, files and cost of every study: for studies/README.md."""
-    rows = []
-    for name, question in QUESTIONS.items():
-        script = f"{name}.py"
-        result = f"{name}.json"
-        if not (ROOT / "studies" / script).is_file():
-            script, result = f"{name}.yaml", f"{name}/results.json"
-        runs = _runs(name)
-        flops = sum(run["flops"] for run in runs if "flops" in run)
-        seconds = [run["seconds"] for run in runs if "seconds" in run]
-        rows.append(
-            f"| [`{script}`]({script}) | {question} | [JSON]({result}) | {len(runs)} | "
-            f"{f'{flops:.1e}' if flops else '–'} | "
-            f"{f'{sum(seconds) / 60:,.0f}' if len(seconds) == len(runs) else '–'} |"
-        )
-    return "\n".join(
-        [
-            "| study | question | results | runs | training FLOPs | core-minutes |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *rows,
-        ]
-    )
-
-
-def _runs(name: str) -> list[dict[str, Any]]:
-    """Everything that a study trained, trials among it."""
-    folder = ROOT / "studies" / name
-    if (folder / "results.json").is_file():
-        trials = [_read(str(path)) for path in sorted(folder.glob("*/*/*/study.json"))]
-        return [*_read(str(folder / "results.json"))["runs"], *trials]
-    told = _read(f"studies/{name}.json")
-    if name == "systems":
-        return [unit for about in told["systems"].values() for unit in about["units"].values()]
-    return list(told["units"].values())
-
-
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"claims": claims, "step ratios": step_ratios, "systems": systems},
     "docs/your-images.md": {"precision": precision},
-    "studies/README.md": {"answers": answers, "studies": studies},
     "docs/systems.md": {"systems in full": systems_in_full, "stability": stability},
 }
 

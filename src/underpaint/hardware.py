@@ -41,7 +41,8 @@ def check_compiler(device: torch.device) -> None:
     except Exception as error:  # compiler, torch and Triton have classes of their own
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"train.compile: torch cannot compile for {device.type} here ({reason}); leave it out"
+            f"train.compile: torch cannot compile for {device.type} here ({reason}); "
+            "set it to false"
         ) from error
 
 

@@ -29,7 +29,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         original(self, dynamic=dynamic, backend=backend, fullgraph=True)
 
     monkeypatch.setattr(nn.Module, "compile", compile)
-    monkeypatch.setattr("underpaint.training.loop.check_compiler", lambda _: None)
+    monkeypatch.setattr("underpaint.training.learner.check_compiler", lambda _: None)
     return found
 
 
@@ -82,6 +82,6 @@ def test_without_a_compiler_a_run_does_not_begin(
         train(recipe, tmp_path / "run", quiet=True)
     assert str(found.value) == (
         "train.compile: torch cannot compile for cpu here (InvalidCxxCompiler: none was found); "
-        "leave it out"
+        "set it to false"
     )
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from underpaint.core import objective
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.masks import Mask
 from underpaint.core.uncertainty import Uncertainty
-from underpaint.hardware import use_bf16
+from underpaint.hardware import check_compiler, use_bf16
 from underpaint.model import Model, build
 from underpaint.training.distributed import World
 from underpaint.training.draws import key
@@ -85,7 +85,10 @@ class _Loss(nn.Module):
 
 
 class Learner:
-    """Weights, their average and the optimiser, on this process's device."""
+    """Weights, their average and the optimiser, on this process's device.
+
+    Raises UserError where the network is to be compiled and torch cannot.
+    """
 
     def __init__(self, spec: config.ModelSpec, train: config.Train, world: World) -> None:
         # The weights are drawn on the CPU: the same for every device and number of processes.
@@ -100,6 +103,7 @@ class Learner:
         self.averaged = Model(spec, cast(Denoiser, self.ema.module), self.model.space)
         self.power = PowerAverages(self.backbone) if train.snapshots else None
         if train.compile:
+            check_compiler(world.device)
             # In place, so that names stay; shapes are static, one graph for each V and batch. After
             # 8 of them torch would run the rest uncompiled: a stage may have 8, and others follow.
             torch._dynamo.config.cache_size_limit = SHAPES

@@ -14,7 +14,6 @@ import torch
 
 from underpaint import config
 from underpaint.errors import Interrupted, UserError
-from underpaint.hardware import check_compiler
 from underpaint.training import budget, carry, distributed, early, stages
 from underpaint.training.covered import check_covered
 from underpaint.training.environment import describe, identities, keep_precision, recorded
@@ -81,8 +80,6 @@ def train(
     world = distributed.start(run.train.device)
     torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
     try:
-        if run.train.compile:
-            check_compiler(world.device)
         if world.first and not resume:
             folder.check(overwrite)
         notes: list[str] = []
