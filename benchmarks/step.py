@@ -3,6 +3,7 @@
     python benchmarks/step.py                                             # CPU, 256 patches
     python benchmarks/step.py --batch 4 --rates 0 [--compile]             # as `own` takes them:
     python benchmarks/step.py --batch 16 --rates 0 0.9 [--compile]        # whole, masked
+    python benchmarks/step.py … --give-back                               # malloc left alone
     python benchmarks/step.py --device cuda --preset maskdm-celebahq256   # GPU: also MFU and memory
 
 The whole step is timed as the loop runs it: drawing the batch from the cache's format, forward,
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 
 from underpaint import config
-from underpaint.hardware import has_amx
+from underpaint.hardware import has_amx, keep_freed_memory
 from underpaint.judge import devices
 from underpaint.judge.measure import stage_plan
 from underpaint.training.distributed import World
@@ -46,6 +47,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     run.train.precision = arguments.precision
     size = config.image_size(run.data.size) if arguments.size is None else (arguments.size,) * 2
     assert size is not None
+    kept = not arguments.give_back and keep_freed_memory()
     world = World(0, 1, torch.device(arguments.device))
     torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
     plans = {}
@@ -108,6 +110,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "precision": "bf16" if learner.bf16 else "fp32",
         "amx": device == "cpu" and has_amx(),
         "compiled": arguments.compile,
+        "freed_memory_kept": kept,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "rounds": arguments.rounds,
@@ -142,6 +145,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument("--give-back", action="store_true", help="leave malloc alone")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     cuda = arguments.device.startswith("cuda")

@@ -63,7 +63,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "title": "U-ViT, flow matching",
         "preset": "quickstart",
         "recipe": "quickstart --network.kind uvit",
-        "settings": {"network": UVIT, "noise": units.INDEPENDENT},
+        "settings": {"network": UVIT, "noise": units.INDEPENDENT, "preview": units.EULER},
     },
     "maskdm": {
         "title": "MaskDM: U-ViT, DDPM's noise",
@@ -85,7 +85,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "dit": {
         "title": "DiT, flow matching",
         "preset": "quickstart",
-        "settings": {"noise": units.INDEPENDENT},
+        "settings": {"noise": units.INDEPENDENT, "preview": units.EULER},
     },
     "maskdit": {
         "title": "MaskDiT: encoder and decoder, EDM",
@@ -121,7 +121,11 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "title": "Convolutional U-Net on crops, flow matching",
         "preset": "unet-small",
         "budget": 7e13,
-        "settings": {"noise": units.INDEPENDENT, "stages": {"masked": {"mask": "crop"}}},
+        "settings": {
+            "noise": units.INDEPENDENT,
+            "stages": {"masked": {"mask": "crop"}},
+            "preview": units.EULER,
+        },
     },
     "latents": {
         "title": "DiT on latents (random autoencoder)",
@@ -131,7 +135,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "settings": {
             "space": {"kind": "latents", "patch": 1, "factor": 4, "latent_channels": 4},
             "noise": DDPM | {"process": "vp-linear"},
-            "preview": {"clip": "none"},
+            "preview": units.EULER | {"clip": "none"},
         },
     },
 }

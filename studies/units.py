@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "EULER",
     "INDEPENDENT",
     "NotYet",
     "committed",
@@ -35,6 +36,8 @@ __all__ = [
 PAUSE = 10.0  # seconds
 # how presets drew training times before studies/times.json; studies begun then keep to it
 INDEPENDENT = {"time": "logit-normal", "stratified": False}
+# how presets drew samples before studies/samplers.json; likewise
+EULER = {"sampler": "euler", "steps": 30}
 
 Result = dict[str, Any]
 

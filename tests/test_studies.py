@@ -390,3 +390,53 @@ def test_the_answers_in_the_readme_are_those_of_the_committed_json(studies: Any)
     assert found["with the loss on hidden patches"]["sentence"] in text
     for link in re.findall(r"\]\((.*?)\)", text):
         assert (folder / link).exists()
+
+
+def test_samplers_are_compared_by_grain_and_by_their_distance_to_the_end(studies: Any) -> None:
+    study = studies("samplers.py")
+    plain = np.full((2, 4, 4, 3), 128, np.uint8)
+    edge = plain.copy()
+    edge[:, :, 2:] = 200  # one step of three in each row
+    assert study["flat"](plain) == 1.0
+    assert study["flat"](edge) == pytest.approx(2 / 3)
+    assert study["flat"](plain + np.uint8([0, 2, 0, 2])[None, None, :, None]) == 1.0
+    assert study["flat"](plain + np.uint8([0, 3, 0, 3])[None, None, :, None]) == 0.0
+    assert study["error"](plain, plain) == 0.0
+    assert study["error"](plain, edge) == pytest.approx(72 / math.sqrt(2))
+
+    def found(distances: dict[str, float]) -> dict[str, Any]:
+        return {"ways": {name: {"frechet": distances.get(name, 50.0)} for name in study["WAYS"]}}
+
+    results = {"a": found({"heun-10": 40.0}), "b": found({"heun-10": 62.5})}
+    told = study["ratios"](results)
+    assert told["heun-10"][0] == pytest.approx(1.0)  # the geometric mean of 0.8 and 1.25
+    assert told["heun-10"][1] < 0.8 < 1.25 < told["heun-10"][2]
+    assert told["euler-20"] == pytest.approx([1.0, 1.0, 1.0])
+    assert study["FIRST"] not in told
+
+
+def test_ways_of_sampling_call_the_network_as_often_as_is_told(
+    studies: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from underpaint.core import samplers
+    from underpaint.core.noise import Flow
+
+    for way in studies("samplers.py")["WAYS"].values():
+        calls: list[float] = []
+
+        def denoise(x: Any, sigma: float, calls: list[float] = calls) -> Any:
+            calls.append(sigma)
+            return torch.zeros_like(x)
+
+        levels = samplers.sigmas(Flow(), way.steps, way.grid)
+        samplers.sample(denoise, torch.randn(1, 4, 3), levels, way.sampler)
+        assert len(calls) == way.calls
+
+
+def test_studies_draw_their_samples_as_when_they_began(studies: Any, tmp_path: Path) -> None:
+    systems, batches = studies("systems.py"), studies("batches.py")
+    runs = [systems["recipe"](f"{name}_whole", 1.0, tmp_path) for name in ("dit", "uvit", "unet")]
+    runs += [batches["recipe"](way, 1.0) for way in batches["WAYS"].values()]
+    assert {(run.preview.sampler, run.preview.steps) for run in runs} == {("euler", 30)}

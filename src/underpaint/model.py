@@ -29,7 +29,7 @@ from underpaint.core import denoiser as denoisers
 from underpaint.core import noise, samplers, spaces
 from underpaint.core.masks import whole
 from underpaint.errors import UserError
-from underpaint.hardware import Precision, pick_device, use_bf16
+from underpaint.hardware import Precision, keep_freed_memory, pick_device, use_bf16
 from underpaint.vae import VAE
 
 __all__ = [
@@ -361,6 +361,7 @@ def load(
         if name not in own or name not in state or own[name].shape != state[name].shape:
             raise UserError(f"{folder}: '{name}' does not fit the network that config.json names")
     model.denoiser.backbone.load_state_dict(state)
+    keep_freed_memory()
     model.denoiser.to(pick_device(device)).eval()
     model.precision = precision
     return model

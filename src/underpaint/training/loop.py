@@ -14,6 +14,7 @@ import torch
 
 from underpaint import config
 from underpaint.errors import Interrupted, UserError
+from underpaint.hardware import keep_freed_memory
 from underpaint.training import budget, carry, distributed, early, stages
 from underpaint.training.covered import check_covered
 from underpaint.training.environment import describe, identities, keep_precision, recorded
@@ -77,6 +78,7 @@ def train(
         budget.library()
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
+    keep_freed_memory()
     world = distributed.start(run.train.device)
     torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
     try:
