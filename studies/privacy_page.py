@@ -319,6 +319,12 @@ def _done(told: dict[str, Any]) -> list[str]:
     drawn = {(u["sampling"]["sampler"], u["sampling"]["steps"]) for u in told["units"].values()}
     for sampler, steps in sorted(drawn):
         lines.append(f"Samples were drawn by {sampler}, {steps} steps.")
+    ends = [name for name, unit in told["units"].items() if len(unit["curve"]) == 1]
+    if ends:
+        lines.append(
+            f"Of {', '.join(ends)} the checkpoints before the end were gone when the run was "
+            "scored: the figure's smaller dots are of the other seeds."
+        )
     trial = "" if told["scale"] == 1 else f" (made at a scale of {told['scale']:g}: no result)"
     lines.append(
         "What it does not show: other pictures, larger networks, other attacks, and members in "

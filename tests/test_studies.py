@@ -320,11 +320,14 @@ def test_the_page_on_privacy_tells_what_was_computed_in_which_precision(studies:
     names = ("ordinary_1", "parts_1", "public_1")
     told["units"] = {
         name: {"seconds": 60.0, "precision": "bf16"}
-        | {"sampling": {"sampler": "heun", "steps": 10}}
+        | {"sampling": {"sampler": "heun", "steps": 10}, "curve": [{}, {}]}
         for name in names
     }
     assert "Samples and attacks were computed in bf16." in done(told)
     assert "Samples were drawn by heun, 10 steps." in done(told)
+    assert not any("were gone" in line for line in done(told))
+    told["units"]["parts_1"]["curve"] = [{}]
+    assert any(line.startswith("Of parts_1 the checkpoints") for line in done(told))
     told["units"]["parts_1"]["precision"] = "fp32"
     assert "Samples and attacks were computed in bf16, of parts_1 in fp32." in done(told)
 
