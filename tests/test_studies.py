@@ -295,7 +295,11 @@ def _privacy_units(auc: dict[str, float], frechet: dict[str, float]) -> dict[str
     def unit(arm: str, seed: int) -> dict[str, Any]:
         off = (0.0, 0.01, -0.01)[seed - 1]
         best = {"auc": {"value": auc[arm] + off}, "tpr_at": {"0.01": {"needs": 300, "has": 30}}}
-        return {"attacks": {"best": best}, "frechet": frechet[arm] * (1 + off)}
+        curve = [
+            {"frechet": distance, "auc": {"value": value}}
+            for distance, value in ((100.0, 0.4), (40.0, auc[arm] - 0.1))
+        ]
+        return {"attacks": {"best": best}, "frechet": frechet[arm] * (1 + off), "curve": curve}
 
     return {f"{arm}_{seed}": unit(arm, seed) for arm in auc for seed in (1, 2, 3)}
 
@@ -311,6 +315,19 @@ def test_the_curve_of_an_arm_is_a_mean_over_the_seeds_that_have_the_point(studie
     }
     found = studies("privacy_page.py")["along"](units, "parts")
     assert found == [(90, 0.5), (60, pytest.approx(0.7))]
+
+
+def test_leaks_are_compared_at_a_quality_that_both_runs_reach(studies: Any) -> None:
+    at = studies("privacy_page.py")["at_equal_quality"]
+
+    def curve(*points: tuple[float, float]) -> list[dict[str, Any]]:
+        return [{"frechet": distance, "auc": {"value": auc}} for distance, auc in points]
+
+    long = curve((80, 0.5), (40, 0.6), (20, 0.8))
+    assert at(curve((40, 0.55)), long) == pytest.approx((0.55, 0.6))
+    # half way between 40 and 20 in the logarithm; and the one that ends worse sets the quality
+    assert at(long, curve((90, 0.5), (math.sqrt(800), 0.9))) == pytest.approx((0.7, 0.9))
+    assert at(long, curve((100, 0.5), (90, 0.6))) is None
 
 
 def test_the_page_on_privacy_tells_what_was_computed_in_which_precision(studies: Any) -> None:
@@ -343,9 +360,12 @@ def test_the_answer_on_privacy_tells_failures_first(studies: Any) -> None:
         "Does masked training protect? Of 2 comparisons the claim fails in 1, 0 are undecided, "
         "and it holds in 1."
     )
-    assert "the claim fails, it leaks more. AUC 0.950 against 0.900" in lines[1]
-    assert "it protects. AUC 0.600 against 0.900" in lines[2]
-    assert lines[2].endswith("Less is not nothing: its own AUC stays above 0.5.")
+    assert "(a): fails: it leaks more. AUC 0.950 against 0.900" in lines[1]
+    assert "(a): holds: it protects. AUC 0.600 against 0.900" in lines[2]
+    assert lines[2].endswith(
+        "Less is not nothing: its own AUC stays above 0.5. "
+        "At equal quality the Loss attack's AUC differs by -0.300 (-0.300 to -0.300)."
+    )
 
     def verdict(auc: dict[str, float], frechet: dict[str, float]) -> str:
         return str(page["claims"](_privacy_units(auc, frechet))[0]["verdict"])
