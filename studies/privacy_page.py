@@ -195,6 +195,12 @@ def answer(told: dict[str, Any]) -> list[str]:
         f"Does masked training protect? Of {len(masked)} comparisons the claim fails in "
         f"{some['fails']}, {some['undecided']} are undecided, and it holds in {some['holds']}."
     )
+    equal = [e for claim in masked if (e := claim["difference_at_equal_quality"])]
+    if equal:
+        lines[-1] += (
+            f" At equal quality {sum(e['high'] < 0 for e in equal)} of {len(equal)} leak less, and "
+            f"{sum(e['low'] > 0 for e in equal)} more."
+        )
     lines += [claim["sentence"] for claim in masked]
     knows = [u["knows_masks"] for u in of(units, "fixed-public").values()]
     if knows:
