@@ -52,6 +52,13 @@ print([m for m in {HEAVY} if m in sys.modules])
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_help_says_what_a_verb_does_in_one_sentence(verb: str) -> None:
+    described = parser(verb).description
+    assert described is not None
+    assert re.fullmatch(r"[A-Z][^\n]*[^.?][.?]", described)
+
+
 def test_train_help_has_every_setting_with_its_help() -> None:
     text = " ".join(parser("train").format_help().split())
     for name in config.flag_names(config.Run()):

@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 def parser(verb: str) -> Parser:
     """The parser of one verb."""
     module, line = VERBS[verb]
-    result = Parser(prog=f"underpaint {verb}", description=line[0].upper() + line[1:] + ".")
+    end = "" if line.endswith("?") else "."
+    result = Parser(prog=f"underpaint {verb}", description=line[0].upper() + line[1:] + end)
     importlib.import_module(f"underpaint.cli.{module}").arguments(result, verb)
     return result
 
