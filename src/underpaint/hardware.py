@@ -78,8 +78,9 @@ def keep_freed_memory() -> bool:
     """Have malloc keep what is freed for the next step, up to 2 GiB; False where it cannot be told.
 
     glibc gives large blocks back to the system, and takes them page by page and zeroed when the
-    same tensors are made again: a fifth of a small training step on a CPU. It is told for the
-    whole process; other systems' allocators, and those of GPUs, keep such memory by themselves.
+    same tensors are made again: an eighth of the time of a step on whole images on a CPU, nothing
+    of a small masked one (benchmarks/step.py --give-back). It is told for the whole process; GPUs'
+    allocators keep such memory by themselves.
     """
     tell = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if tell is None:  # another C library
