@@ -365,6 +365,11 @@ def _done(told: dict[str, Any]) -> list[str]:
             f"Of {', '.join(ends)} the checkpoints before the end were gone when the run was "
             "scored: the figure's smaller dots are of the other seeds."
         )
+    if any(claim["difference_at_equal_quality"] for claim in claims(told["units"])):
+        lines.append(
+            "The comparison at equal quality was not planned: it was added when most of the runs "
+            "had been seen. It is read off curves of four checkpoints, and hints rather than shows."
+        )
     trial = "" if told["scale"] == 1 else f" (made at a scale of {told['scale']:g}: no result)"
     lines.append(
         "What it does not show: other pictures, larger networks, other attacks, and members in "
