@@ -198,7 +198,8 @@ def answer(told: dict[str, Any]) -> list[str]:
     equal = [e for claim in masked if (e := claim["difference_at_equal_quality"])]
     if equal:
         lines[-1] += (
-            f" At equal quality {sum(e['high'] < 0 for e in equal)} of {len(equal)} leak less, and "
+            " At equal quality (compared afterwards) "
+            f"{sum(e['high'] < 0 for e in equal)} of {len(equal)} leak less, and "
             f"{sum(e['low'] > 0 for e in equal)} more."
         )
     lines += [claim["sentence"] for claim in masked]

@@ -358,7 +358,7 @@ def test_the_answer_on_privacy_tells_failures_first(studies: Any) -> None:
     lines = page["answer"](told)
     assert lines[0] == (
         "Does masked training protect? Of 2 comparisons the claim fails in 1, 0 are undecided, "
-        "and it holds in 1. At equal quality 1 of 2 leak less, and 1 more."
+        "and it holds in 1. At equal quality (compared afterwards) 1 of 2 leak less, and 1 more."
     )
     assert "(a): fails: it leaks more. AUC 0.950 against 0.900" in lines[1]
     assert "(a): holds: it protects. AUC 0.600 against 0.900" in lines[2]
