@@ -36,7 +36,7 @@ __all__ = [
 PAUSE = 10.0  # seconds
 # how presets drew training times before studies/times.json; studies begun then keep to it
 INDEPENDENT = {"time": "logit-normal", "stratified": False}
-# how presets drew samples before studies/samplers.json; likewise
+# how presets drew samples when studies were measured; studies/samplers.py asks for a better way
 EULER = {"sampler": "euler", "steps": 30}
 
 Result = dict[str, Any]
