@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from underpaint.sealed import format as sealed
+
 os.environ["OMP_NUM_THREADS"] = "1"
 GOAL = 20_000  # images a second
 
@@ -27,7 +29,7 @@ def measure(batch: int, n: int, seconds: float) -> dict[str, float]:
     import numpy as np
 
     from underpaint import config, data
-    from underpaint.data.seal import seal
+    from underpaint.sealed.writer import seal
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["UNDERPAINT_CACHE"] = folder
@@ -39,7 +41,7 @@ def measure(batch: int, n: int, seconds: float) -> dict[str, float]:
         started = time.perf_counter()
         seal(config.Data(source=str(Path(folder, "noise.npy"))), Path(folder, "s.up"), workers=1)
         sealing = n / (time.perf_counter() - started)
-        closed = data.sealed.read(Path(folder, "s.up"))
+        closed = sealed.read(Path(folder, "s.up"))
         rng = np.random.default_rng(1)
         ways = {
             "read": lambda ids: dataset.batch(ids),

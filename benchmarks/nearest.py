@@ -34,7 +34,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(given.threads)
     import numpy as np
 
-    from underpaint.judge.nearest import nearest
+    from underpaint.evaluation.nearest import nearest
 
     rng = np.random.default_rng(0)
     shape = (given.size, given.size, 3)

@@ -32,10 +32,10 @@ from typing import Any
 
 import torch
 
-from underpaint.judge import measure, memory, pace
-from underpaint.judge.measure import Probe
+from underpaint.planning import measure, memory, pace
+from underpaint.planning.measure import Probe
 from underpaint.training.distributed import World
-from underpaint.training.learner import Learner
+from underpaint.training.train_state import Learner
 
 TIME, MEMORY = 0.20, 0.25  # goals
 WARM = Probe(32, 1, 1, 32, 0.0, 1)

@@ -25,8 +25,8 @@ import torch
 
 from underpaint import api, config, data, model
 from underpaint.core.spaces import from_uint8
+from underpaint.evaluation import features, metrics
 from underpaint.hardware import has_amx
-from underpaint.judge import features, scores
 from underpaint.privacy import attacks, statistics
 
 PRECISIONS = ("fp32", "bf16")
@@ -61,7 +61,7 @@ def drawing(count: int) -> dict[str, Any]:
     dataset = data.prepare(config.Data(source="avatars:lorelei"))
     real = torch.from_numpy(network(dataset.batch(dataset.train_ids[:REAL])))
     frechet = {
-        name: float(scores.frechet_distance(real, torch.from_numpy(network(images))))
+        name: float(metrics.frechet_distance(real, torch.from_numpy(network(images))))
         for name, images in zip(PRECISIONS, (one.astype("u1"), two.astype("u1")), strict=True)
     }
     return {

@@ -18,14 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from underpaint.evaluation import metrics
+
 GOAL = 60.0  # seconds
 
 
 def measure(n: int, d: int, threads: int, interval: bool) -> tuple[dict[str, float], float | None]:
     """Seconds of each score, and of the interval."""
     import torch
-
-    from underpaint.judge import scores
 
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
@@ -38,14 +38,14 @@ def measure(n: int, d: int, threads: int, interval: bool) -> tuple[dict[str, flo
         return round(time.perf_counter() - began, 2)
 
     seconds = {
-        "Fréchet distance": timed(lambda: scores.frechet_distance(x, y)),
-        "kernel distance": timed(lambda: scores.kernel_distance(x, y)),
-        "precision, recall, density, coverage": timed(lambda: scores.manifold(x, y)),
+        "Fréchet distance": timed(lambda: metrics.frechet_distance(x, y)),
+        "kernel distance": timed(lambda: metrics.kernel_distance(x, y)),
+        "precision, recall, density, coverage": timed(lambda: metrics.manifold(x, y)),
     }
     if not interval:
         return seconds, None
-    distance = scores.frechet_distance(x, y)
-    return seconds, timed(lambda: scores.jackknife(scores.frechet_distance, x, y, distance))
+    distance = metrics.frechet_distance(x, y)
+    return seconds, timed(lambda: metrics.jackknife(metrics.frechet_distance, x, y, distance))
 
 
 def main() -> int:

@@ -18,6 +18,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from underpaint.sealed import format as sealed
+
 os.environ["OMP_NUM_THREADS"] = "1"
 IMAGES, SIDE, PATCH, RATE, BATCH = 600, 32, 4, 0.9, 16
 
@@ -30,8 +32,8 @@ def losses(folder: Path, steps: int) -> dict[str, list[float]]:
     from underpaint import config
     from underpaint.core.masks import draw, gather
     from underpaint.core.spaces import Pixels
-    from underpaint.data import digests, prepare, sealed
-    from underpaint.data.seal import seal
+    from underpaint.data import digests, prepare
+    from underpaint.sealed.writer import seal
     from underpaint.training import train
 
     os.environ["UNDERPAINT_CACHE"] = str(folder / "cache")

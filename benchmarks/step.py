@@ -25,13 +25,13 @@ import torch
 
 from underpaint import config
 from underpaint.hardware import has_amx, keep_freed_memory
-from underpaint.judge import devices
-from underpaint.judge.measure import stage_plan
+from underpaint.planning import devices
+from underpaint.planning.measure import stage_plan
 from underpaint.training.distributed import World
-from underpaint.training.learner import Learner
-from underpaint.training.minutes import step_seconds
 from underpaint.training.state import Progress
 from underpaint.training.step import training_flops
+from underpaint.training.throughput import step_seconds
+from underpaint.training.train_state import Learner
 
 
 def peak_flops(device: torch.device) -> float | None:

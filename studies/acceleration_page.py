@@ -1,7 +1,7 @@
 """What the acceleration study found, and a test of why.
 
     python studies/acceleration_page.py             the page
-    python studies/acceleration_page.py --prior     write the figure into judge/prior.json
+    python studies/acceleration_page.py --prior     write the figure into planning/evidence.json
 
 Reads what `underpaint compare studies/acceleration.yaml` wrote into studies/acceleration, and the
 trials beside it, of which those in `before` had the batch of the whole images in the masked stage.
@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import compared
 import study_page
 from study_page import Figure, Section, Table
+from underpaint.planning import evidence
 
 HERE = Path(__file__).parent
-PRIOR = HERE.parent / "src" / "underpaint" / "judge" / "prior.json"
+PRIOR = HERE.parent / "src" / "underpaint" / "planning" / "evidence.json"
 PATCHES = 256  # an image
 CLAIM = 0.25  # of the compute
 HALF = 0.5  # the point at which all arms ran
@@ -188,11 +189,10 @@ TUNED = " studies/acceleration: the same tuning trials for both arms, at a large
 
 def known(results: dict[str, Any], before: Any) -> Any:
     """The prior with the masked arm's cell instead of one of the same mask that was not tuned."""
-    from underpaint.judge import prior
 
     stage = results["study"]["arms"]["masked"]["settings"]["stages"]["masked"]
     found = results["verdicts"]["masked"]
-    cell = prior.Cell(
+    cell = evidence.Cell(
         patches=PATCHES,
         **{key: stage[key] for key in ("mask", "rate", "block")},
         share=results["study"]["arms"]["masked"]["shares"]["masked"],
@@ -214,13 +214,12 @@ def known(results: dict[str, Any], before: Any) -> Any:
 
 def main() -> int:
     """The page, or the prior."""
-    from underpaint.judge import prior
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--prior", action="store_true", help="write judge/prior.json and stop")
+    parser.add_argument("--prior", action="store_true", help="write evidence.json and stop")
     if parser.parse_args().prior:
         results = json.loads((HERE / "acceleration" / "results.json").read_text(encoding="utf-8"))
-        prior.write(known(results, prior.load()), PRIOR)
+        evidence.write(known(results, evidence.load()), PRIOR)
     else:
         print(page(HERE / "acceleration"))
     return 0

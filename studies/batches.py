@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import units
+from underpaint.compare import study
+from underpaint.evaluation import features, metrics
 
 HERE = Path(__file__).parent
 FLOPS, COUNT = 1.3e13, 400
@@ -40,7 +42,6 @@ WAYS = {
 def recipe(way: Way, scale: float) -> Any:
     """The run of a unit."""
     from underpaint import config
-    from underpaint.judge import study
 
     own = {"minutes": 0, "learning_rate": way.rate}
     masked = own | {"images": way.masked, "batch": way.masked, "warmup": 1000}
@@ -62,8 +63,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     import torch
 
     from underpaint import config, data, model
-    from underpaint.judge import features, scores
-    from underpaint.judge.halves import measure
+    from underpaint.compare.split_scoring import measure
 
     folder = work / unit
     spent = units.trained(recipe(WAYS[unit], scale), folder)
@@ -75,7 +75,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     real = torch.from_numpy(network(dataset.batch(dataset.held_out_ids[:COUNT])))
     return {
         "held_out": measure(folder, "held-out loss", "B", most=256, extractor=""),
-        "frechet": scores.frechet_distance(real, drawn),
+        "frechet": metrics.frechet_distance(real, drawn),
         **spent,
     }
 

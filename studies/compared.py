@@ -24,7 +24,7 @@ def _scores(results: Results, point: float) -> dict[str, dict[int, float]]:
 
 def apart(results: Results, arm: str, point: float) -> dict[str, Any]:
     """What every other arm has more error than `arm` at a point, paired by seed."""
-    from underpaint.judge.verdict import interval
+    from underpaint.compare.verdict import interval
 
     others = _scores(results, point)
     own = others.pop(arm)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import units
+from underpaint.compare import study
 
 HERE = Path(__file__).parent
 STUDY = HERE / "acceleration.yaml"
@@ -56,8 +57,6 @@ def recipe(first: First, scale: float) -> Any:
     """The run of a unit: as a trial of the study, with this first stage."""
     import dataclasses
 
-    from underpaint.judge import study
-
     found = study.load(STUDY)
     own = {"mask": first.mask, "block": first.block, "rate": first.rate, "batch": first.batch}
     found.arms["masked"].settings = {"stages": {"masked": own}}
@@ -71,8 +70,7 @@ def recipe(first: First, scale: float) -> Any:
 
 def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     """Train one, begun or gone on with, and score it."""
-    from underpaint.judge import study
-    from underpaint.judge.halves import measure
+    from underpaint.compare.split_scoring import measure
 
     first = next(first for first in FIRST if first.name == unit)
     folder = work / unit

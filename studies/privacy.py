@@ -39,6 +39,7 @@ import numpy as np
 import privacy_arms as design
 import privacy_page
 import units
+from underpaint.evaluation import features, metrics
 
 HERE = Path(__file__).parent
 PICTURES = Path("runs/data/lorelei-32.zip")
@@ -227,8 +228,6 @@ def quality(images: Any, seed: int, work: Path) -> float:
     """Fréchet distance to the private reference, whose features are kept."""
     import torch
 
-    from underpaint.judge import scores
-
     network = _features()
     kept = work / "data" / str(seed) / f"features-{network.sha256[:12]}.npy"
     if not kept.is_file():
@@ -236,12 +235,11 @@ def quality(images: Any, seed: int, work: Path) -> float:
         np.save(part, network(_load(work, seed, "reference")))
         part.replace(kept)
     real = torch.from_numpy(np.load(kept))
-    return float(scores.frechet_distance(real, torch.from_numpy(network(images))))
+    return float(metrics.frechet_distance(real, torch.from_numpy(network(images))))
 
 
 @functools.cache
 def _features() -> Any:
-    from underpaint.judge import features
 
     return features.load("mobilenetv2")
 

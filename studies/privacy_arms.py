@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import units
+from underpaint.compare import study
+from underpaint.training import cost
 
 __all__ = [
     "ARMS",
@@ -140,7 +142,6 @@ def write(pictures: Path, work: Path, seeds: tuple[int, ...], scale: float) -> d
 def recipe(arm: str, seed: int, length: float, scale: float, work: Path) -> Any:
     """The run of an arm: stages that spend `scale` · `length` FLOPs, a checkpoint a quarter."""
     from underpaint import config
-    from underpaint.judge import study
 
     parts = ARMS[arm].parts
     stages: dict[str, Any] = {"masked": None, "whole": None}  # those of the preset are left out
@@ -180,7 +181,6 @@ def recipe(arm: str, seed: int, length: float, scale: float, work: Path) -> Any:
 
 def described(run: Any) -> list[dict[str, Any]]:
     """What each stage of the run costs and shows, as `cost.describe` counts it."""
-    from underpaint.judge import cost
 
     return list(cost.describe(run, (32, 32), 3)["stages"])
 

@@ -78,7 +78,7 @@ def _arm(name: str) -> str:
 
 
 def _interval(values: list[float]) -> Any:
-    from underpaint.judge.verdict import interval
+    from underpaint.compare.verdict import interval
 
     return interval(values)
 

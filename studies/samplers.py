@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import units
+from underpaint.compare import study
+from underpaint.evaluation import features, metrics
 
 HERE = Path(__file__).parent
 FLOPS, SHARE, COUNT = 1.3e13, 0.32, 500
@@ -64,7 +66,6 @@ UNITS = ["primer", *(f"quickstart_{seed}" for seed in (1, 2, 3))]
 def recipe(seed: int, scale: float) -> Any:
     """The quick start of a seed, in FLOPs instead of minutes."""
     from underpaint import config
-    from underpaint.judge import study
 
     alone = {"threads": 1, "seed": seed, "sample_every": -1, "check_every": -1}
     stages = {"masked": {"minutes": 0, "images": 32}, "whole": {"minutes": 0, "images": 8}}
@@ -122,10 +123,8 @@ def distance(images: NDArray[np.uint8]) -> float:
     """Fréchet distance of the features to those of the held-out images."""
     import torch
 
-    from underpaint.judge import scores
-
     network, _, real = _held_out()
-    return float(scores.frechet_distance(real, torch.from_numpy(network(images))))
+    return float(metrics.frechet_distance(real, torch.from_numpy(network(images))))
 
 
 @functools.cache
@@ -134,7 +133,6 @@ def _held_out() -> tuple[Any, NDArray[np.uint8], Any]:
     import torch
 
     from underpaint import config, data
-    from underpaint.judge import features
 
     network = features.load("mobilenetv2")
     dataset = data.prepare(config.preset("quickstart").data)
@@ -144,7 +142,7 @@ def _held_out() -> tuple[Any, NDArray[np.uint8], Any]:
 
 def ratios(results: dict[str, Any]) -> dict[str, Any]:
     """Of each way: its Fréchet distance over that of `FIRST`, mean and interval over networks."""
-    from underpaint.judge.verdict import interval
+    from underpaint.compare.verdict import interval
 
     told = {}
     for name in WAYS:

@@ -6,6 +6,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from underpaint.compare import split_scoring
+from underpaint.evaluation import features, metrics
+
 __all__ = ["scored"]
 
 
@@ -19,8 +22,7 @@ def scored(folder: Path, images: int, count: int) -> dict[str, float]:
     import torch
 
     from underpaint import config, data, model
-    from underpaint.judge import halves, scores
-    from underpaint.judge.overfit import OverfitCheck
+    from underpaint.evaluation.validation import OverfitCheck
 
     dataset = data.prepare(config.load(folder / "config.yaml").data)
     loaded = model.load(folder / "checkpoints" / f"{images:012d}", device="cpu")
@@ -28,11 +30,13 @@ def scored(folder: Path, images: int, count: int) -> dict[str, float]:
     drawn = torch.from_numpy(_features()(loaded.sample(count, seed=0, labels=labels)))
     found: dict[str, float] = {}
     for half in ("A", "B"):
-        ids = halves.half(dataset, half, count)
+        ids = split_scoring.half(dataset, half, count)
         real = _real(dataset, half, count)
-        found[f"frechet_{half}"] = scores.frechet_distance(real, drawn)
-        found[f"kernel_{half}"] = scores.kernel_distance(real, drawn)[0]
-    found["floor"] = scores.frechet_distance(_real(dataset, "A", count), _real(dataset, "B", count))
+        found[f"frechet_{half}"] = metrics.frechet_distance(real, drawn)
+        found[f"kernel_{half}"] = metrics.kernel_distance(real, drawn)[0]
+    found["floor"] = metrics.frechet_distance(
+        _real(dataset, "A", count), _real(dataset, "B", count)
+    )
     check = OverfitCheck(
         dataset.batch(ids[:256]),
         None,
@@ -46,7 +50,6 @@ def scored(folder: Path, images: int, count: int) -> dict[str, float]:
 
 @functools.cache
 def _features() -> Any:
-    from underpaint.judge import features
 
     return features.load("mobilenetv2")
 
@@ -58,9 +61,7 @@ def _real(dataset: Any, half: str, count: int) -> Any:
     """Features of the images of a half."""
     import torch
 
-    from underpaint.judge import halves
-
-    ids = halves.half(dataset, half, count)
+    ids = split_scoring.half(dataset, half, count)
     key = dataset.pixel_digests[ids].tobytes()
     if key not in _halves:
         _halves[key] = torch.from_numpy(_features()(dataset.batch(ids)))

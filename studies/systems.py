@@ -32,6 +32,7 @@ from typing import Any
 
 import systems_page
 import units
+from underpaint.compare import study
 
 HERE = Path(__file__).parent
 SIZE, CHANNELS, CLASSES = (32, 32), 3, 8
@@ -147,7 +148,6 @@ UNITS = [f"{system}_{arm}" for system in SYSTEMS for arm in ARMS]
 def recipe(unit: str, scale: float, work: Path) -> Any:
     """The run of a unit: the lengths that spend the system's budget, `scale` times."""
     from underpaint import config
-    from underpaint.judge import study
 
     system, arm = unit.split("_")
     about = SYSTEMS[system]
@@ -240,7 +240,7 @@ def train(folder: Path, run: Any, count: int) -> dict[str, Any]:
 def scored(folder: Path, model: Any, count: int) -> dict[str, Any]:
     """Grid and distances of a unit; the grid goes into its folder."""
     from underpaint import pictures
-    from underpaint.judge.evaluate import evaluate
+    from underpaint.evaluation.evaluate import evaluate
 
     names = model.label_names
     labels = [i % len(names) for i in range(SHOWN)]
@@ -259,7 +259,7 @@ def speed(unit: str, work: Path, rounds: int) -> dict[str, float]:
     """Images/s of a training step of each stage, the best of `rounds`, on one thread."""
     import torch
 
-    from underpaint.training import distributed, minutes, stages
+    from underpaint.training import distributed, stages, throughput
 
     torch.set_num_threads(1)
     run = recipe(unit, 1.0, work)
@@ -267,7 +267,7 @@ def speed(unit: str, work: Path, rounds: int) -> dict[str, float]:
     try:
         plans = stages.plans(run, lambda _: None, None)
         found = [
-            {plan.name: minutes.speed(plan, run, world, 1.0) for plan in plans}
+            {plan.name: throughput.speed(plan, run, world, 1.0) for plan in plans}
             for _ in range(rounds)
         ]
     finally:

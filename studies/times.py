@@ -79,7 +79,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
 
 def effects(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Ratios of each law's scores to the first's, where two seeds of both are done."""
-    from underpaint.judge.verdict import interval
+    from underpaint.compare.verdict import interval
 
     told = []
     first, *others = LAWS

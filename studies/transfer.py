@@ -30,6 +30,7 @@ from typing import Any
 import samples
 import transfer_page
 import units
+from underpaint.compare import study
 
 HERE = Path(__file__).parent
 ARMS = ("scratch", "whole", "masked")
@@ -60,7 +61,6 @@ RUNS = [f"{arm}_{size}_{seed}" for seed in SEEDS for size in POINTS for arm in A
 def primer(unit: str, folder: Path, scale: float) -> dict[str, Any]:
     """Pre-train on the first style."""
     from underpaint import config
-    from underpaint.judge import study
 
     arm, seed = unit.removeprefix("primer-").split("_")
     own = {"masked": MASKED} if arm == "masked" else {"whole": WHOLE}

@@ -36,7 +36,7 @@ def best(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _interval(values: list[float]) -> Any:
-    from underpaint.judge.verdict import interval
+    from underpaint.compare.verdict import interval
 
     return interval(values)
 

@@ -3,7 +3,7 @@
     python studies/draw.py                  the pictures: 25,000 drawn heads of 64×64, once
     python studies/where.py                 as many processes as there are cores
     python studies/where.py --page          the page alone
-    python studies/where.py --prior         write what was found into judge/prior.json
+    python studies/where.py --prior         write what was found into planning/evidence.json
 
 Each cell is a run in two stages, the first masked for `SHARE` of the FLOPs, against runs of the
 same network on whole images alone, at half, once and twice that budget. All see the same pictures
@@ -34,10 +34,12 @@ from typing import Any, NamedTuple
 
 import study_page
 import units
+from underpaint.compare import study
+from underpaint.planning import evidence
 
 HERE = Path(__file__).parent
 PICTURES = Path("runs/data/lorelei-64.zip")
-PRIOR = HERE.parent / "src" / "underpaint" / "judge" / "prior.json"
+PRIOR = HERE.parent / "src" / "underpaint" / "planning" / "evidence.json"
 BUDGET = 8e10  # training FLOPs for each patch of an image
 SHARE = 0.5
 WHOLE_BATCH = 4
@@ -86,7 +88,6 @@ UNITS = [*WHOLE, *ONCE, *AGAIN, *MORE]
 def recipe(unit: str, scale: float, pictures: str) -> Any:
     """The run of a unit."""
     from underpaint import config
-    from underpaint.judge import study
 
     name, seed = unit.split("_")
     cell = next((cell for cell in CELLS if cell.name == name), None)
@@ -115,7 +116,7 @@ def recipe(unit: str, scale: float, pictures: str) -> Any:
 
 def train(unit: str, work: Path, scale: float, pictures: str) -> dict[str, Any]:
     """One unit, begun or gone on with."""
-    from underpaint.judge.halves import measure
+    from underpaint.compare.split_scoring import measure
 
     folder = work / unit
     spent = units.trained(recipe(unit, scale, pictures), folder)
@@ -150,7 +151,7 @@ def pace(unit: dict[str, Any]) -> float | None:
 
 
 def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Ratio and verdict of each cell that is done, in the form of judge/prior.json."""
+    """Ratio and verdict of each cell that is done, in the form of planning/evidence.json."""
     import numpy as np
     from scipy import stats
 
@@ -319,15 +320,13 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/where"), help="runs")
     parser.add_argument("--out", type=Path, default=HERE / "where.json", help="results")
     parser.add_argument("--page", action="store_true", help="write the page of --out and stop")
-    parser.add_argument("--prior", action="store_true", help="write judge/prior.json and stop")
+    parser.add_argument("--prior", action="store_true", help="write evidence.json and stop")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.page:
         print(page(given.out))
         return 0
     if given.prior:
-        from underpaint.judge import prior
-
         found = json.loads(given.out.read_text(encoding="utf-8"))
         about = (
             "Measured by studies/where.py: compute of a run with a masked stage over that of whole "
@@ -335,9 +334,9 @@ def main() -> int:
             f"{found['budget']:.0e} training FLOPs for each patch of an image, "
             f"{100 * found['share']:.0f} % of them masked."
         )
-        names = [field.name for field in dataclasses.fields(prior.Cell)]
-        cells = [prior.Cell(**{name: cell[name] for name in names}) for cell in found["cells"]]
-        prior.write(prior.Prior(about, tuple(cells)), PRIOR)
+        names = [field.name for field in dataclasses.fields(evidence.Cell)]
+        cells = [evidence.Cell(**{name: cell[name] for name in names}) for cell in found["cells"]]
+        evidence.write(evidence.Prior(about, tuple(cells)), PRIOR)
         return 0
     units.restore(units.committed(given.out, given.scale).get("units", {}), given.work)
     return units.conduct(

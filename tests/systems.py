@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from underpaint import backbones, config
-from underpaint.core import noise, spaces
+from underpaint.core import schedules, spaces
 
 NETWORKS = (*backbones.kinds(), "toy")  # the last: tests/toy.py
 SPACES = spaces.KINDS
-PROCESSES = tuple(noise.TIME_LAWS)
+PROCESSES = tuple(schedules.TIME_LAWS)
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "maskdit": {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
@@ -37,7 +37,7 @@ def process(name: str, prediction: str | None = None) -> config.Noise:
     return config.Noise(
         process=name,  # type: ignore[arg-type]
         prediction=prediction or OWN.get(name, "eps"),  # type: ignore[arg-type]
-        time=noise.TIME_LAWS[name][0],  # type: ignore[arg-type]
+        time=schedules.TIME_LAWS[name][0],  # type: ignore[arg-type]
     )
 
 
@@ -48,7 +48,7 @@ def spec(kind: str, space: str, name: str, vae: Path | str = "") -> config.Model
         label_names=("a", "b"),
         space=config.Space(kind=space, vae=str(vae), **PATCHES.get(space, {})),
         network=network(kind),
-        noise=process(name),
+        schedules=process(name),
         preview=config.Preview(
             sampler="heun", steps=3, clip="none" if space == "latents" else "static"
         ),

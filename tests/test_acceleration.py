@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from underpaint.judge import cost, prior, study
+from underpaint.compare import study
+from underpaint.planning import evidence
+from underpaint.training import cost
 
 ROOT = Path(__file__).parent.parent / "studies"
 
@@ -82,7 +84,7 @@ def test_the_page_of_acceleration_tells_the_figure_first_and_then_why(
 
 def test_the_prior_takes_what_acceleration_found(studies: Any) -> None:
     cells = {
-        name: prior.Cell(
+        name: evidence.Cell(
             patches, mask, 0.9, 2 if mask == "block" else 1, 0.4, 4, 0.3, 0.5, 1, "pays", s
         )
         for name, patches, mask, s in (
@@ -93,13 +95,13 @@ def test_the_prior_takes_what_acceleration_found(studies: Any) -> None:
     }
     results = json.loads((ROOT / "acceleration" / "results.json").read_text())
     known = studies("acceleration_page.py")["known"]
-    found = known(results, prior.Prior("a", tuple(cells.values())))
+    found = known(results, evidence.Prior("a", tuple(cells.values())))
     assert known(results, found) == found
     *kept, own = found.cells
     assert kept == [cells["other size"], cells["other way"]]
     verdict = results["verdicts"]["masked"]
     assert (own.low, own.high, own.seeds) == (verdict["low"], verdict["high"], 5)
-    assert own in prior.load().cells
+    assert own in evidence.load().cells
 
 
 # --- MaskDiT -------------------------------------------------------------------------------------

@@ -19,8 +19,10 @@ import underpaint
 from underpaint import config
 from underpaint.cli import VERBS, main, parser
 from underpaint.cli import train as training
+from underpaint.core import masks
 from underpaint.errors import Interrupted, RunFailed
 from underpaint.pictures import read_about
+from underpaint.planning import measure
 
 HEAVY = ["torch", "matplotlib", "scipy", "numpy", "PIL", "rich", "jinja2", "safetensors"]
 
@@ -263,12 +265,14 @@ def test_plan_writes_a_recipe_that_trains(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Measured here, by two small probes; the recipe is cut to a few batches to be trained."""
-    from underpaint.judge import measure
 
     monkeypatch.setattr(
         measure,
         "CPU",
-        (measure.Probe(16, 1, 2, 16, 0.0, 2), measure.Probe(32, 1, 2, 16, 0.5, 2)),
+        (
+            measure.Probe(16, 1, 2, 16, 0.0, 2),
+            measure.Probe(32, 1, 2, 16, 0.5, 2),
+        ),
     )
     out = tmp_path / "plan.yaml"
     flags = [str(faces), "--size", "16", "--budget", "10m", "--seconds", "0.1", "--out", str(out)]
@@ -318,7 +322,6 @@ def test_plan_for_a_gpu_that_is_not_here(
 def test_an_interrupted_plan_writes_nothing(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from underpaint.judge import measure
 
     monkeypatch.setattr(measure, "calibrate", raiser(KeyboardInterrupt()))
     out = tmp_path / "plan.yaml"
@@ -396,6 +399,6 @@ def test_sample_json_is_one_object(
 
 def test_public_names() -> None:
     assert all(hasattr(underpaint, name) for name in underpaint.__all__)
-    assert underpaint.core.masks.whole((2, 2)).grid == (2, 2)
+    assert masks.whole((2, 2)).grid == (2, 2)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         underpaint.trian  # noqa: B018

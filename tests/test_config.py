@@ -11,7 +11,7 @@ import pytest
 from underpaint import config
 from underpaint.cli.presets import summaries
 from underpaint.errors import UserError
-from underpaint.judge import cost
+from underpaint.training import cost
 
 ROOT = Path(__file__).parent.parent
 

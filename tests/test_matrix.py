@@ -20,12 +20,12 @@ from tests.toy import toy  # noqa: F401
 from tests.training.runs import assert_same_run
 from underpaint import config, model
 from underpaint.core import masks
-from underpaint.core.objective import masked_loss, predict
+from underpaint.core.loss import masked_loss, predict
 from underpaint.training import distributed, train
 from underpaint.training import loop as looping
-from underpaint.training.learner import Learner
 from underpaint.training.state import write_model
 from underpaint.training.step import Batch
+from underpaint.training.train_state import Learner
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("toy")

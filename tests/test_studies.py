@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from underpaint import config
+from underpaint.compare import study
 from underpaint.core import samplers
-from underpaint.core.noise import Flow
+from underpaint.core.schedules import Flow
 from underpaint.errors import Interrupted
-from underpaint.judge import cost, prior, study
+from underpaint.planning import evidence
+from underpaint.training import cost
 
 ROOT = Path(__file__).parent.parent / "studies"
 
@@ -225,8 +227,8 @@ def test_what_was_found_is_what_the_planner_reads(
     cells = where["judged"](where_results(where, -0.4))
     found = {"budget": 2e13, "share": 0.4, "cells": cells}
     (tmp_path / "where.json").write_text(json.dumps(found))
-    written: list[prior.Prior] = []
-    monkeypatch.setattr(prior, "write", lambda told, path: written.append(told))
+    written: list[evidence.Prior] = []
+    monkeypatch.setattr(evidence, "write", lambda told, path: written.append(told))
     monkeypatch.setattr("sys.argv", ["where.py", "--prior", "--out", str(tmp_path / "where.json")])
     assert where["main"]() == 0
     assert [cell.verdict for cell in written[0].cells] == ["pays"] * len(cells)

@@ -14,7 +14,7 @@ from underpaint import config, data, model, vae
 from underpaint.core import spaces
 from underpaint.data import latents
 from underpaint.errors import UserError
-from underpaint.judge.overfit import OverfitCheck
+from underpaint.evaluation.validation import OverfitCheck
 from underpaint.training import train
 
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from underpaint import config, report
-from underpaint.judge.overfit import OverfitCheck
+from underpaint.evaluation.validation import OverfitCheck
 from underpaint.training import adopt
 from underpaint.training import train as train_loop
 

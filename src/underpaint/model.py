@@ -26,7 +26,7 @@ from torch import Tensor
 from underpaint import backbones, config
 from underpaint import vae as autoencoders
 from underpaint.core import denoiser as denoisers
-from underpaint.core import noise, samplers, spaces
+from underpaint.core import samplers, schedules, spaces
 from underpaint.core.masks import whole
 from underpaint.errors import UserError
 from underpaint.hardware import Precision, keep_freed_memory, pick_device, use_bf16
@@ -247,7 +247,7 @@ def build(spec: config.ModelSpec) -> Model:
     space = spaces.build(spec.space, spec.size, spec.channels)
     backbone = network(spec)
     backbones.check_hidden(backbone, spec.network, spec.noise)
-    process, prediction = noise.build(spec.noise), denoisers.parameterisation(spec.noise)
+    process, prediction = schedules.build(spec.noise), denoisers.parameterisation(spec.noise)
     return Model(spec, denoisers.Denoiser(backbone, process, prediction), space)
 
 

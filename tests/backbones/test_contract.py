@@ -11,9 +11,9 @@ from tests import systems
 from tests.toy import toy  # noqa: F401
 from underpaint import backbones, config
 from underpaint.backbones import base, layers
-from underpaint.core import augmentation, masks, noise
+from underpaint.core import augmentation, masks, schedules
 from underpaint.core import denoiser as denoisers
-from underpaint.core.objective import masked_loss
+from underpaint.core.loss import masked_loss
 from underpaint.errors import UserError
 
 GRID, P, PATCH, CLASSES, B = (4, 6), 12, 2, 3, 4
@@ -56,7 +56,7 @@ def inputs(count, batch=B, seed=1):
 
 
 def loss_and_gradients(backbone, patches, noises, labels, mask):
-    process = noise.build(config.Noise())
+    process = schedules.build(config.Noise())
     denoiser = denoisers.Denoiser(backbone, process, denoisers.parameterisation(config.Noise()))
     backbone.zero_grad(set_to_none=True)
     loss = masked_loss(

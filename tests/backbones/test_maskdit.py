@@ -7,11 +7,11 @@ from tests.backbones.test_contract import loss_and_gradients
 from underpaint import config, model
 from underpaint.backbones import DiT, MaskDiT
 from underpaint.core import masks
-from underpaint.core import noise as noises
+from underpaint.core import schedules as noises
 from underpaint.core.denoiser import Denoiser, parameterisation
-from underpaint.core.objective import hidden_loss, masked_loss, predict
+from underpaint.core.loss import hidden_loss, masked_loss, predict
 from underpaint.errors import UserError
-from underpaint.judge import cost
+from underpaint.training import cost
 
 GRID, P, CLASSES, B = (4, 6), 12, 3, 4
 LABELS = torch.tensor([0, 1, 2, -1])

@@ -8,8 +8,8 @@ from torch import nn
 
 from tests import systems
 from underpaint import backbones, config, model
-from underpaint.core import denoiser, masks, noise
-from underpaint.core.objective import masked_loss
+from underpaint.core import denoiser, masks, schedules
+from underpaint.core.loss import masked_loss
 from underpaint.errors import UserError
 
 SUITS = {  # METHODS §5
@@ -35,7 +35,9 @@ def spec(network: str, prediction: str, process: str) -> config.ModelSpec:
 
 def test_the_lists_are_whole() -> None:
     assert SUITS.keys() == denoiser.PROCESSES.keys() == set(config_choices("prediction"))
-    assert set.union(*SUITS.values()) == noise.TIME_LAWS.keys() == set(config_choices("process"))
+    assert (
+        set.union(*SUITS.values()) == schedules.TIME_LAWS.keys() == set(config_choices("process"))
+    )
 
 
 def config_choices(name: str) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ def config_choices(name: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    ("network", "prediction", "process"), [*product(backbones.kinds(), SUITS, noise.TIME_LAWS)]
+    ("network", "prediction", "process"), [*product(backbones.kinds(), SUITS, schedules.TIME_LAWS)]
 )
 def test_works_or_is_refused(network: str, prediction: str, process: str) -> None:
     """Gets gradients (masked and whole) and samples; or says in a line why it cannot.

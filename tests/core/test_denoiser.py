@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from underpaint import config
-from underpaint.core import denoiser, noise
+from underpaint.core import denoiser, schedules
 from underpaint.core.masks import Mask, draw, whole
 from underpaint.errors import UserError
 
@@ -76,7 +76,7 @@ def per_image(values: Tensor) -> Tensor:
 def test_output_of_the_definition_gives_back_x0_and_noise(process: str, prediction: str) -> None:
     """The targets as METHODS §5 defines them, in alpha and sigma_t, not in our coefficients."""
     kind = settings(process, prediction)
-    steps = noise.build(kind)
+    steps = schedules.build(kind)
     x0, n = data()
     t = torch.tensor([0.02, 0.3, 0.7, 0.95], dtype=torch.float64)
     alpha, sigma_t, sigma = map(per_image, (steps.alpha(t), steps.sigma_t(t), steps.sigma(t)))
@@ -145,7 +145,7 @@ def test_denoiser_returns_the_visible_patches(process: str, prediction: str, see
     sigma = torch.tensor([0.01, 0.5, 3.0, 40.0], dtype=torch.float64)
     mask = draw("patch", (2, 3), 4, 0.5, generator=torch.Generator().manual_seed(1))
     backbone = Oracle(x0, n, lambda x0, n: said.target(x0, n, sigma), sees)
-    model = denoiser.Denoiser(backbone, noise.build(kind), said)
+    model = denoiser.Denoiser(backbone, schedules.build(kind), said)
     i = torch.arange(4)[:, None]
     x = x0 + per_image(sigma) * n
     seen = x[i, mask.visible] if sees == "visible" else x
@@ -167,7 +167,7 @@ def test_what_the_backbone_is_given(process: str, c_in, c_noise) -> None:
     kind = settings(process, "eps")
     x0, n = data(dtype=torch.float32)
     backbone = Oracle(x0, n, lambda x0, n: n)
-    model = denoiser.Denoiser(backbone, noise.build(kind), denoiser.parameterisation(kind))
+    model = denoiser.Denoiser(backbone, schedules.build(kind), denoiser.parameterisation(kind))
     labels = torch.tensor([0, 1, 2, -1])
     model.denoise(x0, 0.7, labels)
     x, told, given, mask = backbone.got
@@ -184,7 +184,7 @@ def test_a_number_is_a_level_for_each_image() -> None:
     x0, n = data(dtype=torch.float32)
     backbone = Oracle(x0, n, lambda x0, n: n)
     kind = settings("flow", "eps")
-    model = denoiser.Denoiser(backbone, noise.build(kind), denoiser.parameterisation(kind))
+    model = denoiser.Denoiser(backbone, schedules.build(kind), denoiser.parameterisation(kind))
     expected = model.denoise(x0, torch.full((4,), 0.3))
     for same in (0.3, torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64)):
         assert torch.equal(model.denoise(x0, same), expected)
@@ -203,7 +203,7 @@ def test_float32_outside_the_network_under_autocast() -> None:
             return denoiser.Prediction(self.map(x), self.map(x))
 
     kind = settings("edm", "edm")
-    model = denoiser.Denoiser(Linear(), noise.build(kind), denoiser.parameterisation(kind))
+    model = denoiser.Denoiser(Linear(), schedules.build(kind), denoiser.parameterisation(kind))
     x = torch.randn(4, 6, 5)
     plain = model.denoise(x, 1e-3)
     with torch.autocast("cpu", torch.bfloat16):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.core.gaussian import Gaussian
-from underpaint.core import denoiser, noise
+from underpaint.core import denoiser, schedules
 from underpaint.core.samplers import SAMPLERS, Churn, Langevin, SeededNoise, sample, sigmas
 from underpaint.errors import UserError
 
@@ -53,7 +53,12 @@ def test_order_of_convergence(sampler: str, options: dict, order: int) -> None:
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm++"])
 @pytest.mark.parametrize(
     "process",
-    [noise.Flow("uniform"), noise.VPLinear(), noise.VPCosine(), noise.Discrete("vp-cosine")],
+    [
+        schedules.Flow("uniform"),
+        schedules.VPLinear(),
+        schedules.VPCosine(),
+        schedules.Discrete("vp-cosine"),
+    ],
     ids=["flow", "vp-linear", "vp-cosine", "discrete-cosine"],
 )
 def test_few_steps_from_pure_noise_come_near(process, sampler: str, kind: str) -> None:
@@ -152,7 +157,7 @@ def test_langevin_steps_forget_where_they_came_from() -> None:
 
 def test_predictor_without_corrections_is_ddpm() -> None:
     """Song's predictor for variance exploding noise, x + (s² − r²) score + r √(s² − r²)/s z."""
-    levels = sigmas(noise.VE(), 12)
+    levels = sigmas(schedules.VE(), 12)
     x = DATA.draw(5, 50.0)
     none = Langevin(corrections=0)
     pc = sample(DATA.denoise, x, levels, "pc", noise=drawing((5, 3)), langevin=none)
@@ -306,7 +311,7 @@ def test_dpm_is_diffusers_multistep(flow: bool) -> None:
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_euler_and_flows_uniform_grid_are_flow_match_euler(shift: float) -> None:
-    levels = sigmas(noise.Flow("uniform", shift), 20, "uniform")
+    levels = sigmas(schedules.Flow("uniform", shift), 20, "uniform")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     # 1, 0.95, …: they shift themselves. Our first is at 1000/1001 instead of 1
     scheduler.set_timesteps(sigmas=torch.linspace(1, 0, 21)[:-1].tolist())
@@ -336,7 +341,7 @@ class Toy(nn.Module):
 def test_edm_denoiser_and_karras_grid_are_diffusers_edm() -> None:
     scheduler = diffusers.EDMEulerScheduler(sigma_data=0.5)
     scheduler.set_timesteps(20)
-    process = noise.EDM()
+    process = schedules.EDM()
     levels = sigmas(process, 20, "karras")
     torch.testing.assert_close(scheduler.sigmas.double(), levels, rtol=1e-5, atol=0)
     toy = Toy()
@@ -361,7 +366,7 @@ def test_discrete_denoiser_and_uniform_grid_are_diffusers(ours, theirs, schedule
         timestep_spacing="linspace",
         clip_sample=False,
     )
-    process = noise.Discrete("vp-linear" if schedule == "linear" else "vp-cosine")
+    process = schedules.Discrete("vp-linear" if schedule == "linear" else "vp-cosine")
     levels = sigmas(process, 28, "uniform")  # 999, 962, …, 0: whole steps of 37
     toy = Toy()
     model = denoiser.Denoiser(toy, process, denoiser.Parameterisation(ours))
@@ -386,12 +391,12 @@ def test_discrete_denoiser_and_uniform_grid_are_diffusers(ours, theirs, schedule
 @pytest.mark.parametrize(
     "process",
     [
-        noise.VPLinear(),
-        noise.VPCosine(),
-        noise.Discrete("vp-linear"),
-        noise.Discrete("vp-cosine"),
-        noise.Flow("uniform", 2.0),
-        noise.EDM(),
+        schedules.VPLinear(),
+        schedules.VPCosine(),
+        schedules.Discrete("vp-linear"),
+        schedules.Discrete("vp-cosine"),
+        schedules.Flow("uniform", 2.0),
+        schedules.EDM(),
     ],
     ids=lambda p: type(p).__name__,
 )
@@ -409,14 +414,14 @@ def test_grids_fall_from_sigma_max_to_zero(process, kind: str, steps: int) -> No
 
 
 def test_karras_and_log_snr_are_evenly_spaced_in_their_own_variable() -> None:
-    karras = sigmas(noise.EDM(), 9, "karras", rho=5.0)[:-1] ** (1 / 5)
-    log_snr = sigmas(noise.EDM(), 9, "log-snr")[:-1].log()
+    karras = sigmas(schedules.EDM(), 9, "karras", rho=5.0)[:-1] ** (1 / 5)
+    log_snr = sigmas(schedules.EDM(), 9, "log-snr")[:-1].log()
     for even in (karras, log_snr):
         torch.testing.assert_close(even.diff(), even.diff()[:1].expand(8))
 
 
 def test_discrete_uniform_grid_ends_one_before_t() -> None:
-    process = noise.Discrete("vp-linear")
+    process = schedules.Discrete("vp-linear")
     levels = sigmas(process, 250, "uniform")
     k = process.c_noise(levels[:-1])
     torch.testing.assert_close(k, k.round(), rtol=0, atol=1e-8)
@@ -427,7 +432,7 @@ def test_discrete_uniform_grid_ends_one_before_t() -> None:
 
 
 def test_a_sample_depends_on_its_seed_only() -> None:
-    levels = sigmas(noise.EDM(), 8)
+    levels = sigmas(schedules.EDM(), 8)
     x0 = {}
     noisy = ("ancestral", "churn", "langevin", "pc")
     for seeds in ([3], [1, 2, 3, 4, 5], [5, 3], [3, 1]):
@@ -456,7 +461,7 @@ def test_seeded_noise_is_fresh_each_step_and_starts_anew() -> None:
 def test_every_sampler_ends_in_x0_and_keeps_the_precision(sampler: str) -> None:
     for dtype in (torch.float32, torch.float64):
         seen: list[tuple[int, Tensor, Tensor]] = []
-        levels = sigmas(noise.EDM(), 6)
+        levels = sigmas(schedules.EDM(), 6)
         x = DATA.draw(4, 80.0).to(dtype).requires_grad_()
         end = sample(
             DATA.denoise,
@@ -476,7 +481,7 @@ def test_every_sampler_ends_in_x0_and_keeps_the_precision(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_clipped_x0_carries_the_noise_along(sampler: str) -> None:
     """Static clipping equals a denoiser that never leaves [−1, 1]."""
-    levels = sigmas(noise.EDM(), 10)
+    levels = sigmas(schedules.EDM(), 10)
     x = DATA.draw(20, 80.0) * 3
     clipped = sample(DATA.denoise, x, levels, sampler, noise=drawing((20, 3)), clip="static")
     bounded = sample(
@@ -497,11 +502,11 @@ def test_dynamic_clipping_is_per_sample() -> None:
 
 
 def test_wrong_use() -> None:
-    process, x, levels = noise.EDM(), torch.zeros(1, 3), torch.tensor([1.0, 0.0])
+    process, x, levels = schedules.EDM(), torch.zeros(1, 3), torch.tensor([1.0, 0.0])
     for call, says in [
         (lambda: sigmas(process, 0), "0 sampling steps"),
         (lambda: sigmas(process, 5, "cosine"), "grid 'cosine' does not exist; use karras"),
-        (lambda: sigmas(noise.Discrete("vp-linear"), 2000, "uniform"), "grid of 1000"),
+        (lambda: sigmas(schedules.Discrete("vp-linear"), 2000, "uniform"), "grid of 1000"),
         (lambda: sample(DATA.denoise, x, levels, "huen"), "did you mean 'heun'?"),
         (lambda: sample(DATA.denoise, x, levels, clip="hard"), "clip 'hard' does not exist"),
         (

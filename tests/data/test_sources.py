@@ -255,9 +255,7 @@ def test_avatars_are_in_the_package(style):
 
 
 def test_avatars_come_with_their_licence():
-    import underpaint.data
-
-    text = (Path(underpaint.data.__file__).parent / "avatars" / "LICENSE.txt").read_text()
+    text = (Path(data.__file__).parent / "avatars" / "LICENSE.txt").read_text()
     assert text.count("CC0 1.0") >= 2
 
 

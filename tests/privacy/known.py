@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from underpaint import config
-from underpaint.core import noise
+from underpaint.core import schedules
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.masks import Mask, gather
 
@@ -27,7 +27,9 @@ class Known(Denoiser):
 
     def __init__(self, sees: str = "visible") -> None:
         nn.Module.__init__(self)
-        self.process = noise.build(config.Noise(process="edm", prediction="edm", time="log-normal"))
+        self.process = schedules.build(
+            config.Noise(process="edm", prediction="edm", time="log-normal")
+        )
         self.stride = 1
         self.anchor = nn.Parameter(torch.zeros(1))
         self.backbone = nn.Identity()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.report.test_report import Page
-from underpaint.judge.verdict import Point, verdict
+from underpaint.compare.verdict import Point, verdict
 from underpaint.report import comparison, summary
 
 POINTS = (0.25, 0.5, 1.0)

@@ -9,7 +9,7 @@ from tests.training.runs import assert_same_run, metrics
 from underpaint import config
 from underpaint.cli import main
 from underpaint.errors import Interrupted
-from underpaint.judge.overfit import OverfitCheck
+from underpaint.evaluation.validation import OverfitCheck
 from underpaint.training import step as steps
 from underpaint.training import train
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.training.runs import environment, metrics, weights
 from underpaint import config
-from underpaint.judge.overfit import OverfitCheck
+from underpaint.evaluation.validation import OverfitCheck
 from underpaint.training import train
 
 

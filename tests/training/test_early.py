@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from tests.training.runs import assert_same_run, metrics
 from underpaint import api, config
 from underpaint.errors import UserError
-from underpaint.judge.stopping import judge
+from underpaint.evaluation.early_stopping import judge
 from underpaint.model import find
 from underpaint.training import early, train
 from underpaint.training.distributed import World
+from underpaint.training.monitor import Finding
 from underpaint.training.state import Progress, RunFolder, read_progress
-from underpaint.training.watch import Finding
 
 LEVELS = np.random.default_rng(0).normal(0, 0.1, 32)
 

@@ -16,8 +16,8 @@ from underpaint.core.spaces import from_uint8
 from underpaint.model import load
 from underpaint.training import distributed, stages, train
 from underpaint.training import loop as looping
-from underpaint.training.learner import Learner
 from underpaint.training.step import draw_batch
+from underpaint.training.train_state import Learner
 
 MASKDIT = {
     "kind": "maskdit",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, console, print_json
+from underpaint.compare import compare_runs, runner, study
 from underpaint.errors import UserError
 
 __all__ = ["arguments", "run"]
@@ -43,18 +44,14 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         raise UserError(f"compare takes one study alone; leave out all but {yamls[0]}")
     out = Path(args.out) if args.out else None
     if yamls:
-        from underpaint.judge import conduct, study
-
         chosen = study.load(yamls[0])
         out = out or Path("studies") / Path(yamls[0]).stem
         if out.exists() and not out.is_dir():
             raise UserError(f"{out}: is a file; choose another --out")
         told = console(stderr=True, quiet=args.quiet)
-        results = conduct.conduct(chosen, out, workers=args.workers, say=told.print)
+        results = runner.conduct(chosen, out, workers=args.workers, say=told.print)
     else:
-        from underpaint.judge import existing
-
-        results = existing.compare(args.sources)
+        results = compare_runs.compare(args.sources)
     page = None
     if out is not None:
         from underpaint.report import comparison

@@ -82,8 +82,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
             raise UserError(f"{flag} {value:g}: give a number from {least} up")
     if len(args.source) > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("evaluate under torchrun takes one RUN|FOLDER; call it once for each")
-    from underpaint.judge.evaluate import evaluate
-    from underpaint.judge.scorecard import SAMPLING, differences
+    from underpaint.evaluation.evaluate import evaluate
+    from underpaint.evaluation.results import SAMPLING, differences
 
     results: list[dict[str, Any]] = []
     for source in args.source:

@@ -11,9 +11,11 @@ from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
 from underpaint.cli.train import name_of
 from underpaint.errors import UserError
+from underpaint.planning import candidates, machine, write
+from underpaint.sealed import format as sealed
 
 if TYPE_CHECKING:
-    from underpaint.judge.plan import Plan
+    from underpaint.planning.plan import Plan
 
 __all__ = ["arguments", "run"]
 
@@ -73,11 +75,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     config.check_data(wish)
     out = Path(args.out or _default_out(wish))
     from underpaint import data
-    from underpaint.judge import choose, machine, planfile
-    from underpaint.judge.plan import propose, seconds_of, shown
+    from underpaint.planning.plan import propose, seconds_of, shown
 
     budget = seconds_of(args.budget)
-    planfile.check_out(out, args.overwrite)
+    write.check_out(out, args.overwrite)
     known = machine.is_known(args.device)  # refuses a device that is not
     if not known and budget < LEAST * args.seconds:
         raise UserError(
@@ -85,15 +86,15 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
             f"{shown(args.seconds)} of it; give at least {shown(LEAST * args.seconds)}"
         )
     if wish.size:
-        choose.patches_that_fit((wish.size[0], wish.size[-1]))  # refuses, before decoding
-    if data.sealed.is_sealed(wish.source):
+        candidates.patches_that_fit((wish.size[0], wish.size[-1]))  # refuses, before decoding
+    if sealed.is_sealed(wish.source):
         raise UserError(
             f"'{wish.source}' is sealed, and its masks are decided; plan with the images that it "
             "was made of"
         )
     with Bar("decoding", quiet=args.quiet) as bar:
         dataset = data.prepare(wish, progress=bar)
-    images = choose.Images(
+    images = candidates.Images(
         source=wish.source,
         count=len(dataset.train_ids),
         held_out=len(dataset.held_out_ids),
@@ -101,14 +102,14 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         channels=dataset.channels,
         classes=len(dataset.label_names),
     )
-    choose.patches_that_fit(images.size)
+    candidates.patches_that_fit(images.size)
     half = args.seconds / 2
     with Bar("measuring this machine, seconds", quiet=args.quiet) as bar:
         found = machine.find(args.device, half, bar)
     compiled = found.compiles if args.compile is None else args.compile
     with Bar("measuring the network, seconds", quiet=args.quiet) as bar:
         plan = propose(images, found, budget, seconds=half, compile=compiled, tell=bar)
-    planfile.write(plan, out)
+    write.write(plan, out)
     print_json(_values(plan, out)) if args.json else _print(plan, out, args.explain)
 
 
@@ -146,7 +147,7 @@ def _values(plan: Plan, out: Path) -> dict[str, Any]:
 def _print(plan: Plan, out: Path, explain: bool) -> None:
     from rich.table import Table
 
-    from underpaint.judge.plan import shown
+    from underpaint.planning.plan import shown
 
     run, images, machine = plan.run, plan.images, plan.machine
     height, width = images.size

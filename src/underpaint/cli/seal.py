@@ -9,6 +9,7 @@ from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
 from underpaint.cli.settings import choices
 from underpaint.errors import UserError
+from underpaint.sealed import format as sealed
 
 __all__ = ["arguments", "run"]
 
@@ -75,7 +76,6 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
             raise UserError(
                 "--verify reads a sealed file and writes none; leave DATA and --out out"
             )
-        from underpaint.data import sealed
 
         found = sealed.verify(args.verify)
     else:
@@ -102,8 +102,7 @@ def _seal(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in {"patch": 1, "block": 1, "multiple": 1}.items():
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: give a number from {least} up")
-    from underpaint.data import sealed
-    from underpaint.data.seal import seal
+    from underpaint.sealed.writer import seal
 
     key = sealed.read_key(args.key) if args.key else None
     with Bar("sealing", quiet=args.quiet) as bar:

@@ -14,6 +14,8 @@ from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, width
 from underpaint.cli.settings import as_help
 from underpaint.errors import UserError
+from underpaint.sealed import format as sealed
+from underpaint.training import cost
 
 __all__ = ["arguments", "name_of", "recipe", "run"]
 
@@ -252,15 +254,14 @@ def _finish(folder: Path, args: argparse.Namespace) -> None:
 
 
 def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
-    from underpaint.judge import cost
 
     size, channels, classes = config.image_size(run.data.size), run.data.channels, 0
     if run.data.source:
         from underpaint import data
 
         dataset: data.Dataset | data.Sealed
-        if data.sealed.is_sealed(run.data.source):
-            dataset = data.sealed.read(run.data.source)
+        if sealed.is_sealed(run.data.source):
+            dataset = sealed.read(run.data.source)
         else:
             with Bar("decoding", quiet=args.quiet) as bar:
                 dataset = data.prepare(run.data, progress=bar)

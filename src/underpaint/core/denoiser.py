@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from underpaint import config
 from underpaint.core.masks import Mask, gather, whole
-from underpaint.core.noise import Process
+from underpaint.core.schedules import Process
 from underpaint.errors import UserError
 
 __all__ = [

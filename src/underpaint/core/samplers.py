@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from underpaint.core.noise import Process
+from underpaint.core.schedules import Process
 from underpaint.errors import UserError
 
 __all__ = ["SAMPLERS", "Churn", "Langevin", "SeededNoise", "sample", "sigmas"]

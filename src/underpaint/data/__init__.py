@@ -5,6 +5,6 @@
 
 from underpaint.data.dataset import Dataset, prepare
 from underpaint.data.order import Order, augment
-from underpaint.data.sealed import Sealed
+from underpaint.sealed.format import Sealed
 
 __all__ = ["Dataset", "Order", "Sealed", "augment", "prepare"]

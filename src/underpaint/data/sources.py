@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from underpaint.data.decode import Unreadable
-from underpaint.data.sealed import is_sealed
 from underpaint.errors import UserError
+from underpaint.sealed.format import is_sealed
 
 __all__ = ["AVATARS", "IMAGE_SUFFIXES", "Contents", "Item", "Source", "find", "image_files"]
 

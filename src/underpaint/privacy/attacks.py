@@ -29,10 +29,10 @@ from torch import Tensor
 
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.masks import Mask, draw, gather, visible_count, whole
-from underpaint.core.noise import Process
+from underpaint.core.schedules import Process
 from underpaint.errors import UserError
 from underpaint.model import evaluating
-from underpaint.training.draws import key
+from underpaint.training.seeding import key
 
 __all__ = ["ATTACKS", "Ensemble", "Query", "check", "levels", "rows", "scores"]
 

@@ -29,12 +29,12 @@ from underpaint import model
 from underpaint._version import __version__
 from underpaint.data import Dataset
 from underpaint.errors import UserError
+from underpaint.evaluation import features
 from underpaint.hardware import Precision
-from underpaint.judge import features
 from underpaint.privacy import attacks, cdi, completion, controls, shadows, statistics, verdict
 from underpaint.privacy.calibration import Asked, against_shadows, named, null_of, the_reference
 from underpaint.privacy.copies import Pair, copies
-from underpaint.privacy.sides import FEWEST, Images, sides, some
+from underpaint.privacy.membership import FEWEST, Images, sides, some
 
 __all__ = ["USUAL", "Audit", "audit"]
 

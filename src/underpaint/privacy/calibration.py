@@ -21,7 +21,7 @@ from underpaint.core.masks import Mask
 from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.privacy import attacks, controls, shadows, statistics
-from underpaint.privacy.sides import Images
+from underpaint.privacy.membership import Images
 
 __all__ = ["Asked", "Scores", "against_shadows", "named", "null_of", "the_reference"]
 

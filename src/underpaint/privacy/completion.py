@@ -37,7 +37,7 @@ from underpaint.core.denoiser import Denoiser
 from underpaint.core.masks import Mask, draw, gather, whole
 from underpaint.model import evaluating
 from underpaint.privacy.statistics import auc
-from underpaint.training.draws import key
+from underpaint.training.seeding import key
 
 __all__ = ["advantage", "complete", "errors", "masks"]
 

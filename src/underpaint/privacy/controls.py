@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from underpaint.core.denoiser import Denoiser
+from underpaint.core.loss import masked_loss
 from underpaint.core.masks import Mask, whole
-from underpaint.core.objective import masked_loss
 from underpaint.data import cache
 from underpaint.privacy import cdi
 from underpaint.privacy.attacks import rows, scores
 from underpaint.privacy.statistics import auc, by_chance, halves
-from underpaint.training.draws import key
+from underpaint.training.seeding import key
 from underpaint.training.state import replace_text
 
 __all__ = ["CONFIDENCE", "COPIED", "ENOUGH", "VERSION", "blind", "cached", "overfit"]

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from underpaint import model
 from underpaint.data import Dataset, cache
-from underpaint.judge import features, stream
-from underpaint.judge.scorecard import digest
+from underpaint.evaluation import feature_cache, features
+from underpaint.evaluation.results import digest
 from underpaint.privacy import memorisation
-from underpaint.privacy.sides import Images
+from underpaint.privacy.membership import Images
 from underpaint.training.distributed import World
 
 __all__ = ["Pair", "copies"]
@@ -127,5 +127,5 @@ def _features(
     def read(start: int, count: int) -> NDArray[np.uint8]:
         return dataset.batch(ids[start : start + count])
 
-    stream.fill(folder, len(ids), read, extractor, alone, said)
-    return stream.read(folder, len(ids))
+    feature_cache.fill(folder, len(ids), read, extractor, alone, said)
+    return feature_cache.read(folder, len(ids))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from underpaint.data import Dataset
-from underpaint.judge.nearest import Images, nearest
+from underpaint.evaluation.nearest import Images, nearest
 from underpaint.privacy.statistics import clopper_pearson
 
 __all__ = ["THIRD", "Copies", "Pairs", "distinct", "near_duplicates", "search"]

@@ -34,13 +34,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from underpaint import config, model
-from underpaint.data import Dataset, cache, sealed
+from underpaint.data import Dataset, cache
 from underpaint.errors import Interrupted, UserError
 from underpaint.privacy import memorisation
-from underpaint.privacy.sides import Images, Sides
+from underpaint.privacy.membership import Images, Sides
 from underpaint.privacy.statistics import auc
+from underpaint.sealed import format as sealed
 from underpaint.training import train
-from underpaint.training.draws import key
+from underpaint.training.seeding import key
 from underpaint.training.state import replace_text
 
 __all__ = ["LEAST", "PAIRED", "Shadow", "calibrate", "ground", "rule", "train_all"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from underpaint.judge.drawn import comparable
+from underpaint.evaluation.sample_metrics import comparable
 from underpaint.report.metrics import Record, of_kind
 from underpaint.report.plots import Band, Line, chart, smooth
 from underpaint.report.summary import StageFacts, seconds_at

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from underpaint import config
 from underpaint import model as models
-from underpaint.data import Dataset, Sealed, prepare, sealed
+from underpaint.data import Dataset, Sealed, prepare
 from underpaint.errors import UserError
-from underpaint.judge.nearest import nearest
+from underpaint.evaluation.nearest import nearest
 from underpaint.report.guarantee import is_private
+from underpaint.sealed import format as sealed
 
 __all__ = ["Gallery", "Pair", "draw"]
 

@@ -20,8 +20,8 @@ from PIL import Image
 
 from underpaint import config
 from underpaint.errors import UserError
-from underpaint.judge import stopping
-from underpaint.judge.drawn import recorded
+from underpaint.evaluation import early_stopping
+from underpaint.evaluation.sample_metrics import recorded
 from underpaint.report import charts, gallery, guarantee, metrics, summary
 
 __all__ = ["build", "text_of", "write_page"]
@@ -59,7 +59,7 @@ def build(
         css=Markup(text_of("page.css")),
         title=name,
         sentences=_sentences(run, stages, pictures, environment),
-        stopping=stopping.judge(records),
+        early_stopping=early_stopping.judge(records),
         numbers=_numbers(records, stages),
         stages=stages,
         about_stage=summary.about_stage,

@@ -21,9 +21,9 @@ from typing import NamedTuple
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.training.distributed import World
+from underpaint.training.monitor import Finding
 from underpaint.training.stages import Plan
 from underpaint.training.state import Progress
-from underpaint.training.watch import Finding
 
 __all__ = ["Decision", "check_stop", "decide", "said", "shortened"]
 

@@ -13,20 +13,14 @@ from pathlib import Path
 import torch
 
 from underpaint import config
+from underpaint.dp import accounting
+from underpaint.dp.scope import check_covered
+from underpaint.dp.step import private_step
 from underpaint.errors import Interrupted, UserError
 from underpaint.hardware import keep_freed_memory
-from underpaint.training import budget, carry, distributed, early, stages
-from underpaint.training.covered import check_covered
-from underpaint.training.environment import describe, identities, keep_precision, recorded
-from underpaint.training.learner import Learner
+from underpaint.training import checkpointing, distributed, early, stages
 from underpaint.training.log import Log, tracker, tracker_library
-from underpaint.training.minutes import freeze
-from underpaint.training.private import private_step
-from underpaint.training.signals import Signals
-from underpaint.training.stages import Plan
-from underpaint.training.state import Progress, RunFolder
-from underpaint.training.step import Diverged, microbatch, step
-from underpaint.training.watch import (
+from underpaint.training.monitor import (
     Check,
     MakeCheck,
     cadence,
@@ -37,6 +31,13 @@ from underpaint.training.watch import (
     say_stage,
     stage_record,
 )
+from underpaint.training.provenance import describe, identities, keep_precision, recorded
+from underpaint.training.signals import Signals
+from underpaint.training.stages import Plan
+from underpaint.training.state import Progress, RunFolder
+from underpaint.training.step import Diverged, microbatch, step
+from underpaint.training.throughput import freeze
+from underpaint.training.train_state import Learner
 
 __all__ = ["train"]
 
@@ -75,7 +76,7 @@ def train(
     config.check(run)
     tracker_library(run.train.track)
     if any(stage.dp for stage in run.stages.values()):
-        budget.library()
+        accounting.library()
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
     keep_freed_memory()
@@ -102,7 +103,7 @@ def train(
             _same_data(folder, plans, began["data"])
             notes += keep_precision(run.train, began, world.device)
         else:
-            learner, source_notes = carry.first(run, plans, start, world)
+            learner, source_notes = checkpointing.first(run, plans, start, world)
             notes += source_notes
             run, plans = freeze(run, plans, world)
             if world.first:
@@ -136,7 +137,7 @@ def _run(
         for note in notes:
             log.say(note)
         if learner is None:
-            learner, progress = carry.restore(folder, run, world)
+            learner, progress = checkpointing.restore(folder, run, world)
             log.cut(progress.metrics_bytes)
             if progress.stage == len(plans):
                 log.say(f"{folder.path}: this run is finished ({progress.images:,} images)")
@@ -149,11 +150,11 @@ def _run(
             while progress.stage < len(plans):
                 plan = plans[progress.stage]
                 try:
-                    learner = carry.enter(plan, run, learner, progress, world, log)
+                    learner = checkpointing.enter(plan, run, learner, progress, world, log)
                     check = _make_check(make_check, plan, learner, run, world)
                     _stage(folder, run, plan, learner, progress, log, check, signals)
                 except Diverged as error:
-                    learner, progress = carry.go_back(
+                    learner, progress = checkpointing.go_back(
                         folder, run, progress, plan, world, log, str(error)
                     )
         log.say(f"done: {progress.images:,} images in {progress.seconds:,.0f} s of training")
@@ -244,7 +245,7 @@ def _heed(
         progress.best = progress.images
     if not decision.back:
         return plan
-    carry.load(learner, folder.checkpoints / f"{decision.back:012d}")
+    checkpointing.load(learner, folder.checkpoints / f"{decision.back:012d}")
     progress.ema_steps = learner.ema.steps
     if learner.world.first:
         folder.forget(decision.back)
@@ -272,7 +273,7 @@ def _spent(folder: RunFolder, plan: Plan, progress: Progress, log: Log) -> Plan:
     stopped it because of them: they cost what they cost, and are not taken again.
     """
     if plan.name in progress.privacy:
-        own = budget.Guarantee.of(progress.privacy[plan.name])
+        own = accounting.Guarantee.of(progress.privacy[plan.name])
         plan = dataclasses.replace(plan, guarantee=own)
     done, begun = progress.stage_images // plan.stage.batch, folder.begun(plan.name)
     if begun < done:

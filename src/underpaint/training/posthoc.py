@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.model import build, read_spec, read_weights
-from underpaint.training import start
-from underpaint.training.draws import key
+from underpaint.training import warm_start
+from underpaint.training.seeding import key
 from underpaint.training.state import read_snapshot, snapshots, write_model, writing
 
 __all__ = [
@@ -175,7 +175,7 @@ def rebuild(
     for i, snapshot in enumerate(found):
         for j, name in enumerate(TRACKED):
             state = read_weights(snapshot, name)
-            state, _ = start.adapt(state, read_spec(snapshot), model, str(snapshot))
+            state, _ = warm_start.adapt(state, read_spec(snapshot), model, str(snapshot))
             for (weights, _), total in zip(solved, sums, strict=True):
                 for k, tensor in state.items():
                     term = float(weights[2 * i + j]) * tensor.double()

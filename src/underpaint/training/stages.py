@@ -14,12 +14,13 @@ import torch
 
 from underpaint import config, vae
 from underpaint.core import masks, spaces
-from underpaint.data import Dataset, Order, Sealed, latents, prepare, sealed
+from underpaint.data import Dataset, Order, Sealed, latents, prepare
+from underpaint.dp import accounting
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device
 from underpaint.model import network
-from underpaint.training import budget
-from underpaint.training.draws import key
+from underpaint.sealed import format as sealed
+from underpaint.training.seeding import key
 
 __all__ = ["Level", "Plan", "plans", "stride"]
 
@@ -48,7 +49,7 @@ class Plan:
     images: int  # a multiple of the batch
     levels: tuple[Level, ...]
     mask_key: bytes | None = None  # of fixed masks that are those of sealed data
-    guarantee: budget.Guarantee | None = None  # of a differentially private stage
+    guarantee: accounting.Guarantee | None = None  # of a differentially private stage
 
     def level(self, images: int) -> Level:
         """The level of the step that begins after `images` of the stage."""
@@ -105,7 +106,7 @@ def plans(
             multiple = dataset.about["multiple"]
         images = max(1, round(stage.images / stage.batch)) * stage.batch
         if stage.dp is not None:
-            of_data = budget.guarantee(name, stage, stage.dp, len(ids), images)
+            of_data = accounting.guarantee(name, stage, stage.dp, len(ids), images)
         result.append(
             Plan(
                 index=index,

@@ -14,13 +14,14 @@ import torch
 
 from underpaint import config
 from underpaint.core import augmentation, masks, salient, spaces
-from underpaint.data import Dataset, Sealed, augment, sealed
+from underpaint.data import Dataset, Sealed, augment
 from underpaint.model import Model
-from underpaint.training.draws import key
-from underpaint.training.learner import Learner
-from underpaint.training.optimiser import NORMS, clip_gradients, clip_limit, learning_rate
+from underpaint.sealed import format as sealed
+from underpaint.training.optim import NORMS, clip_gradients, clip_limit, learning_rate
+from underpaint.training.seeding import key
 from underpaint.training.stages import Plan
 from underpaint.training.state import Progress
+from underpaint.training.train_state import Learner
 
 __all__ = [
     "Batch",

@@ -1,0 +1,136 @@
+"""Compares runs that exist by the errors on held-out images that they measured as they went.
+
+Runs of one recipe that differ in the seed alone are one arm, unless they began with the weights of
+different runs; the first run's arm is the baseline. What a start has cost is not counted.
+The points are those of one run each, before its learning rate has come down, so a ratio found here
+is a hint, not the verdict of a study: a run planned for that compute would have scored better.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from underpaint import config
+from underpaint._version import __version__
+from underpaint.compare.split_scoring import final_data
+from underpaint.compare.verdict import Point, verdict
+from underpaint.errors import UserError
+
+__all__ = ["NOTE", "compare"]
+
+SCORE = "held-out loss"
+NOTE = (
+    "the points are from within runs, whose learning rate had not come down: a finished run of "
+    "that compute would score better; a study (underpaint compare STUDY.yaml) measures such runs"
+)
+
+
+def compare(folders: list[str | Path]) -> dict[str, Any]:
+    """Results as `conduct` gives them, from the run folders; the first one is the baseline.
+
+    Raises UserError for folders that are no runs, or runs of different data or without checks.
+    """
+    paths = [Path(folder) for folder in folders]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("the same run is given twice; give different ones")
+    arms: dict[str, dict[int, list[Point]]] = {}
+    known: dict[tuple[str, str], str] = {}  # recipe without its seed, start → arm
+    notes = [NOTE]
+    runs: list[dict[str, Any]] = []
+    first = ""
+    recipes = [_read(path) for path in paths]
+    for path, (_, images, _) in zip(paths, recipes, strict=True):
+        if first and images != first:
+            raise UserError(
+                f"{path} was trained on other images than {paths[0]}; scores of different data "
+                "cannot be compared, so give runs of the same data"
+            )
+        first = images
+    for path, (recipe, _, start) in zip(paths, recipes, strict=True):
+        seed, points = recipe.train.seed, _points(path)
+        recipe.train = dataclasses.replace(recipe.train, seed=0)
+        name = known.setdefault((config.to_yaml(recipe), start), _name(path, arms))
+        if seed in arms.setdefault(name, {}):
+            raise UserError(f"{path}: {name} has seed {seed} already; give runs of other seeds")
+        if start and not arms[name]:
+            notes.append(f"{name} began with the weights of {start}, whose compute is not counted")
+        arms[name][seed] = points
+        runs += [
+            {
+                "arm": name,
+                "seed": seed,
+                "run": str(path),
+                "flops": point.compute,
+                "score": point.score,
+            }
+            for point in points
+        ]
+    base = next(iter(arms))
+    if len(arms) < 2:
+        raise UserError("these runs differ in their seeds alone; give runs of two recipes")
+    _seeds_in_pairs(arms, base)
+    return {
+        "underpaint": __version__,
+        "score": SCORE,
+        "baseline": base,
+        "runs": runs,
+        "verdicts": {
+            name: dataclasses.asdict(verdict(name, own, arms[base], score=SCORE, against=base))
+            for name, own in arms.items()
+            if name != base
+        },
+        "notes": notes,
+    }
+
+
+def _seeds_in_pairs(arms: dict[str, dict[int, list[Point]]], base: str) -> None:
+    """One run an arm is a pair, whatever its seeds are."""
+    for name, own in arms.items():
+        if name != base and len(own) == len(arms[base]) == 1 and not set(own) & set(arms[base]):
+            arms[name] = {next(iter(arms[base])): next(iter(own.values()))}
+
+
+def _read(path: Path) -> tuple[config.Run, str, str]:
+    """The recipe of a run, what its last stage's images are, and the run it began with, if any."""
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path}: holds no run (no config.yaml); give the folders of runs")
+    recipe = config.load(path / "config.yaml")
+    try:
+        environment = json.loads((path / "env.json").read_text(encoding="utf-8"))
+        key = str(environment["data"][list(recipe.stages)[-1]])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: its env.json is missing or damaged") from None
+    own = final_data(recipe)
+    images = f"{key} {own.limit} {own.held_out}"
+    return recipe, images, environment.get("start") or ""
+
+
+def _points(path: Path) -> list[Point]:
+    """Compute and held-out error at each check of whole images."""
+    records = []
+    for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # a last line cut short
+            break
+    spent = sorted({(r["images"], r["flops"]) for r in records if r["kind"] in ("step", "stage")})
+    checks = [
+        r
+        for r in records
+        if r["kind"] == "check" and r["mask"] == "whole" and r.get("held_out_mean") is not None
+    ]
+    if not checks or not spent:
+        raise UserError(f"{path}: has measured no held-out images; train it with train.check_every")
+    images, flops = zip(*spent, strict=True)
+    return [Point(float(np.interp(r["images"], images, flops)), r["held_out_mean"]) for r in checks]
+
+
+def _name(path: Path, arms: dict[str, Any]) -> str:
+    """The folder's name, or its path where another has that name."""
+    name = path.resolve().name
+    return name if name not in arms else str(path)

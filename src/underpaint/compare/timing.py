@@ -1,0 +1,81 @@
+"""How long an image takes in each stage of each arm of a study, nothing beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from underpaint import config
+from underpaint.training import distributed, stages
+from underpaint.training.state import replace_text, writing
+from underpaint.training.throughput import speed
+
+__all__ = ["measured", "paired"]
+
+WARM, PASSES = 4, 8  # over all stages; the warm ones do not count
+SECONDS = 0.4  # of a stage in a pass, at least
+
+Key = tuple[str, str]  # arm, stage
+
+
+def measured(
+    runs: dict[str, config.Run], kept: Path, say: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Seconds an image by arm and stage, one thread; from `kept` where that holds these stages.
+
+    All stages take turns, so that a machine that slows down slows all of them.
+    """
+    of = {name: json.loads(json.dumps(config.to_dict(run)["stages"])) for name, run in runs.items()}
+    if kept.is_file():
+        there = json.loads(kept.read_text(encoding="utf-8"))
+        if there.get("stages") == of:
+            return dict(there["seconds_an_image"])
+    say("measuring the speed of each arm")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        # ready before the first pass: what has just been prepared slows the next steps
+        plans = {name: stages.plans(run, lambda _: None, None) for name, run in runs.items()}
+        passes = [_pass(runs, plans) for _ in range(WARM + PASSES)]
+    finally:
+        torch.set_num_threads(threads)
+    found: dict[str, dict[str, float]] = {name: {} for name in runs}
+    for (name, stage), seconds in paired(passes[WARM:]).items():
+        found[name][stage] = seconds
+    with writing(kept.parent):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        told = {"seconds_an_image": found, "stages": of}
+        replace_text(kept, json.dumps(told, indent=1) + "\n")
+    return found
+
+
+def _pass(runs: dict[str, config.Run], plans: dict[str, list[stages.Plan]]) -> dict[Key, float]:
+    """Seconds an image of every stage, once."""
+    found = {}
+    for name, run in runs.items():
+        world = distributed.start(run.train.device)  # where the arm's runs are
+        try:
+            for plan in plans[name]:
+                found[name, plan.name] = 1 / speed(plan, run, world, SECONDS)
+        finally:
+            world.close()
+    return found
+
+
+def paired(passes: list[dict[Key, float]]) -> dict[Key, float]:
+    """Seconds of each stage from several passes over all of them, as in the fastest pass.
+
+    Each is the median over the passes of its share in the pass's geometric mean: a pass that is
+    slower as a whole changes none, nor does one disturbed stage in few of the passes.
+    """
+    means = [math.exp(statistics.fmean(map(math.log, one.values()))) for one in passes]
+    return {
+        key: min(means)
+        * statistics.median(one[key] / mean for one, mean in zip(passes, means, strict=True))
+        for key in passes[0]
+    }

@@ -1,0 +1,165 @@
+"""When to stop: what the checks of a stage on held-out images say about going on.
+
+The checks denoise the same held-out images with the same noises each time, so two of them differ
+image by image: with differences d of n images a change is believed if |mean(d)| > 2 sd(d)/√n.
+
+    gain        a check that is believed to be better than the last gain (the first one is a gain)
+    improving   a gain among the last PATIENCE checks
+    copying     the last two checks are believed to be worse on held-out images than the last gain,
+                while the error on training images is lower than it was there
+    stop        neither: more of the same brings nothing
+
+A believed gain is sought against the last gain and not against the check before, so that a slow but
+steady fall counts. A stage is judged at its own mask, since that is what it learns; only checks at
+the same rate are compared. After a return to the best weights (`train.stop auto`) the checks of the
+weights that were given up no longer count. What the run draws (drawn.py) is told beside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from underpaint.evaluation.sample_metrics import comparable
+from underpaint.training.monitor import Finding
+
+__all__ = ["PATIENCE", "judge"]
+
+PATIENCE = 3  # checks without a gain
+BELIEVED = 2.0  # standard errors
+
+
+def judge(records: Sequence[dict[str, Any]]) -> Finding:
+    """The finding of the lines of a `metrics.jsonl`, about the last stage that was checked."""
+    checks = _comparable(records)
+    if len(checks) < 2:
+        sentence = (
+            "Whether to go on cannot be told: that needs two checks of held-out images at least"
+        )
+        best = checks[0]["images"] if checks else None
+        return Finding("unknown", sentence, best, 0, False, {})
+    at = 0
+    for i in range(1, len(checks)):
+        if _worse(checks[at], checks[i]):
+            at = i
+    since = len(checks) - 1 - at
+    gain, last = checks[at], checks[-1]
+    images = last["images"] - gain["images"]
+    mean, error = _difference(gain, last)
+    evidence = {
+        "images": [gain["images"], last["images"]],
+        "held_out": [gain["held_out_mean"], last["held_out_mean"]],
+        "train": [gain["train_mean"], last["train_mean"]],
+        "gap": [gain["gap"], last["gap"]],
+        "change": mean,
+        "change_se": error,
+        "bins_worse": [
+            i
+            for i, (a, b) in enumerate(zip(gain["held_out"], last["held_out"], strict=True))
+            if b > a
+        ],
+        "checks_since": since,
+    }
+    said, drawn = _drawn(records, gain["images"], last["images"])
+    evidence |= drawn
+    told = (
+        f"held-out error {gain['held_out_mean']:.4f} after {gain['images']:,} images and "
+        f"{last['held_out_mean']:.4f} after {last['images']:,} "
+        f"(change {mean:+.4f} ± {error:.4f}), on training images {gain['train_mean']:.4f} and "
+        f"{last['train_mean']:.4f}{said}"
+    )
+    worse = since > 0 and _worse(last, gain)
+    copying = (
+        since >= 2
+        and worse
+        and _worse(checks[-2], gain)
+        and last["train_mean"] < gain["train_mean"]
+    )
+    if copying:
+        sentence = f"Copying: the held-out score worsens while the training score improves ({told})"
+        return Finding("copying", sentence, gain["images"], images, worse, evidence)
+    if since >= PATIENCE:
+        sentence = f"Stop: no gain in the last {images:,} images ({told})"
+        return Finding("stop", sentence, gain["images"], images, worse, evidence)
+    first = checks[0]
+    sentence = (
+        f"Improving: the last believed gain on held-out images was after {gain['images']:,} of "
+        f"{last['images']:,} images (error {first['held_out_mean']:.4f} at the first check, "
+        f"{last['held_out_mean']:.4f} at the last)"
+    )
+    return Finding("improving", sentence, gain["images"], images, worse, evidence)
+
+
+def _drawn(
+    records: Sequence[dict[str, Any]], first: int, last: int
+) -> tuple[str, dict[str, list[float]]]:
+    """What was drawn about the images `first` and `last` of the run, in words and numbers.
+
+    It is shown and decides nothing: unlike the errors, these scores have no paired images from
+    which to tell a change from chance.
+    """
+    said, evidence = "", {}
+    for key, words, shown in (
+        ("frechet_train", "Fréchet distance to training images", "{:.4g}"),
+        ("frechet_held_out", "to held-out images", "{:.4g}"),
+        ("copies", "near copies among samples", "{:.1%}"),
+    ):
+        own = [r for r in records if r["kind"] == "scores" and r.get(key) is not None]
+        own = own if key == "copies" else comparable(own)
+        within = [r for r in own if first <= r["images"] <= last]
+        if len(within) > 1:
+            evidence[key] = [within[0][key], within[-1][key]]
+            one, two = (shown.format(value) for value in evidence[key])
+            said += f"; {words} {one} and {two}"
+    return said, evidence
+
+
+def _comparable(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last stage's checks, from the last one back as long as they measure the same."""
+    checks = [r for r in records if r["kind"] == "check" and r.get("held_out_images")]
+    if not checks:
+        return []
+    stage = checks[-1].get("stage")
+    mask = "stage" if any(r["mask"] == "stage" for r in checks if _of(r, stage)) else "whole"
+    kept: list[dict[str, Any]] = []
+    given_up = None  # images from and to which weights were given up
+    for record in records:
+        if record["kind"] == "stop" and record["stage"] == stage and record["back"]:
+            given_up = (record["back"], record["images"])
+        elif record["kind"] == "check" and record["mask"] == mask and _of(record, stage):
+            if given_up:  # not before other checks have followed: they are why the stage ended
+                kept = [r for r in kept if not given_up[0] < r["images"] <= given_up[1]]
+                given_up = None
+            kept.append(record)
+    found: list[dict[str, Any]] = []
+    for check in reversed(kept):
+        if found and not _same(check, found[-1]):
+            break
+        found.append(check)
+    return found[::-1]
+
+
+def _of(check: dict[str, Any], stage: str | None) -> bool:
+    return check.get("stage") == stage and bool(check.get("held_out_images"))
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two checks are of the same images at the same rate."""
+    counts = {len(check["held_out_images"]) for check in (one, other)}
+    return len(counts) == 1 and one.get("rate") == other.get("rate")
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> tuple[float, float]:
+    """Mean change of the error image by image, and its standard error."""
+    d = np.asarray(after["held_out_images"]) - np.asarray(before["held_out_images"])
+    error = float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else math.inf
+    return float(d.mean()), error
+
+
+def _worse(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether check `one` is believed to be worse than `other`."""
+    mean, error = _difference(other, one)
+    return mean > BELIEVED * error

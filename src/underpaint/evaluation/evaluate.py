@@ -1,0 +1,352 @@
+"""How near are a model's samples, or a folder of images, to a set of real images?
+
+Draws samples, turns them and the real images into features, and scores these (scorecard.py). The
+result carries its protocol: what has to be equal before two numbers may be compared.
+
+Features lie in RUN/evaluation (those of images that exist: in the cache, by content), block by
+block, so that a stopped evaluation goes on, and a longer one adds to what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from underpaint import config, data, model
+from underpaint._version import __version__
+from underpaint.data import Dataset, cache
+from underpaint.errors import UserError
+from underpaint.evaluation import feature_cache, features
+from underpaint.evaluation.results import SAMPLING, digest, score_all
+from underpaint.hardware import Precision
+from underpaint.training import distributed
+from underpaint.training.state import read_progress
+
+__all__ = ["LEAST", "MOST", "evaluate"]
+
+LEAST = 64  # images a side
+MOST = 10_000  # images a side, unless more are asked for
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is scored: samples of a model, or images that lie there."""
+
+    source: str
+    size: tuple[int, int]
+    channels: int
+    most: int | None  # images there are; None: any number can be drawn
+    store: Path  # of the features
+    draw: feature_cache.Draw
+    about: dict[str, Any]  # its part of the protocol
+
+
+def evaluate(
+    source: str | Path,
+    reference: str | None = None,
+    *,
+    n: int | None = None,
+    extractor: str = "mobilenetv2",
+    weights_file: str | Path | None = None,
+    held_out: str | None = None,
+    size: tuple[int, ...] = (),
+    seed: int = 0,
+    sampling: Mapping[str, Any] | None = None,
+    weights: model.Weights = "ema",
+    batch: int = 64,
+    device: str = "auto",
+    vae: str | Path | None = None,
+    precision: Precision = "fp32",
+    interval: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Any] | None:
+    """Score `source`, a model (as `model.find`) or images, against the images `reference`.
+
+    `reference` None: the run's own data. `n` images a side; None: as many as are held out (at most
+    MOST). `sampling`: what differs from the model's own settings, by the names in SAMPLING. `vae`:
+    and `precision`: as in `model.load`.
+    Returns `{source, scores, warnings, protocol, file}`; under torchrun the first process does, the
+    others return None. Raises UserError for wrong use.
+    """
+    if n is not None and n < LEAST:
+        raise UserError(_too_few(f"-n {n}"))
+    world = distributed.start(device)
+    try:
+        network = features.load(extractor, weights_file, str(world.device))
+        images = _images(source) if not _is_model(source) else None
+        wanted = _reference(source, reference, held_out, size, images)
+        real = _prepared(wanted, world)
+        if images is not None:
+            judged = _folder(str(source), images, network, world)
+        else:
+            chosen = {k: v for k, v in (sampling or {}).items() if v is not None}
+            loaded = model.load(
+                source, weights=weights, device=str(world.device), vae=vae, precision=precision
+            )
+            judged = _model(source, loaded, real, network, seed, chosen, weights, batch)
+        _same_shape(judged, real, wanted.source)
+        train, held = (_shuffled(ids) for ids in (real.train_ids, real.held_out_ids))
+        count, notes = _count(n, len(train), len(held), judged.most)
+        sides = {"train": (train, min(2 * count, len(train)))}
+        if len(held) >= LEAST:
+            sides["held_out"] = (held, count)
+        stores = {name: _store(real, ids, network) for name, (ids, _) in sides.items()}
+        total = count + sum(length for _, length in sides.values())
+        done = 0
+
+        def report(images: int) -> None:
+            if progress:
+                progress(done + images, total)
+
+        feature_cache.fill(judged.store, count, judged.draw, network, world, report)
+        done = count
+        for name, (ids, length) in sides.items():
+            feature_cache.fill(stores[name], length, _reader(real, ids), network, world, report)
+            done += length
+    finally:
+        world.close()
+    if not world.first:
+        return None
+    place = world.device if world.device.type == "cuda" else torch.device("cpu")
+    found = {
+        name: torch.from_numpy(feature_cache.read(stores[name], length)).to(place)
+        for name, (_, length) in sides.items()
+    }
+    samples = torch.from_numpy(feature_cache.read(judged.store, count)).to(place)
+    result = score_all(samples, found, count, stores, network, notes, interval)
+    result["protocol"] = {
+        **network.identity,
+        "scores": [network.distance, network.kernel_distance],
+        "features": samples.shape[1],
+        "count": count,
+        "reference": {
+            "source": wanted.source,
+            "key": real.key,
+            **{name: digest(ids.tobytes()) for name, (ids, _) in sides.items()},
+        },
+        **judged.about,
+        "seeds": None if judged.most else [seed, seed + count - 1],
+        "underpaint": __version__,
+    }
+    file = judged.store.parent / f"scores-{digest(json.dumps(result['protocol']))}.json"
+    result = {"source": judged.source, **result, "file": str(file)}
+    with cache.writing(file.parent):
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+# --- what is compared -------------------------------------------------------------------------
+
+
+def _is_model(source: str | Path) -> bool:
+    """Whether `model.find` is to open it; else it is images."""
+    if str(source).startswith("primer:"):
+        return True
+    path = Path(source)
+    return (path / "config.json").is_file() or (path / "config.yaml").is_file()
+
+
+def _images(source: str | Path) -> config.Data:
+    if not str(source).startswith("avatars:") and not Path(source).exists():
+        raise UserError(f"{source}: there is no such run or folder of images")
+    return config.Data(source=str(source), held_out="none")
+
+
+def _reference(
+    source: str | Path,
+    reference: str | None,
+    held_out: str | None,
+    size: tuple[int, ...],
+    images: config.Data | None,
+) -> config.Data:
+    """The real images: decoded as the run decoded its own."""
+    if images is not None:
+        if reference is None:
+            raise UserError(f"{source}: to score images, add --reference DATA, the real ones")
+        return config.Data(source=reference, size=size, held_out=held_out or "auto")
+    spec = model.read_spec(model.find(source))
+    own = _own_data(model.find(source))
+    if own is None or not own.source:
+        if reference is None:
+            raise UserError(f"{source}: does not say what it was trained on; add --reference DATA")
+        own = config.Data(source="")
+    if size and config.image_size(size) != spec.size:
+        given, right = (_shown(s) for s in (config.image_size(size) or (0, 0), spec.size))
+        raise UserError(f"--size {given}: this model draws {right}; leave --size out")
+    own = replace(own, size=spec.size, channels=spec.channels, held_out=held_out or own.held_out)
+    if reference is not None and reference != own.source:
+        own = replace(own, source=reference, limit=0, held_out=held_out or "auto")
+    return own
+
+
+def _own_data(folder: Path) -> config.Data | None:
+    """The images of the last stage of the run that `folder`, a checkpoint, belongs to."""
+    place = _run_of(folder)
+    if place is None:
+        return None
+    run = config.load(place / "config.yaml")
+    stages = list(run.stages.values())
+    return (stages[-1].data if stages else None) or run.data
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run whose checkpoint `folder` is; None for a model that stands alone."""
+    run = folder.parent.parent
+    inside = folder.parent.name == "checkpoints" and (run / "config.yaml").is_file()
+    return run if inside else None
+
+
+def _prepared(wanted: config.Data, world: distributed.World) -> Dataset:
+    config.check_data(wanted)
+    if world.first:
+        data.prepare(wanted)
+    world.barrier()  # the first process fills the cache, the others read it
+    return data.prepare(wanted)
+
+
+def _folder(
+    source: str, images: config.Data, network: features.Extractor, world: distributed.World
+) -> Judged:
+    dataset = _prepared(images, world)
+    ids = _shuffled(dataset.train_ids)
+    if len(ids) < LEAST:
+        raise UserError(_too_few(f"{source} has {len(ids)} images"))
+    about = {"images": dataset.key, "sampling": None, "weights": None, "ema": None}
+    store = _store(dataset, ids, network)
+    draw = _reader(dataset, ids)
+    return Judged(source, dataset.size, dataset.channels, len(ids), store, draw, about)
+
+
+def _model(
+    source: str | Path,
+    loaded: model.Model,
+    real: Dataset,
+    network: features.Extractor,
+    seed: int,
+    sampling: dict[str, Any],
+    weights: model.Weights,
+    batch: int,
+) -> Judged:
+    folder = model.find(source)
+    digests = model.read_card(folder)["sha256"]
+    own = {name: getattr(loaded.spec.preview, name) for name in SAMPLING}
+    labels, rule = _labels(loaded, real, seed)
+    run = _run_of(folder)
+    trained = config.load(run / "config.yaml") if run else None
+    state = folder / "state.json"
+    about = {
+        "images": read_progress(folder).images if state.is_file() else None,
+        "sampling": {**own, **sampling, "labels": rule, "precision": loaded.precision},
+        "weights": weights,
+        "ema": trained.train.ema if trained and weights == "ema" else None,
+        "weights_sha256": digests.get(f"{weights}.safetensors", digests.get("model.safetensors")),
+    }
+    if loaded.vae is not None:
+        about["vae_sha256"] = loaded.vae.digest
+
+    def draw(start: int, count: int) -> np.ndarray:
+        return loaded.sample(
+            count,
+            seed=seed + start,
+            labels=None if labels is None else labels(start, count),
+            batch=batch,
+            **sampling,
+        )
+
+    writable = run is not None and os.access(run, os.W_OK)
+    place = run / "evaluation" if run and writable else cache.root() / "evaluation"
+    store = place / digest(json.dumps([network.identity, about, seed], sort_keys=True))
+    return Judged(str(source), loaded.spec.size, loaded.spec.channels, None, store, draw, about)
+
+
+def _labels(
+    loaded: model.Model, real: Dataset, seed: int
+) -> tuple[Callable[[int, int], list[int]] | None, str]:
+    """Labels of the samples from a position on, and the rule in words.
+
+    As frequent as in the real images: samples with all labels equally often would be another
+    distribution, and score worse for it.
+    """
+    names = loaded.label_names
+    if not names:
+        return None, "none"
+    if names == real.label_names:
+        own = real.labels[real.train_ids]
+
+        def drawn(start: int, count: int) -> list[int]:
+            rng = np.random.default_rng([seed, start])
+            return [int(v) for v in own[rng.integers(0, len(own), feature_cache.BLOCK)[:count]]]
+
+        return drawn, f"as frequent as in {real.key[:12]}"
+    return lambda start, count: [i % len(names) for i in range(start, start + count)], "in turn"
+
+
+def _same_shape(judged: Judged, real: Dataset, reference: str) -> None:
+    one, two = (_shown((*v.size, v.channels)) for v in (judged, real))
+    if one != two:
+        raise UserError(
+            f"sizes differ: {judged.source} has images of {one}, {reference} of {two}; scores need "
+            "both in one size: prepare the reference with --size, or score images of its size"
+        )
+
+
+def _count(asked: int | None, train: int, held: int, samples: int | None) -> tuple[int, list[str]]:
+    """Images a side, and what to tell the reader about it."""
+    notes = []
+    limits = {"training images": train}
+    if held >= LEAST:
+        limits["held-out images"] = held
+    else:
+        notes.append(
+            f"{held or 'no'} held-out images: fewer than {LEAST} are not scored, so copying cannot "
+            "be told from quality here"
+        )
+    if samples is not None:
+        limits["images to score"] = samples
+    smallest = min(limits, key=lambda name: limits[name])
+    count = min(limits[smallest], asked or MOST)
+    if asked is None and train // 2 >= LEAST:
+        count = min(count, train // 2)  # two halves of that count make the floor
+    if count < LEAST:
+        raise UserError(_too_few(f"there are {count} {smallest}"))
+    if asked is not None and count < asked:
+        hint = "; --held-out none compares with more" if smallest == "held-out images" else ""
+        notes.append(
+            f"{count:,} of {asked:,}: there are no more {smallest}, and counts are equal{hint}"
+        )
+    return count, notes
+
+
+def _too_few(what: str) -> str:
+    return (
+        f"{what}: a score needs at least {LEAST} a side, for with fewer it measures how many there "
+        "are rather than how good they are; use more images"
+    )
+
+
+def _shuffled(ids: np.ndarray) -> np.ndarray:
+    """An order in which every beginning is a fair sample: a function of the ids."""
+    return np.random.default_rng(0).permutation(np.sort(ids))
+
+
+def _reader(dataset: Dataset, ids: np.ndarray) -> feature_cache.Draw:
+    return lambda start, count: dataset.batch(ids[start : start + count])
+
+
+def _store(dataset: Dataset, ids: np.ndarray, network: features.Extractor) -> Path:
+    """Where the features of these images lie, by content."""
+    key = digest(json.dumps([dataset.key, network.identity]), ids.astype(np.int64).tobytes())
+    return cache.root() / "features" / key
+
+
+def _shown(size: tuple[int, ...]) -> str:
+    return "×".join(str(side) for side in size)

@@ -1,0 +1,143 @@
+"""The scores of one set of samples, and when two results may be compared.
+
+    samples  against training images, against held-out images
+    floor    held-out against each half of the training images: what equally many real images score
+
+All sets have the same count, for every distance falls with more images. Samples that are nearer to
+the training images than to the held-out ones, by more than the floor's halves differ, are the
+first sign of copying.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from underpaint.data import cache
+from underpaint.evaluation import features, metrics
+
+__all__ = ["SAMPLING", "differences", "digest", "score", "score_all"]
+
+SAMPLING = ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr")
+
+
+def score(real: Tensor, samples: Tensor, *, interval: bool = True) -> dict[str, Any]:
+    """All scores of `samples` against `real`, features [n, D] on each side."""
+    distance = metrics.frechet_distance(real, samples)
+    kernel, deviation = metrics.kernel_distance(real, samples)
+    result: dict[str, Any] = {
+        "frechet": distance,
+        "frechet_interval": None,
+        "kernel": kernel,
+        "kernel_std": deviation,
+        "kernel_interval": None,
+        **metrics.manifold(real, samples)._asdict(),
+    }
+    if interval:
+        found = metrics.jackknife(metrics.frechet_distance, real, samples, distance)
+        result["frechet_interval"] = [max(0.0, found.low), found.high]
+        if deviation is None:  # one subset, which is all there is: nothing else tells its spread
+            own = metrics.jackknife(metrics.mmd2, real, samples, kernel)
+            result["kernel_interval"] = [own.low, own.high]
+    return result
+
+
+def score_all(
+    samples: Tensor,
+    found: dict[str, Tensor],
+    count: int,
+    stores: dict[str, Path],
+    network: features.Extractor,
+    notes: list[str],
+    interval: bool,
+) -> dict[str, Any]:
+    """`{scores: {train, held_out, floor}, warnings}` of `samples` [count, D].
+
+    `found`: features of the real images, `train` (up to 2·count) and perhaps `held_out` (count);
+    `stores`: where they lie, which tells their content. `notes` begin the warnings.
+    """
+    halves = [found["train"][:count], found["train"][count:]]
+    result = {"train": score(halves[0], samples, interval=interval)}
+    if "held_out" in found:
+        result["held_out"] = score(found["held_out"], samples, interval=interval)
+    if len(halves[1]) == count:
+        result["floor"] = _floor(halves, found.get("held_out"), count, stores)
+    else:
+        notes.append(
+            f"no noise floor: it needs two halves of {count:,} training images, and there are "
+            f"{len(found['train']):,}"
+        )
+    width = samples.shape[1]
+    if count <= width:
+        notes.append(
+            f"{count:,} images span less than the {width:,} features: {network.distance} is biased "
+            "upwards; read it beside its floor, and compare it at this count only"
+        )
+    return {"scores": result, "warnings": notes}
+
+
+def _floor(
+    halves: list[Tensor], held: Tensor | None, count: int, stores: dict[str, Path]
+) -> dict[str, Any]:
+    """Mean of the scores of real images; kept in the cache, for it is the same for every model."""
+    names = [stores[name].name for name in sorted(stores)]
+    kept = cache.root() / "features" / f"floor-{digest(json.dumps([names, count, 1]))}.json"
+    try:
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        pass
+    if held is None:
+        each = [score(halves[0], halves[1], interval=False)]
+    else:
+        each = [score(half, held, interval=False) for half in halves]
+    mean: dict[str, Any] = {}
+    for name in each[0]:
+        values = [part[name] for part in each]
+        mean[name] = None if None in values else float(np.mean(values))
+    mean["frechet_halves"] = [part["frechet"] for part in each]
+    part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+    with cache.writing(kept.parent):
+        part.write_text(json.dumps(mean), encoding="utf-8")
+        os.replace(part, kept)
+    return mean
+
+
+def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """What forbids to compare two results, from their protocols: `count: 500 and 1000`.
+
+    Empty where they are comparable. Other seeds and other weights are what one compares; another
+    extractor, resize rule, count, reference, way of sampling or averaging is not.
+    """
+    found = []
+    for name in ("extractor_sha256", "resize", "count", "weights", "ema"):
+        found += _difference(name, one.get(name), two.get(name))
+    for group, names in (
+        ("reference", ("key", "train", "held_out")),
+        ("sampling", (*SAMPLING, "labels", "precision")),
+    ):
+        a, b = one.get(group) or {}, two.get(group) or {}
+        for name in names:
+            found += _difference(f"{group}.{name}", a.get(name), b.get(name))
+    return found
+
+
+def _difference(name: str, a: Any, b: Any) -> list[str]:
+    def shown(value: Any) -> str:
+        return "unknown" if value is None else str(value)
+
+    return [] if a == b else [f"{name}: {shown(a)} and {shown(b)}"]
+
+
+def digest(*parts: str | bytes) -> str:
+    """16 hex digits of the sha256 of `parts`."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() if isinstance(part, str) else part)
+    return found.hexdigest()[:16]

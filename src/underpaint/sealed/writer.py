@@ -1,0 +1,361 @@
+"""Writing a sealed data set (`sealed` has the format), image by image, none of them kept.
+
+Each image is decoded in memory, a few at a time; its visible patches go to a random place of the
+file, the rest is forgotten. No cache is read or written. What is remembered of an image until the
+end, in memory alone, is a thumbnail (to find near-duplicates, see `twins`) and two digests (to
+split): about half a kilobyte.
+
+A file whose writing was interrupted is removed; it never held anything but visible patches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from underpaint import config as settings
+from underpaint.core import masks
+from underpaint.core.spaces import Pixels
+from underpaint.data import split
+from underpaint.data.build import Progress, check_bad, check_size, in_order, natural_order
+from underpaint.data.dataset import decoding
+from underpaint.data.decode import Options
+from underpaint.data.near_duplicates import Twins
+from underpaint.data.sources import find
+from underpaint.errors import UserError
+from underpaint.sealed import format as sealed
+
+__all__ = ["seal"]
+
+BATCH = 64  # images whose patches are written together
+CHUNK = 1 << 20  # bytes that share a checksum, about
+SUPPORT = 3  # pixels of the Lanczos kernel to either side
+
+
+def seal(
+    data: settings.Data,
+    out: str | Path,
+    *,
+    patch: int = 4,
+    kind: str = "block",
+    rate: float = 0.9,
+    block: int = 2,
+    multiple: int = 1,
+    key: bytes | None = None,
+    labels: bool = False,
+    drop_duplicates: bool = False,
+    progress: Progress | None = None,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Write the visible patches of all images of `data` to `out`; returns what `verify` says.
+
+    `kind`, `rate`, `block`, `multiple` as in `masks.draw`. `key`: of the masks, else random and
+    forgotten. `labels`: keep the images' labels. `drop_duplicates`: of images that are nearly equal
+    keep the first. Raises UserError for data and masks that cannot be, or if `out` exists.
+    """
+    path = Path(out).expanduser()
+    if kind not in sealed.KINDS:
+        raise UserError(f"mask '{kind}' cannot be sealed; use one of {', '.join(sealed.KINDS)}")
+    if path.exists():
+        raise UserError(f"'{out}' exists; give another name, or delete it first")
+    options, wanted = decoding(data), _wanted(data.held_out)
+    source = find(data.source)
+    key = secrets.token_bytes(32) if key is None else key
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with _writing(path), part.open("w+b", buffering=0) as file:
+            contents = source.open()
+            writer = Writer(file, contents.total, (patch, kind, rate, block, multiple), key)
+            bad: list[dict[str, Any]] = []
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of decoders
+                images = in_order(
+                    source.origin, contents.items, options, workers or os.cpu_count() or 1
+                )
+                for done, (item, image) in enumerate(images, 1):
+                    if image.pixels is None:
+                        bad.append({"path": item.name, "reason": image.reason})
+                    else:
+                        if options.size is None:  # the first image's; all others must agree
+                            options = options._replace(size=image.met)
+                        check_size(source.origin, item.name, image.pixels, options)
+                        bleed = _bleed(image.met, options)
+                        digests = image.file_sha, image.pixel_sha
+                        label = item.label if labels else None
+                        writer.add(image.pixels, digests, label, bleed, drop_duplicates)
+                    if progress is not None and (done % BATCH == 0 or done == contents.total):
+                        progress(done, contents.total)
+            writer.flush()
+            check_bad(source.origin, bad, writer.seen, data.max_bad)
+            if writer.count < 2:
+                raise UserError(f"data '{source.origin}' is one image; at least 2 are needed")
+            names = contents.label_names if labels else ()
+            if wanted is not None and wanted >= writer.count:
+                raise UserError(
+                    f"held-out {wanted}: the data have {writer.count} images; hold out fewer"
+                )
+            writer.finish(wanted, names)
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return sealed.verify(path) | {"unreadable": len(bad)}
+
+
+class Writer:
+    """Records at random places of a file, and what has to be known of them at the end."""
+
+    def __init__(
+        self, file: BinaryIO, total: int, mask: tuple[int, str, float, int, int], key: bytes
+    ) -> None:
+        self.file, self.key = file, key
+        self.patch, self.kind, self.rate, self.block, self.multiple = mask
+        order = np.random.default_rng(secrets.randbits(128))
+        self.slots = order.permutation(total).astype(np.int32)  # of the images in their order
+        self.count = self.seen = self.bleed = self.dropped = self.exact = 0
+        self.file_sha, self.pixel_sha = bytearray(), bytearray()
+        self.labels: list[int] = []  # of the names as they were met
+        self.names: dict[str, int] = {}
+        self.root = np.arange(total, dtype=np.int32)  # of an image's group of near-duplicates
+        self.space: Pixels | None = None
+        self.twins: Twins | None = None
+        self.waiting: list[NDArray[np.uint8]] = []
+
+    def add(
+        self,
+        pixels: NDArray[np.uint8],
+        digests: tuple[bytes, bytes],
+        label: str | None,
+        bleed: int,
+        drop_duplicates: bool,
+    ) -> None:
+        """Take an image [H, W, C], or leave it out as a near-duplicate."""
+        self.seen += 1
+        if self.twins is None:
+            self.twins = self._begin(pixels)
+        near = self.twins.near(pixels)
+        if near and drop_duplicates:
+            self.dropped += 1
+            return
+        number = self.twins.add(pixels)
+        for other in near:
+            self.root[self._of(number)] = self._of(other)
+        self.file_sha += digests[0]
+        self.pixel_sha += digests[1]
+        self.labels.append(-1 if label is None else self.names.setdefault(label, len(self.names)))
+        self.bleed = max(self.bleed, bleed)
+        self.waiting.append(pixels)
+        self.count += 1
+        if len(self.waiting) == BATCH:
+            self.flush()
+
+    def _begin(self, pixels: NDArray[np.uint8]) -> Twins:
+        """What the first image decides: the grid, V and P."""
+        height, width, channels = pixels.shape
+        self.space = Pixels((height, width), channels, self.patch)
+        h, w = self.space.grid
+        options = {"block": self.block, "multiple": self.multiple}
+        self.V = masks.visible_count(self.kind, (h, w), self.rate, **options)
+        if h * w == self.V:
+            raise UserError(
+                f"mask '{self.kind}' at rate {self.rate:g} hides nothing of a grid of {h}×{w}; "
+                "raise the rate"
+            )
+        if h * w > 1 << 16:
+            raise UserError(f"a grid of {h}×{w} has more than 65,536 patches; give a larger patch")
+        # with a label until the end, when it is known whether there are any
+        self.type = sealed.record_type(self.V, self.space.patch_dim, True)
+        return Twins((height, width), channels, len(self.slots))
+
+    def flush(self) -> None:
+        """Write the patches of the waiting images, and forget the images."""
+        if not self.waiting or self.space is None:
+            return
+        first, B = self.count - len(self.waiting), len(self.waiting)
+        own = [bytes(self.pixel_sha[32 * i : 32 * i + 32]) for i in range(first, self.count)]
+        seeds = [sealed.mask_seed(self.key, sha) for sha in own]
+        mask = masks.draw(
+            self.kind,
+            self.space.grid,
+            B,
+            self.rate,
+            block=self.block,
+            multiple=self.multiple,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        )
+        planes = torch.from_numpy(np.stack(self.waiting)).permute(0, 3, 1, 2)
+        records = np.zeros(B, self.type)
+        records["patches"] = masks.gather(self.space.encode(planes), mask.visible).numpy()
+        if mask.visible is not None:
+            records["positions"] = mask.visible.numpy()
+        size = self.type.itemsize
+        for slot, record in zip(self.slots[first : self.count].tolist(), records, strict=True):
+            self.file.seek(sealed.HEADER + slot * size)
+            self.file.write(record.tobytes())
+        self.waiting.clear()
+
+    def finish(self, wanted: int | None, label_names: tuple[str, ...] | None) -> None:
+        """Close the gaps, split, and write held-out marks, labels, checksums and header."""
+        self.twins = None  # the thumbnails have served, and there are many
+        n, slots = self.count, self._compact()
+        names = label_names or natural_order(list(self.names))
+        of_name = np.array([names.index(name) for name in self.names] + [-1])  # −1 stays −1
+        label = np.empty(n, np.int32)
+        label[slots] = of_name[np.array(self.labels)]
+        groups = np.array([self._of(i) for i in range(n)])
+        file_sha = np.frombuffer(self.file_sha, np.uint8).reshape(n, 32)
+        pixel_sha = np.frombuffer(self.pixel_sha, np.uint8).reshape(n, 32)
+        exact = n - len({sha.tobytes() for sha in pixel_sha})
+        side = split.assign(file_sha, pixel_sha[groups], None, wanted)  # near ones stay together
+        held_out = np.empty(n, bool)
+        held_out[slots] = side == split.HELD_OUT
+        duplicates = self._joint(groups, slots) | {"exact": exact, "dropped": self.dropped}
+
+        checksums, chunk = self._rewrite(held_out, label if names else None)
+        assert self.space is not None
+        about = {
+            "images": n,
+            "size": list(self.space.size),
+            "channels": self.space.channels,
+            "patch": self.patch,
+            "visible": self.V,
+            "patch_dim": self.space.patch_dim,
+            "kind": self.kind,
+            "rate": float(self.rate),
+            "block": self.block,
+            "multiple": self.multiple,
+            "label_names": list(names),
+            "held_out": int(held_out.sum()),
+            "bleed": self.bleed,
+            "duplicates": duplicates,
+            "record": self.type.itemsize - 4 * (not names),
+            "chunk": chunk,
+            "checksums": hashlib.sha256(checksums).hexdigest(),
+        }
+        self.file.write(checksums)
+        self.file.truncate()
+        self.file.seek(0)
+        self.file.write(sealed.header(about))
+
+    def _compact(self) -> NDArray[np.int32]:
+        """Move the last records into the places of images that were left out.
+
+        Places are random, so the order stays random. Returns each image's place.
+        """
+        n, size = self.count, self.type.itemsize
+        slots = self.slots[:n].copy()
+        free = np.setdiff1d(np.arange(n, dtype=np.int32), slots)
+        for place, image in zip(free.tolist(), np.flatnonzero(slots >= n).tolist(), strict=True):
+            self.file.seek(sealed.HEADER + int(slots[image]) * size)
+            record = self.file.read(size)
+            self.file.seek(sealed.HEADER + place * size)
+            self.file.write(record)
+            slots[image] = place
+        return slots
+
+    def _joint(self, groups: NDArray[np.int32], slots: NDArray[np.int32]) -> dict[str, Any]:
+        """How many images have near-duplicates, and what share of a picture a group shows."""
+        assert self.space is not None
+        _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        shared = np.flatnonzero(sizes[group] > 1)
+        N = self.space.grid[0] * self.space.grid[1]
+        shows: dict[int, set[int]] = {}
+        for image in shared.tolist():
+            self.file.seek(sealed.HEADER + int(slots[image]) * self.type.itemsize)
+            positions = np.frombuffer(self.file.read(2 * self.V), "<u2")
+            shows.setdefault(int(group[image]), set()).update(positions.tolist())
+        coverage = [len(found) / N for found in shows.values()]
+        return {
+            "groups": len(shows),
+            "images": len(shared),
+            "largest": int(sizes.max()) if len(shared) else 0,
+            "joint_coverage_mean": round(float(np.mean(coverage)), 4) if coverage else 0.0,
+            "joint_coverage_largest": round(max(coverage), 4) if coverage else 0.0,
+        }
+
+    def _rewrite(
+        self, held_out: NDArray[np.bool_], label: NDArray[np.int32] | None
+    ) -> tuple[bytes, int]:
+        """Fill in what is known only now, chunk by chunk in place; the checksums, images a chunk.
+
+        Without labels records move together, by the four bytes of each that were left for one.
+        """
+        assert self.space is not None
+        wide = self.type
+        narrow = sealed.record_type(self.V, self.space.patch_dim, label is not None)
+        chunk = max(1, CHUNK // narrow.itemsize)
+        checksums = bytearray()
+        for first in range(0, self.count, chunk):
+            last = min(self.count, first + chunk)
+            self.file.seek(sealed.HEADER + first * wide.itemsize)
+            read = np.frombuffer(_all(self.file, (last - first) * wide.itemsize), wide)
+            records = np.empty(last - first, narrow)
+            records["positions"], records["patches"] = read["positions"], read["patches"]
+            records["held_out"] = held_out[first:last]
+            if label is not None:
+                records["label"] = label[first:last]
+            data = records.tobytes()
+            self.file.seek(sealed.HEADER + first * narrow.itemsize)
+            self.file.write(data)
+            checksums += hashlib.sha256(data).digest()
+        return bytes(checksums), chunk
+
+    def _of(self, image: int) -> int:
+        """The first image of the group of near-duplicates that `image` belongs to."""
+        while self.root[image] != image:
+            self.root[image] = self.root[self.root[image]]
+            image = int(self.root[image])
+        return int(image)
+
+
+def _bleed(met: tuple[int, int], options: Options) -> int:
+    """Pixels by which resampling from the size `met` carries what is beside a patch into it."""
+    assert options.size is not None
+    if met == options.size:
+        return 0
+    scale = max(wanted / own for wanted, own in zip(options.size, met, strict=True))
+    return int(np.ceil(SUPPORT * max(1.0, scale)))
+
+
+def _wanted(held_out: str) -> int | None:
+    """How many images are held out; None: the usual share."""
+    if held_out == "auto":
+        return None
+    if held_out == "none":
+        return 0
+    if held_out.isascii() and held_out.isdigit():
+        return int(held_out)
+    raise UserError(
+        f"held-out '{held_out}': the split is made at sealing; give auto, none or a number"
+    )
+
+
+def _all(file: BinaryIO, count: int) -> bytes:
+    """Exactly `count` bytes; an unbuffered file may give them in parts."""
+    data = bytearray()
+    while len(data) < count:
+        more = file.read(count - len(data))
+        if not more:
+            raise OSError("the file ended while it was read")
+        data += more
+    return bytes(data)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn the ways in which writing the file can fail into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written ({error.strerror or error})") from None

@@ -1,0 +1,136 @@
+"""What a recipe costs, before anything is trained.
+
+    FLOPs an image    3 · forward(V): the backward pass costs twice the forward
+    memory            `parameter_bytes` a parameter + batch · activations(V)
+
+with V the visible patches of N. The networks count their own FLOPs and activations
+(`Backbone.flops`, `Backbone.activation_bytes`); they are built on torch's meta device, so that no
+weight is allocated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from underpaint import backbones, config
+from underpaint.core import denoiser, masks, schedules, spaces
+from underpaint.errors import UserError
+from underpaint.hardware import pick_device, use_bf16
+
+__all__ = ["describe", "network", "parameter_bytes"]
+
+
+def describe(
+    run: config.Run, size: tuple[int, int], channels: int, classes: int = 0
+) -> dict[str, Any]:
+    """Parameters, and for each stage its masks, FLOPs, images and memory, as plain values.
+
+    `size` is the run's (height, width) in pixels, `classes` the number of labels in its data.
+    FLOPs are counts, memory is in bytes (an estimate). `flops` is None where a stage's length is
+    given in minutes. A stage whose rate changes has its means, and each level under `levels`.
+    Raises UserError where the settings do not fit together.
+    """
+    config.check(run)
+    schedules.build(run.noise), denoiser.parameterisation(run.noise)  # raise what they refuse
+    backbone = network(run, size, channels, classes)
+    backbones.check_hidden(backbone, run.network, run.noise)
+    stages = []
+    for name, stage in run.stages.items():
+        try:
+            stages.append({"name": name, **_stage(run, stage, size, channels, classes)})
+        except UserError as error:
+            raise UserError(f"stages.{name}: {error}") from None
+    lengths = [stage["flops"] for stage in stages]
+    return {
+        "parameters": _parameters(backbone),
+        "size": list(size),
+        "channels": channels,
+        "classes": classes,
+        "stages": stages,
+        "flops": None if None in lengths else sum(lengths),
+        "memory": max(stage["memory"] for stage in stages),
+    }
+
+
+def parameter_bytes(bytes_per: int = 4) -> int:
+    """Bytes a parameter: weight, gradient, AdamW's two moments and the average, all in float32.
+
+    Under bf16 autocast (`bytes_per` 2) also its copy of the weight.
+    """
+    return 5 * 4 + (bytes_per if bytes_per < 4 else 0)
+
+
+def network(
+    run: config.Run, size: tuple[int, int], channels: int, classes: int
+) -> backbones.Backbone:
+    """The network of `run`, on the meta device: to be counted, not computed with."""
+    space = spaces.build(run.space, size, channels)
+    with torch.device("meta"):
+        return backbones.build(
+            config.network_of(run),
+            grid=space.grid,
+            patch_dim=space.patch_dim,
+            classes=classes if run.network.labels else 0,
+            patch=run.space.patch,
+        )
+
+
+def _parameters(backbone: backbones.Backbone) -> int:
+    return sum(p.numel() for p in backbone.parameters())
+
+
+def _stage(
+    run: config.Run, stage: config.Stage, size: tuple[int, int], channels: int, classes: int
+) -> dict[str, Any]:
+    own = config.image_size(stage.size or (stage.data.size if stage.data else ()))
+    backbone = network(run, own or size, channels, classes)
+    grid = backbone.grid
+    N = grid[0] * grid[1]
+    draws = stage.dp.multiplicity if stage.dp else 1  # of each image, in a private stage
+    whole = 3 * draws * backbone.flops(N)
+    levels: list[dict[str, Any]] = []
+    found = masks.rate_levels(
+        stage.mask,
+        grid,
+        stage.rate,
+        stage.rate_end,
+        stage.rate_schedule,
+        block=stage.block,
+        multiple=backbone.stride,
+    )
+    ends = [start for start, _ in found[1:]] + [1.0]
+    for (start, rate), end in zip(found, ends, strict=True):
+        V = masks.visible_count(stage.mask, grid, rate, block=stage.block, multiple=backbone.stride)
+        levels.append(
+            {
+                "share": end - start,
+                "rate_asked": rate,
+                "rate": 1 - V / N,
+                "visible": V,
+                "flops_per_image": 3 * draws * backbone.flops(backbone.processed(V, stage.mask)),
+            }
+        )
+    mean = {key: sum(lv["share"] * lv[key] for lv in levels) for key in levels[0] if key != "share"}
+    micro = run.train.microbatch or stage.batch
+    most, least = (pick(lv["visible"] for lv in levels) for pick in (max, min))
+    half = use_bf16(run.train.precision, pick_device(run.train.device)) and stage.dp is None
+    bytes_per = 2 if half else 4
+    activations = backbone.activation_bytes(backbone.processed(most, stage.mask), bytes_per)
+    images = max(1, round(stage.images / stage.batch)) * stage.batch if stage.images else None
+    return {
+        "mask": stage.mask,
+        **(mean if len(levels) > 1 else {k: v for k, v in levels[0].items() if k != "share"}),
+        "patches": N,
+        "whole_flops_per_image": whole,
+        "times_cheaper": whole / mean["flops_per_image"],
+        # False: hidden patches cost as much as visible ones (a U-Net without a crop)
+        "saves": backbone.processed(least, stage.mask) < N or least == N,
+        "images": images,
+        "minutes": stage.minutes or None,
+        "batch": stage.batch,
+        "flops": None if images is None else round(images * mean["flops_per_image"]),
+        "memory": _parameters(backbone) * parameter_bytes(bytes_per) + micro * activations,
+        "levels": levels,
+    }

@@ -1,0 +1,90 @@
+"""Where a run was made: versions, device, threads (`env.json`), and of what (`images.json`).
+
+A run that is resumed asks `recorded` what it was: its data must be the same, and its precision is
+kept where `train.precision auto` would choose another on the same kind of device.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from underpaint import config
+from underpaint._version import __version__
+from underpaint.data import Dataset
+from underpaint.errors import UserError
+from underpaint.hardware import use_bf16
+from underpaint.training.stages import Plan
+from underpaint.training.train_state import Learner
+
+__all__ = ["describe", "identities", "keep_precision", "recorded"]
+
+
+def describe(plans: list[Plan], learner: Learner, start: str | None) -> str:
+    return json.dumps(
+        {
+            "underpaint": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": _device_name(learner.world.device),
+            "cpu": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "processes": learner.world.size,
+            "precision": "bf16" if learner.bf16 else "fp32",
+            "command": " ".join(["underpaint", *sys.argv[1:]]) if sys.argv[1:] else None,
+            "start": start,
+            "data": {plan.name: plan.dataset.key for plan in plans},
+            "parameters": sum(p.numel() for p in learner.backbone.parameters()),
+            "began": time.strftime("%Y-%m-%d %H:%M:%S"),
+        },
+        indent=1,
+    )
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What `describe` wrote when the run in `folder` began. Raises UserError if it is not there."""
+    try:
+        found = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("data", "device", "precision")}
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{folder}: its env.json is missing or damaged") from None
+
+
+def keep_precision(train: config.Train, began: dict[str, Any], device: torch.device) -> list[str]:
+    """Let `precision: auto` be what the run began in, or say why it cannot be.
+
+    float32 goes on in float32 on the same device; bf16 needs a machine that is fast at it.
+    """
+    now = "bf16" if use_bf16(train.precision, device) else "fp32"
+    if train.precision != "auto" or began["precision"] == now:
+        return []
+    if began["precision"] == "fp32" and began["device"] == _device_name(device):
+        train.precision = "fp32"
+        return []
+    return [f"begun in {began['precision']} on {began['device']}; goes on in {now} here"]
+
+
+def identities(plans: list[Plan]) -> str:
+    """JSON of the sha256 of each file that is trained on in any stage, and of those held out.
+
+    Sealed data add none: they do not know their files.
+    """
+    trained: set[str] = set()
+    held_out: set[str] = set()
+    for dataset in (plan.dataset for plan in plans):
+        if isinstance(dataset, Dataset):
+            sha = dataset.file_sha256
+            trained.update(sha[i] for i in dataset.train_ids.tolist())
+            held_out.update(sha[i] for i in dataset.held_out_ids.tolist())
+    return json.dumps({"trained": sorted(trained), "held_out": sorted(held_out - trained)})
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,71 @@
+"""Runs that exist, compared by what they measured as they went."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from underpaint import config
+from underpaint.compare.compare_runs import compare
+from underpaint.errors import UserError
+
+
+def write_run(
+    folder: Path,
+    speed: float,
+    seed: int = 0,
+    key: str = "abc",
+    width: int = 128,
+    start: str | None = None,
+) -> Path:
+    """A run whose held-out error falls by 0.05 with each e-fold of compute."""
+    folder.mkdir()
+    run = config.Run(stages={"whole": config.Stage(images=64)})
+    run.train.seed, run.network.width = seed, width
+    (folder / "config.yaml").write_text(config.to_yaml(run))
+    (folder / "env.json").write_text(json.dumps({"data": {"whole": key}, "start": start}))
+    lines: list[dict[str, Any]] = []
+    for images in (8, 16, 32, 64):
+        error = 0.2 - 0.05 * np.log(speed * images / 64)
+        lines.append({"kind": "step", "images": images, "flops": images * 1e9})
+        lines.append({"kind": "check", "mask": "whole", "images": images, "held_out_mean": error})
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_runs_that_exist_by_recipe_and_seed(tmp_path: Path) -> None:
+    plain = [write_run(tmp_path / f"plain-{s}", 1.0, s) for s in (1, 2)]
+    fast = [write_run(tmp_path / f"fast-{s}", 2.5 + s / 100, s, width=64) for s in (1, 2)]
+    found = compare([*plain, *fast])
+    assert found["baseline"] == "plain-1"
+    told = found["verdicts"]["fast-1"]
+    assert told["ratio"] == pytest.approx((1 / 2.51 / 2.52) ** 0.5)
+    assert told["answer"] == "pays"
+    assert "from within runs" in found["notes"][0]
+    alone = compare([plain[0], fast[1]])  # one run each is a pair
+    assert alone["verdicts"]["fast-2"]["answer"] == "undecided"
+
+
+def test_runs_of_one_recipe_that_began_elsewhere_are_arms_of_their_own(tmp_path: Path) -> None:
+    """As the quick start's scratch and transfer."""
+    scratch = write_run(tmp_path / "scratch", 1.0)
+    primed = write_run(tmp_path / "transfer", 2.5, start="runs/heads")
+    found = compare([scratch, primed])
+    assert found["verdicts"]["transfer"]["ratio"] == pytest.approx(1 / 2.5)
+    assert found["notes"][1:] == [
+        "transfer began with the weights of runs/heads, whose compute is not counted"
+    ]
+
+
+def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
+    one, other = (write_run(tmp_path / k, 1.0, key=k, width=w) for k, w in (("a", 8), ("b", 16)))
+    with pytest.raises(UserError, match="was trained on other images than"):
+        compare([one, other])
+    with pytest.raises(UserError, match="differ in their seeds alone"):
+        compare([one, write_run(tmp_path / "c", 1.0, seed=5, key="a", width=8)])
+    with pytest.raises(UserError, match="given twice"):
+        compare([one, one])
+    with pytest.raises(UserError, match="holds no run"):
+        compare([one, tmp_path / "nowhere"])

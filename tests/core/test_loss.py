@@ -1,0 +1,266 @@
+"""The loss, on networks so small that the right answer is known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from underpaint import config
+from underpaint.backbones import Backbone, Prediction, UViT
+from underpaint.core import denoiser as denoisers
+from underpaint.core import masks, schedules
+from underpaint.core.loss import masked_loss, predict
+
+GRID, P = (2, 3), 2
+COMBINATIONS = [
+    ("vp-linear", "eps"),
+    ("vp-linear", "x0"),
+    ("vp-cosine", "v"),
+    ("flow", "flow"),
+    ("edm", "edm"),
+    ("edm", "score"),
+    ("ve", "score"),
+    ("ve", "eps"),
+    ("ve", "edm"),
+]
+
+
+class Linear(Backbone):
+    """F = W x over the flattened visible patches of one fixed mask."""
+
+    def __init__(self, count, sees="visible"):
+        super().__init__(GRID, P, 0)
+        self.sees = sees
+        self.matrix = nn.Parameter(torch.zeros(count * P, count * P, dtype=torch.float64))
+
+    def forward(self, patches, c_noise, labels, mask):
+        x = masks.gather(patches, mask.visible) if self.sees == "all" else patches
+        return Prediction((x.flatten(1) @ self.matrix.T).unflatten(1, (-1, P)))
+
+
+def denoiser(backbone, process="flow", prediction="flow"):
+    law = {"flow": "logit-normal", "edm": "log-normal", "ve": "log-uniform"}.get(process, "uniform")
+    settings = config.Noise(process=process, prediction=prediction, time=law)
+    return denoisers.Denoiser(
+        backbone, schedules.build(settings), denoisers.parameterisation(settings)
+    )
+
+
+def times(model, sigma, batch):
+    """Times [B] at which the level is `sigma`."""
+    return model.process.t(torch.full((batch,), sigma, dtype=torch.float64))
+
+
+def exact_gaussian(batch, covariance):
+    """x0 and noise whose sample moments are exactly N(0, covariance) and N(0, I), independent."""
+    D = len(covariance)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(batch, 2 * D, generator=generator, dtype=torch.float64)
+    z = z - z.mean(0)
+    z = z @ torch.linalg.inv(torch.linalg.cholesky(z.T @ z / batch)).T
+    return z[:, :D] @ torch.linalg.cholesky(covariance).T, z[:, D:]
+
+
+@pytest.mark.parametrize(("process", "prediction"), COMBINATIONS)
+@pytest.mark.parametrize("visible", [[0, 1, 2, 3, 4, 5], [1, 2, 5], [4]])
+@pytest.mark.parametrize("sigma", [0.3, 2.0])
+def test_gaussian_data_are_learned_as_their_posterior(process, prediction, visible, sigma):
+    """The optimum is E[x0^ | x^] = Σ^^ (Σ^^ + σ² I)⁻¹ x^: that of the visible part given the same.
+
+    The sample moments are exact, so the gradient at the closed form vanishes to rounding.
+    """
+    batch, D = 64, 6 * P
+    generator = torch.Generator().manual_seed(1)
+    root = torch.randn(D, D, generator=generator, dtype=torch.float64)
+    covariance = root @ root.T / D + 0.1 * torch.eye(D, dtype=torch.float64)
+    x0, n = (x.unflatten(1, (6, P)) for x in exact_gaussian(batch, covariance))
+    ids = torch.tensor(visible)
+    hidden = torch.tensor([i for i in range(6) if i not in visible], dtype=torch.long)
+    mask = masks.Mask(GRID, ids.expand(batch, -1), hidden.expand(batch, -1))
+
+    numbers = (ids[:, None] * P + torch.arange(P)).flatten()
+    part = covariance[numbers][:, numbers]
+    eye = torch.eye(len(numbers), dtype=torch.float64)
+    posterior = part @ torch.linalg.inv(part + sigma**2 * eye)
+
+    backbone = Linear(len(visible))
+    model = denoiser(backbone, process, prediction)
+    t = times(model, sigma, batch)
+    level = torch.tensor(sigma, dtype=torch.float64)
+    at, c_in = model.prediction.coefficients(level), model.process.c_in(level)
+    best = (posterior - at.a * eye) / (at.b * c_in)  # D = a x + b W c_in x
+
+    def loss(matrix):
+        backbone.matrix = nn.Parameter(matrix)
+        return masked_loss(model, x0, None, mask, t=t, noise=n)
+
+    lowest = loss(best)
+    lowest.mean.backward()
+    assert backbone.matrix.grad.abs().max() < 1e-9
+    expected = torch.trace(part - posterior @ part) / len(numbers)  # posterior variance
+    assert lowest.x0_mse.mean().item() == pytest.approx(expected.item(), rel=1e-6)
+    for _ in range(3):
+        step = torch.randn(best.shape, generator=generator, dtype=torch.float64)
+        assert loss(best + 0.1 * step).mean > lowest.mean
+
+
+def random_problem(batch=5):
+    torch.manual_seed(3)
+    patches, n = torch.randn(batch, 6, P).double(), torch.randn(batch, 6, P).double()
+    mask = masks.draw("patch", GRID, batch, 0.5, generator=torch.Generator().manual_seed(0))
+    backbone = Linear(3)
+    nn.init.normal_(backbone.matrix, std=0.3)
+    return backbone, patches, n, mask
+
+
+def test_output_weight_on_eps_is_ddpms_loss():
+    backbone, patches, n, mask = random_problem()
+    model = denoiser(backbone, "vp-linear", "eps")
+    t = torch.linspace(0.01, 0.99, 5, dtype=torch.float64)
+    loss = masked_loss(model, patches, None, mask, t=t, noise=n)
+    x0, eps = masks.gather(patches, mask.visible), masks.gather(n, mask.visible)
+    alpha, sigma_t = (f(t)[:, None, None] for f in (model.process.alpha, model.process.sigma_t))
+    x_t = alpha * x0 + sigma_t * eps
+    F = backbone(x_t, None, None, mask).visible
+    plain = (F - eps).square().mean(dim=(1, 2))
+    torch.testing.assert_close(loss.per_image, plain, rtol=1e-8, atol=0)
+    assert loss.mean.item() == pytest.approx(plain.mean().item())
+
+
+@pytest.mark.parametrize(("process", "prediction"), COMBINATIONS)
+def test_weights_are_those_of_the_literature(process, prediction):
+    """Each weight against its definition in x0 space, D from the denoiser itself."""
+    backbone, patches, n, mask = random_problem()
+    model, gamma = denoiser(backbone, process, prediction), 5.0
+    sigma = torch.tensor([0.1, 0.4, 0.5, 2.0, 9.0], dtype=torch.float64)
+    t = model.process.t(sigma)
+    x0 = masks.gather(patches, mask.visible)
+    x = x0 + sigma[:, None, None] * masks.gather(n, mask.visible)
+    error = (model.denoise(x, sigma, None, mask) - x0).square().mean(dim=(1, 2))
+    b, snr = model.prediction.b(sigma), 1 / sigma**2
+    weights = {"output": 1 / b**2, "x0": 1, "min-snr": snr.clamp(max=gamma)}
+    for weighting, w in weights.items():
+        loss = masked_loss(
+            model, patches, None, mask, t=t, noise=n, weighting=weighting, gamma=gamma
+        )
+        torch.testing.assert_close(loss.per_image, w * error, rtol=1e-6, atol=0)
+        torch.testing.assert_close(loss.x0_mse, error, rtol=1e-6, atol=0)
+        assert not loss.x0_mse.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("process", "prediction", "factor"),
+    [
+        ("vp-linear", "eps", lambda snr, low: low / snr),
+        ("vp-cosine", "v", lambda snr, low: low / (snr + 1)),
+        ("vp-linear", "x0", lambda snr, low: low),
+    ],
+)
+def test_min_snr_on_the_output(process, prediction, factor):
+    """Hang et al. 2023: min(SNR, γ)/SNR on eps, min(SNR, γ)/(SNR + 1) on v."""
+    backbone, patches, n, mask = random_problem()
+    model = denoiser(backbone, process, prediction)
+    sigma = torch.tensor([0.1, 0.4, 0.5, 2.0, 9.0], dtype=torch.float64)
+    plain, weighted = (
+        masked_loss(
+            model, patches, None, mask, t=model.process.t(sigma), noise=n, weighting=weighting
+        ).per_image
+        for weighting in ("output", "min-snr")
+    )
+    snr = 1 / sigma**2
+    torch.testing.assert_close(weighted / plain, factor(snr, snr.clamp(max=5.0)))
+
+
+@pytest.mark.parametrize("process", ["ve", "edm"])
+def test_output_weight_on_score_is_ncsns_loss(process):
+    """λ(σ) ‖s(x, σ) + n/σ‖² with λ = σ² (Song & Ermon 2019), the score from Tweedie's formula."""
+    backbone, patches, n, mask = random_problem()
+    model = denoiser(backbone, process, "score")
+    sigma = torch.tensor([0.01, 0.1, 0.5, 2.0, 50.0], dtype=torch.float64)
+    loss = masked_loss(model, patches, None, mask, t=model.process.t(sigma), noise=n)
+    level, eps = sigma[:, None, None], masks.gather(n, mask.visible)
+    x = masks.gather(patches, mask.visible) + level * eps
+    score = (model.denoise(x, sigma, None, mask) - x) / level**2
+    plain = sigma**2 * (score + eps / level).square().mean(dim=(1, 2))
+    torch.testing.assert_close(loss.per_image, plain, rtol=1e-6, atol=0)
+
+
+def test_edm_weighs_its_output_by_one():
+    """(σ² + σ_d²)/(σ σ_d)² in x0 space, as Karras et al. 2022."""
+    backbone, patches, n, mask = random_problem()
+    model = denoiser(backbone, "edm", "edm")
+    sigma = torch.tensor([0.002, 0.1, 0.5, 2.0, 80.0], dtype=torch.float64)
+    loss = masked_loss(model, patches, None, mask, t=model.process.t(sigma), noise=n)
+    weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+    torch.testing.assert_close(loss.per_image, weight * loss.x0_mse, rtol=1e-6, atol=0)
+
+
+def test_a_network_that_sees_all_is_judged_on_the_visible():
+    backbone, patches, n, mask = random_problem()
+    dense = Linear(3, sees="all")
+    dense.load_state_dict(backbone.state_dict())
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    sparse, full = (
+        masked_loss(denoiser(b), patches, None, mask, t=t, noise=n) for b in (backbone, dense)
+    )
+    torch.testing.assert_close(full.per_image, sparse.per_image)
+
+
+def test_hidden_pixels_are_never_touched():
+    network = UViT(GRID, P, 0, width=8, depth=3, heads=2)
+    patches, n = torch.randn(4, 6, P), torch.randn(4, 6, P)
+    mask = masks.draw("patch", GRID, 4, 0.5, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0.01, 0.3, 0.6, 0.99])
+
+    def run():
+        network.zero_grad()
+        loss = masked_loss(denoiser(network), patches, None, mask, t=t, noise=n)
+        loss.mean.backward()
+        return [*loss, *(p.grad.clone() for p in network.parameters())]
+
+    clean = run()
+    for x in (patches, n):
+        x.scatter_(1, mask.hidden[..., None].expand(-1, -1, P), math.nan)
+    for a, b in zip(clean, run(), strict=True):
+        assert a.isfinite().all()
+        assert torch.equal(a, b)
+
+
+def test_the_loss_is_float32_under_autocast():
+    network = UViT(GRID, P, 0, width=8, depth=3, heads=2)
+    patches, n = torch.randn(4, 6, P), torch.randn(4, 6, P)
+    t = torch.tensor([0.01, 0.3, 0.6, 0.99])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = masked_loss(denoiser(network), patches, None, masks.whole(GRID), t=t, noise=n)
+    assert {x.dtype for x in loss} == {torch.float32}
+
+
+def test_an_unknown_weighting_is_an_error():
+    backbone, patches, n, mask = random_problem()
+    with pytest.raises(ValueError, match="cube"):
+        masked_loss(
+            denoiser(backbone),
+            patches,
+            None,
+            mask,
+            t=torch.full((5,), 0.5),
+            noise=n,
+            weighting="cube",
+        )
+
+
+def test_weights_of_a_mask_multiply_the_errors_of_its_patches():
+    backbone, patches, n, mask = random_problem()
+    t, weights = torch.linspace(0.1, 0.9, 5, dtype=torch.float64), torch.rand(5, 3).double()
+    model = denoiser(backbone)
+    plain = masked_loss(model, patches, None, mask, t=t, noise=n)
+    weighted = masked_loss(
+        model, patches, None, mask._replace(weights=weights), t=t, noise=n, weighting="output"
+    )
+    output = predict(model, patches, None, mask, t=t, noise=n).visible
+    target = masks.gather(n - patches, mask.visible)  # flow
+    errors = (output - target).square().mean(2)  # [B, V]
+    torch.testing.assert_close(plain.per_image, errors.mean(1))
+    torch.testing.assert_close(weighted.per_image, (weights * errors).mean(1))
+    assert torch.equal(weighted.x0_mse, plain.x0_mse)
