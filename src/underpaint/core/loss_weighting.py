@@ -1,4 +1,13 @@
-"""The size of the error at each noise level, learned beside the network.
+"""How errors at different noise levels are weighted against each other.
+
+Fixed weights w(σ) of the squared error of x0; with b = ∂x0/∂F, the error of F has the weight w b²:
+
+    output   w = 1/b², the plain squared error of F (for eps: DDPM's loss; for edm: Karras et al.
+             2022, arXiv 2206.00364)
+    x0       w = 1
+    min-snr  w = min(1/σ², gamma) (Hang et al. 2023, arXiv 2303.09556)
+
+Learned weights, beside the network:
 
     loss = E_σ  error(σ) · exp(−u(σ)) + u(σ),      least where u(σ) = ln E[error | σ]
 
@@ -20,7 +29,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Uncertainty"]
+__all__ = ["WEIGHTINGS", "Uncertainty", "output_weight"]
+
+WEIGHTINGS = ("output", "x0", "min-snr")
 
 TERMS = 16
 REACH = 8.0  # |ln σ|, further out u is what it is there: σ from 3e-4 to 3e3
@@ -45,3 +56,18 @@ class Uncertainty(nn.Module):
         """error·exp(−u) + u of errors [B] at levels sigma [B]."""
         u = self.u(sigma)
         return error * torch.exp(-u) + u
+
+
+def output_weight(weighting: str, sigma: Tensor, b: Tensor, gamma: float) -> Tensor:
+    """The weight [B] of the squared error of F: w(σ)·b², where b = ∂x0/∂F.
+
+    Raises ValueError for an unknown weighting.
+    """
+    match weighting:
+        case "output":
+            return torch.ones_like(sigma)
+        case "x0":
+            return b.square()
+        case "min-snr":
+            return sigma.pow(-2).clamp(max=gamma) * b.square()
+    raise ValueError(f"weighting '{weighting}' is none of {', '.join(WEIGHTINGS)}")

@@ -17,33 +17,36 @@ Patches, blocks and crops as in MaskDM (Lei et al. 2023, arXiv 2306.11363), whos
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from underpaint.core.salient import chances, systematic
-from underpaint.errors import UserError
 
 __all__ = [
     "KINDS",
     "Mask",
+    "MaskSpec",
     "crop_sides",
     "draw",
+    "from_visible",
     "gather",
     "rate_levels",
     "realised_rate",
-    "see",
-    "showing",
-    "shown",
     "visible_count",
     "whole",
 ]
 
 KINDS = ("none", "patch", "block", "crop", "salient")
+RATE_SCHEDULES = ("constant", "linear", "cos4")
 MAX_LEVELS = 8  # distinct V in a stage: each is one more shape to compile and to hold in memory
+
+Generator = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Mask(NamedTuple):
@@ -55,6 +58,26 @@ class Mask(NamedTuple):
     window: Tensor | None = None  # [B, 4] top, left, height, width in patches; crop masks only
     weights: Tensor | None = None  # [B, V] of the visible patches' errors; None: all are 1
 
+    def to(self, device: torch.device | str) -> Mask:
+        """The same mask on another device."""
+        return Mask(self.grid, *(None if x is None else x.to(device) for x in self[1:]))
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """How masks are drawn: all that a stage says of them, but the grid."""
+
+    kind: str = "none"
+    rate: float = 0.0  # the hidden share, from 0 to below 1
+    block: int = 2  # patches a side of a block
+    multiple: int = 1  # sides and corners of a crop are multiples of this many patches
+    temperature: float = 1.0  # salient: above 1 nearer to chance
+    reweight: bool = False  # salient: weight errors by how rarely a patch is shown
+
+    def at(self, rate: float) -> MaskSpec:
+        """The same masks at another rate."""
+        return dataclasses.replace(self, rate=rate)
+
 
 def whole(grid: tuple[int, int]) -> Mask:
     """The mask that hides nothing."""
@@ -62,47 +85,44 @@ def whole(grid: tuple[int, int]) -> Mask:
 
 
 def draw(
-    kind: str,
+    spec: MaskSpec,
     grid: tuple[int, int],
     batch: int,
-    rate: float,
+    generator: Generator,
     *,
-    block: int = 2,
-    multiple: int = 1,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
     device: torch.device | str = "cpu",
     contrast: Tensor | None = None,
-    temperature: float = 1.0,
-    reweight: bool = False,
 ) -> Mask:
     """Random masks for `batch` images, on `device`.
 
     The numbers are drawn where `generator` lives, so that a CPU generator gives the same masks on
     every device. With one generator for each image, a mask depends on that one alone; the same
     seeds then show at a lower rate what they show at a higher one, and more (patch masks).
-    Salient masks need the `contrast` [B, N] of the patches; `reweight` gives them weights.
-    Raises UserError as `visible_count`.
+    Salient masks need the `contrast` [B, N] of the patches; `spec.reweight` gives them weights.
+    Raises ValueError as `visible_count`.
     """
-    N, V = grid[0] * grid[1], visible_count(kind, grid, rate, block=block, multiple=multiple)
+    N, V = grid[0] * grid[1], visible_count(spec, grid)
     if V == N:
         return whole(grid)
     draws = Draws(batch, generator, device)
     window = chance = weights = None
-    if kind == "crop":
-        window = _random_windows(grid, _crop_sides(grid, rate, multiple), multiple, draws)
+    if spec.kind == "crop":
+        sides = _crop_sides(grid, spec.rate, spec.multiple)
+        window = _random_windows(grid, sides, spec.multiple, draws)
         hidden = ~_inside(window, grid)
-    elif kind == "salient":
+    elif spec.kind == "salient":
         if contrast is None:
             raise ValueError("salient masks need the contrast of the patches: local_variance(…)")
-        chance = chances(contrast.to(draws.device), V, temperature)
+        chance = chances(contrast.to(draws.device), V, spec.temperature)
         hidden = ~systematic(chance, draws.uniform(N).argsort(1), draws.uniform(1)[:, 0], V)
     else:
-        key = draws.uniform(N) if kind == "patch" else _block_keys(grid, block, draws)
+        patchwise = spec.kind == "patch"
+        key = draws.uniform(N) if patchwise else _block_keys(grid, spec.block, draws)
         first = key.topk(N - V, dim=1, largest=False, sorted=False).indices
         hidden = torch.zeros_like(key, dtype=torch.bool).scatter_(1, first, True)
     # nonzero walks row by row, which is the ascending order: no sort of ids is needed
     visible = (~hidden).nonzero()[:, 1].view(batch, V)
-    if chance is not None and reweight:
+    if chance is not None and spec.reweight:
         weights = (V / N / chance.gather(1, visible)).float().to(device)
     return Mask(
         grid,
@@ -113,29 +133,28 @@ def draw(
     )
 
 
-def visible_count(
-    kind: str, grid: tuple[int, int], rate: float, *, block: int = 2, multiple: int = 1
-) -> int:
+def visible_count(spec: MaskSpec, grid: tuple[int, int]) -> int:
     """V, the number of visible patches an image.
 
-    Raises UserError for an unknown kind, a rate outside [0, 1), a rate that leaves no patch, and a
+    Raises ValueError for an unknown kind, a rate outside [0, 1), a rate that leaves no patch, and a
     grid smaller than a block.
     """
+    kind, rate, block = spec.kind, spec.rate, spec.block
     h, w = grid
     N = h * w
     if kind not in KINDS:
-        raise UserError(f"mask '{kind}' does not exist; use one of {', '.join(KINDS)}")
+        raise ValueError(f"mask '{kind}' does not exist; use one of {', '.join(KINDS)}")
     if not 0 <= rate < 1:  # also refuses nan
-        raise UserError(f"mask rate {rate:g}: give the hidden share, from 0 to below 1")
+        raise ValueError(f"mask rate {rate:g}: give the hidden share, from 0 to below 1")
     if kind == "none":
         return N
     if kind == "crop":
-        height, width = _crop_sides(grid, rate, multiple)
+        height, width = _crop_sides(grid, rate, spec.multiple)
         return height * width
     H = _floor(rate * N)
     if kind == "block":
         if block < 1 or block > min(h, w):
-            raise UserError(
+            raise ValueError(
                 f"a grid of {h}×{w} patches holds no block of {block}×{block}; give a block from 1 "
                 f"to {min(h, w)}, smaller patches or larger images"
             )
@@ -146,43 +165,33 @@ def visible_count(
     return N - H
 
 
-def realised_rate(
-    kind: str, grid: tuple[int, int], rate: float, *, block: int = 2, multiple: int = 1
-) -> float:
+def realised_rate(spec: MaskSpec, grid: tuple[int, int]) -> float:
     """The share of patches that is really hidden, after rounding: 1 − V/N."""
-    V = visible_count(kind, grid, rate, block=block, multiple=multiple)
-    return 1 - V / (grid[0] * grid[1])
+    return 1 - visible_count(spec, grid) / (grid[0] * grid[1])
 
 
 def rate_levels(
-    kind: str,
-    grid: tuple[int, int],
-    rate: float,
-    rate_end: float = 0.0,
-    rate_schedule: str = "constant",
-    *,
-    block: int = 2,
-    multiple: int = 1,
+    spec: MaskSpec, grid: tuple[int, int], rate_end: float = 0.0, rate_schedule: str = "constant"
 ) -> list[tuple[float, float]]:
-    """The steps in which a stage goes from `rate` to `rate_end`: [(progress at its start, rate)].
+    """The steps in which a stage goes from its rate to `rate_end`: [(progress at start, rate)].
 
     `linear`: rate + (rate_end − rate)·progress. `cos4`: rate_end + (rate − rate_end)·cos⁴(π/2 ·
     progress), MaskDiT's way down (Zheng et al. 2024, arXiv 2306.09305). The stage is cut into eight
     equal parts, the first at `rate` and the last at `rate_end`; parts with equal V are joined.
     """
-    if kind == "none" or rate_schedule == "constant":
-        # raises for a rate that cannot be
-        visible_count(kind, grid, rate, block=block, multiple=multiple)
-        return [(0.0, 0.0 if kind == "none" else rate)]
-    if rate_schedule not in ("linear", "cos4"):
-        raise UserError(f"rate_schedule '{rate_schedule}': use constant, linear or cos4")
+    rate = spec.rate
+    if spec.kind == "none" or rate_schedule == "constant":
+        visible_count(spec, grid)  # raises for a rate that cannot be
+        return [(0.0, 0.0 if spec.kind == "none" else rate)]
+    if rate_schedule not in RATE_SCHEDULES:
+        raise ValueError(f"rate_schedule '{rate_schedule}': use constant, linear or cos4")
     levels: list[tuple[float, float]] = []
     previous = None
     for i in range(MAX_LEVELS):
         progress = i / (MAX_LEVELS - 1)
         fall = progress if rate_schedule == "linear" else 1 - math.cos(math.pi / 2 * progress) ** 4
         level = (1 - fall) * rate + fall * rate_end
-        V = visible_count(kind, grid, level, block=block, multiple=multiple)
+        V = visible_count(spec.at(level), grid)
         if previous != V:
             levels.append((i / MAX_LEVELS, level))
         previous = V
@@ -192,7 +201,7 @@ def rate_levels(
 def crop_sides(grid: tuple[int, int], visible: int, multiple: int = 1) -> tuple[int, int]:
     """Height and width of the crop that shows `visible` patches.
 
-    Both sides only grow as the rate falls, so that their product tells them. A plain function of
+    Both sides only grow as the rate falls, so that their product determines them. A function of
     numbers: a network knows its shapes without reading a mask's window from the device.
     """
     h, w = grid
@@ -215,19 +224,7 @@ def gather(x: Tensor, ids: Tensor | None) -> Tensor:
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, ids.shape)
 
 
-def shown(x: Tensor, mask: Mask) -> Tensor:
-    """The visible rows [B, V, ...] of `x` [B, N, ...]; `x` itself where it has no others."""
-    if mask.visible is None or x.shape[1] == mask.visible.shape[1]:
-        return x  # V of N = V rows, ascending: all of them as they are
-    return gather(x, mask.visible)
-
-
-def see(patches: Tensor, mask: Mask, sees: str) -> Tensor:
-    """What a network gets of `patches` [B, N, P]: those visible if it `sees` only them, or all."""
-    return shown(patches, mask) if sees == "visible" else patches
-
-
-def showing(grid: tuple[int, int], visible: Tensor, kind: str, multiple: int = 1) -> Mask:
+def from_visible(grid: tuple[int, int], visible: Tensor, kind: str, multiple: int = 1) -> Mask:
     """The mask of this kind that shows the patches `visible` [B, V], ascending, fewer than N."""
     (B, V), N = visible.shape, grid[0] * grid[1]
     hidden = torch.ones(B, N, dtype=torch.bool, device=visible.device).scatter_(1, visible, False)
@@ -248,7 +245,7 @@ class Draws:
     def __init__(
         self,
         batch: int,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
+        generator: Generator,
         device: torch.device | str,
     ) -> None:
         first = generator[0] if isinstance(generator, Sequence) else generator
@@ -258,8 +255,8 @@ class Draws:
     def uniform(self, count: int) -> Tensor:
         """[B, count] float32 in [0, 1)."""
         if isinstance(self.generator, Sequence):
-            own = [torch.rand(count, generator=g, device=self.device) for g in self.generator]
-            return torch.stack(own)
+            each = [torch.rand(count, generator=g, device=self.device) for g in self.generator]
+            return torch.stack(each)
         return torch.rand(self.batch, count, generator=self.generator, device=self.device)
 
 
@@ -267,8 +264,8 @@ def _floor(x: float) -> int:
     return math.floor(x + 1e-9)  # 0.29 · 100 is 28.999999999999996 in floating point
 
 
-def _nothing_left(kind: str, grid: tuple[int, int], rate: float) -> UserError:
-    return UserError(
+def _nothing_left(kind: str, grid: tuple[int, int], rate: float) -> ValueError:
+    return ValueError(
         f"mask '{kind}' at rate {rate:g} leaves no visible patch of a grid of "
         f"{grid[0]}×{grid[1]}; lower the rate"
     )

@@ -26,47 +26,76 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from underpaint.core.schedules import Process
-from underpaint.errors import UserError
 
-__all__ = ["SAMPLERS", "Churn", "Langevin", "SeededNoise", "sample", "sigmas"]
+__all__ = ["GRIDS", "SAMPLERS", "Sampling", "SeededNoise", "sample", "sigmas"]
 
 Denoise = Callable[[Tensor, float], Tensor]  # x [B, ...], sigma → x0 [B, ...]
 Draw = Callable[[], Tensor]  # standard normal [B, ...], new at each call
 Steps = Iterator[tuple[Tensor, Tensor]]  # x after the step, the x0 that led there
 
 SAMPLERS = ("euler", "heun", "dpm++", "ancestral", "churn", "langevin", "pc")
+GRIDS = ("karras", "uniform", "log-snr")
 NOISY = ("ancestral", "churn", "langevin", "pc")
 LARGEST_SNR = 0.5  # δ = 1: half the way to D
 DYNAMIC_QUANTILE = 0.995  # of |x0|; Saharia 2022, arXiv 2205.11487
 
 
-class Churn(NamedTuple):
-    """How EDM's sampler adds noise: `amount` over all steps, at levels from low to high."""
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn, but for their noise: which sampler, at which levels, and its settings.
 
-    amount: float = 40.0
-    low: float = 0.05
-    high: float = 50.0
-    noise: float = 1.003  # scale of the added noise: makes up for what networks lose of it
-
-
-class Langevin(NamedTuple):
-    """Langevin steps: `corrections` at each level, of size `snr`.
-
-    0.16 and one are Song's for predictor–corrector sampling. `langevin` has no predictor and lags
-    behind the levels: variances end too large by a share of about h/(2 corrections snr²), h the
-    step between two levels in ln sigma. It needs many levels and several corrections (232 and 5 in
-    Song & Ermon 2020, arXiv 2006.09011).
+    Langevin steps: 0.16 and one correction are Song's for predictor–corrector sampling. `langevin`
+    has no predictor and lags behind the levels: variances end too large by a share of about
+    h/(2 corrections snr²), h the step between two levels in ln sigma. It needs many levels and
+    several corrections (232 and 5 in Song & Ermon 2020, arXiv 2006.09011).
     """
 
-    corrections: int = 1
-    snr: float = 0.16
+    sampler: str = "heun"
+    steps: int = 20
+    grid: str = "uniform"  # of the noise levels, as in `sigmas`
+    guidance: float = 1.0  # 1: none
+    clip: str = "static"  # of each x0: none; static: to [−1, 1]; dynamic: by its 0.995 quantile
+    eta: float = 1.0  # ancestral: 0 is DDIM, 1 is DDPM
+    corrections: int = 1  # langevin, pc: steps at each level
+    snr: float = 0.16  # langevin, pc: size of a step
+    churn: float = 40.0  # churn: noise added over all steps,
+    churn_min: float = 0.05  # at levels from here
+    churn_max: float = 50.0  # to here,
+    churn_noise: float = 1.003  # scaled by this, which makes up for what networks lose of it
+
+    def check(self) -> None:
+        """Raise ValueError for settings that cannot work."""
+        if self.sampler not in SAMPLERS:
+            close = difflib.get_close_matches(self.sampler, SAMPLERS, 1, 0.5)
+            hint = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(SAMPLERS)}"
+            raise ValueError(f"sampler '{self.sampler}' does not exist; {hint}")
+        if self.grid not in GRIDS:
+            raise ValueError(f"grid '{self.grid}' does not exist; use karras, uniform or log-snr")
+        if self.clip not in CLIPS:
+            raise ValueError(f"clip '{self.clip}' does not exist; use {', '.join(CLIPS)}")
+        if self.steps < 1:
+            raise ValueError(f"steps {self.steps}: give at least 1")
+        if self.sampler == "ancestral" and self.eta < 0:
+            raise ValueError(f"eta {self.eta:g}: give 0 (no noise, DDIM) or more (1: DDPM)")
+        if self.sampler not in ("langevin", "pc"):
+            return
+        least = 1 if self.sampler == "langevin" else 0
+        if self.corrections < least:
+            raise ValueError(
+                f"corrections {self.corrections}: sampler {self.sampler} needs at least {least}"
+            )
+        if not 0 < self.snr <= LARGEST_SNR:
+            raise ValueError(
+                f"snr {self.snr:g}: give a number above 0, up to {LARGEST_SNR:g}, beyond which "
+                "Langevin steps overshoot"
+            )
 
 
 def sigmas(process: Process, steps: int, kind: str = "karras", rho: float = 7.0) -> Tensor:
@@ -74,10 +103,10 @@ def sigmas(process: Process, steps: int, kind: str = "karras", rho: float = 7.0)
 
     karras: evenly spaced in sigma^(1/rho); log-snr: in ln sigma; both from sigma_max to sigma_min.
     uniform: at the evenly spaced times of the process (Process.times).
-    Raises UserError for an unknown kind or too few or too many steps.
+    Raises ValueError for an unknown kind or too few or too many steps.
     """
     if steps < 1:
-        raise UserError(f"{steps} sampling steps: give at least 1")
+        raise ValueError(f"steps {steps}: give at least 1")
     high, low = process.sigma_max, process.sigma_min
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     if kind == "karras":
@@ -87,7 +116,7 @@ def sigmas(process: Process, steps: int, kind: str = "karras", rho: float = 7.0)
     elif kind == "uniform":
         levels = process.sigma(process.times(steps)).clamp(max=high)  # sigma(1) may be infinite
     else:
-        raise UserError(f"grid '{kind}' does not exist; use karras, uniform or log-snr")
+        raise ValueError(f"grid '{kind}' does not exist; use karras, uniform or log-snr")
     return torch.cat([levels, levels.new_zeros(1)])
 
 
@@ -117,13 +146,9 @@ def sample(
     denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
-    sampler: str = "heun",
+    sampling: Sampling,
     *,
     noise: Draw | None = None,
-    eta: float = 1.0,
-    churn: Churn | None = None,
-    langevin: Langevin | None = None,
-    clip: str = "none",
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Bring x [B, ...] from level sigmas[0] down to sigmas[-1] (x0 where that is 0).
@@ -132,35 +157,18 @@ def sample(
     start from is `x0 + sigmas[0] * noise`. The caller scales the noise; nothing here does.
 
     `noise` gives standard normal tensors like x to the samplers that add some (ancestral, churn,
-    langevin, pc).
-    `clip` acts on every x0, and the noise is taken anew from the clipped one: none; static: to
-    [−1, 1]; dynamic: to the 0.995 quantile s of |x0| if above 1, then divided by s.
+    langevin, pc). `sampling.clip` acts on every x0, and the noise is taken anew from the clipped
+    one: static: to [−1, 1]; dynamic: to the 0.995 quantile s of |x0| if above 1, then divided by s.
     `callback(i, x, x0)` hears of every step. x keeps its precision; levels are computed in float64.
+    Raises ValueError as `Sampling.check`.
     """
-    if sampler not in SAMPLERS:
-        close = difflib.get_close_matches(sampler, SAMPLERS, 1, 0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(SAMPLERS)}"
-        raise UserError(f"sampler '{sampler}' does not exist; {hint}")
-    if clip not in CLIPS:
-        raise UserError(f"clip '{clip}' does not exist; use {', '.join(CLIPS)}")
-    if sampler == "ancestral" and eta < 0:
-        raise UserError(f"eta {eta:g}: give 0 (no noise, DDIM) or more (1: DDPM)")
-    langevin = langevin or Langevin()
-    least = 1 if sampler == "langevin" else 0
-    if sampler in ("langevin", "pc") and langevin.corrections < least:
-        raise UserError(
-            f"{langevin.corrections} corrections: sampler {sampler} needs at least {least}"
-        )
-    if sampler in ("langevin", "pc") and not 0 < langevin.snr <= LARGEST_SNR:
-        raise UserError(
-            f"snr {langevin.snr:g}: give a number above 0, up to {LARGEST_SNR:g}, beyond which "
-            "Langevin steps overshoot"
-        )
+    sampling.check()
+    sampler, clip = sampling.sampler, CLIPS[sampling.clip]
     if sampler in NOISY and noise is None:
         raise ValueError(f"sampler '{sampler}' adds noise: pass noise=SeededNoise(…).step")
 
     def D(x: Tensor, sigma: float) -> Tensor:  # noqa: N802
-        return CLIPS[clip](denoise(x, sigma).to(x.dtype))
+        return clip(denoise(x, sigma).to(x.dtype))
 
     def z() -> Tensor:
         assert noise is not None
@@ -171,10 +179,10 @@ def sample(
         "euler": lambda: euler(D, x, levels),
         "heun": lambda: heun(D, x, levels),
         "dpm++": lambda: dpm_plus_plus(D, x, levels),
-        "ancestral": lambda: ancestral(D, x, levels, z, eta),
-        "churn": lambda: churned(D, x, levels, z, churn or Churn()),
-        "langevin": lambda: annealed(D, x, levels, z, langevin),
-        "pc": lambda: corrected(D, x, levels, z, langevin),
+        "ancestral": lambda: ancestral(D, x, levels, z, sampling.eta),
+        "churn": lambda: churned(D, x, levels, z, sampling),
+        "langevin": lambda: annealed(D, x, levels, z, sampling),
+        "pc": lambda: corrected(D, x, levels, z, sampling),
     }[sampler]()
     for i, (x, x0) in enumerate(steps):
         if callback:
@@ -246,13 +254,13 @@ def ancestral_step(
     return (x + up * z() if up > 0 else x), x0
 
 
-def churned(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, churn: Churn) -> Steps:
+def churned(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, sampling: Sampling) -> Steps:
     """Before each step noise up from s to a higher level, then Heun from there."""
-    most = min(churn.amount / (len(levels) - 1), math.sqrt(2) - 1)
+    most = min(sampling.churn / (len(levels) - 1), math.sqrt(2) - 1)
     for s, r in pairwise(levels):
-        up = s * (1 + most) if churn.low <= s <= churn.high else s
+        up = s * (1 + most) if sampling.churn_min <= s <= sampling.churn_max else s
         if up > s:
-            x = x + math.sqrt(up**2 - s**2) * churn.noise * z()
+            x = x + math.sqrt(up**2 - s**2) * sampling.churn_noise * z()
         x, x0 = heun_step(D, x, up, r)
         yield x, x0
 
@@ -263,22 +271,22 @@ def langevin_step(D: Denoise, x: Tensor, r: float, z: Draw, snr: float) -> tuple
     return x + delta / 2 * (x0 - x) + math.sqrt(delta) * r * z(), x0
 
 
-def annealed(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, langevin: Langevin) -> Steps:
+def annealed(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, sampling: Sampling) -> Steps:
     """x as it is goes on at the next level, where Langevin steps take away what is too much."""
     for s, r in pairwise(levels):
         if r == 0:
             x = x0 = D(x, s)
-        for _ in range(langevin.corrections if r > 0 else 0):
-            x, x0 = langevin_step(D, x, r, z, langevin.snr)
+        for _ in range(sampling.corrections if r > 0 else 0):
+            x, x0 = langevin_step(D, x, r, z, sampling.snr)
         yield x, x0
 
 
-def corrected(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, langevin: Langevin) -> Steps:
+def corrected(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, sampling: Sampling) -> Steps:
     """DDPM's step down, which is Song's predictor, then Langevin steps where it arrives."""
     for s, r in pairwise(levels):
         x, x0 = ancestral_step(D, x, s, r, z, 1.0)
-        for _ in range(langevin.corrections if r > 0 else 0):
-            x, x0 = langevin_step(D, x, r, z, langevin.snr)
+        for _ in range(sampling.corrections if r > 0 else 0):
+            x, x0 = langevin_step(D, x, r, z, sampling.snr)
         yield x, x0
 
 

@@ -30,10 +30,7 @@ import math
 import torch
 from torch import Tensor
 
-from underpaint import config
-from underpaint.errors import UserError
-
-__all__ = ["EDM", "VE", "Discrete", "Flow", "Process", "VPCosine", "VPLinear", "build"]
+__all__ = ["EDM", "TIME_LAWS", "VE", "Discrete", "Flow", "Process", "VPCosine", "VPLinear", "build"]
 
 SIGMA_CAP = 1000.0
 FIRST = 1e-3  # the smallest t of the continuous processes
@@ -77,7 +74,7 @@ class Process:
         return torch.rsqrt(1 + sigma**2)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
-        """The noise level as the network is told it. VP and flow: 1000 t."""
+        """The noise level as the network gets it. VP and flow: 1000 t."""
         return 1000 * self.t(sigma)
 
     def draw_t(
@@ -348,48 +345,60 @@ class VE(EDM):
         return torch.linspace(last, 0, steps, dtype=torch.float64).round() / last
 
 
-def build(config: config.Noise) -> Process:
-    """The process that `config` asks for. Raises UserError where settings do not go together."""
-    process = _build(config)
-    process.stratified = config.stratified
-    return process
+def build(
+    process: str = "flow",
+    *,
+    time: str = "",
+    steps: int = 0,
+    shift: float = 1.0,
+    sigma_data: float = 0.5,
+    stratified: bool = False,
+) -> Process:
+    """The noise schedule of this name.
+
+    `time`: the law of the training times (default: the schedule's last). `steps`: of a discrete
+    grid; 0: continuous. `shift`: of flow's times. `sigma_data`: of edm and ve. Raises ValueError
+    where they do not go together.
+    """
+    if process not in TIME_LAWS:
+        raise ValueError(f"process '{process}' is unknown; use one of {', '.join(TIME_LAWS)}")
+    time = time or TIME_LAWS[process][-1]
+    if time not in TIME_LAWS[process]:
+        laws = " or ".join(TIME_LAWS[process])
+        raise ValueError(f"time '{time}' does not go with process {process}; use {laws}")
+    if shift != 1 and process != "flow":
+        raise ValueError(f"shift {shift:g} is for process flow; leave it 1 with {process}")
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift {shift:g}: give a number above 0 (1: no shift)")
+    if not 0 < sigma_data < math.inf and process in ("edm", "ve"):
+        raise ValueError(f"sigma_data {sigma_data:g}: give a number above 0")
+    _check_steps(process, steps)
+    schedule: Process
+    if process.startswith("vp"):
+        continuous = VPLinear if process == "vp-linear" else VPCosine
+        schedule = Discrete(process, steps) if steps else continuous()
+    elif process == "flow":
+        schedule = Flow(time, shift)
+    else:
+        schedule = EDM(sigma_data) if process == "edm" else VE(sigma_data, steps)
+    schedule.stratified = stratified
+    return schedule
 
 
-def _build(config: config.Noise) -> Process:
-    kind = config.process
-    if kind not in TIME_LAWS:
-        raise UserError(f"noise.process '{kind}' is unknown; use one of {', '.join(TIME_LAWS)}")
-    if config.time not in TIME_LAWS[kind]:
-        laws = " or ".join(TIME_LAWS[kind])
-        raise UserError(f"noise.time '{config.time}' does not go with process {kind}; use {laws}")
-    if config.shift != 1 and kind != "flow":
-        raise UserError(f"noise.shift {config.shift:g} is for process flow; leave it 1 with {kind}")
-    if not 0 < config.shift < math.inf:
-        raise UserError(f"noise.shift {config.shift:g}: give a number above 0 (1: no shift)")
-    if kind.startswith("vp"):
-        if config.steps == 0:
-            return VPLinear() if kind == "vp-linear" else VPCosine()
-        if config.steps < 100:  # the scaled linear betas come near one
-            raise UserError(
-                f"noise.steps {config.steps}: give 0 (continuous time) or at least 100 (DDPM: 1000)"
+def _check_steps(process: str, steps: int) -> None:
+    if process.startswith("vp"):
+        if steps and steps < 100:  # the scaled linear betas come near one
+            raise ValueError(
+                f"steps {steps}: give 0 (continuous time) or at least 100 (DDPM: 1000)"
             )
-        return Discrete(kind, config.steps)
-    if config.steps and kind != "ve":
-        raise UserError(
-            f"noise.steps {config.steps}: only vp-linear, vp-cosine and ve have a discrete grid; "
-            f"leave it 0 with {kind}"
+    elif process == "ve":
+        if steps < 0 or steps == 1:
+            raise ValueError(f"steps {steps}: give 0 (all levels) or at least 2 (NCSN: 10 to 232)")
+    elif steps:
+        raise ValueError(
+            f"steps {steps}: only vp-linear, vp-cosine and ve have a discrete grid; "
+            f"leave it 0 with {process}"
         )
-    if kind == "flow":
-        return Flow(config.time, config.shift)
-    if not 0 < config.sigma_data < math.inf:
-        raise UserError(f"noise.sigma_data {config.sigma_data:g}: give a number above 0")
-    if kind == "edm":
-        return EDM(config.sigma_data)
-    if config.steps < 0 or config.steps == 1:
-        raise UserError(
-            f"noise.steps {config.steps}: give 0 (all levels) or at least 2 (NCSN: 10 to 232)"
-        )
-    return VE(config.sigma_data, config.steps)
 
 
 def _normal(u: Tensor) -> Tensor:
@@ -413,7 +422,7 @@ def _ends(process: Process) -> tuple[float, float]:
 
 def _within_grid(steps: int, grid: int) -> None:
     if steps > grid:
-        raise UserError(
+        raise ValueError(
             f"{steps} sampling steps: the model's noise has a grid of {grid}; "
             "ask for fewer steps or for another grid"
         )

@@ -30,9 +30,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from underpaint import config as configuration
-from underpaint.errors import UserError
-
 __all__ = [
     "KINDS",
     "Latents",
@@ -68,9 +65,9 @@ class Pixels:
     """Square patches of p × p pixels as they are."""
 
     def __init__(self, size: tuple[int, int], channels: int, patch: int) -> None:
-        """Raises UserError if `patch` does not divide the height and the width of `size`."""
+        """Raises ValueError if `patch` does not divide the height and the width of `size`."""
         if patch < 1 or size[0] % patch or size[1] % patch:
-            raise UserError(
+            raise ValueError(
                 f"size {size[0]}×{size[1]} is not divisible by patch {patch}; give a patch that "
                 f"divides both sides, or another size"
             )
@@ -100,10 +97,10 @@ class Wavelets:
     """
 
     def __init__(self, size: tuple[int, int], channels: int, patch: int, levels: int = 1) -> None:
-        """Raises UserError if patch · 2^levels does not divide the height and width of `size`."""
+        """Raises ValueError if patch · 2^levels does not divide the height and width of `size`."""
         unit = patch * 2**levels if levels > 0 else 0
         if unit < 1 or size[0] % unit or size[1] % unit:
-            raise UserError(
+            raise ValueError(
                 f"size {size[0]}×{size[1]}: {levels} levels of wavelets with patch {patch} need "
                 f"sides divisible by patch · 2^levels = {unit}; give another size, patch or levels"
             )
@@ -143,10 +140,10 @@ class Latents:
     def __init__(
         self, size: tuple[int, int], channels: int, patch: int, factor: int, latent_channels: int
     ) -> None:
-        """Raises UserError if patch · factor does not divide the height and width of `size`."""
+        """Raises ValueError if patch · factor does not divide the height and width of `size`."""
         unit = patch * factor
         if unit < 1 or size[0] % unit or size[1] % unit:
-            raise UserError(
+            raise ValueError(
                 f"size {size[0]}×{size[1]}: latents of 1/{factor} with patch {patch} need sides "
                 f"divisible by {unit}; give another size or patch"
             )
@@ -164,16 +161,29 @@ class Latents:
         return self._planes.decode(patches)
 
 
-def build(config: configuration.Space, size: tuple[int, int], channels: int) -> Space:
-    """The space of a run for images of `size` (height, width) in pixels."""
-    match config.kind:
+def build(
+    kind: str,
+    size: tuple[int, int],
+    channels: int,
+    *,
+    patch: int = 4,
+    levels: int = 1,
+    factor: int = 8,
+    latent_channels: int = 4,
+) -> Space:
+    """The space of this kind for images of `size` (height, width) in pixels.
+
+    `levels` is of wavelets, `factor` and `latent_channels` are of latents. Raises ValueError for an
+    unknown kind and for sizes that patches do not divide.
+    """
+    match kind:
         case "pixels":
-            return Pixels(size, channels, config.patch)
+            return Pixels(size, channels, patch)
         case "wavelets":
-            return Wavelets(size, channels, config.patch, config.levels)
+            return Wavelets(size, channels, patch, levels)
         case "latents":
-            return Latents(size, channels, config.patch, config.factor, config.latent_channels)
-    raise UserError(f"space.kind '{config.kind}' does not exist; use one of {', '.join(KINDS)}")
+            return Latents(size, channels, patch, factor, latent_channels)
+    raise ValueError(f"kind '{kind}' does not exist; use one of {', '.join(KINDS)}")
 
 
 def from_uint8(images: Tensor | np.ndarray) -> Tensor:
