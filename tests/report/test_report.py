@@ -373,7 +373,7 @@ def test_a_chart_takes_its_colours_from_the_page():
 
 def test_the_page_says_whether_to_go_on(tmp_path: Path, source: str, trained: None) -> None:
     page = Page(report.build(write_run(tmp_path / "run", source)))
-    assert "Improving: the last believed gain on held-out images was after" in page.text
+    assert "Still improving: held-out error " in page.text
     blind = Page(report.build(write_run(tmp_path / "blind", source, held_out=False)))
     assert 'id="stopping"' not in blind.source
 
