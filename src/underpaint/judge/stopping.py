@@ -4,8 +4,8 @@ The checks denoise the same held-out images with the same noises each time, so t
 image by image: with differences d of n images a change is believed if |mean(d)| > 2 sd(d)/√n.
 
     gain        a check that is believed to be better than the last gain (the first one is a gain)
-    improving   the last check has the lowest error so far, with a gain among the last PATIENCE
-    waiting     it has not, but a gain is among the last PATIENCE checks: too early to stop
+    improving   a gain among the last PATIENCE checks, the last of which has the lowest error so far
+    waiting     such a gain, but the error has not fallen since: too early to stop
     copying     the last two checks are believed to be worse on held-out images than the last gain,
                 while the error on training images is lower than it was there
     stop        none of these: more of the same brings nothing
@@ -85,7 +85,7 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
         answer = "stop"
         state = "getting worse" if worse else "plateaued"
         sentence = f"{state} for {images:,} images: {error_now}, {best_at}{drawn}"
-    elif found <= min(check["held_out_mean"] for check in checks):
+    elif since == 0 or found < min(check["held_out_mean"] for check in checks[:-1]):
         answer = "improving"
         change = _percent(checks[-2]["held_out_mean"], found)
         sentence = f"still improving: held-out error {found:.4f} ({change}), best so far"
@@ -99,7 +99,8 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
 def _percent(before: float, after: float) -> str:
     """The relative change of an error, as `−19 %`."""
     change = 100 * (after / before - 1) if before else 0.0
-    text = f"{change:+.0f}" if abs(change) >= 1 else f"{change:+.1f}"
+    digits = 1 if abs(change) < 10 else 2  # of no use beyond these
+    text = np.format_float_positional(change, digits, fractional=False, sign=True, trim="-")
     return f"{text} %".replace("-", "\N{MINUS SIGN}")
 
 
