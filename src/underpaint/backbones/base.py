@@ -36,7 +36,6 @@ __all__ = [
     "build",
     "check_features",
     "check_hidden",
-    "fits",
     "interpolate_positions",
     "is_label_table",
     "is_told",
@@ -202,22 +201,16 @@ def check_hidden(
         )
 
 
-def fits(backbone: Backbone, noise: configuration.Noise) -> bool:
-    """Whether the network has the features for what it is to predict.
+def check_features(backbone: Backbone, noise: configuration.Noise) -> None:
+    """Raise UserError if the network is too narrow for what it is to predict.
 
     Noise fills all P numbers of a patch, so predicting it, alone or in a mixture with x0 (eps, v,
     flow, score, edm), takes P features. Images lie near a surface of far fewer dimensions: x0 can
     be predicted through fewer (Li and He 2025, arXiv 2511.13720).
-    """
-    return noise.prediction == "x0" or backbone.patch_dim <= backbone.features
-
-
-def check_features(backbone: Backbone, noise: configuration.Noise) -> None:
-    """Raise UserError if the network is too narrow for what it is to predict: see `fits`.
 
     Asked before training alone: weights that were trained so can still be loaded.
     """
-    if not fits(backbone, noise):
+    if noise.prediction != "x0" and backbone.patch_dim > backbone.features:
         raise UserError(
             f"a patch has {backbone.patch_dim} numbers and the network {backbone.features} "
             f"features at its narrowest, but noise.prediction {noise.prediction} needs one for "
