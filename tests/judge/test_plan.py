@@ -326,24 +326,17 @@ def test_a_short_budget_keeps_the_quick_starts_grid() -> None:
 
 def test_what_a_network_is_too_narrow_to_predict_as_noise_is_planned_as_x0() -> None:
     seen = set()
-    for size in (32, 48, 64, 96, 128, 256):
-        for budget in ("10m", "15m", "3h", "2d"):
-            for channels in (1, 3):
-                for on in (computed(), computed(gpu=True), computed(scale=5)):
-                    try:
-                        found = plan_for(size=size, budget=budget, channels=channels, on=on)
-                    except UserError as error:
-                        assert "budget" in str(error)  # noqa: PT017
-                        continue
-                    run, backbone = found.run, choose.counted(found.run, found.images)
-                    backbones.check_features(backbone, run.noise)
-                    few = backbone.features <= backbone.patch_dim
-                    asked = ("x0", "min-snr") if few else ("flow", "output")
-                    assert (run.noise.prediction, run.noise.weighting) == asked
-                    why = [r for r in found.reasons if r.startswith("prediction x0: a patch has")]
-                    assert len(why) == few
-                    seen.add((few, len(run.stages)))
-    assert seen == {(False, 1), (False, 2), (True, 1), (True, 2)}
+    cases = [(size, budget, 3) for size in (32, 64, 128) for budget in ("10m", "3h", "4d")]
+    for size, budget, channels in [*cases, (64, "10m", 1), (256, "4d", 3)]:
+        found = plan_for(size=size, budget=budget, channels=channels, on=computed(scale=3))
+        run, backbone = found.run, choose.counted(found.run, found.images)
+        backbones.check_features(backbone, run.noise)
+        few = backbone.features <= backbone.patch_dim
+        asked = ("x0", "min-snr") if few else ("flow", "output")
+        assert (run.noise.prediction, run.noise.weighting) == asked
+        assert any(r.startswith("prediction x0: a patch has") for r in found.reasons) == few
+        seen.add(few)
+    assert seen == {True, False}
 
 
 @pytest.mark.parametrize(
