@@ -332,7 +332,7 @@ def test_what_a_network_is_too_narrow_to_predict_as_noise_is_planned_as_x0() -> 
     cases = [(size, budget, 3) for size in (32, 64, 128) for budget in ("10m", "3h", "4d")]
     for size, budget, channels in [*cases, (64, "10m", 1), (256, "4d", 3)]:
         found = plan_for(size=size, budget=budget, channels=channels, on=computed(scale=3))
-        run, backbone = found.run, choose.counted(found.run, found.images)
+        run, backbone = found.run, candidates.counted(found.run, found.images)
         backbones.check_features(backbone, run.noise)
         few = backbone.features <= backbone.patch_dim
         asked = ("x0", "min-snr") if few else ("flow", "output")
