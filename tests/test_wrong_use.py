@@ -172,7 +172,7 @@ def test_weights_that_are_not_there(
 
 
 def test_weights_of_another_architecture(train: Wrong, trained: Path, faces: Path) -> None:
-    line = train("--data", faces, "--from", trained, "--network.depth", 5, "--network.width", 32)
+    line = train("--data", faces, "--from", trained, "--network.depth", 5, "--network.width", 96)
     assert "network.width" in line  # the first mismatch
     assert "16" in line
     assert "32" in line
@@ -494,3 +494,22 @@ def test_runs_that_cannot_be_compared(wrong: Wrong, trained: Path, tmp_path: Pat
     (other / "env.json").write_text(json.dumps(environment))
     assert "--workers -1" in wrong("compare", trained, other, "--workers", -1)
     assert f"{other} was trained on other images than {trained}" in wrong("compare", trained, other)
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain", "finetune"])
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_network_too_narrow_for_noise_is_not_trained(
+    command: str,
+    more: tuple[str, ...],
+    faces: Path,
+    small: Path,
+    trained: Path,
+    tmp_path: Path,
+    wrong: Wrong,
+) -> None:
+    start = ("--from", trained) if command == "finetune" else ()
+    flags = ("--config", small, "--data", faces, "--out", tmp_path / "run", *start, *more)
+    line = wrong(command, *flags, "--network.width", 32)
+    assert "a patch has 48 numbers and the network 32 features" in line
+    assert "--noise.prediction x0" in line
+    assert not (tmp_path / "run").exists()

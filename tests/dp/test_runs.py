@@ -77,6 +77,7 @@ def test_a_run_says_what_it_spent_and_nothing_of_its_images(finished: Path) -> N
     assert 0 < spent[0] < 7.9 < spent[-1] <= 8
     assert [r["spent_steps"] for r in steps] == list(range(1, STEPS + 1))
     assert not [r for r in records if r["kind"] == "check"]
+    assert {r["health"] for r in records if r["kind"] == "sample"} == {None}
     of_images = {"loss", "x0_mse", "grad_norm", "gap", "held_out_mean", "train_mean"}
     for line in (finished / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)

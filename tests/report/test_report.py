@@ -373,7 +373,8 @@ def test_a_chart_takes_its_colours_from_the_page():
 
 def test_the_page_says_whether_to_go_on(tmp_path: Path, source: str, trained: None) -> None:
     page = Page(report.build(write_run(tmp_path / "run", source)))
-    assert "Improving: the last believed gain on held-out images was after" in page.text
+    assert "Check: held-out error 0.0631 (+0.7 %), worse than at 56,000 images" in page.text
+    assert "mproving" not in page.text
     blind = Page(report.build(write_run(tmp_path / "blind", source, held_out=False)))
     assert 'id="stopping"' not in blind.source
 

@@ -54,6 +54,11 @@ class Written:
     def scores(self, model: Any) -> None:
         return None
 
+    def health(self, samples: np.ndarray, progress: tuple[int, int]) -> dict[str, Any]:
+        """All samples are noise."""
+        assert (samples.dtype, samples.shape[1:]) == (np.uint8, (16, 16, 3))
+        return {"verdict": "noise", "sentence": "samples are still noise"}
+
     def finding(self, records: list[dict[str, Any]]) -> Finding:
         return judge(records)
 
@@ -107,8 +112,11 @@ def test_a_stage_ends_with_the_weights_of_its_best_check(
     assert (told["images"], told["back"], told["ends"], told["cooldown"]) == (end, 80, True, 0)
     assert f"ends after {end} of 240 images, with the weights after 80" in told["sentence"]
     log = (out / "log.txt").read_text()
-    assert ("Copying: " if rise else "Stop: no gain in the last 24 images") in log
-    assert log.count("Improving: ") == (10 if rise else 11)
+    reason = "memorizing: " if rise else "plateaued for 24 images: "
+    assert log.index(reason) < log.index("ends after")
+    assert log.count("still improving: ") == 9  # of ten checks to the best one the first says none
+    assert log.count("check: ") == (1 if rise else 2)
+    assert ("worse than at 80 images" if rise else "no better than at 80 images") in log
     last = metrics(out)[-1]
     assert (last["kind"], last["event"], last["images"]) == ("stage", "end", end)
 
@@ -116,10 +124,23 @@ def test_a_stage_ends_with_the_weights_of_its_best_check(
 def test_without_auto_it_is_said_and_nothing_ends(one: config.Run, tmp_path: Path) -> None:
     one.train.stop = "none"
     out = train(one, tmp_path / "run", make_check=written(tmp_path / "run", 80, 1.0), quiet=True)
-    assert "Copying: " in (out / "log.txt").read_text()
+    assert "memorizing: " in (out / "log.txt").read_text()
     assert not stops(out)
     assert not (out / "checkpoints" / "BEST").exists()
     assert metrics(out)[-1]["images"] == 240
+
+
+def test_that_samples_are_noise_is_said_before_the_error_falls(
+    one: config.Run, tmp_path: Path
+) -> None:
+    one.train.sample_every = 80
+    out = train(one, tmp_path / "run", make_check=written(tmp_path / "run", 1000), quiet=True)
+    said = [line.split(" ", 2)[2] for line in (out / "log.txt").read_text().splitlines()]
+    noise = [i for i, line in enumerate(said) if line == "samples are still noise"]
+    assert len(noise) == 3
+    assert all(said[i + 1].startswith("still improving: ") for i in noise)
+    grids = [r for r in metrics(out) if r["kind"] == "sample"]
+    assert [r["health"]["verdict"] for r in grids] == ["noise"] * 3
 
 
 def test_a_stage_that_gains_to_its_end_is_whole(one: config.Run, tmp_path: Path) -> None:

@@ -4,15 +4,16 @@ The checks denoise the same held-out images with the same noises each time, so t
 image by image: with differences d of n images a change is believed if |mean(d)| > 2 sd(d)/√n.
 
     gain        a check that is believed to be better than the last gain (the first one is a gain)
-    improving   a gain among the last PATIENCE checks
+    improving   a gain among the last PATIENCE checks, the last of which has the lowest error so far
+    waiting     such a gain, but the error has not fallen since: too early to stop
     copying     the last two checks are believed to be worse on held-out images than the last gain,
                 while the error on training images is lower than it was there
-    stop        neither: more of the same brings nothing
+    stop        none of these: more of the same brings nothing
 
 A believed gain is sought against the last gain and not against the check before, so that a slow but
 steady fall counts. A stage is judged at its own mask, since that is what it learns; only checks at
 the same rate are compared. After a return to the best weights (`train.stop auto`) the checks of the
-weights that were given up no longer count. What the run draws (drawn.py) is told beside.
+weights that were given up no longer count. What the run draws (drawn.py) is said beside.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from underpaint.evaluation.sample_metrics import comparable
-from underpaint.training.monitor import Finding
+from underpaint.training.monitor import Answer, Finding
 
 __all__ = ["PATIENCE", "judge"]
 
@@ -36,9 +37,7 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
     """The finding of the lines of a `metrics.jsonl`, about the last stage that was checked."""
     checks = _comparable(records)
     if len(checks) < 2:
-        sentence = (
-            "Whether to go on cannot be told: that needs two checks of held-out images at least"
-        )
+        sentence = "too early to say whether to go on: that needs two checks of held-out images"
         best = checks[0]["images"] if checks else None
         return Finding("unknown", sentence, best, 0, False, {})
     at = 0
@@ -63,14 +62,8 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
         ],
         "checks_since": since,
     }
-    said, drawn = _drawn(records, gain["images"], last["images"])
-    evidence |= drawn
-    told = (
-        f"held-out error {gain['held_out_mean']:.4f} after {gain['images']:,} images and "
-        f"{last['held_out_mean']:.4f} after {last['images']:,} "
-        f"(change {mean:+.4f} ± {error:.4f}), on training images {gain['train_mean']:.4f} and "
-        f"{last['train_mean']:.4f}{said}"
-    )
+    drawn, measured = _drawn(records, gain["images"], last["images"])
+    evidence |= measured
     worse = since > 0 and _worse(last, gain)
     copying = (
         since >= 2
@@ -78,19 +71,37 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
         and _worse(checks[-2], gain)
         and last["train_mean"] < gain["train_mean"]
     )
+    found, best = last["held_out_mean"], gain["held_out_mean"]
+    error_now = f"held-out error {found:.4f} ({_percent(best, found)})"
+    best_at = f"best at {gain['images']:,} images"
+    answer: Answer
     if copying:
-        sentence = f"Copying: the held-out score worsens while the training score improves ({told})"
-        return Finding("copying", sentence, gain["images"], images, worse, evidence)
-    if since >= PATIENCE:
-        sentence = f"Stop: no gain in the last {images:,} images ({told})"
-        return Finding("stop", sentence, gain["images"], images, worse, evidence)
-    first = checks[0]
-    sentence = (
-        f"Improving: the last believed gain on held-out images was after {gain['images']:,} of "
-        f"{last['images']:,} images (error {first['held_out_mean']:.4f} at the first check, "
-        f"{last['held_out_mean']:.4f} at the last)"
-    )
-    return Finding("improving", sentence, gain["images"], images, worse, evidence)
+        answer = "copying"
+        sentence = (
+            f"memorizing: {error_now}, {best_at}, while the error on training images fell from "
+            f"{gain['train_mean']:.4f} to {last['train_mean']:.4f}{drawn}"
+        )
+    elif since >= PATIENCE:
+        answer = "stop"
+        state = "getting worse" if worse else "plateaued"
+        sentence = f"{state} for {images:,} images: {error_now}, {best_at}{drawn}"
+    elif since == 0 or found < min(check["held_out_mean"] for check in checks[:-1]):
+        answer = "improving"
+        change = _percent(checks[-2]["held_out_mean"], found)
+        sentence = f"still improving: held-out error {found:.4f} ({change}), best so far"
+    else:
+        answer = "waiting"
+        than = "worse than" if worse else "no better than"
+        sentence = f"check: {error_now}, {than} at {gain['images']:,} images"
+    return Finding(answer, sentence, gain["images"], images, worse, evidence)
+
+
+def _percent(before: float, after: float) -> str:
+    """The relative change of an error, as `−19 %`."""
+    change = 100 * (after / before - 1) if before else 0.0
+    digits = 1 if abs(change) < 10 else 2  # of no use beyond these
+    text = np.format_float_positional(change, digits, fractional=False, sign=True, trim="-")
+    return f"{text} %".replace("-", "\N{MINUS SIGN}")
 
 
 def _drawn(

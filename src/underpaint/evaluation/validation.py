@@ -33,6 +33,7 @@ from underpaint.core.schedules import Process
 from underpaint.core.spaces import Space, from_uint8, levels
 from underpaint.data import Dataset, Sealed
 from underpaint.evaluation.early_stopping import judge
+from underpaint.evaluation.sample_health import Reference
 from underpaint.evaluation.sample_metrics import Drawn
 from underpaint.model import Model, evaluating
 from underpaint.training.monitor import Finding
@@ -79,6 +80,7 @@ class OverfitCheck:
         self.edges = log_snr_edges(process)
         self.sealed = isinstance(train, Shown)
         self.drawn: Drawn | None = None
+        self.reference: Reference | None = None  # what samples should look like
         self.sides: list[tuple[np.ndarray | Shown, np.ndarray | None]] = [(train, train_labels)]
         if held_out is not None and _count(held_out):
             self.sides.append((held_out, held_out_labels))
@@ -108,6 +110,8 @@ class OverfitCheck:
             held_out_labels=dataset.labels[held_out] if labelled else None,
         )
         check.drawn = Drawn(dataset, samples, seed) if samples else None
+        if isinstance(dataset, Dataset):  # sealed data show no whole image to compare with
+            check.reference = Reference.of(dataset, seed)
         return check
 
     def run(self, model: Model, stage: config.Stage, rate: float) -> list[dict[str, Any]]:
@@ -180,6 +184,10 @@ class OverfitCheck:
     def scores(self, model: Model) -> dict[str, Any] | None:
         """A record of what `model` draws (`drawn.Drawn`), if samples are wanted."""
         return None if self.drawn is None else self.drawn.measure(model)
+
+    def health(self, samples: np.ndarray, progress: tuple[int, int]) -> dict[str, Any] | None:
+        """A record of how samples look beside real images (`sample_health`), if that is known."""
+        return None if self.reference is None else self.reference.record(samples, *progress)
 
     def finding(self, records: Sequence[dict[str, Any]]) -> Finding:
         """What the checks among `records` say about going on (`stopping.judge`)."""

@@ -54,12 +54,14 @@ def build(
         "flops": summary.flops,
         "percent": summary.percent,
         "picture": _picture,
+        "capital": lambda sentence: sentence[:1].upper() + sentence[1:],
     }
     page = templates.from_string(text_of("page.html.jinja")).render(
         css=Markup(text_of("page.css")),
         title=name,
         sentences=_sentences(run, stages, pictures, environment),
-        early_stopping=early_stopping.judge(records),
+        health=_health(records),
+        stopping=early_stopping.judge(records),
         numbers=_numbers(records, stages),
         stages=stages,
         about_stage=summary.about_stage,
@@ -152,6 +154,13 @@ def _sentences(
     elif not (stages[-1].finished and len(stages) == len(run.stages)):
         sentences.append("The run has not reached the end of its recipe.")
     return sentences
+
+
+def _health(records: list[metrics.Record]) -> str | None:
+    """What is wrong with the last sample grid, if anything is known to be."""
+    grids = metrics.of_kind(records, "sample")
+    health = grids[-1].get("health") if grids else None
+    return health["sentence"] if health else None
 
 
 def _numbers(

@@ -27,7 +27,7 @@ from underpaint.training.state import Progress
 
 __all__ = ["Decision", "check_stop", "decide", "said", "shortened"]
 
-ANSWERS = ("unknown", "improving", "stop", "copying")
+ANSWERS = ("unknown", "improving", "stop", "copying", "waiting")
 
 
 class Decision(NamedTuple):

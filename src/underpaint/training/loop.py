@@ -22,11 +22,13 @@ from underpaint.training import checkpointing, distributed, early, stages
 from underpaint.training.log import Log, tracker, tracker_library
 from underpaint.training.monitor import (
     Check,
+    Finding,
     MakeCheck,
     cadence,
     draw_samples,
     log_step,
     run_check,
+    say_finding,
     say_spent,
     say_stage,
     stage_record,
@@ -199,6 +201,7 @@ def _stage(
             step(plan, run, learner, progress)
         progress.seconds += time.perf_counter() - began
         last, decision = progress.stage_images >= plan.images, early.Decision()
+        found: Finding | None = None
 
         def due(interval: int, last: bool, before: int = before) -> bool:
             return interval > 0 and (last or before // interval != progress.images // interval)
@@ -206,17 +209,21 @@ def _stage(
         if due(every["log"], last):
             log_step(plan, progress, log, learner)
         if due(every["check"], last):
-            found = None
             if check is not None and learner.world.first:
                 found = run_check(check, plan, learner, progress, log)
             if run.train.stop == "auto" and not plan.guarantee:
                 decision = early.decide(found, plan, progress, learner.world)
+                if found and decision.back:  # the reason comes before what is done
+                    say_finding(found, log)
+                    found = None
                 plan = _heed(decision, folder, plan, learner, progress, log)
                 last = last or decision.ends
         if learner.power and due(run.train.snapshots, last) and learner.world.first:
             folder.snapshot(learner.spec, learner.power.state(), progress.images, learner.ema.steps)
         if due(every["sample"], last) and learner.world.first:
-            draw_samples(folder, run, learner, progress, log, plan)
+            draw_samples(folder, run, learner, progress, log, plan, check)
+        if found:  # after the samples: that they are noise matters more than a lower error
+            say_finding(found, log)
         if last:
             log_step(plan, progress, log, learner)  # what is left, where the stage ends early
             _finish(plan, learner, progress, log)

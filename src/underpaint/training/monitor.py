@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from underpaint import config, pictures
 from underpaint.data import Dataset, Sealed
 from underpaint.model import Model
@@ -25,13 +28,14 @@ __all__ = [
     "draw_samples",
     "log_step",
     "run_check",
+    "say_finding",
     "say_spent",
     "say_stage",
     "stage_record",
 ]
 
-
-Answer = Literal["improving", "stop", "copying", "unknown"]
+Images: TypeAlias = NDArray[np.uint8]
+Answer = Literal["improving", "waiting", "stop", "copying", "unknown"]
 
 
 class Finding(NamedTuple):
@@ -53,6 +57,13 @@ class Check(Protocol):
 
     def scores(self, model: Model) -> dict[str, Any] | None:
         """A record of what `model` draws, if that is to be measured."""
+
+    def health(self, samples: Images, progress: tuple[int, int]) -> dict[str, Any] | None:
+        """What a sample grid looks like beside real images, if that can be judged.
+
+        `samples` uint8 [n, H, W, C]; `progress`: images of the run so far, and in all. Has a
+        `sentence`, None where all is well.
+        """
 
     def finding(self, records: list[dict[str, Any]]) -> Finding:
         """What the checks among `records`, the run's metrics so far, say about going on."""
@@ -144,16 +155,24 @@ def run_check(check: Check, plan: Plan, learner: Learner, progress: Progress, lo
     drawn = check.scores(learner.averaged)
     if drawn is not None:
         log.metric("scores", stage=plan.name, images=progress.images, **drawn)
-    found = check.finding(log.records("check", "scores", "stop"))
+    return check.finding(log.records("check", "scores", "stop"))
+
+
+def say_finding(found: Finding, log: Log) -> None:
     if found.answer != "unknown":
-        style = None if found.answer == "improving" else "yellow"
-        log.say(found.sentence, style=style)
-    return found
+        log.say(found.sentence, style="yellow" if found.answer in ("stop", "copying") else None)
 
 
 def draw_samples(
-    folder: RunFolder, run: config.Run, learner: Learner, progress: Progress, log: Log, plan: Plan
+    folder: RunFolder,
+    run: config.Run,
+    learner: Learner,
+    progress: Progress,
+    log: Log,
+    plan: Plan,
+    check: Check | None,
 ) -> None:
+    """A grid of samples, and what `check` says of how they look."""
     name = f"images_{progress.images:012d}.png"
     names = learner.averaged.label_names
     columns = min(len(names), 10) or 8
@@ -163,6 +182,7 @@ def draw_samples(
     captions = list(names[:columns]) if names else None
     with writing(folder.samples, folder.advice):
         pictures.grid(images, columns, captions).save(folder.samples / name)
+    health = None if check is None else check.health(images, (progress.images, log.total))
     log.metric(
         "sample",
         stage=plan.name,
@@ -171,7 +191,10 @@ def draw_samples(
         columns=columns,
         rows=rows,
         labels=captions,
+        health=health,
     )
+    if health and health["sentence"]:
+        log.say(health["sentence"], style="yellow")
 
 
 def cadence(train: config.Train, total: int, plan: Plan) -> dict[str, int]:
