@@ -19,7 +19,7 @@ stages:
   masked: {images: 32, mask: patch, rate: 0.5, batch: 8}
   whole: {images: 32, batch: 8}
 train: {threads: 1, precision: fp32, check_every: -1, sample_every: -1}
-preview: {count: 4, steps: 2, sampler: euler}
+sampling: {count: 4, steps: 2, sampler: euler}
 """
 
 

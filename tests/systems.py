@@ -49,7 +49,7 @@ def spec(kind: str, space: str, name: str, vae: Path | str = "") -> config.Model
         space=config.Space(kind=space, vae=str(vae), **PATCHES.get(space, {})),
         network=network(kind),
         schedules=process(name),
-        preview=config.Preview(
+        sampling=config.Sampling(
             sampler="heun", steps=3, clip="none" if space == "latents" else "static"
         ),
     )

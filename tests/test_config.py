@@ -241,7 +241,7 @@ def test_wrong_flags(flags: list[str], message: str) -> None:
         (whole(mask="patch", fixed=True, shift=1), "fixed: a mirrored or shifted image"),
         (
             whole(mask="salient", fixed=True)
-            | {"space": {"kind": "latents"}, "preview": {"clip": "none"}},
+            | {"space": {"kind": "latents"}, "sampling": {"clip": "none"}},
             "fixed: latents are drawn anew",
         ),
         (whole(mask="patch", fixed=True, augment=0.1), "leave flip, shift and augment out"),
@@ -249,7 +249,7 @@ def test_wrong_flags(flags: list[str], message: str) -> None:
         (whole(clip_percentile=101), "clip_percentile 101: give a percentile from 0 to 100"),
         (whole(clip_percentile=float("nan")), "clip_percentile nan: give a percentile"),
         (
-            whole(augment=0.1) | {"space": {"kind": "latents"}, "preview": {"clip": "none"}},
+            whole(augment=0.1) | {"space": {"kind": "latents"}, "sampling": {"clip": "none"}},
             "augment 0.1: latents are computed once",
         ),
         (whole(temperature=0), "temperature 0: give a number above 0"),
@@ -262,14 +262,14 @@ def test_wrong_flags(flags: list[str], message: str) -> None:
         (whole() | {"train": {"check_every": -2}}, "train.check_every -2"),
         (whole() | {"train": {"keep": 0}}, "train.keep 0: give a number from 1 up"),
         (
-            whole() | {"noise": {"steps": 10}, "preview": {"steps": 20, "grid": "uniform"}},
-            "preview.steps 20: the noise has a grid of 10 levels",
+            whole() | {"noise": {"steps": 10}, "sampling": {"steps": 20, "grid": "uniform"}},
+            "sampling.steps 20: the noise has a grid of 10 levels",
         ),
-        (whole() | {"preview": {"snr": 0}}, "preview.snr 0: give a number above 0"),
-        (whole() | {"preview": {"sampler": "pc", "snr": 0.6}}, "preview.snr 0.6: give at most 0.5"),
+        (whole() | {"sampling": {"snr": 0}}, "sampling.snr 0: give a number above 0"),
+        (whole() | {"sampling": {"sampler": "pc", "snr": 0.6}}, "sampling.snr 0.6: give at most 0.5"),
         (
-            whole() | {"preview": {"sampler": "langevin", "corrections": 0}},
-            "preview.corrections 0: sampler langevin needs at least 1",
+            whole() | {"sampling": {"sampler": "langevin", "corrections": 0}},
+            "sampling.corrections 0: sampler langevin needs at least 1",
         ),
         (whole() | {"network": {"heads": 3}}, "width 128 is not divisible by network.heads 3"),
         (whole() | {"network": {"heads": 0}}, "width 128 is not divisible by network.heads 0"),
@@ -283,7 +283,7 @@ def test_wrong_flags(flags: list[str], message: str) -> None:
         (whole() | {"data": {"size": [30, 32]}}, "data.size 30×32 is not divisible by space.patch"),
         (whole() | {"data": {"size": [1, 2, 3]}}, "size '1 2 3': give one positive number"),
         (whole() | {"data": {"max_bad": 2}}, "data.max_bad 2: give a share"),
-        (whole() | {"preview": {"steps": 0}}, "preview.steps 0"),
+        (whole() | {"sampling": {"steps": 0}}, "sampling.steps 0"),
         ({"stages": {"a.b": {"images": 64}}}, "stage 'a.b': name it with letters"),
     ],
 )

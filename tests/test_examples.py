@@ -37,7 +37,7 @@ def brief(name: str) -> config.Run:
     stages = {stage: {"images": 64, "batch": 32} for stage in run.stages}
     train = {"check_every": -1, "threads": 1}
     changes = {"network": small, "stages": stages, "train": train}
-    changes["preview"] = {"count": 8, "steps": 2}
+    changes["sampling"] = {"count": 8, "steps": 2}
     return config.from_dict(config.Run, changes, "brief", run)
 
 

@@ -147,7 +147,7 @@ def test_samples_are_finite_and_in_range(
     assert (samples.shape, samples.dtype) == ((2, 16, 16, 3), np.uint8)
     assert decoded.isfinite().all()
     assert patches.std() > 0
-    if built.spec.preview.clip == "static":
+    if built.spec.sampling.clip == "static":
         assert patches.abs().max() <= 1
 
 
@@ -202,11 +202,11 @@ def recipe(images: Path, spec: config.ModelSpec) -> config.Run:
     never = {"log_every": 4, "sample_every": -1, "check_every": -1, "checkpoint_every": 8}
     run = config.from_dict(config.Run, {"stages": stages, "train": never}, "test: ")
     run.data = config.Data(source=str(images), held_out="none")
-    run.space, run.network, run.noise, run.preview = (
+    run.space, run.network, run.noise, run.sampling = (
         spec.space,
         spec.network,
         spec.noise,
-        spec.preview,
+        spec.sampling,
     )
     run.network.dropout = 0.1
     return run

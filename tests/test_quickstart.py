@@ -19,7 +19,7 @@ def test_minutes_are_shared() -> None:
     assert minutes == pytest.approx({"main": 4.0, "transfer": 1.0, "scratch": 1.0})
     assert parts["main"].train.seed == 3
     assert parts["transfer"].data.limit == parts["scratch"].data.limit == 1000
-    assert parts["main"].preview == config.preset("quickstart").preview
+    assert parts["main"].sampling == config.preset("quickstart").sampling
     with pytest.raises(UserError, match="--minutes"):
         quickstart.recipes(0.0, seed=0)
 

@@ -306,4 +306,4 @@ def test_studies_draw_their_samples_as_when_they_began(studies: Any, tmp_path: P
     systems, batches = studies("systems.py"), studies("batches.py")
     runs = [systems["recipe"](f"{name}_whole", 1.0, tmp_path) for name in ("dit", "uvit", "unet")]
     runs += [batches["recipe"](way, 1.0) for way in batches["WAYS"].values()]
-    assert {(run.preview.sampler, run.preview.steps) for run in runs} == {("euler", 30)}
+    assert {(run.sampling.sampler, run.sampling.steps) for run in runs} == {("euler", 30)}

@@ -134,7 +134,7 @@ def recipe(images: Path, folder: Path | str) -> config.Run:
                 "whole": {"images": 16, "batch": 8},
             },
             "train": {"threads": 1},
-            "preview": {"count": 4, "steps": 2, "sampler": "euler", "clip": "none"},
+            "sampling": {"count": 4, "steps": 2, "sampler": "euler", "clip": "none"},
         },
         "test: ",
     )
@@ -262,7 +262,7 @@ def test_damaged_weights(folder: Path, tmp_path: Path) -> None:
     ("flags", "words"),
     [
         (["--stages.masked.shift", "2"], "cannot be shifted|not shifted"),
-        (["--preview.clip", "static"], "clip static"),
+        (["--sampling.clip", "static"], "clip static"),
         (["--data.size", "18"], "18×18 is not divisible by space.patch 2 · space.factor 2"),
     ],
 )

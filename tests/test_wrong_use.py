@@ -345,7 +345,7 @@ def autoencoder(tmp_path: Path) -> Path:
 
 UNET = ("--network.kind", "unet", "--network.options.multipliers", 1, 1, 1, 1)
 LATENTS = ("--space.kind", "latents", "--space.patch", 1, "--space.factor", 2)
-LATENTS = (*LATENTS, "--preview.clip", "none")
+LATENTS = (*LATENTS, "--sampling.clip", "none")
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
@@ -359,7 +359,7 @@ LATENTS = (*LATENTS, "--preview.clip", "none")
             "9×9 is not divisible by space.patch 1 · 2^1 of the wavelets; give size 8",
         ),
         (("--noise.hidden_weight", 0.1), "which dit has not; use 0, or network.kind maskdit"),
-        (("--preview.guidance", 2, "--no-labels"), "network.labels is false; give guidance 1"),
+        (("--sampling.guidance", 2, "--no-labels"), "network.labels is false; give guidance 1"),
         (
             ("--noise.process", "ve"),
             "'flow' does not go with process ve",
@@ -396,7 +396,7 @@ def test_a_preset_with_guidance_and_images_without_labels(wrong: Wrong, tmp_path
     for more in (("--out", tmp_path / "run"), ("--dry-run",)):
         line = wrong(*command, *more, "--size", 16)
         assert "guides towards labels, and" in line
-        assert "one class for all is enough, or set --preview.guidance 1 to train without" in line
+        assert "one class for all is enough, or set --sampling.guidance 1 to train without" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -405,7 +405,7 @@ def test_one_class_for_all_is_enough(
 ) -> None:
     table = "".join(f"{path},person\n" for path in sorted(faces.rglob("*.png")))
     (tmp_path / "one.csv").write_text("path,label\n" + table)
-    flags = ["--config", small, "--data", tmp_path / "one.csv", "--preview.guidance", "2"]
+    flags = ["--config", small, "--data", tmp_path / "one.csv", "--sampling.guidance", "2"]
     assert main(["train", *map(str, flags), "--out", str(tmp_path / "run"), "--quiet"]) == 0
     assert main(["train", *map(str, flags), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.split("\n", 3)[3])["classes"] == 1

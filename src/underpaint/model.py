@@ -23,11 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from underpaint import backbones, config
+from underpaint import backbones, config, factory
 from underpaint import vae as autoencoders
-from underpaint.core import denoiser as denoisers
-from underpaint.core import samplers, schedules, spaces
+from underpaint.core import samplers, spaces
+from underpaint.core.denoiser import Denoiser
+from underpaint.core.guidance import guided
 from underpaint.core.masks import whole
+from underpaint.core.samplers import Sampling
 from underpaint.errors import UserError
 from underpaint.hardware import Precision, keep_freed_memory, pick_device, use_bf16
 from underpaint.vae import VAE
@@ -37,7 +39,6 @@ __all__ = [
     "build",
     "find",
     "load",
-    "network",
     "read_spec",
     "read_weights",
     "sha256",
@@ -50,7 +51,7 @@ class Model:
     """A denoiser with what is needed to use it on images."""
 
     def __init__(
-        self, spec: config.ModelSpec, denoiser: denoisers.Denoiser, space: spaces.Space
+        self, spec: config.ModelSpec, denoiser: Denoiser, space: spaces.Space
     ) -> None:
         self.spec = spec
         self.denoiser = denoiser
@@ -155,6 +156,11 @@ class Model:
         ids = [-1] * count if labels is None else self.label_ids(labels)
         return torch.tensor(ids, device=self.device)
 
+    @property
+    def sampling(self) -> Sampling:
+        """How it draws where nothing else is asked for."""
+        return factory.sampling(self.spec.sampling)
+
     @torch.inference_mode()
     def sample(
         self,
@@ -162,60 +168,52 @@ class Model:
         *,
         seed: int = 0,
         labels: Sequence[str | int] | None = None,
-        sampler: str | None = None,
-        steps: int | None = None,
-        grid: str | None = None,
-        guidance: float | None = None,
-        clip: str | None = None,
-        eta: float | None = None,
-        corrections: int | None = None,
-        snr: float | None = None,
         batch: int = 64,
         progress: Callable[[int, int], None] | None = None,
+        **changes: Any,
     ) -> np.ndarray:
         """Draw `n` images: uint8 [n, H, W, C].
 
         Sample i has the seed `seed + i` and depends on it alone, not on the batch or device count.
-        `labels` (names or numbers) are repeated to `n`; None draws without a label. What is None
-        is taken from the model's own defaults (`spec.preview`).
+        `labels` (names or numbers) are repeated to `n`; None draws without a label. `changes`:
+        fields of `core.samplers.Sampling` (sampler, steps, grid, guidance, clip, …) that shall
+        differ from the model's own. Raises UserError for settings that cannot work.
         """
-        own = self.spec.preview
-        sampler, grid, clip = sampler or own.sampler, grid or own.grid, clip or own.clip
-        steps = own.steps if steps is None else steps
-        guidance = own.guidance if guidance is None else guidance
-        eta = own.eta if eta is None else eta
-        langevin = samplers.Langevin(
-            own.corrections if corrections is None else corrections,
-            own.snr if snr is None else snr,
-        )
-        if self.vae is not None and clip != "none":
-            raise UserError(f"clip {clip}: latents are not bounded as pixels are; give clip none")
-        if n < 1 or steps < 1:
-            raise UserError(f"{n} samples in {steps} steps: both must be at least 1")
+        sampling = self.sampling_with(**changes)
+        if n < 1 or batch < 1:
+            raise UserError(f"{n} samples in batches of {batch}: both must be at least 1")
         ids = None if labels is None else self.label_ids(labels)
-        sigmas = samplers.sigmas(self.denoiser.process, steps, grid)
+        with factory.settings_of("sampling", config.Sampling):
+            sigmas = samplers.sigmas(self.denoiser.process, sampling.steps, sampling.grid)
         shape = (self.space.grid[0] * self.space.grid[1], self.space.patch_dim)
         images = np.empty((n, *self.spec.size, self.spec.channels), np.uint8)
         with evaluating(self.denoiser):
             for start in range(0, n, batch):
                 chosen = range(start, min(start + batch, n))
-                own_labels = None if ids is None else [ids[i % len(ids)] for i in chosen]
+                part = None if ids is None else [ids[i % len(ids)] for i in chosen]
                 source = samplers.SeededNoise([seed + i for i in chosen])
                 x = source.initial(shape).to(self.device) * float(sigmas[0])
-                x0 = samplers.sample(
-                    self._guided(own_labels, len(chosen), guidance),
-                    x,
-                    sigmas,
-                    sampler,
-                    noise=source.step,
-                    eta=eta,
-                    langevin=langevin,
-                    clip=clip,
-                )
+                guided_denoise = self._guided(part, len(chosen), sampling.guidance)
+                x0 = samplers.sample(guided_denoise, x, sigmas, sampling, noise=source.step)
                 images[start : chosen.stop] = spaces.to_uint8(self.images(x0)).cpu().numpy()
                 if progress:
                     progress(chosen.stop, n)
         return images
+
+    def sampling_with(self, **changes: Any) -> Sampling:
+        """The model's own way of drawing with these changes; what is None is left as it is.
+
+        Raises UserError for settings that cannot work, TypeError for an unknown name.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        with factory.settings_of("sampling", config.Sampling):
+            sampling = dataclasses.replace(self.sampling, **given)
+            sampling.check()
+        if self.vae is not None and sampling.clip != "none":
+            raise UserError(
+                f"clip {sampling.clip}: latents are not bounded as pixels are; give clip none"
+            )
+        return sampling
 
     def _guided(
         self, ids: list[int] | None, count: int, guidance: float
@@ -228,7 +226,7 @@ class Model:
             return self.denoiser.denoise(x, sigma, labels, mask)
 
         # guidance towards no label is no guidance: one call
-        return denoisers.guided(conditional, labels, null, guidance)
+        return guided(conditional, labels, null, guidance)
 
 
 @contextlib.contextmanager
@@ -244,23 +242,8 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 def build(spec: config.ModelSpec) -> Model:
     """A model with fresh weights. Raises UserError where the settings do not fit together."""
-    space = spaces.build(spec.space, spec.size, spec.channels)
-    backbone = network(spec)
-    backbones.check_hidden(backbone, spec.network, spec.noise)
-    process, prediction = schedules.build(spec.noise), denoisers.parameterisation(spec.noise)
-    return Model(spec, denoisers.Denoiser(backbone, process, prediction), space)
-
-
-def network(spec: config.ModelSpec) -> backbones.Backbone:
-    """The network alone, with fresh weights."""
-    space = spaces.build(spec.space, spec.size, spec.channels)
-    return backbones.build(
-        spec.network,
-        grid=space.grid,
-        patch_dim=space.patch_dim,
-        classes=len(spec.label_names) if spec.network.labels else 0,
-        patch=spec.space.patch,
-    )
+    space = factory.space(spec.space, spec.size, spec.channels)
+    return Model(spec, factory.denoiser(spec), space)
 
 
 # --- folders ---------------------------------------------------------------------------------

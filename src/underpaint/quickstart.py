@@ -26,7 +26,7 @@ def recipes(minutes: float, seed: int) -> dict[str, config.Run]:
     main = config.preset("quickstart")
     main.train.seed = seed
     if minutes < 1:  # a trial: pictures and checks shall not take longer than the training
-        main.train.check_images, main.preview.steps = 16, 10
+        main.train.check_images, main.sampling.steps = 16, 10
     whole_minutes = sum(stage.minutes for stage in main.stages.values())
     for stage in main.stages.values():
         stage.minutes *= SHARES["main"] * minutes / whole_minutes

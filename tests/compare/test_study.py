@@ -33,7 +33,7 @@ RECIPE = {
         "whole": {"minutes": 1, "batch": 8, "schedule": "cooldown"},
     },
     "train": {"sample_every": -1, "check_images": 8},
-    "preview": {"count": 4, "steps": 2, "sampler": "euler"},
+    "sampling": {"count": 4, "steps": 2, "sampler": "euler"},
 }
 STUDY: dict[str, Any] = {
     "recipe": "recipe.yaml",

@@ -29,7 +29,7 @@ def spec(network: str, prediction: str, process: str) -> config.ModelSpec:
         space=config.Space(patch=4),
         network=systems.network(network),
         noise=systems.process(process, prediction),
-        preview=config.Preview(sampler="euler", steps=3),
+        sampling=config.Sampling(sampler="euler", steps=3),
     )
 
 

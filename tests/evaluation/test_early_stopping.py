@@ -144,7 +144,7 @@ def train(folder: Path, images: np.ndarray, held_out: np.ndarray, length: int) -
             "whole": {"images": length, "batch": 64, "learning_rate": 5e-3, "warmup": 640},
         },
         "train": {"threads": 1, "sample_every": -1, "check_images": 64, "ema": 0.98},
-        "preview": {"count": 4, "steps": 2, "sampler": "euler"},
+        "sampling": {"count": 4, "steps": 2, "sampler": "euler"},
     }
     run = config.from_dict(config.Run, recipe, "test: ")
     return api.train(run, folder / "run", quiet=True, write_report=False)

@@ -55,7 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "network": {"width": 64, "depth": 3, "heads": 2},
             "stages": {"whole": {"images": 64, "batch": 8}},
             "train": {"threads": 1, "check_every": -1, "sample_every": -1, "ema": 0.9},
-            "preview": {"steps": 2, "sampler": "euler"},
+            "sampling": {"steps": 2, "sampler": "euler"},
         },
         "test: ",
     )

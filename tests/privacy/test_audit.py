@@ -20,7 +20,7 @@ network: {width: 48, depth: 3, heads: 4}
 stages:
   whole: {images: 9600, batch: 32, learning_rate: 3e-3, warmup: 100}
 train: {threads: 1, check_every: -1, sample_every: -1, ema: 0.9}
-preview: {count: 4, steps: 10, sampler: euler}
+sampling: {count: 4, steps: 10, sampler: euler}
 """
 IMAGES = 80
 

@@ -97,7 +97,7 @@ stages:
   masked: {images: 64, mask: patch, rate: 0.5, batch: 8}
   whole: {images: 64, batch: 8, warmup: 16}
 train: {threads: 1, check_every: -1, sample_every: -1}
-preview: {count: 4, steps: 2, sampler: euler}
+sampling: {count: 4, steps: 2, sampler: euler}
 """
 
 

@@ -56,7 +56,7 @@ def small_recipe(images: Path) -> config.Run:
                 "check_every": 40,
                 "checkpoint_every": 32,
             },
-            "preview": {"count": 4, "steps": 2, "sampler": "euler"},
+            "sampling": {"count": 4, "steps": 2, "sampler": "euler"},
         },
         "test: ",
     )

@@ -327,7 +327,7 @@ def real(
             "check_images": 64,
             "ema": 0.98,
         },
-        "preview": {"count": 4, "steps": 2, "sampler": "euler"},
+        "sampling": {"count": 4, "steps": 2, "sampler": "euler"},
     }
     run = config.from_dict(config.Run, recipe, "test: ")
     return api.train(run, folder / "run", quiet=True, write_report=False)

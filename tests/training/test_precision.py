@@ -103,7 +103,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "network": {"width": 64, "depth": 3, "heads": 2},
         "stages": {"whole": {"images": 640, "batch": 8}},
         "train": {"threads": 1, "precision": "fp32", "check_every": -1, "sample_every": -1},
-        "preview": {"steps": 2, "sampler": "euler"},
+        "sampling": {"steps": 2, "sampler": "euler"},
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNDERPAINT_CACHE", str(place / "cache"))

@@ -28,7 +28,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "maskdit": {"network": MASKDIT, "noise": EDM | {"hidden_weight": 0.1}},
     "score": {
         "noise": {"process": "ve", "prediction": "score", "time": "log-uniform"},
-        "preview": {"sampler": "pc"},
+        "sampling": {"sampler": "pc"},
     },
     "salient": {"stages": {"masked": {"mask": "salient", "reweight": True, "temperature": 0.5}}},
     "percentile clip": {"stages": {"masked": {"clip_percentile": 40}}, "train": {"microbatch": 4}},

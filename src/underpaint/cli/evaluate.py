@@ -19,7 +19,7 @@ COLUMNS = {"train": "train", "held_out": "held-out", "floor": "real images"}
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    """Flags; what is left out of sampling is taken from the model's own `preview` settings."""
+    """Flags; what is left out of sampling is taken from the model's own `sampling` settings."""
     add = parser.add_argument
     add(
         "source",
@@ -50,7 +50,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
     add("--steps", type=int, help="sampling steps (default: the model's own)")
     for name in ("sampler", "grid", "clip"):
-        add(f"--{name}", choices=choices(config.Preview, name), help="default: the model's own")
+        add(f"--{name}", choices=choices(config.Sampling, name), help="default: the model's own")
     add("--guidance", type=float, help="classifier-free guidance, 1: none (default: its own)")
     add("--eta", type=float, help="noise of the ancestral sampler (default: the model's own)")
     add(

@@ -22,21 +22,21 @@ MOST_COLUMNS = 10  # of labels in a grid
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    """Flags; what is left out is taken from the model's own `preview` settings."""
+    """Flags; what is left out is taken from the model's own `sampling` settings."""
     add = parser.add_argument
     add("model", metavar="RUN", help="a run, a checkpoint, an exported model or primer:NAME")
     add("-n", type=int, default=64, metavar="N", help="images (default: %(default)s)")
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
     add("--steps", type=int, help="sampling steps (default: the model's own)")
-    add("--sampler", choices=choices(config.Preview, "sampler"), help="default: the model's own")
+    add("--sampler", choices=choices(config.Sampling, "sampler"), help="default: the model's own")
     add(
         "--grid",
-        choices=choices(config.Preview, "grid"),
+        choices=choices(config.Sampling, "grid"),
         help="noise levels of the steps (default: its own)",
     )
     add(
         "--clip",
-        choices=choices(config.Preview, "clip"),
+        choices=choices(config.Sampling, "clip"),
         help="clipping of x0 (default: the model's own)",
     )
     add("--eta", type=float, help="noise of the ancestral sampler (default: the model's own)")
@@ -155,7 +155,7 @@ def _labels(model: Model, args: argparse.Namespace) -> list[str] | None:
 
 
 def _about(model: Model, args: argparse.Namespace) -> dict[str, Any]:
-    own = model.spec.preview
+    own = model.spec.sampling
     about = {"model": args.model, "weights": args.weights, "precision": model.precision}
     about["seed"] = args.seed
     for name in ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr"):

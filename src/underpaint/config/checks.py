@@ -19,7 +19,7 @@ def check(run: Run) -> None:
         _check_stage(f"stages.{name}", name, stage, run)
     check_data(run.data)
     _check_size("data.size", run.data.size, run.space)
-    network, train, preview = run.network, run.train, run.preview
+    network, train, sampling = run.network, run.train, run.sampling
     if network.heads < 1 or network.width < 1 or network.width % network.heads:
         raise UserError(
             f"network.width {network.width} is not divisible by network.heads {network.heads}; "
@@ -40,11 +40,11 @@ def check(run: Run) -> None:
         "train.checkpoint_every": (train.checkpoint_every, 0),
         "train.snapshots": (train.snapshots, 0),
         "train.keep": (train.keep, 1),
-        "preview.count": (preview.count, 1),
-        "preview.steps": (preview.steps, 1),
-        "preview.guidance": (preview.guidance, 0),
-        "preview.eta": (preview.eta, 0),
-        "preview.corrections": (preview.corrections, 0),
+        "sampling.count": (sampling.count, 1),
+        "sampling.steps": (sampling.steps, 1),
+        "sampling.guidance": (sampling.guidance, 0),
+        "sampling.eta": (sampling.eta, 0),
+        "sampling.corrections": (sampling.corrections, 0),
     }
     for place, (value, least) in small.items():
         _at_least(place, value, least)
@@ -59,31 +59,31 @@ def check(run: Run) -> None:
     for place, value in shares.items():
         if not 0 <= value < 1:
             raise UserError(f"{place} {value:g}: give a number from 0 to below 1")
-    if preview.grid == "uniform" and 0 < run.noise.steps < preview.steps:
+    if sampling.grid == "uniform" and 0 < run.noise.steps < sampling.steps:
         raise UserError(
-            f"preview.steps {preview.steps}: the noise has a grid of {run.noise.steps} levels "
-            "(noise.steps); give fewer steps or preview.grid karras or log-snr"
+            f"sampling.steps {sampling.steps}: the noise has a grid of {run.noise.steps} levels "
+            "(noise.steps); give fewer steps or sampling.grid karras or log-snr"
         )
-    if preview.sampler in ("langevin", "pc") and preview.snr > 0.5:  # samplers.LARGEST_SNR
+    if sampling.sampler in ("langevin", "pc") and sampling.snr > 0.5:  # samplers.LARGEST_SNR
         raise UserError(
-            f"preview.snr {preview.snr:g}: give at most 0.5, beyond which Langevin steps overshoot"
+            f"sampling.snr {sampling.snr:g}: give at most 0.5, beyond which Langevin steps overshoot"
         )
-    if preview.sampler == "langevin" and preview.corrections == 0:
-        raise UserError("preview.corrections 0: sampler langevin needs at least 1")
-    if run.space.kind == "latents" and preview.clip != "none":
+    if sampling.sampler == "langevin" and sampling.corrections == 0:
+        raise UserError("sampling.corrections 0: sampler langevin needs at least 1")
+    if run.space.kind == "latents" and sampling.clip != "none":
         raise UserError(
-            f"preview.clip {preview.clip}: latents are not bounded as pixels are; give clip none"
+            f"sampling.clip {sampling.clip}: latents are not bounded as pixels are; give clip none"
         )
-    if not network.labels and preview.guidance != 1:
+    if not network.labels and sampling.guidance != 1:
         raise UserError(
-            f"preview.guidance {preview.guidance:g} guides towards labels, and network.labels is "
+            f"sampling.guidance {sampling.guidance:g} guides towards labels, and network.labels is "
             "false; give guidance 1, or learn the labels"
         )
     if not 0 <= network.label_drop <= 1:
         raise UserError(f"network.label_drop {network.label_drop:g}: give a number from 0 to 1")
     for place, value in {
         "network.mlp_ratio": network.mlp_ratio,
-        "preview.snr": preview.snr,
+        "sampling.snr": sampling.snr,
         "noise.gamma": run.noise.gamma,
     }.items():
         _above_zero(place, value)
@@ -91,11 +91,11 @@ def check(run: Run) -> None:
 
 def check_labels(run: Run, source: str, label_names: tuple[str, ...]) -> None:
     """Raise UserError if the recipe guides towards labels that the images have not."""
-    if run.preview.guidance != 1 and not label_names:
+    if run.sampling.guidance != 1 and not label_names:
         raise UserError(
-            f"preview.guidance {run.preview.guidance:g} guides towards labels, and '{source}' has "
+            f"sampling.guidance {run.sampling.guidance:g} guides towards labels, and '{source}' has "
             "none; give them in a table 'path,label', where one class for all is enough, or set "
-            "--preview.guidance 1 to train without"
+            "--sampling.guidance 1 to train without"
         )
 
 

@@ -17,7 +17,7 @@ from underpaint.config.schema import (
     Data,
     Network,
     Noise,
-    Preview,
+    Sampling,
     Run,
     Space,
     Stage,
@@ -122,7 +122,7 @@ def _unknown(name: str, names: list[str], where: str) -> str:
     close = difflib.get_close_matches(name, names, 1, 0.6)
     if not close and not name.startswith("--"):
         sections = {"data": Data, "space": Space, "network": Network, "noise": Noise}
-        sections |= {"stages.NAME": Stage, "train": Train, "preview": Preview}
+        sections |= {"stages.NAME": Stage, "train": Train, "sampling": Sampling}
         sections |= {"stages.NAME.dp": DP}
         elsewhere = {f.name: s for s, cls in sections.items() for f in dataclasses.fields(cls)}
         close = difflib.get_close_matches(name, list(elsewhere), 1, 0.7)

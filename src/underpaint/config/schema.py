@@ -14,7 +14,7 @@ __all__ = [
     "ModelSpec",
     "Network",
     "Noise",
-    "Preview",
+    "Sampling",
     "Run",
     "Space",
     "Stage",
@@ -253,7 +253,7 @@ class Train:
 
 
 @dataclass(kw_only=True)
-class Preview:
+class Sampling:
     """How the run draws its sample grids, and the defaults of `underpaint sample`."""
 
     count: int = setting(32, "samples in a grid")
@@ -267,6 +267,10 @@ class Preview:
     eta: float = setting(1.0, "noise of the ancestral sampler (0: DDIM)")
     corrections: int = setting(1, "Langevin steps at each noise level (langevin, pc)")
     snr: float = setting(0.16, "size of a Langevin step: it adds 2·snr of the level's noise")
+    churn: float = setting(40.0, "noise that the churn sampler adds over all steps (EDM's S_churn)")
+    churn_min: float = setting(0.05, "noise level from which it adds some (churn)")
+    churn_max: float = setting(50.0, "noise level up to which it adds some (churn)")
+    churn_noise: float = setting(1.003, "scale of the added noise (churn)")
 
 
 @dataclass(kw_only=True)
@@ -279,7 +283,7 @@ class Run:
     noise: Noise = setting(Noise(), "noise process and objective")
     stages: dict[str, Stage] = setting({}, "the stages in their order, by name")
     train: Train = setting(Train(), "loop")
-    preview: Preview = setting(Preview(), "sample grids")
+    sampling: Sampling = setting(Sampling(), "sample grids")
 
 
 @dataclass(kw_only=True)
@@ -292,7 +296,7 @@ class ModelSpec:
     space: Space = setting(Space(), "space of the diffusion")
     network: Network = setting(Network(), "network")
     noise: Noise = setting(Noise(), "noise process")
-    preview: Preview = setting(Preview(), "defaults for sampling")
+    sampling: Sampling = setting(Sampling(), "defaults for sampling")
 
 
 def network_of(run: Run) -> Network:

@@ -238,7 +238,7 @@ def _model(
 ) -> Judged:
     folder = model.find(source)
     digests = model.read_card(folder)["sha256"]
-    own = {name: getattr(loaded.spec.preview, name) for name in SAMPLING}
+    own = {name: getattr(loaded.spec.sampling, name) for name in SAMPLING}
     labels, rule = _labels(loaded, real, seed)
     run = _run_of(folder)
     trained = config.load(run / "config.yaml") if run else None

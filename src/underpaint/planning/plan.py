@@ -234,7 +234,7 @@ def _evaluations(run: config.Run, images: Images, whole: float, budget: float) -
     """
     sides = 2 if images.held_out else 1
     kinds = len(run.stages)  # under the stage's mask, too
-    grid = run.preview.count * run.preview.steps * whole / 3
+    grid = run.sampling.count * run.sampling.steps * whole / 3
     check = kinds * sides * min(run.train.check_images, images.count) * BINS * whole / 3
     times = min(EVALUATIONS, int(EVALUATING * budget / (grid + check)))
     if times:

@@ -53,7 +53,7 @@ def text(plan: Plan, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-SECTIONS = ("data", "space", "network", "noise", "stages", "train", "preview")
+SECTIONS = ("data", "space", "network", "noise", "stages", "train", "sampling")
 ALWAYS = {  # settings that one looks for, also where they are as without the file
     *("source", "size", "channels", "patch", "kind", "width", "depth", "heads", "labels"),
     *("process", "prediction", "time", "images", "mask", "rate", "batch", "learning_rate"),

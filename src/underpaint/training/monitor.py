@@ -176,7 +176,7 @@ def draw_samples(
     name = f"images_{progress.images:012d}.png"
     names = learner.averaged.label_names
     columns = min(len(names), 10) or 8
-    rows = max(1, run.preview.count // columns)
+    rows = max(1, run.sampling.count // columns)
     labels = list(range(columns)) if names else None
     images = learner.averaged.sample(rows * columns, seed=0, labels=labels)
     captions = list(names[:columns]) if names else None

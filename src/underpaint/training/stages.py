@@ -97,7 +97,7 @@ def plans(
             space=run.space,
             network=config.network_of(run),
             noise=run.noise,
-            preview=run.preview,
+            sampling=run.sampling,
         )
         space = spaces.build(spec.space, spec.size, spec.channels)
         with torch.device("meta"):  # no weight is allocated

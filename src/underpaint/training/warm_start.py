@@ -29,13 +29,13 @@ FREE = {
 
 
 def adopt(run: config.Run, source: str) -> config.Run:
-    """The recipe with the space, network, noise and previews of the model in `source`."""
+    """The recipe with the space, network, noise and sampling settings of the model in `source`."""
     spec = read_spec(find(source))
     network = dataclasses.replace(spec.network, labels=run.network.labels)
     data = run.data if run.data.size else dataclasses.replace(run.data, size=spec.size)
     data = dataclasses.replace(data, channels=spec.channels)
     return dataclasses.replace(
-        run, data=data, space=spec.space, network=network, noise=spec.noise, preview=spec.preview
+        run, data=data, space=spec.space, network=network, noise=spec.noise, sampling=spec.sampling
     )
 
 
