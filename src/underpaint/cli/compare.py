@@ -28,6 +28,7 @@ def arguments(parser: Parser, verb: str) -> None:
         help="for the runs of a study, results.json and comparison.html (default: studies/ and its "
         "name; of runs that exist nothing is written without it)",
     )
+    add("--overwrite", action="store_true", help="replace other results that are in --out")
     add("--workers", type=int, default=0, metavar="N", help="runs at once (default: the cores)")
     add_output(parser)
 
@@ -50,10 +51,17 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         if out.exists() and not out.is_dir():
             raise UserError(f"{out}: is a file; choose another --out")
         told = console(stderr=True, quiet=args.quiet)
-        results = conduct.conduct(chosen, out, workers=args.workers, say=told.print)
+        results = conduct.conduct(
+            chosen, out, workers=args.workers, overwrite=args.overwrite, say=told.print
+        )
     else:
+        from underpaint.io import check_new, check_place
         from underpaint.judge import existing
+        from underpaint.judge.conduct import RESULTS
 
+        if out is not None:
+            check_new([out / name for name in RESULTS], args.overwrite)
+            check_place(out)
         results = existing.compare(args.sources)
     page = None
     if out is not None:

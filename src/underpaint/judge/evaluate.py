@@ -24,6 +24,7 @@ from underpaint._version import __version__
 from underpaint.data import Dataset, cache
 from underpaint.errors import UserError
 from underpaint.hardware import Precision
+from underpaint.io import replace_text
 from underpaint.judge import features, stream
 from underpaint.judge.scorecard import SAMPLING, digest, score_all
 from underpaint.training import distributed
@@ -140,7 +141,7 @@ def evaluate(
     file = judged.store.parent / f"scores-{digest(json.dumps(result['protocol']))}.json"
     result = {"source": judged.source, **result, "file": str(file)}
     with cache.writing(file.parent):
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        replace_text(file, json.dumps(result, indent=1) + "\n")
     return result
 
 

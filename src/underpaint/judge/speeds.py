@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from underpaint import config
+from underpaint.io import replace_text, writing
 from underpaint.training import distributed, stages
 from underpaint.training.minutes import speed
-from underpaint.training.state import replace_text, writing
 
 __all__ = ["measured", "paired"]
 

@@ -9,13 +9,13 @@ stopped goes on with the missing blocks, more images later add blocks, and the p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from underpaint.data import cache
+from underpaint.io import replacing
 from underpaint.judge.features import Extractor
 from underpaint.training.distributed import World
 
@@ -80,11 +80,5 @@ def _read(folder: Path, start: int, size: int) -> np.ndarray | None:
 
 
 def _write(path: Path, features: np.ndarray) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with cache.writing(path.parent):
-            with part.open("wb") as file:
-                np.save(file, features)
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with cache.writing(path.parent), replacing(path) as part, part.open("wb") as file:
+        np.save(file, features)

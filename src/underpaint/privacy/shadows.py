@@ -25,7 +25,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -36,12 +35,12 @@ from numpy.typing import NDArray
 from underpaint import config, model
 from underpaint.data import Dataset, cache, sealed
 from underpaint.errors import Interrupted, UserError
+from underpaint.io import numbered, replace_text
 from underpaint.privacy import memorisation
 from underpaint.privacy.sides import Images, Sides
 from underpaint.privacy.statistics import auc
 from underpaint.training import train
 from underpaint.training.draws import key
-from underpaint.training.state import replace_text
 
 __all__ = ["LEAST", "PAIRED", "Shadow", "calibrate", "ground", "rule", "train_all"]
 
@@ -226,22 +225,21 @@ def _train(
         for name, stage in recipe.stages.items()
     }
     run = dataclasses.replace(recipe, stages=stages, data=config.Data())
-    begun = (folder / "run" / "checkpoints" / "LATEST").is_file()
-    if not begun:
-        shutil.rmtree(folder / "run", ignore_errors=True)
+    begun = bool(numbered(folder / "run" / "checkpoints"))
     try:
         train(
             None if begun else run,
             folder / "run",
             start=None if begun else start,
             resume=begun,
+            overwrite=not begun,
             quiet=quiet,
         )
     except Interrupted:
         raise Interrupted("the same command goes on with the shadow models") from None
-    for optimiser in (folder / "run").glob("checkpoints/*/optimizer.pt"):
-        optimiser.unlink()  # has served, and is the larger half
     replace_text(folder / "done", "")
+    for checkpoint in numbered(folder / "run" / "checkpoints"):
+        (checkpoint / "optimizer.pt").unlink(missing_ok=True)  # has served, and is the larger half
     return folder / "run"
 
 
