@@ -298,7 +298,7 @@ class RunFolder:
         """Delete checkpoints up to `latest`, but for `keep`, the best and the ends of stages."""
         past = [folder for folder in numbered(self.checkpoints) if folder.name <= latest]
         for folder in past[: -max(1, keep)]:
-            if folder.name != f"{best:012d}" and not _stays(folder):
+            if not (best and folder.name == f"{best:012d}") and not _stays(folder):
                 _delete(folder)
 
 
