@@ -127,7 +127,7 @@ class RunFolder:
             return
         if not is_marked(self.path, "run"):
             raise UserError(
-                f"{self.path}: holds files and is no run that underpaint began (it has no {MARK} "
+                f"{self.path}: holds files and is not a run that underpaint began (it has no {MARK} "
                 "file); choose another --out"
             )
         if not overwrite:
