@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from underpaint import config, pictures
 from underpaint.data import Dataset, Sealed
+from underpaint.io import replacing, writing
 from underpaint.model import Model
 from underpaint.training.log import Log
 from underpaint.training.stages import Plan
-from underpaint.training.state import Progress, RunFolder, writing
+from underpaint.training.state import Progress, RunFolder
 from underpaint.training.step import training_flops
 from underpaint.training.train_state import Learner
 
@@ -183,6 +184,8 @@ def draw_samples(
     with writing(folder.samples, folder.advice):
         pictures.grid(images, columns, captions).save(folder.samples / name)
     health = None if check is None else check.health(images, (progress.images, log.total))
+    with writing(folder.samples, folder.advice), replacing(folder.samples / name) as temporary:
+        pictures.grid(images, columns, captions).save(temporary, "PNG")
     log.metric(
         "sample",
         stage=plan.name,

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["key"]
+__all__ = ["seed_from"]
 
 
-def key(*parts: int | str) -> int:
+def seed_from(*parts: int | str) -> int:
     """A 63-bit seed from the parts, by BLAKE2b (equal parts, equal seed; else independent)."""
     text = "/".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

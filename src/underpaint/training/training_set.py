@@ -1,0 +1,202 @@
+"""The images of a stage as training sees them: visible patches at positions.
+
+Three kinds: decoded images and latents here, sealed data in their wing. What they share is the
+protocol `TrainingSet`; nothing that trains or measures knows which one it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from underpaint import config
+from underpaint.core import augmentation, masks, salient, spaces
+from underpaint.core.masks import Mask, MaskSpec
+from underpaint.data import Dataset, augment, fixed_masks
+from underpaint.data.latents import Latents
+from underpaint.training.seeding import seed_from
+
+__all__ = ["Array", "Examples", "ImageSet", "LatentSet", "TrainingSet", "Visible"]
+
+Ids = NDArray[np.int64]
+
+
+class Visible(NamedTuple):
+    """What a step sees of its images, before any noise."""
+
+    patches: Tensor  # [B, V, P]
+    mask: Mask
+    condition: Tensor | None = None  # [B, D] of the augmentation, if the stage has any
+    hidden: Tensor | None = None  # [B, N − V, P], where the loss asks for it
+
+
+class Examples(Protocol):
+    """Fixed images to measure a network on: nothing is augmented, latents are at their means."""
+
+    def __len__(self) -> int: ...
+
+    def batch(
+        self, part: slice, spec: MaskSpec, generator: torch.Generator
+    ) -> tuple[Tensor, Mask]:
+        """The visible patches [b, V, P] of a part of them and their masks, drawn by `spec`.
+
+        Sealed data have masks of their own.
+        """
+
+
+class TrainingSet(Protocol):
+    """The images of one stage."""
+
+    spec: MaskSpec  # of the stage
+    size: tuple[int, int]  # height, width in pixels
+    channels: int
+    labels: Ids  # [n], −1 unlabelled
+    label_names: tuple[str, ...]
+    train_ids: Ids
+    held_out_ids: Ids
+    key: str  # names the content
+    images: NDArray[np.uint8] | None  # [n, H, W, C] whole images, where there are some
+
+    def visible(self, ids: Ids, rate: float, seed: int, generator: torch.Generator) -> Visible:
+        """What a step sees of the images `ids`, on the generator's device.
+
+        A pure function of its arguments: augmentation follows from `seed`, masks from `generator`.
+        """
+
+    def examples(self, ids: Ids) -> Examples:
+        """These images as they are, to measure on."""
+
+    def content(self, image: int) -> str:
+        """Names one image by what is known of its pixels."""
+
+    def file_names(self, ids: Ids) -> list[str]:
+        """The sha256 of the images' files; none where they are not known."""
+
+
+class Array:
+    """Images in memory as examples: uint8 [n, H, W, C], or latents float32 [n, c, h, w]."""
+
+    def __init__(self, images: np.ndarray, space: spaces.Space) -> None:
+        self.images, self.space = images, space
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(
+        self, part: slice, spec: MaskSpec, generator: torch.Generator
+    ) -> tuple[Tensor, Mask]:
+        """Visible patches and masks, see `Examples`."""
+        images, grid = np.ascontiguousarray(self.images[part]), self.space.grid
+        uint8 = images.dtype == np.uint8
+        planes = spaces.from_uint8(images) if uint8 else torch.from_numpy(images)
+        contrast = salient.local_variance(planes, grid) if spec.kind == "salient" else None
+        mask = masks.draw(spec, grid, len(planes), generator, contrast=contrast)
+        return masks.gather(self.space.encode(planes), mask.visible), mask
+
+
+@dataclass
+class ImageSet:
+    """Decoded images; `mask_key`: of fixed masks that are those of sealed data."""
+
+    dataset: Dataset
+    stage: config.Stage
+    space: spaces.Space
+    spec: MaskSpec
+    mask_key: bytes | None = None
+    keep_hidden: bool = False  # whether the loss looks at hidden patches, too
+
+    def __post_init__(self) -> None:
+        dataset = self.dataset
+        self.size, self.channels = dataset.size, dataset.channels
+        self.labels, self.label_names = dataset.labels, dataset.label_names
+        self.train_ids, self.held_out_ids = dataset.train_ids, dataset.held_out_ids
+        self.key = dataset.key
+        self.images: NDArray[np.uint8] | None = dataset.images
+
+    def visible(self, ids: Ids, rate: float, seed: int, generator: torch.Generator) -> Visible:
+        """Patches and masks of a step, see `TrainingSet`."""
+        device, grid, spec = generator.device, self.space.grid, self.spec.at(rate)
+        planes, condition = self._planes(ids, np.random.default_rng(seed), seed)
+        planes = planes.to(device)  # [B, C, H, W]
+        contrast = salient.local_variance(planes, grid) if spec.kind == "salient" else None
+        mask = masks.draw(
+            spec, grid, len(ids), self._generator(ids, generator), device=device, contrast=contrast
+        )
+        x0_patches = self.space.encode(planes)  # [B, N, P]
+        hidden = None
+        if self.keep_hidden and mask.hidden is not None:
+            hidden = masks.gather(x0_patches, mask.hidden)
+        condition = None if condition is None else condition.to(device)
+        return Visible(masks.gather(x0_patches, mask.visible), mask, condition, hidden)
+
+    def examples(self, ids: Ids) -> Examples:
+        """See `TrainingSet`."""
+        return Array(self.dataset.batch(ids), self.space)
+
+    def content(self, image: int) -> str:
+        """The sha256 of the pixels."""
+        return self.dataset.pixel_digests[image].tobytes().hex()
+
+    def file_names(self, ids: Ids) -> list[str]:
+        """See `TrainingSet`."""
+        return [self.dataset.file_digests[i].tobytes().hex() for i in ids.tolist()]
+
+    def _generator(
+        self, ids: Ids, generator: torch.Generator
+    ) -> torch.Generator | Sequence[torch.Generator]:
+        """What masks are drawn from: fixed ones follow from the image alone, whatever the epoch."""
+        if not self.stage.fixed:
+            return generator
+        return [torch.Generator().manual_seed(self._mask_seed(i)) for i in ids.tolist()]
+
+    def _mask_seed(self, image: int) -> int:
+        if self.mask_key is not None:
+            return fixed_masks.seed(
+                self.mask_key, self.dataset.pixel_digests[image].tobytes()
+            )
+        return seed_from("mask", self.content(image))
+
+    def _planes(
+        self, ids: Ids, rng: np.random.Generator, seed: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The augmented images in [-1, 1], float32 [B, C, H, W], and how they were augmented."""
+        stage, images = self.stage, self.dataset.batch(ids)
+        if stage.flip or stage.shift:
+            images = augment(images, rng, stage.flip, stage.shift)
+        planes = spaces.from_uint8(images)
+        if not stage.augment:
+            return planes, None
+        # draws of their own: what flip and shift do does not depend on augment
+        changes = augmentation.draw(
+            np.random.default_rng(seed_from(seed, "augment")),
+            len(ids),
+            stage.augment,
+            square=planes.shape[2] == planes.shape[3],
+            colour=planes.shape[1] == 3,
+        )
+        return augmentation.apply(planes, changes), augmentation.condition(changes)
+
+
+@dataclass
+class LatentSet(ImageSet):
+    """Latents of an autoencoder, drawn anew at each step."""
+
+    def _planes(
+        self, ids: Ids, rng: np.random.Generator, seed: int
+    ) -> tuple[Tensor, Tensor | None]:
+        return torch.from_numpy(self._latents.draw(ids, rng, self.stage.flip)), None
+
+    def examples(self, ids: Ids) -> Examples:
+        """The means of the latents."""
+        return Array(self._latents.means(ids), self.space)
+
+    @property
+    def _latents(self) -> Latents:
+        assert self.dataset.latents is not None
+        return self.dataset.latents
