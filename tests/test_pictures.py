@@ -131,5 +131,5 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         lambda path: save_folder(path, some(1), [0]),
         lambda path: save_npz(path, some(1), [0]),
     ):
-        with pytest.raises(UserError, match=r"cannot be written .*give another --out"):
+        with pytest.raises(UserError, match=r"cannot be written .*choose another --out"):
             save(tmp_path / "file" / "x")

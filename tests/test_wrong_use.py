@@ -206,7 +206,8 @@ def test_damaged_weights(
     faces: Path,
     tmp_path: Path,
 ) -> None:
-    damage(checkpoint(copy) / "ema.safetensors")
+    for folder in (copy / "checkpoints").glob("0*"):
+        damage(folder / "ema.safetensors")
     out = tmp_path / "x.png"
     for source in (copy, checkpoint(copy)):
         assert "safetensors" in wrong("sample", source, "--out", out)
@@ -217,7 +218,9 @@ def test_damaged_weights(
 
 @pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"model": {"network": {"wdth": 3}}})])
 def test_a_damaged_description(text: str, copy: Path, wrong: Wrong, tmp_path: Path) -> None:
-    (checkpoint(copy) / "config.json").write_text(text)
+    for folder in (copy / "checkpoints").glob("0*"):
+        (folder / "config.json").write_text(text)
+    wrong("sample", checkpoint(copy), "--out", tmp_path / "x.png")
     wrong("sample", copy, "--out", tmp_path / "x.png")
 
 
@@ -294,7 +297,8 @@ def test_no_space(
     monkeypatch.setattr(Image.Image, "save", full)
     for out in (tmp_path / "x.png", tmp_path / "folder"):
         line = wrong("sample", trained, "-n", 2, "--out", out)
-        assert f"{out}: cannot be written (No space left on device)" in line
+        assert f"no space left for {out}; free some, or choose another --out" in line
+        assert not list(tmp_path.iterdir())
 
 
 # --- sampling ----------------------------------------------------------------------------------

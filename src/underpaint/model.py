@@ -11,11 +11,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,14 +31,18 @@ from underpaint.core import samplers, schedules, spaces
 from underpaint.core.masks import whole
 from underpaint.errors import UserError
 from underpaint.hardware import Precision, keep_freed_memory, pick_device, use_bf16
+from underpaint.io import numbered
 from underpaint.vae import VAE
 
 __all__ = [
+    "Found",
     "Model",
     "build",
+    "damage_of",
     "find",
     "load",
     "network",
+    "newest",
     "read_spec",
     "read_weights",
     "sha256",
@@ -267,7 +272,11 @@ def network(spec: config.ModelSpec) -> backbones.Backbone:
 
 
 def find(source: str | Path) -> Path:
-    """The model's folder behind a run, a checkpoint, an exported folder or `primer:NAME`."""
+    """The model's folder behind a run, a checkpoint, an exported folder or `primer:NAME`.
+
+    Of a run the checkpoint that `newest` finds; a note is said on stderr. Raises UserError if there
+    is none.
+    """
     text = str(source)
     if text.startswith("primer:"):
         primers = Path(str(resources.files("underpaint"))) / "primers"
@@ -281,16 +290,72 @@ def find(source: str | Path) -> Path:
         raise UserError(f"{text}: no such folder; give a run, a checkpoint or an exported model")
     if (folder / "config.json").is_file():
         return folder
-    latest = folder / "checkpoints" / "LATEST"
-    if latest.is_file():
-        checkpoint = folder / "checkpoints" / latest.read_text(encoding="utf-8").strip()
-        if (checkpoint / "config.json").is_file():
-            return checkpoint
-        raise UserError(f"{text}: its last checkpoint, {checkpoint.name}, is missing or incomplete")
+    if numbered(folder / "checkpoints"):
+        found = newest(folder)
+        if found.note:
+            _warn(found.note)
+        return found.folder
     raise UserError(
-        f"{text}: holds no model (no config.json and no checkpoints/LATEST); "
+        f"{text}: holds no model (no config.json and no checkpoints); "
         "give a run, a checkpoint or an exported model"
     )
+
+
+class Found(NamedTuple):
+    """A checkpoint, and in `note` why it is not the one that LATEST names; empty if it is."""
+
+    folder: Path
+    note: str
+
+
+def newest(run: Path, damage: Callable[[Path], str] | None = None) -> Found:
+    """The checkpoint that LATEST names or, if that is none or damaged, the newest whole one.
+
+    `damage`: says what is wrong with a checkpoint (default: `damage_of`). Raises UserError if none
+    is whole.
+    """
+    pointer = run / "checkpoints" / "LATEST"
+    there = {folder.name: folder for folder in reversed(numbered(pointer.parent))}
+    problems = []
+    try:
+        name = pointer.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        name = ""
+        problems.append(f"{pointer} is missing")
+    except (OSError, ValueError):
+        name = ""
+        problems.append(f"{pointer} cannot be read")
+    if name not in there and not problems:
+        problems.append(f"{pointer} {'names no checkpoint of this run' if name else 'is empty'}")
+    for folder in sorted(there.values(), key=lambda folder: folder.name != name):
+        reason = (damage or damage_of)(folder)
+        if not reason:
+            whole = f"using {folder.name}, the newest whole checkpoint"
+            return Found(folder, f"{'; '.join(problems)}; {whole}" if problems else "")
+        problems.append(f"{folder} is damaged ({reason})")
+    raise UserError(
+        f"{run}: none of its checkpoints can be used: {'; '.join(problems[:2])}; "
+        "give another model, or train again into another folder"
+    )
+
+
+@cache
+def _warn(note: str) -> None:
+    """Say it on stderr, once a process; a program may hear it as a record of logging."""
+    logging.getLogger("underpaint").warning(note)
+
+
+def damage_of(folder: Path) -> str:
+    """What is wrong with the files of a model's folder; empty if all of them are whole."""
+    try:
+        digests = read_card(folder)["sha256"]
+        missing = [name for name in digests if not (folder / name).is_file()]
+        if not digests or missing:
+            return f"{missing[0]} is missing" if missing else "config.json names no weights"
+        changed = [name for name, digest in digests.items() if sha256(folder / name) != digest]
+    except (UserError, KeyError, AttributeError, TypeError):
+        return "config.json is missing or damaged"
+    return f"{changed[0]} was cut short or changed, its checksum differs" if changed else ""
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -8,11 +8,10 @@ in text chunks, an array in its `about` entry.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from underpaint.errors import UserError
+from underpaint.io import filling, replacing, writing
 
-__all__ = ["grid", "read_about", "save_folder", "save_grid", "save_npz", "writable"]
+__all__ = ["grid", "names", "read_about", "save_folder", "save_grid", "save_npz"]
 
 NARROWEST, WIDEST = 600, 1000  # pixels of a sheet
 GAP = 4
@@ -72,9 +71,19 @@ def save_grid(
     about: About | None = None,
 ) -> None:
     """Write a grid as PNG with `about` in its text chunks. Raises UserError if it cannot be."""
-    with writable(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        grid(images, columns, labels).save(path, "PNG", pnginfo=_chunks(about or {}))
+        with replacing(path) as temporary:
+            grid(images, columns, labels).save(temporary, "PNG", pnginfo=_chunks(about or {}))
+
+
+def names(seeds: Sequence[int], labels: Sequence[str | None] | None = None) -> list[str]:
+    """What `save_folder` calls the images: `seed00000007_LABEL.png`."""
+    found = []
+    for seed, label in zip(seeds, labels or [None] * len(seeds), strict=True):
+        ending = "" if label is None else "_" + re.sub(r"[^\w.-]+", "-", label)
+        found.append(f"seed{seed:08d}{ending}.png")
+    return found
 
 
 def save_folder(
@@ -84,20 +93,20 @@ def save_folder(
     labels: Sequence[str | None] | None = None,
     about: About | None = None,
 ) -> list[Path]:
-    """Write one PNG an image, `seed00000007_LABEL.png`, and return their paths.
+    """Write one PNG an image, called as in `names`, and return their paths.
 
-    `about` and the image's own seed and label are in its text chunks.
+    `about` and the image's seed and label are in its text chunks. Raises UserError if they cannot
+    be written; then none of them is there.
     """
-    paths = []
-    with writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    files = names(seeds, labels)
+    with writing(folder), filling(folder) as temporary:
         for i, (pixels, seed) in enumerate(zip(images, seeds, strict=True)):
             label = labels[i] if labels is not None else None
-            own = {**(about or {}), "seed": seed} | ({"label": label} if label is not None else {})
-            ending = "" if label is None else "_" + re.sub(r"[^\w.-]+", "-", label)
-            paths.append(folder / f"seed{seed:08d}{ending}.png")
-            _picture(pixels).save(paths[-1], "PNG", pnginfo=_chunks(own))
-    return paths
+            chunks = {**(about or {}), "seed": seed} | (
+                {"label": label} if label is not None else {}
+            )
+            _picture(pixels).save(temporary / files[i], "PNG", pnginfo=_chunks(chunks))
+    return [folder / name for name in files]
 
 
 def save_npz(
@@ -115,9 +124,9 @@ def save_npz(
     }
     if labels is not None:
         arrays["labels"] = np.asarray([label or "" for label in labels])
-    with writable(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -125,18 +134,6 @@ def read_about(path: Path) -> dict[str, str]:
     """The text chunks of a PNG that this module wrote."""
     with Image.open(path) as image:
         return {str(k): str(v) for k, v in image.info.items() if isinstance(v, str)}
-
-
-@contextlib.contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a UserError that names the `--out` path."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"{path}: cannot be written ({reason}); give another --out") from None
 
 
 def _picture(pixels: Images) -> Image.Image:

@@ -275,7 +275,7 @@ def test_every_flipped_byte_is_found_and_named(make: Callable[..., Path]) -> Non
 def test_chunks_tell_which_images_changed(
     make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("underpaint.data.seal.CHUNK", 2100)  # ten records of 201 bytes
+    monkeypatch.setattr("underpaint.sealed.writer.CHUNK", 2100)  # ten records of 201 bytes
     path = make()
     data = bytearray(path.read_bytes())
     data[sealed.HEADER + 25 * 201] ^= 128

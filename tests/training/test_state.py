@@ -4,15 +4,18 @@ import dataclasses
 import errno
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
+from tests.training import runs
 from tests.training.runs import metrics
 from underpaint import config, model
 from underpaint.errors import UserError
+from underpaint.io import writing
 from underpaint.training import state, train
 
 
@@ -56,7 +59,9 @@ def test_what_the_system_refuses_to_write_is_one_line(large: str, tmp_path: Path
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(folder.checkpoints.iterdir())
     folder.save(spec, model, model, optimizer, state.Progress(), 1, {})
-    assert torch.equal(state.read_optimizer(folder.latest())["w"]["exp_avg"], own["optimizer"])
+    assert torch.equal(
+        state.read_optimizer(folder.latest().folder)["w"]["exp_avg"], own["optimizer"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +75,7 @@ def test_what_the_system_refuses_to_write_is_one_line(large: str, tmp_path: Path
 def test_the_systems_reason_is_found(error: Exception, number: int | None, tmp_path: Path) -> None:
     expected = UserError if number else type(error)
     match = "no space left" if number else "HeaderTooLarge"
-    with pytest.raises(expected, match=match), state.writing(tmp_path):
+    with pytest.raises(expected, match=match), writing(tmp_path):
         raise error
 
 
@@ -79,8 +84,10 @@ def test_the_systems_reason_is_found(error: Exception, number: int | None, tmp_p
 def test_damaged_weights_are_refused(
     recipe: config.Run, tmp_path: Path, name: str, damage: str
 ) -> None:
+    """Of a checkpoint by name; of a run the one before is used, and that is said."""
     out = train(recipe, tmp_path / "run", quiet=True)
-    path = model.find(out) / name
+    last = model.find(out)
+    path = last / name
     content = bytearray(path.read_bytes())
     if damage == "missing":
         path.unlink()
@@ -90,18 +97,115 @@ def test_damaged_weights_are_refused(
         content[-5] ^= 1
         path.write_bytes(content)
     with pytest.raises(UserError, match="checksum"):
-        model.load(out, weights=name.split(".")[0])  # type: ignore[arg-type]
+        model.load(last, weights=name.split(".")[0])  # type: ignore[arg-type]
+    folder, note = model.newest(out)
+    assert folder.name == "000000000128"
+    what = f"{name} is missing" if damage == "missing" else f"{name} was cut short or changed"
+    assert note.startswith(f"{last} is damaged ({what}")
+    assert note.endswith("using 000000000128, the newest whole checkpoint")
+    model.load(out)
 
 
-@pytest.mark.parametrize("name", ["config.json", "state.json", "optimizer.pt"])
-def test_other_damage_is_refused_when_resuming(
-    recipe: config.Run, tmp_path: Path, name: str
+@pytest.mark.parametrize(
+    "name", ["config.json", "state.json", "optimizer.pt", "ema.safetensors", "model.safetensors"]
+)
+@pytest.mark.parametrize("damage", ["short", "missing"])
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(
+    recipe: config.Run, tmp_path: Path, name: str, damage: str
 ) -> None:
     out = train(recipe, tmp_path / "run", quiet=True)
+    before = runs.weights(out)
     path = model.find(out) / name
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        train(None, out, resume=True, quiet=True)
+    content = path.read_bytes()[:-40]
+    path.unlink()
+    if damage == "short":
+        path.write_bytes(content)
+    train(None, out, resume=True, quiet=True)
+    text = (out / "log.txt").read_text()
+    assert f"{path.parent} is damaged ({name} " in text
+    assert "using 000000000128, the newest whole checkpoint" in text
+    after = runs.weights(out)  # the last one is there again
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_a_flipped_bit_of_the_optimizer_is_found(recipe: config.Run, tmp_path: Path) -> None:
+    out = train(recipe, tmp_path / "run", quiet=True)
+    path = model.find(out) / "optimizer.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert state.RunFolder(out).latest().folder.name == "000000000128"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "LATEST is empty"),
+        (None, "LATEST is missing"),
+        ("my-best", "LATEST names no checkpoint of this run"),
+        ("../../other/checkpoints/000000000096", "LATEST names no checkpoint of this run"),
+        ("000000000999", "LATEST names no checkpoint of this run"),
+        ("٠٠٠٠٠٠٠٠٠٠٩٦", "LATEST names no checkpoint of this run"),
+    ],
+)
+def test_a_latest_that_is_not_to_be_believed(
+    recipe: config.Run, tmp_path: Path, text: str | None, said: str
+) -> None:
+    out = train(recipe, tmp_path / "run", quiet=True)
+    shutil.copytree(out, tmp_path / "other")
+    checkpoints = out / "checkpoints"
+    shutil.copytree(checkpoints / "000000000096", checkpoints / "my-best")
+    there = {p.name for p in checkpoints.iterdir()}
+    (checkpoints / "LATEST").unlink()
+    if text is not None:
+        (checkpoints / "LATEST").write_text(text)
+    folder, note = model.newest(out)
+    assert folder == checkpoints / "000000000160"
+    assert said in note
+    train(None, out, resume=True, quiet=True)
+    assert said in (out / "log.txt").read_text()
+    assert (checkpoints / "LATEST").read_text() == "000000000160\n"
+    assert {p.name for p in checkpoints.iterdir()} == there
+
+
+def test_where_no_checkpoint_is_whole(recipe: config.Run, tmp_path: Path) -> None:
+    out = train(recipe, tmp_path / "run", quiet=True)
+    for folder in (out / "checkpoints").glob("0*"):
+        (folder / "ema.safetensors").unlink()
+    for attempt in (lambda: model.find(out), lambda: train(None, out, resume=True, quiet=True)):
+        with pytest.raises(UserError, match="none of its checkpoints can be used"):
+            attempt()
+    assert len(list((out / "checkpoints").glob("0*"))) == 3
+
+
+def test_what_is_the_users_stays_where_checkpoints_go(recipe: config.Run, tmp_path: Path) -> None:
+    """A folder of another name, one with a note in it, and a link: none is deleted."""
+    out = train(recipe, tmp_path / "run", quiet=True)
+    checkpoints = out / "checkpoints"
+    for name in ("my-best", "000000000008", "1000000000999", "0000000009999"):
+        shutil.copytree(checkpoints / "000000000128", checkpoints / name)
+    (checkpoints / "000000000008" / "note.txt").write_text("the nicest")
+    shutil.move(checkpoints / "000000000128", tmp_path / "kept")
+    (checkpoints / "000000000128").symlink_to(tmp_path / "kept")
+    (checkpoints / "LATEST").write_text("000000000096\n")
+    train(None, out, resume=True, quiet=True)
+    names = {p.name for p in checkpoints.iterdir()}
+    assert {"my-best", "000000000008", "1000000000999", "0000000009999"} <= names
+    assert (checkpoints / "000000000008" / "note.txt").read_text() == "the nicest"
+    assert (checkpoints / "000000000128").is_symlink()
+    assert (tmp_path / "kept" / "ema.safetensors").is_file()
+    assert model.find(out).name == "000000000160"
+
+
+def test_a_note_in_a_checkpoint_that_is_written_again(recipe: config.Run, tmp_path: Path) -> None:
+    out = train(recipe, tmp_path / "run", quiet=True)
+    last = model.find(out)
+    (last / "note.txt").write_text("mine")
+    (last / "ema.safetensors").unlink()
+    train(None, out, resume=True, quiet=True)
+    assert model.find(out) == last
+    assert not (last / "note.txt").exists()
+    assert (last.with_name(f"{last.name}.replaced") / "note.txt").read_text() == "mine"
 
 
 def test_the_optimizer_file_cannot_run_code(tmp_path: Path) -> None:
@@ -118,9 +222,11 @@ def test_the_optimizer_file_cannot_run_code(tmp_path: Path) -> None:
 def test_half_written_and_later_checkpoints_are_cleared(recipe: config.Run, tmp_path: Path) -> None:
     out = train(recipe, tmp_path / "run", quiet=True)
     folder = state.RunFolder(out)
-    (folder.checkpoints / ".000000000999.tmp").mkdir()
-    (folder.checkpoints / "000000000999").mkdir()
-    folder.clean()
+    for name in (".000000000999.tmp", ".000000000999.123.tmp", "000000000999"):
+        (folder.checkpoints / name).mkdir()
+    (folder.checkpoints / ".mine.tmp").mkdir()
+    folder.go_on(pytest.fail)
+    (folder.checkpoints / ".mine.tmp").rmdir()  # is there still
     names = {p.name for p in folder.checkpoints.iterdir()}
     assert names == {"000000000096", "000000000128", "000000000160", "LATEST"}
 

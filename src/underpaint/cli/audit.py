@@ -61,6 +61,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     add_precision(parser, "auto")
     add("--out", metavar="FOLDER", help="where page and JSON go (default: RUN/audit)")
+    add("--overwrite", action="store_true", help="replace an audit that is in --out")
     add_output(parser)
 
 
@@ -83,8 +84,15 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         raise UserError("--weights-file is of the network that --features names; add that")
     from pathlib import Path
 
+    from underpaint.io import check_new, check_place
     from underpaint.privacy.audit import audit
-    from underpaint.report.audit import write
+    from underpaint.report.audit import FILES, write
+
+    source = Path(args.source)
+    of_run = source / "audit" if (source / "config.yaml").is_file() else None
+    out = Path(args.out) if args.out else of_run or Path("audit")
+    check_new([out / name for name in FILES], args.overwrite or out == of_run)
+    check_place(out)
 
     bars: dict[str, Bar] = {}
 
@@ -113,9 +121,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         precision=args.precision,
         progress=progress,
     )
-    source = Path(args.source)
-    own = source / "audit" if (source / "config.yaml").is_file() else Path("audit")
-    page = write(found, Path(args.out) if args.out else own)
+    page = write(found, out)
     if args.json:
         print_json({**found.result, "page": str(page)})
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, console, print_json
-from underpaint.compare import compare_runs, runner, study
+from underpaint.compare import runner, study
 from underpaint.errors import UserError
 
 __all__ = ["arguments", "run"]
@@ -29,6 +29,7 @@ def arguments(parser: Parser, verb: str) -> None:
         help="for the runs of a study, results.json and comparison.html (default: studies/ and its "
         "name; of runs that exist nothing is written without it)",
     )
+    add("--overwrite", action="store_true", help="replace other results that are in --out")
     add("--workers", type=int, default=0, metavar="N", help="runs at once (default: the cores)")
     add_output(parser)
 
@@ -49,8 +50,17 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         if out.exists() and not out.is_dir():
             raise UserError(f"{out}: is a file; choose another --out")
         told = console(stderr=True, quiet=args.quiet)
-        results = runner.conduct(chosen, out, workers=args.workers, say=told.print)
+        results = runner.conduct(
+            chosen, out, workers=args.workers, overwrite=args.overwrite, say=told.print
+        )
     else:
+        from underpaint.compare import compare_runs
+        from underpaint.compare.runner import RESULTS
+        from underpaint.io import check_new, check_place
+
+        if out is not None:
+            check_new([out / name for name in RESULTS], args.overwrite)
+            check_place(out)
         results = compare_runs.compare(args.sources)
     page = None
     if out is not None:

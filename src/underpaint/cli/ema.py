@@ -23,6 +23,7 @@ def arguments(parser: Parser, verb: str) -> None:
     parser.add_argument(
         "--out", metavar="FOLDER", help="a model in a folder W for each width (default: RUN/ema)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the models in --out")
     add_output(parser)
 
 
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         bar(done, total)
 
     with Bar("snapshots", quiet=args.quiet) as bar:
-        errors = rebuild(Path(args.run), args.width, Path(args.out) if args.out else None, progress)
+        out = Path(args.out) if args.out else None
+        errors = rebuild(Path(args.run), args.width, out, progress, args.overwrite)
     notes = [
         f"width {width:g}: the profile of {counted} snapshots is {error:.1%} off; train with a "
         f"smaller --train.snapshots, about {snapshots_for(width)} in the run, for {NEAR:.0%}"

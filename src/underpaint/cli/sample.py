@@ -64,6 +64,7 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="PATH",
         help="a grid (.png), an array (.npz) or a folder of PNGs (default: %(default)s)",
     )
+    add("--overwrite", action="store_true", help="replace the files that are there already")
     add_output(parser)
 
 
@@ -80,8 +81,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     ):
         if value is not None and not least <= value < math.inf:
             raise UserError(f"{flag} {value:g}: give a number from {least} up")
-    out = _checked_out(Path(args.out))
+    out = _checked_out(Path(args.out), args.overwrite)
     from underpaint import model as models
+    from underpaint import pictures
+    from underpaint.io import check_new
 
     model = models.load(
         args.model,
@@ -91,6 +94,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         precision=args.precision,
     )
     labels = _labels(model, args)
+    seeds = [args.seed + i for i in range(args.n)]
+    drawn = [labels[i % len(labels)] for i in range(args.n)] if labels else None
+    if _is_folder(out):
+        check_new([out / name for name in pictures.names(seeds, drawn)], args.overwrite)
     began = time.perf_counter()
     with Bar("sampling", quiet=args.quiet) as bar:
         images = model.sample(
@@ -110,25 +117,33 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         )
     seconds = time.perf_counter() - began
     about = _about(model, args)
-    _write(out, images, labels, args, about)
+    if _is_folder(out):
+        pictures.save_folder(out, images, seeds, drawn, about)
+    elif out.suffix.lower() == ".npz":
+        pictures.save_npz(out, images, seeds, drawn, about)
+    else:
+        columns, captions = _columns(args.n, labels)
+        chunks = about | ({"labels": ", ".join(labels)} if labels else {})
+        pictures.save_grid(out, images, columns, captions, chunks)
     if args.json:
         print_json({"out": str(out), "n": args.n, "seconds": round(seconds, 3), **about})
     else:
         print(out)
 
 
-def _checked_out(out: Path) -> Path:
+def _is_folder(out: Path) -> bool:
+    return out.is_dir() or not out.suffix
+
+
+def _checked_out(out: Path, overwrite: bool) -> Path:
     """`out`, if it is one of the three kinds and can be written, before anything is drawn."""
-    from underpaint.pictures import writable
+    from underpaint.io import check_new, check_place
 
     if out.suffix.lower() not in (".png", ".npz", "") and not out.is_dir():
         raise UserError(f"--out {out}: give a .png (grid), a .npz (array) or a folder")
-    with writable(out):
-        folder = out.parent if out.suffix and not out.is_dir() else out
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".underpaint-probe"
-        probe.touch()
-        probe.unlink()
+    if not _is_folder(out):
+        check_new([out], overwrite)
+    check_place(out if _is_folder(out) else out.parent)
     return out
 
 
@@ -162,28 +177,6 @@ def _about(model: Model, args: argparse.Namespace) -> dict[str, Any]:
         given = getattr(args, name)
         about[name] = getattr(own, name) if given is None else given
     return about
-
-
-def _write(
-    out: Path,
-    images: Any,
-    labels: list[str] | None,
-    args: argparse.Namespace,
-    about: dict[str, Any],
-) -> None:
-    from underpaint import pictures
-
-    n = len(images)
-    seeds = [args.seed + i for i in range(n)]
-    own = [labels[i % len(labels)] for i in range(n)] if labels else None
-    if out.is_dir() or not out.suffix:
-        pictures.save_folder(out, images, seeds, own, about)
-    elif out.suffix.lower() == ".npz":
-        pictures.save_npz(out, images, seeds, own, about)
-    else:
-        columns, captions = _columns(n, labels)
-        about = about | ({"labels": ", ".join(labels)} if labels else {})
-        pictures.save_grid(out, images, columns, captions, about)
 
 
 def _columns(n: int, labels: list[str] | None) -> tuple[int, list[str] | None]:

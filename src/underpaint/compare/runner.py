@@ -1,6 +1,7 @@
 """Runs a study: every arm at every ladder point with every seed, then the verdicts.
 
 ```
+STUDY/.underpaint                the mark of a folder that a study began
 STUDY/tuning/ARM/learning_rate-0.002-batch-16  …   the trials, ordinary run folders
 STUDY/runs/ARM/0.25/seed-1  …    the runs that are reported
 STUDY/speeds.json                seconds an image of each arm's stages, measured alone
@@ -17,7 +18,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +35,14 @@ from underpaint.compare.study import Study
 from underpaint.compare.verdict import Curve, Point, verdict
 from underpaint.errors import UserError
 from underpaint.evaluation.validation import OverfitCheck
+from underpaint.io import check_new, is_marked, mark, numbered, replace_text, writing
 from underpaint.training import train
-from underpaint.training.state import replace_text, writing
 
-__all__ = ["Task", "conduct", "tasks"]
+__all__ = ["RESULTS", "Task", "conduct", "tasks"]
 
 Say = Callable[[str], None]
+
+RESULTS = ("results.json", "comparison.html", "speeds.json")
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,26 @@ class Task:
     extractor: str
 
 
-def conduct(study: Study, out: Path, *, workers: int = 0, say: Say = print) -> dict[str, Any]:
+def conduct(
+    study: Study, out: Path, *, workers: int = 0, overwrite: bool = False, say: Say = print
+) -> dict[str, Any]:
     """Do what is left of `study` in the folder `out`, and return its results.
 
-    `workers`: runs at once; 0: as many as cores. `say` gets a line for each finished run. Raises
+    `workers`: runs at once; 0: as many as cores. `overwrite`: write results also where files of
+    these names are in a folder that no study began. `say` gets a line for each finished run. Raises
     UserError where the study cannot work, Interrupted after Ctrl-C.
     """
+    if not is_marked(out, "study"):
+        check_new([out / name for name in RESULTS], overwrite)
     workers = workers or len(os.sched_getaffinity(0))
     _same_images(study)
     for arm in study.arms.values():
         _charged(arm.start)  # refuses a start of unknown cost, before anything is trained
     best: dict[str, dict[str, Any]] = {name: {} for name in study.arms}
     todo = tasks(study, out, best)  # refuses what cannot work, before anything is trained
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        mark(out, "study")
     tuned: dict[str, list[dict[str, Any]]] = {}
     if study.tuning.trials:
         trials = studies.trials(study.tuning)
@@ -264,15 +274,13 @@ def _one(task: Task) -> dict[str, Any]:
             return dict(told)
     except (OSError, ValueError, KeyError):
         pass
-    resumable = begun and (task.folder / "checkpoints" / "LATEST").is_file()
-    if task.folder.is_dir() and not begun:  # stopped before its first file was written
-        shutil.rmtree(task.folder)
+    resumable = begun and bool(numbered(task.folder / "checkpoints"))
     train(
         task.run,
         task.folder,
         start=None if resumable else task.start,
         resume=resumable,
-        overwrite=begun and not resumable,
+        overwrite=not resumable,
         make_check=OverfitCheck.of,
         quiet=True,
     )

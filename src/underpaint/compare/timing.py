@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from underpaint import config
+from underpaint.io import replace_text, writing
 from underpaint.training import distributed, stages
-from underpaint.training.state import replace_text, writing
 from underpaint.training.throughput import speed
 
 __all__ = ["measured", "paired"]

@@ -27,6 +27,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from underpaint.errors import RunFailed, UserError
+from underpaint.io import discard
 
 __all__ = ["FORMAT", "Entry", "Index", "Write", "load", "locked", "root", "store", "writing"]
 
@@ -128,8 +129,10 @@ def store(folder: Path, fill: Callable[[Write], Index]) -> Entry:
                 index = fill(file.write)
                 _sync(file)
             _write_index(part, index)
+            if load(part) is None:  # verified before it gets its name
+                raise RunFailed(f"the cache entry {part} was damaged while written; run again")
             if folder.exists():
-                shutil.rmtree(folder)
+                discard(folder)
             os.rename(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

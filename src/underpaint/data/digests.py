@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from underpaint.io import replace_text
 
 __all__ = ["UNREADABLE", "Stamp", "of_array", "of_files", "of_text", "stamp"]
 
@@ -71,9 +72,7 @@ def of_files(files: Iterable[Path], memory: Path, workers: int) -> dict[Path, tu
         found = dict(zip(files, pool.map(digest, files, chunksize=64), strict=True))
     settled = {str(f): [*s, sha] for f, (s, sha, keep) in found.items() if keep}
     if settled != known or not memory.exists():
-        part = memory.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(settled))
-        os.replace(part, memory)
+        replace_text(memory, json.dumps(settled))
     return {file: (s, sha) for file, (s, sha, _) in found.items()}
 
 

@@ -27,6 +27,7 @@ from underpaint.data import cache, digests
 from underpaint.data.build import Progress
 from underpaint.data.dataset import Dataset
 from underpaint.errors import RunFailed
+from underpaint.io import discard
 
 __all__ = ["Encoder", "Latents", "prepare"]
 
@@ -139,7 +140,10 @@ def _build(
             with (part / "about.json").open("w") as text:
                 json.dump({"shape": [n, *shape], "scale": vae.scale, "shift": vae.shift}, text)
                 _sync(text)
-            shutil.rmtree(folder, ignore_errors=True)
+            if _load(part) is None:  # verified before it gets its name
+                raise RunFailed(f"the cache entry {part} was damaged while written; run again")
+            if folder.exists():
+                discard(folder)
             os.rename(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

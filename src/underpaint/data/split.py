@@ -9,7 +9,6 @@ trained on never judges, and images that are added are assigned among themselves
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from underpaint.errors import UserError
+from underpaint.io import replacing
 
 __all__ = [
     "ASIDE",
@@ -133,9 +133,5 @@ def read_record(path: Path) -> Record | None:
 
 def write_record(path: Path, record: Record) -> None:
     """Replace the file in one step: a reader sees the old or the new one."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.savez(file, sha=record.sha, side=record.side)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

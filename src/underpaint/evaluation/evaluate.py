@@ -26,6 +26,7 @@ from underpaint.errors import UserError
 from underpaint.evaluation import feature_cache, features
 from underpaint.evaluation.results import SAMPLING, digest, score_all
 from underpaint.hardware import Precision
+from underpaint.io import replace_text
 from underpaint.training import distributed
 from underpaint.training.state import read_progress
 
@@ -140,7 +141,7 @@ def evaluate(
     file = judged.store.parent / f"scores-{digest(json.dumps(result['protocol']))}.json"
     result = {"source": judged.source, **result, "file": str(file)}
     with cache.writing(file.parent):
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        replace_text(file, json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -9,7 +9,6 @@ stopped goes on with the missing blocks, more images later add blocks, and the p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from underpaint.data import cache
 from underpaint.evaluation.features import Extractor
+from underpaint.io import replacing
 from underpaint.training.distributed import World
 
 __all__ = ["BLOCK", "fill", "read"]
@@ -80,11 +80,5 @@ def _read(folder: Path, start: int, size: int) -> np.ndarray | None:
 
 
 def _write(path: Path, features: np.ndarray) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with cache.writing(path.parent):
-            with part.open("wb") as file:
-                np.save(file, features)
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with cache.writing(path.parent), replacing(path) as part, part.open("wb") as file:
+        np.save(file, features)

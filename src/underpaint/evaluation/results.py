@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from underpaint.data import cache
 from underpaint.evaluation import features, metrics
+from underpaint.io import replace_text
 
 __all__ = ["SAMPLING", "differences", "digest", "score", "score_all"]
 
@@ -102,10 +102,8 @@ def _floor(
         values = [part[name] for part in each]
         mean[name] = None if None in values else float(np.mean(values))
     mean["frechet_halves"] = [part["frechet"] for part in each]
-    part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
     with cache.writing(kept.parent):
-        part.write_text(json.dumps(mean), encoding="utf-8")
-        os.replace(part, kept)
+        replace_text(kept, json.dumps(mean))
     return mean
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from underpaint.compare.verdict import Answer
+from underpaint.io import replace_text
 
 __all__ = ["Cell", "Prior", "load", "write"]
 
@@ -85,4 +86,4 @@ def write(prior: Prior, path: Path) -> None:
         "about": prior.about,
         "cells": [dataclasses.asdict(cell) for cell in prior.cells],
     }
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")

@@ -11,8 +11,8 @@ import yaml
 from underpaint import config
 from underpaint._version import __version__
 from underpaint.errors import UserError
+from underpaint.io import check_new, check_place, replace_text, writing
 from underpaint.planning.plan import Plan, shown
-from underpaint.training.state import replace_text, writing
 
 __all__ = ["check_out", "text", "write"]
 
@@ -23,8 +23,8 @@ def check_out(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path}: is a folder; give --out FILE.yaml")
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"{path}: give --out a name that ends in .yaml, as train expects")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path}: exists already; add --overwrite or choose another --out")
+    check_new([path], overwrite)
+    check_place(path.parent)
 
 
 def write(plan: Plan, path: Path) -> None:

@@ -28,11 +28,11 @@ from underpaint.core.denoiser import Denoiser
 from underpaint.core.loss import masked_loss
 from underpaint.core.masks import Mask, whole
 from underpaint.data import cache
+from underpaint.io import replace_text
 from underpaint.privacy import cdi
 from underpaint.privacy.attacks import rows, scores
 from underpaint.privacy.statistics import auc, by_chance, halves
 from underpaint.training.seeding import key
-from underpaint.training.state import replace_text
 
 __all__ = ["CONFIDENCE", "COPIED", "ENOUGH", "VERSION", "blind", "cached", "overfit"]
 

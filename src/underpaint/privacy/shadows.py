@@ -25,7 +25,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -36,13 +35,13 @@ from numpy.typing import NDArray
 from underpaint import config, model
 from underpaint.data import Dataset, cache
 from underpaint.errors import Interrupted, UserError
+from underpaint.io import numbered, replace_text
 from underpaint.privacy import memorisation
 from underpaint.privacy.membership import Images, Sides
 from underpaint.privacy.statistics import auc
 from underpaint.sealed import format as sealed
 from underpaint.training import train
 from underpaint.training.seeding import key
-from underpaint.training.state import replace_text
 
 __all__ = ["LEAST", "PAIRED", "Shadow", "calibrate", "ground", "rule", "train_all"]
 
@@ -227,22 +226,21 @@ def _train(
         for name, stage in recipe.stages.items()
     }
     run = dataclasses.replace(recipe, stages=stages, data=config.Data())
-    begun = (folder / "run" / "checkpoints" / "LATEST").is_file()
-    if not begun:
-        shutil.rmtree(folder / "run", ignore_errors=True)
+    begun = bool(numbered(folder / "run" / "checkpoints"))
     try:
         train(
             None if begun else run,
             folder / "run",
             start=None if begun else start,
             resume=begun,
+            overwrite=not begun,
             quiet=quiet,
         )
     except Interrupted:
         raise Interrupted("the same command goes on with the shadow models") from None
-    for optimiser in (folder / "run").glob("checkpoints/*/optimizer.pt"):
-        optimiser.unlink()  # has served, and is the larger half
     replace_text(folder / "done", "")
+    for checkpoint in numbered(folder / "run" / "checkpoints"):
+        (checkpoint / "optimizer.pt").unlink(missing_ok=True)  # has served, and is the larger half
     return folder / "run"
 
 

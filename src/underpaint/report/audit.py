@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from underpaint.io import replace_text, writing
 from underpaint.privacy.attacks import ATTACKS
 from underpaint.privacy.audit import Audit
 from underpaint.privacy.verdict import ERROR
 from underpaint.report.page import _picture, text_of, write_page
-from underpaint.training.state import writing
 
 __all__ = ["write"]
 
@@ -36,6 +36,9 @@ class Line(NamedTuple):
     place: str  # of the section that has the details
 
 
+FILES = ("audit.json", "audit.html")
+
+
 def write(audit: Audit, folder: Path) -> Path:
     """Write both files into `folder` and return the page's path.
 
@@ -44,7 +47,7 @@ def write(audit: Audit, folder: Path) -> Path:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(audit.result, indent=1, allow_nan=False)
-        (folder / "audit.json").write_text(text + "\n", encoding="utf-8")
+        replace_text(folder / FILES[0], text + "\n")
     templates = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     templates.lstrip_blocks = True
     templates.filters |= {"picture": _picture, "number": lambda v: f"{v:.3f}"}
@@ -66,7 +69,7 @@ def write(audit: Audit, folder: Path) -> Path:
         command=_command(result),
     )
     # no line ends between a number and its per cent
-    return write_page(folder / "audit.html", page.replace(" %", "\u00a0%"))
+    return write_page(folder / FILES[1], page.replace(" %", "\u00a0%"))
 
 
 # --- in words ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from underpaint.io import writing
 from underpaint.report import summary
 from underpaint.report.charts import Chart
 from underpaint.report.page import text_of, write_page
@@ -30,7 +31,8 @@ def write(results: dict[str, Any], out: Path) -> Path:
 
     `results`: of `judge.conduct` or `judge.existing`.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     templates = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     templates.lstrip_blocks = True
     templates.filters |= {"flops": summary.flops, "clock": summary.clock}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
+import re
 import shlex
 from collections.abc import Sequence
 from importlib import resources
@@ -22,6 +22,7 @@ from underpaint import config
 from underpaint.errors import UserError
 from underpaint.evaluation import early_stopping
 from underpaint.evaluation.sample_metrics import recorded
+from underpaint.io import is_marked, replace_text, writing
 from underpaint.report import charts, gallery, guarantee, metrics, summary
 
 __all__ = ["build", "text_of", "write_page"]
@@ -93,20 +94,17 @@ def _read(run_dir: Path) -> tuple[config.Run, list[metrics.Record], dict[str, An
         environment = {}
     except ValueError:
         raise UserError(f"{run_dir / 'env.json'}: is damaged; remove it to go without") from None
+    page = run_dir / "report.html"
+    if page.exists() and not (is_marked(run_dir, "run") or (run_dir / "metrics.jsonl").is_file()):
+        raise UserError(f"{page}: exists, and {run_dir} is no run of underpaint's; move it away")
     records = metrics.read(run_dir / "metrics.jsonl") + recorded(run_dir)
     return config.load(run_dir / "config.yaml"), records, environment
 
 
 def write_page(path: Path, page: str) -> Path:
     """Replace the page at once, so that a reader never sees half of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise UserError(f"{path}: the report cannot be written ({reason})") from None
+    with writing(path):
+        replace_text(path, page)
     return path
 
 
@@ -203,7 +201,7 @@ def _shown(value: Any) -> str:
 
 def _grids(run_dir: Path, records: list[metrics.Record]) -> list[dict[str, Any]]:
     """At most GRIDS of the run's sample grids, evenly chosen, with the first and the last."""
-    there = [r for r in metrics.of_kind(records, "sample") if (run_dir / r["file"]).is_file()]
+    there = [r for r in metrics.of_kind(records, "sample") if _is_grid(run_dir, r["file"])]
     chosen = sorted({round(i) for i in np.linspace(0, len(there) - 1, GRIDS)}) if there else []
     seconds = summary.seconds_at(records, [r["images"] for r in there])
     return [
@@ -217,11 +215,18 @@ def _grids(run_dir: Path, records: list[metrics.Record]) -> list[dict[str, Any]]
     ]
 
 
+def _is_grid(run_dir: Path, name: str) -> bool:
+    """Whether it is a sample grid of the run; one from a stranger may name any file of ours."""
+    if not re.fullmatch(r"samples/images_[0-9]{12}\.png", str(name)):
+        return False
+    return (run_dir / name).is_file() and not (run_dir / name).is_symlink()
+
+
 def _compared(label: str, run_dir: Path, main: Path) -> dict[str, Any]:
     """What is shown of a run among others."""
     run, records, environment = _read(run_dir)
     stages = summary.stages(records, run)
-    grids = [r for r in metrics.of_kind(records, "sample") if (run_dir / r["file"]).is_file()]
+    grids = [r for r in metrics.of_kind(records, "sample") if _is_grid(run_dir, r["file"])]
     checks = [r for r in metrics.of_kind(records, "check") if r["mask"] == "whole"]
     limit = f", {run.data.limit:,} images" if run.data.limit else ""
     start = environment.get("start")

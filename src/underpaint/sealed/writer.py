@@ -5,17 +5,16 @@ file, the rest is forgotten. No cache is read or written. What is remembered of 
 end, in memory alone, is a thumbnail (to find near-duplicates, see `twins`) and two digests (to
 split): about half a kilobyte.
 
-A file whose writing was interrupted is removed; it never held anything but visible patches.
+A file gets its name when all of it was read back and verified. One whose writing was interrupted is
+removed; it never held anything but visible patches.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import secrets
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +32,7 @@ from underpaint.data.decode import Options
 from underpaint.data.near_duplicates import Twins
 from underpaint.data.sources import find
 from underpaint.errors import UserError
+from underpaint.io import replacing, writing
 from underpaint.sealed import format as sealed
 
 __all__ = ["seal"]
@@ -71,9 +71,8 @@ def seal(
     options, wanted = decoding(data), _wanted(data.held_out)
     source = find(data.source)
     key = secrets.token_bytes(32) if key is None else key
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with _writing(path), part.open("w+b", buffering=0) as file:
+    with writing(path), replacing(path) as temporary:
+        with temporary.open("w+b", buffering=0) as file:
             contents = source.open()
             writer = Writer(file, contents.total, (patch, kind, rate, block, multiple), key)
             bad: list[dict[str, Any]] = []
@@ -105,12 +104,10 @@ def seal(
                     f"held-out {wanted}: the data have {writer.count} images; hold out fewer"
                 )
             writer.finish(wanted, names)
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return sealed.verify(path) | {"unreadable": len(bad)}
+        found = sealed.verify(temporary)
+        if path.exists():
+            raise UserError(f"'{out}' was made by somebody else meanwhile; give another name")
+    return found | {"file": str(path.resolve()), "unreadable": len(bad)}
 
 
 class Writer:
@@ -202,7 +199,7 @@ class Writer:
         size = self.type.itemsize
         for slot, record in zip(self.slots[first : self.count].tolist(), records, strict=True):
             self.file.seek(sealed.HEADER + slot * size)
-            self.file.write(record.tobytes())
+            _write(self.file, record.tobytes())
         self.waiting.clear()
 
     def finish(self, wanted: int | None, label_names: tuple[str, ...] | None) -> None:
@@ -243,10 +240,10 @@ class Writer:
             "chunk": chunk,
             "checksums": hashlib.sha256(checksums).hexdigest(),
         }
-        self.file.write(checksums)
+        _write(self.file, checksums)
         self.file.truncate()
         self.file.seek(0)
-        self.file.write(sealed.header(about))
+        _write(self.file, sealed.header(about))
 
     def _compact(self) -> NDArray[np.int32]:
         """Move the last records into the places of images that were left out.
@@ -258,9 +255,9 @@ class Writer:
         free = np.setdiff1d(np.arange(n, dtype=np.int32), slots)
         for place, image in zip(free.tolist(), np.flatnonzero(slots >= n).tolist(), strict=True):
             self.file.seek(sealed.HEADER + int(slots[image]) * size)
-            record = self.file.read(size)
+            record = _all(self.file, size)
             self.file.seek(sealed.HEADER + place * size)
-            self.file.write(record)
+            _write(self.file, record)
             slots[image] = place
         return slots
 
@@ -273,7 +270,7 @@ class Writer:
         shows: dict[int, set[int]] = {}
         for image in shared.tolist():
             self.file.seek(sealed.HEADER + int(slots[image]) * self.type.itemsize)
-            positions = np.frombuffer(self.file.read(2 * self.V), "<u2")
+            positions = np.frombuffer(_all(self.file, 2 * self.V), "<u2")
             shows.setdefault(int(group[image]), set()).update(positions.tolist())
         coverage = [len(found) / N for found in shows.values()]
         return {
@@ -307,7 +304,7 @@ class Writer:
                 records["label"] = label[first:last]
             data = records.tobytes()
             self.file.seek(sealed.HEADER + first * narrow.itemsize)
-            self.file.write(data)
+            _write(self.file, data)
             checksums += hashlib.sha256(data).digest()
         return bytes(checksums), chunk
 
@@ -352,10 +349,8 @@ def _all(file: BinaryIO, count: int) -> bytes:
     return bytes(data)
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn the ways in which writing the file can fail into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be written ({error.strerror or error})") from None
+def _write(file: BinaryIO, data: bytes) -> None:
+    """Write all of `data`; an unbuffered file may take only the part that fits on the disk."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from underpaint import config
 from underpaint.errors import RunFailed
-from underpaint.model import find, read_spec, read_weights
+from underpaint.model import read_spec, read_weights
 from underpaint.training import distributed
 from underpaint.training import warm_start as starting
 from underpaint.training.log import Log
@@ -67,8 +67,8 @@ def first(
 def restore(
     folder: RunFolder, run: config.Run, world: distributed.World
 ) -> tuple[Learner, Progress]:
-    """The learner and the progress of the latest checkpoint."""
-    checkpoint = find(folder.path)
+    """The learner and the progress of the latest checkpoint, see `RunFolder.latest`."""
+    checkpoint = folder.latest().folder
     progress = read_progress(checkpoint)
     learner = Learner(read_spec(checkpoint), run.train, world)
     load(learner, checkpoint)
@@ -102,7 +102,7 @@ def go_back(
         )
     learner, restored = restore(folder, run, world)
     if world.first:
-        folder.clean()
+        folder.go_on(log.say)
     restored.attempt = progress.attempt + 1
     restored.rate_factor = progress.rate_factor / 2
     restored.stage_returns = returns

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from underpaint import config
 from underpaint.errors import UserError
-from underpaint.training.state import RunFolder, writing
+from underpaint.io import writing
+from underpaint.training.state import RunFolder
 
 __all__ = ["Log", "Tracker", "tracker", "tracker_library"]
 

@@ -97,8 +97,7 @@ def train(
         if resume:
             if world.first:
                 folder.lock()
-                folder.latest()
-                folder.clean()
+                folder.go_on(notes.append)
             began = recorded(folder.path)
             _same_data(folder, plans, began["data"])
             notes += keep_precision(run.train, began, world.device)

@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from underpaint import config, pictures
 from underpaint.data import Dataset, Sealed
+from underpaint.io import replacing, writing
 from underpaint.model import Model
 from underpaint.training.log import Log
 from underpaint.training.stages import Plan
-from underpaint.training.state import Progress, RunFolder, writing
+from underpaint.training.state import Progress, RunFolder
 from underpaint.training.step import training_flops
 from underpaint.training.train_state import Learner
 
@@ -161,8 +162,8 @@ def draw_samples(
     labels = list(range(columns)) if names else None
     images = learner.averaged.sample(rows * columns, seed=0, labels=labels)
     captions = list(names[:columns]) if names else None
-    with writing(folder.samples, folder.advice):
-        pictures.grid(images, columns, captions).save(folder.samples / name)
+    with writing(folder.samples, folder.advice), replacing(folder.samples / name) as temporary:
+        pictures.grid(images, columns, captions).save(temporary, "PNG")
     log.metric(
         "sample",
         stage=plan.name,

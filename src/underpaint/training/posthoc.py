@@ -22,6 +22,7 @@ their nearness, and an earlier first snapshot alone does not help. `snapshots_fo
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,10 +33,11 @@ from torch import Tensor, nn
 
 from underpaint import config
 from underpaint.errors import UserError
+from underpaint.io import appearing, check_place, holds_only, writing
 from underpaint.model import build, read_spec, read_weights
 from underpaint.training import warm_start
 from underpaint.training.seeding import key
-from underpaint.training.state import read_snapshot, snapshots, write_model, writing
+from underpaint.training.state import MODEL, read_snapshot, snapshots, write_model
 
 __all__ = [
     "TRACKED",
@@ -152,8 +154,11 @@ def rebuild(
     widths: Sequence[float],
     out: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, float]:
     """Write a model's folder `out/WIDTH` for each width, from the snapshots of the run `folder`.
+
+    Models in `folder/ema`, the default, are replaced; others are with `overwrite` alone.
 
     The averages end where the last snapshot was taken. Returns the folders, with how far each
     profile is from the wanted one (with 16 snapshots 1 % at width 0.15, 2 % at 0.2, 8 % at 0.25).
@@ -165,6 +170,13 @@ def rebuild(
                 f"--width {width:g}: give relative widths from {NARROWEST:g} to {WIDEST:g}"
             )
     found = snapshots(folder)
+    targets = {width: (out or folder / "ema") / f"{width:g}" for width in widths}
+    for target in targets.values():
+        if os.path.lexists(target) and not holds_only(target, MODEL):
+            raise UserError(f"{target}: is there already and is no model; choose another --out")
+        if out and target.exists() and not overwrite:
+            raise UserError(f"{target}: exists already; add --overwrite or choose another --out")
+        check_place(target)
     steps = [read_snapshot(snapshot) for snapshot in found]
     stored = [Average(GAMMAS[name], t) for t in steps for name in TRACKED]
     solved = [combination(stored, Average(exponent(width), steps[-1])) for width in widths]
@@ -185,14 +197,13 @@ def rebuild(
     own = model.denoiser.backbone.state_dict()
     errors = {}
     for width, (_, error), total in zip(widths, solved, sums, strict=True):
-        target = (out or folder / "ema") / f"{width:g}"
-        if target.exists() and not (target / "config.json").is_file():
-            raise UserError(f"{target}: is there already and is no model; choose another --out")
+        target = targets[width]
         with writing(target):
-            target.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             # whole-number buffers come out whole but for rounding, since the weights sum to one
             rounded = {k: v if own[k].is_floating_point() else v.round() for k, v in total.items()}
             tensors = {k: v.to(own[k].dtype) for k, v in rounded.items()}
-            write_model(target, spec, {"model": tensors})
+            with appearing(target, MODEL) as temporary:
+                write_model(temporary, spec, {"model": tensors})
         errors[str(target)] = error
     return errors

@@ -1,6 +1,7 @@
 """A run's folder and its checkpoints.
 
 ```
+RUN/.underpaint   the mark of a folder that we began: see `RunFolder.check`
 RUN/config.yaml  env.json  images.json  metrics.jsonl  log.txt  samples/  report.html
 RUN/checkpoints/000000064000/{model,ema}.safetensors config.json optimizer.pt state.json
 RUN/checkpoints/LATEST  BEST                    (BEST: of the stage's best check, with stop auto)
@@ -10,33 +11,50 @@ RUN/snapshots/000000064000/{narrow,wide}.safetensors config.json state.json   (s
 
 A checkpoint is written to a temporary folder, synced to the disk, renamed, and only then named in
 LATEST: a process killed at any moment leaves the previous checkpoint whole.
+
+What is cleared is what we wrote, by these names and in a folder with our mark; whatever else is in
+a run's folder is the user's and stays. Each folder may be a link, which stays.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from underpaint import config
 from underpaint._version import __version__
 from underpaint.errors import UserError
-from underpaint.model import find, sha256
+from underpaint.io import (
+    MARK,
+    appearing,
+    check_place,
+    discard,
+    holds_only,
+    is_marked,
+    is_number,
+    left,
+    mark,
+    numbered,
+    remove,
+    replace_text,
+    writing,
+)
+from underpaint.model import Found, damage_of, newest, sha256
 
 __all__ = [
+    "MODEL",
     "Progress",
     "RunFolder",
     "read_optimizer",
@@ -44,8 +62,18 @@ __all__ = [
     "read_snapshot",
     "snapshots",
     "write_model",
-    "writing",
 ]
+
+MODEL = ("config.json", "model.safetensors")  # of an exported model
+WRITTEN = (  # in checkpoints and snapshots
+    *MODEL,
+    *("ema.safetensors", "narrow.safetensors", "wide.safetensors", "optimizer.pt", "state.json"),
+)
+FILES = (  # in a run's folder
+    *("config.yaml", "env.json", "images.json", "metrics.jsonl", "privacy.log"),
+    *("log.txt", "report.html"),
+)
+LOCK = ".lock"
 
 
 @dataclass
@@ -73,33 +101,6 @@ class Progress:
     privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-@contextlib.contextmanager
-def writing(path: Path, advice: str = "") -> Iterator[None]:
-    """Turn the operating system's refusals to write below `path` into a sentence."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        number = _errno(error)
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left for {path}; free some, then go on{advice}") from None
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
-            raise UserError(
-                f"{path}: cannot be written ({os.strerror(number)}); choose another --out"
-            ) from None
-        raise
-
-
-def _errno(error: BaseException) -> int | None:
-    """What the operating system said, also where a library hides it."""
-    if isinstance(error, OSError):
-        return error.errno
-    if isinstance(error, SafetensorError):  # has it in its text alone
-        told = re.search(r"\(os error (\d+)\)", str(error))
-        return int(told[1]) if told else None
-    # torch.save writes what is left after the first refusal, and fails for that
-    return error.__context__.errno if isinstance(error.__context__, OSError) else None
-
-
 class RunFolder:
     """The folder of one run; the only place that a run writes to."""
 
@@ -108,6 +109,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self.snapshots = path / "snapshots"
+        self.evaluation = path / "evaluation"
         self.metrics = path / "metrics.jsonl"
         self.ledger = path / "privacy.log"
         self._lock: IO[str] | None = None
@@ -118,22 +120,26 @@ class RunFolder:
         return f" with: underpaint train --resume --out {self.path}"
 
     def check(self, overwrite: bool) -> None:
-        """Raise UserError if a run cannot be created here (nothing is written yet)."""
+        """Raise UserError if a run cannot be created here (nothing is written or deleted yet)."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; choose another --out")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not (self.path / "config.yaml").exists():
-                raise UserError(
-                    f"{self.path}: holds files that are not a run; choose another --out"
-                )
-            if not overwrite:
-                raise UserError(
-                    f"{self.path}: a run is there already; continue it with --resume, "
-                    "replace it with --overwrite, or choose another --out"
-                )
+        if not self.path.is_dir() or {p.name for p in self.path.iterdir()} <= {LOCK, MARK}:
+            return
+        if not is_marked(self.path, "run"):
+            raise UserError(
+                f"{self.path}: holds files and is no run that underpaint began (it has no {MARK} "
+                "file); choose another --out"
+            )
+        if not overwrite:
+            raise UserError(
+                f"{self.path}: a run is there already; continue it with --resume, "
+                "replace it with --overwrite, or choose another --out"
+            )
+        self._written()
 
     def create(self) -> None:
-        """Make the folder, and clear what an earlier run left in it."""
+        """Make the folder, and clear what an earlier run wrote into it. Raises as `check`."""
+        self.check(overwrite=True)
         with writing(self.path):
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -142,18 +148,39 @@ class RunFolder:
                     f"{self.path}: cannot be made ({error.strerror}); choose another --out"
                 ) from None
             self.lock()
-            shutil.rmtree(self.snapshots, ignore_errors=True)
-            for name in ("checkpoints", "samples"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-                (self.path / name).mkdir()
-            files = ("metrics.jsonl", "log.txt", "report.html", "env.json", "images.json")
-            for name in (*files, "config.yaml", "privacy.log"):
-                (self.path / name).unlink(missing_ok=True)
+            for path in self._written():
+                remove(path)
+            mark(self.path, "run")
+            for folder in (self.checkpoints, self.samples):
+                folder.mkdir(exist_ok=True)
+
+    def _written(self) -> list[Path]:
+        """What a run wrote here. Raises UserError if anything of it cannot be cleared."""
+        folders = (self.path, self.checkpoints, self.snapshots, self.samples, self.evaluation)
+        found = []
+        for folder in folders:
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise UserError(f"{folder}: is no folder, as a run needs; move it away")
+            check_place(folder)
+        for path in (self.path / name for name in FILES):
+            if path.is_dir():
+                raise UserError(f"{path}: is a folder, and a run writes a file there; move it away")
+            found += [path] if os.path.lexists(path) else []
+        for folder in (self.checkpoints, self.snapshots):
+            for path in numbered(folder):
+                if not path.is_symlink() and not holds_only(path, WRITTEN):
+                    raise UserError(f"{path}: holds more than underpaint wrote there; move it away")
+                found.append(path)
+            found += left(folder, is_number)
+        found += _called(self.checkpoints, "LATEST|BEST")
+        found += _called(self.samples, r"images_[0-9]{12}\.png")
+        found += _called(self.evaluation, r"scores-[0-9a-f]{16}\.json")  # of other weights
+        return found
 
     def lock(self) -> None:
         """Hold the folder until the process ends. Raises UserError if another process trains."""
         with writing(self.path):
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = (self.path / LOCK).open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -188,11 +215,35 @@ class RunFolder:
                 os.truncate(self.ledger, self.ledger.stat().st_size - len(lines[-1]))
         return lines[:-1].count(stage.encode())
 
-    def latest(self) -> Path:
-        """The checkpoint to resume from. Raises UserError if there is none."""
-        if not (self.checkpoints / "LATEST").is_file():
+    def latest(self) -> Found:
+        """The checkpoint to go on from, as in `newest`; one without its optimiser is damaged.
+
+        Raises UserError if there is none.
+        """
+        if not numbered(self.checkpoints):
             raise UserError(f"{self.path}: holds no checkpoint to resume from; leave --resume out")
-        return find(self.path)
+        return newest(self.path, _damage)
+
+    def go_on(self, say: Callable[[str], None]) -> None:
+        """Prepare to go on from `latest`; delete what is half-written.
+
+        Where LATEST was right, checkpoints and snapshots after it go, too: the run takes them
+        again. Where it was not, it is set right, which is said, and nothing is deleted: a damaged
+        checkpoint stays until the run writes another in its place.
+        """
+        found = self.latest()
+        with writing(self.checkpoints, self.advice):
+            for folder in (self.checkpoints, self.snapshots):
+                for path in left(folder, is_number):
+                    remove(path)
+            if found.note:
+                say(found.note)
+                replace_text(self.checkpoints / "LATEST", found.folder.name + "\n")
+                return
+            for folder in (self.checkpoints, self.snapshots):
+                for path in numbered(folder):
+                    if path.name > found.folder.name:
+                        _delete(path)
 
     def save(
         self,
@@ -207,18 +258,19 @@ class RunFolder:
         """Write a checkpoint and delete old ones (the last `keep`, the best, stage ends stay)."""
         final = self.checkpoints / f"{progress.images:012d}"
         with writing(self.checkpoints, self.advice):
-            with appearing(final) as temporary:
+            with appearing(final, WRITTEN) as temporary:
                 write_model(temporary, spec, {"model": model, "ema": ema, **averages})
                 with (temporary / "optimizer.pt").open("wb") as file:  # a path hides the errno
                     torch.save(optimizer, file)
-                write_text(temporary / "state.json", json.dumps(asdict(progress), indent=1))
+                state = json.dumps(asdict(progress), indent=1)
+                (temporary / "state.json").write_text(state, encoding="utf-8")
             replace_text(self.checkpoints / "LATEST", final.name + "\n")
             best = self.checkpoints / "BEST"
             if progress.best:
                 replace_text(best, f"{progress.best:012d}\n")
             else:
                 best.unlink(missing_ok=True)
-            self.clean(keep, progress.best)
+            self._prune(final.name, keep, progress.best)
         return final
 
     def snapshot(
@@ -231,69 +283,64 @@ class RunFolder:
         """Write the averages of `posthoc` after so many images and optimiser steps."""
         with writing(self.snapshots, self.advice):
             self.snapshots.mkdir(exist_ok=True)
-            with appearing(self.snapshots / f"{images:012d}") as temporary:
+            with appearing(self.snapshots / f"{images:012d}", WRITTEN) as temporary:
                 write_model(temporary, spec, averages)
-                write_text(temporary / "state.json", json.dumps({"steps": steps}) + "\n")
+                state = json.dumps({"steps": steps}) + "\n"
+                (temporary / "state.json").write_text(state, encoding="utf-8")
 
     def forget(self, after: int) -> None:
         """Delete the snapshots of weights that the run has gone back from, after so many images."""
-        for folder in self.snapshots.glob("[0-9]*/"):
+        for folder in numbered(self.snapshots):
             if int(folder.name) > after:
-                vanish(folder)
+                _delete(folder)
 
-    def clean(self, keep: int | None = None, best: int = 0) -> None:
-        """Delete half-written checkpoints, those after LATEST, and (with `keep`) old ones.
-
-        Snapshots after LATEST go too: the run takes them again.
-        """
-        for left in (*self.checkpoints.glob(".*.tmp"), *self.snapshots.glob(".*.tmp")):
-            shutil.rmtree(left, ignore_errors=True)
-        if not (self.checkpoints / "LATEST").is_file():
-            return
-        latest = (self.checkpoints / "LATEST").read_text(encoding="utf-8").strip()
-        folders = sorted(p for p in self.checkpoints.iterdir() if p.is_dir())
-        for folder in (*folders, *self.snapshots.glob("*/")):
-            if folder.name > latest:
-                vanish(folder)
-        past = [p for p in folders if p.name <= latest]
-        for folder in past[: -max(1, keep)] if keep is not None else []:
-            if not (best and folder.name == f"{best:012d}") and not read_progress(folder).stage_end:
-                vanish(folder)
+    def _prune(self, latest: str, keep: int, best: int) -> None:
+        """Delete checkpoints up to `latest`, but for `keep`, the best and the ends of stages."""
+        past = [folder for folder in numbered(self.checkpoints) if folder.name <= latest]
+        for folder in past[: -max(1, keep)]:
+            if not (best and folder.name == f"{best:012d}") and not _stays(folder):
+                _delete(folder)
 
 
-def vanish(folder: Path) -> None:
-    """Delete a folder so that a process killed on the way leaves no half of it under its name."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    folder.rename(temporary)
-    shutil.rmtree(temporary)
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint or a snapshot, unless there is something of the user's in it."""
+    if holds_only(folder, WRITTEN):
+        discard(folder)
 
 
-@contextlib.contextmanager
-def appearing(final: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes `final` in a single step."""
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+def _stays(checkpoint: Path) -> bool:
+    """Whether it ends a stage, or cannot be read: what is damaged is not ours to judge."""
     try:
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.iterdir():
-            sync(file)
-        sync(temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if final.exists():  # the same place after a return: the weights differ, LATEST does not
-        shutil.rmtree(final)
-    temporary.rename(final)
-    sync(final.parent)
+        return read_progress(checkpoint).stage_end
+    except UserError:
+        return True
+
+
+def _called(folder: Path, pattern: str) -> list[Path]:
+    """The files in `folder`, which may not be there, with such a name."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in there if re.fullmatch(pattern, path.name) and not path.is_dir()]
+
+
+def _damage(checkpoint: Path) -> str:
+    """What keeps a run from going on from a checkpoint; empty if nothing does."""
+    if reason := damage_of(checkpoint):
+        return reason
+    try:
+        read_progress(checkpoint)
+        with zipfile.ZipFile(checkpoint / "optimizer.pt") as file:
+            return "optimizer.pt is damaged" if file.testzip() else ""
+    except UserError:
+        return "state.json is missing or damaged"
+    except (OSError, zipfile.BadZipFile):
+        return "optimizer.pt is missing or damaged"
 
 
 def snapshots(folder: Path) -> list[Path]:
     """The snapshots of a run in their order. Raises UserError if there are none."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is not a run; give the folder that was --out in training")
-    found = sorted((folder / "snapshots").glob("[0-9]*/"))
+    found = numbered(folder / "snapshots")
     if not found:
         raise UserError(
             f"{folder}: holds no snapshots to rebuild averages from; train with "
@@ -318,7 +365,8 @@ def write_model(
     for name, tensors in weights.items():
         path = folder / f"{name}.safetensors"
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-        path.chmod(0o666 & ~umask())  # safetensors writes files that only their owner can read
+        with safe_open(path, "pt"):  # whole: it compares the header with the length of the file
+            path.chmod(0o666 & ~umask())  # safetensors writes files that only their owner can read
         digests[path.name] = sha256(path)
     card = {
         "format": 1,
@@ -326,7 +374,7 @@ def write_model(
         "model": config.to_dict(spec),
         "sha256": digests,
     }
-    write_text(folder / "config.json", json.dumps(card, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def read_progress(checkpoint: Path) -> Progress:
@@ -348,26 +396,6 @@ def read_optimizer(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: is missing or damaged ({reason})") from None
     return dict(state)
-
-
-def write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    write_text(temporary, text)
-    sync(temporary)
-    temporary.rename(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def umask() -> int:
