@@ -316,7 +316,7 @@ def after_step(
 
 def test_sealed_images_are_known_by_their_patches(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (3, 9), dtype=np.uint8)
-    from underpaint.data import Sealed
+    from underpaint.sealed.format import Sealed
 
     none = np.zeros(0, np.int64)
     sealed = Sealed(rows, {}, none, none, none, "key")

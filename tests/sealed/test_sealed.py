@@ -16,7 +16,7 @@ from tests.data.pictures import noise, png, write_folder
 from underpaint import config
 from underpaint.core import masks
 from underpaint.core.spaces import Pixels
-from underpaint.data import digests, sources
+from underpaint.data import digests, source
 from underpaint.errors import UserError
 from underpaint.sealed import format as sealed
 from underpaint.sealed.writer import seal
@@ -193,7 +193,7 @@ def test_a_million_images_need_less_than_a_gibibyte(tmp_path: Path) -> None:
             for i in range(n):
                 file.writestr(f"image-{i:07}.png", b"")
         tracemalloc.start()
-        next(sources.find(str(tmp_path / f"{n}.zip")).open().items)
+        next(source.find(str(tmp_path / f"{n}.zip")).open().items)
         return _peak()
 
     each = []

@@ -1,6 +1,6 @@
-"""Decoding all images of a source in parallel, in order, and keeping count of what was met.
+"""Decoding all images of a source in parallel, in order, with a count of sizes and failures.
 
-Threads suffice: Pillow and hashlib let go of Python's lock while they work. Small images (under a
+Threads suffice: Pillow and hashlib release Python's lock while they work. Small images (under a
 millisecond each) are faster without.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from underpaint.data import digests
 from underpaint.data.cache import Index, Write
 from underpaint.data.decode import Options, Unreadable, decode, fit, from_array
-from underpaint.data.sources import Contents, Item
+from underpaint.data.source import Contents, Item
 from underpaint.errors import UserError
 
 __all__ = [
@@ -121,7 +121,7 @@ def decode_all(
 def in_order(
     origin: str, items: Iterator[Item], options: Options, workers: int
 ) -> Iterator[tuple[Item, Decoded]]:
-    """Decode and yield in order; in parallel where that is faster, which the first chunk tells."""
+    """Decode and yield in order; in parallel if the first chunk shows that it pays."""
     chunks = _chunks(origin, items)
     first = next(chunks, [])
     started = time.perf_counter()

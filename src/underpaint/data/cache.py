@@ -62,8 +62,8 @@ class Index(NamedTuple):
 
 def root() -> Path:
     """$UNDERPAINT_CACHE, else $XDG_CACHE_HOME/underpaint, else ~/.cache/underpaint."""
-    if own := os.environ.get("UNDERPAINT_CACHE"):
-        return Path(own).expanduser().absolute()
+    if chosen := os.environ.get("UNDERPAINT_CACHE"):
+        return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base).absolute() / "underpaint"
 

@@ -36,7 +36,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from underpaint import config
 from underpaint.core.masks import Mask
-from underpaint.data import Dataset, Sealed
+from underpaint.data import Dataset
+from underpaint.sealed.format import Sealed
 from underpaint.training.optim import learning_rate
 from underpaint.training.seeding import key
 from underpaint.training.stages import Level, Plan

@@ -2,8 +2,8 @@
 
 Each image is decoded in memory, a few at a time; its visible patches go to a random place of the
 file, the rest is forgotten. No cache is read or written. What is remembered of an image until the
-end, in memory alone, is a thumbnail (to find near-duplicates, see `twins`) and two digests (to
-split): about half a kilobyte.
+end, in memory alone, is a thumbnail (see `near_duplicates`) and two digests (to split): about half
+a kilobyte.
 
 A file gets its name when all of it was read back and verified. One whose writing was interrupted is
 removed; it never held anything but visible patches.
@@ -29,11 +29,11 @@ from underpaint.data import split
 from underpaint.data.build import Progress, check_bad, check_size, in_order, natural_order
 from underpaint.data.dataset import decoding
 from underpaint.data.decode import Options
-from underpaint.data.near_duplicates import Twins
-from underpaint.data.sources import find
+from underpaint.data.source import find
 from underpaint.errors import UserError
 from underpaint.io import replacing, writing
 from underpaint.sealed import format as sealed
+from underpaint.sealed.near_duplicates import NearDuplicates
 
 __all__ = ["seal"]
 
@@ -126,7 +126,7 @@ class Writer:
         self.names: dict[str, int] = {}
         self.root = np.arange(total, dtype=np.int32)  # of an image's group of near-duplicates
         self.space: Pixels | None = None
-        self.twins: Twins | None = None
+        self.near_duplicates: NearDuplicates | None = None
         self.waiting: list[NDArray[np.uint8]] = []
 
     def add(
@@ -139,13 +139,13 @@ class Writer:
     ) -> None:
         """Take an image [H, W, C], or leave it out as a near-duplicate."""
         self.seen += 1
-        if self.twins is None:
-            self.twins = self._begin(pixels)
-        near = self.twins.near(pixels)
+        if self.near_duplicates is None:
+            self.near_duplicates = self._begin(pixels)
+        near = self.near_duplicates.near(pixels)
         if near and drop_duplicates:
             self.dropped += 1
             return
-        number = self.twins.add(pixels)
+        number = self.near_duplicates.add(pixels)
         for other in near:
             self.root[self._of(number)] = self._of(other)
         self.file_sha += digests[0]
@@ -157,7 +157,7 @@ class Writer:
         if len(self.waiting) == BATCH:
             self.flush()
 
-    def _begin(self, pixels: NDArray[np.uint8]) -> Twins:
+    def _begin(self, pixels: NDArray[np.uint8]) -> NearDuplicates:
         """What the first image decides: the grid, V and P."""
         height, width, channels = pixels.shape
         self.space = Pixels((height, width), channels, self.patch)
@@ -173,7 +173,7 @@ class Writer:
             raise UserError(f"a grid of {h}×{w} has more than 65,536 patches; give a larger patch")
         # with a label until the end, when it is known whether there are any
         self.type = sealed.record_type(self.V, self.space.patch_dim, True)
-        return Twins((height, width), channels, len(self.slots))
+        return NearDuplicates((height, width), channels, len(self.slots))
 
     def flush(self) -> None:
         """Write the patches of the waiting images, and forget the images."""
@@ -204,7 +204,7 @@ class Writer:
 
     def finish(self, wanted: int | None, label_names: tuple[str, ...] | None) -> None:
         """Close the gaps, split, and write held-out marks, labels, checksums and header."""
-        self.twins = None  # the thumbnails have served, and there are many
+        self.near_duplicates = None  # the thumbnails have served, and there are many
         n, slots = self.count, self._compact()
         names = label_names or natural_order(list(self.names))
         of_name = np.array([names.index(name) for name in self.names] + [-1])  # −1 stays −1

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from underpaint import config, pictures
-from underpaint.data import Dataset, Sealed
+from underpaint.data import Dataset
 from underpaint.io import replacing, writing
 from underpaint.model import Model
+from underpaint.sealed.format import Sealed
 from underpaint.training.log import Log
 from underpaint.training.stages import Plan
 from underpaint.training.state import Progress, RunFolder
