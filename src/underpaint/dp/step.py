@@ -21,7 +21,6 @@ vectorise the gradient of a layer norm under bf16 autocast.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -138,7 +137,7 @@ def draws(
 def _content(dataset: Dataset | Sealed, image: int) -> str:
     """Names an image by its pixels, or by the patches that are left of it."""
     if isinstance(dataset, Sealed):
-        return hashlib.sha256(dataset.rows[image].tobytes()).hexdigest()
+        return dataset.digest(image)
     return dataset.pixel_digests[image].tobytes().hex()
 
 
