@@ -147,6 +147,20 @@ def test_files_of_other_sizes_and_unreadable_ones(tmp_path: Path) -> None:
     assert (got.reshape(27, -1).std(1) > 1).all()  # no record was left empty
 
 
+def test_labels_that_are_asked_for_where_there_are_none(tmp_path: Path) -> None:
+    """The place that was kept for them goes, as does that of unreadable images."""
+    pixels = noise(30, 16, 16)
+    folder = write_folder(tmp_path / "photos", pixels)
+    for i in (3, 7, 29):
+        (folder / f"{i:03}.png").write_bytes(b"nothing")
+    data = config.Data(source=str(folder), max_bad=0.2)
+    seal(data, tmp_path / "small.up", rate=0.5, labels=True)
+    file = sealed.read(tmp_path / "small.up")
+    assert "labels" not in file.about["arrays"]
+    assert (file.labels == -1).all()
+    assert sorted(originals(file, pixels)) == [i for i in range(30) if i not in (3, 7, 29)]
+
+
 def test_a_failed_sealing_leaves_no_file(make: Callable[..., Path], tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "photos", noise(30, 16, 16))
     (folder / "029.png").write_bytes(png(noise(1, 16, 20)[0]))

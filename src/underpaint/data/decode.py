@@ -68,8 +68,8 @@ def decode(data: bytes, options: Options) -> tuple[NDArray[np.uint8], tuple[int,
     if not data:
         raise Unreadable("is empty")
     try:
-        image, met = _open(data, options)
-        return fit(image, options), met
+        image, original_size = _open(data, options)
+        return fit(image, options), original_size
     except UnidentifiedImageError:
         raise Unreadable("is not an image of a known format") from None
     except MemoryError:

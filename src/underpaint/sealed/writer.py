@@ -86,9 +86,9 @@ def seal(
                         bad.append({"path": item.name, "reason": image.reason})
                     else:
                         if options.size is None:  # the first image's; all others must agree
-                            options = options._replace(size=image.met)
+                            options = options._replace(size=image.original_size)
                         check_size(source.origin, item.name, image.pixels, options)
-                        bleed = _bleed(image.met, options)
+                        bleed = _bleed(image.original_size, options)
                         digests = image.file_sha, image.pixel_sha
                         label = item.label if labels else None
                         writer.add(image.pixels, digests, label, bleed, drop_duplicates)
@@ -127,7 +127,7 @@ class Writer:
         self.slots = order.permutation(total).astype(np.int32)  # of the images in their order
         self.count = self.seen = self.bleed = self.dropped = self.exact = 0
         self.file_sha, self.pixel_sha = bytearray(), bytearray()
-        self.labels: list[int] = []  # of the names as they were met
+        self.labels: list[int] = []  # numbers of `names`
         self.names: dict[str, int] = {}
         self.root = np.arange(total, dtype=np.int32)  # of an image's group of near duplicates
         self.space: Pixels | None = None
@@ -322,12 +322,12 @@ class Writer:
         return int(image)
 
 
-def _bleed(met: tuple[int, int], options: Options) -> int:
-    """How many pixels beside a patch resampling from the size `met` mixes into it."""
+def _bleed(original_size: tuple[int, int], options: Options) -> int:
+    """How many pixels beside a patch resampling mixes into it."""
     assert options.size is not None
-    if met == options.size:
+    if original_size == options.size:
         return 0
-    scale = max(target / source for target, source in zip(options.size, met, strict=True))
+    scale = max(target / source for target, source in zip(options.size, original_size, strict=True))
     return int(np.ceil(SUPPORT * max(1.0, scale)))
 
 
