@@ -55,7 +55,7 @@ class Box(NamedTuple):
 
 
 DATA = [
-    Box("files", ("folder, zip, tar, csv,", "arrays, IDX, parquet"), "data/sources.py"),
+    Box("files", ("folder, zip, tar, csv,", "arrays, IDX, parquet"), "data/source.py"),
     Box("decode", ("upright, resampled,", "uint8 [H, W, C]"), "data/decode.py"),
     Box("cache", ("mapped into memory;", "sha256, label, split"), "data/cache.py"),
     Box("batch", ("ids by their position;", "mirrored, shifted"), "data/order.py"),

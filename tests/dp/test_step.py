@@ -315,11 +315,14 @@ def after_step(
 
 
 def test_sealed_images_are_known_by_their_patches(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).integers(0, 256, (3, 9), dtype=np.uint8)
-    from underpaint.data import Sealed
+    patches = np.random.default_rng(0).integers(0, 256, (3, 2, 9), dtype=np.uint8)
+    positions = np.tile(np.array([0, 3], np.uint16), (3, 1))
+    from underpaint.sealed.format import Sealed
 
     none = np.zeros(0, np.int64)
-    sealed = Sealed(rows, {}, none, none, none, "key")
+    sealed = Sealed(patches, positions, {}, none, none, none, "key")
     names = [step._content(sealed, i) for i in range(3)]
     assert len(set(names)) == 3
-    assert names[0] == step._content(dataclasses.replace(sealed, rows=rows[:1]), 0)
+    alone = dataclasses.replace(sealed, patches=patches[:1], positions=positions[:1])
+    assert names[0] == step._content(alone, 0)
+    assert names[0] != step._content(dataclasses.replace(sealed, positions=positions + 1), 0)

@@ -93,7 +93,7 @@ def test_samples_have_the_labels_of_training_images_and_fixed_noises() -> None:
 
 
 def test_sealed_data_cannot_be_compared_with() -> None:
-    from underpaint.data import Sealed
+    from underpaint.sealed.format import Sealed
 
     with pytest.raises(UserError, match=r"train\.check_samples"):
         Drawn(Sealed.__new__(Sealed), 8, 0)

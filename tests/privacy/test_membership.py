@@ -12,8 +12,8 @@ from tests.privacy.test_shadows import RECIPE
 from underpaint import config, model
 from underpaint.cli import main
 from underpaint.core.masks import Mask, gather
-from underpaint.data import Sealed
 from underpaint.privacy.membership import Sides, sides, some
+from underpaint.sealed.format import Sealed
 from underpaint.sealed.writer import seal
 from underpaint.training import stages
 from underpaint.training.step import draw_batch

@@ -1,6 +1,6 @@
 """The small recipe of the training tests, and photographs as in those of data."""
 
-from tests.data.conftest import photos
+from tests.data.conftest import cache, photos
 from tests.training.conftest import images, recipe
 
-__all__ = ["images", "photos", "recipe"]
+__all__ = ["cache", "images", "photos", "recipe"]

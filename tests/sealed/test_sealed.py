@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 import struct
 import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from tests.data.pictures import noise, png, write_folder
 from underpaint import config
 from underpaint.core import masks
 from underpaint.core.spaces import Pixels
-from underpaint.data import digests, sources
+from underpaint.data import digests, source
 from underpaint.errors import UserError
 from underpaint.sealed import format as sealed
 from underpaint.sealed.writer import seal
@@ -56,11 +58,11 @@ def patches(images: np.ndarray) -> np.ndarray:
 
 def originals(file: sealed.Sealed, images: np.ndarray) -> np.ndarray:
     """Which image each record is of, found by comparing its patches."""
-    every, (found, at) = patches(images), file.batch(np.arange(len(file.rows)))
+    every, (found, at) = patches(images), file.batch(np.arange(len(file.patches)))
     return np.array(
         [
             np.flatnonzero((every[:, at[i]] == found[i]).all((1, 2)))[0]
-            for i in range(len(file.rows))
+            for i in range(len(file.patches))
         ]
     )
 
@@ -145,6 +147,20 @@ def test_files_of_other_sizes_and_unreadable_ones(tmp_path: Path) -> None:
     assert (got.reshape(27, -1).std(1) > 1).all()  # no record was left empty
 
 
+def test_labels_that_are_asked_for_where_there_are_none(tmp_path: Path) -> None:
+    """The place that was kept for them goes, as does that of unreadable images."""
+    pixels = noise(30, 16, 16)
+    folder = write_folder(tmp_path / "photos", pixels)
+    for i in (3, 7, 29):
+        (folder / f"{i:03}.png").write_bytes(b"nothing")
+    data = config.Data(source=str(folder), max_bad=0.2)
+    seal(data, tmp_path / "small.up", rate=0.5, labels=True)
+    file = sealed.read(tmp_path / "small.up")
+    assert "labels" not in file.about["arrays"]
+    assert (file.labels == -1).all()
+    assert sorted(originals(file, pixels)) == [i for i in range(30) if i not in (3, 7, 29)]
+
+
 def test_a_failed_sealing_leaves_no_file(make: Callable[..., Path], tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "photos", noise(30, 16, 16))
     (folder / "029.png").write_bytes(png(noise(1, 16, 20)[0]))
@@ -153,24 +169,27 @@ def test_a_failed_sealing_leaves_no_file(make: Callable[..., Path], tmp_path: Pa
     assert not list(tmp_path.glob("sealed*"))
 
 
-def test_the_ten_lines_of_the_documentation_read_it(
-    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_five_lines_of_the_documentation_read_it(make: Callable[..., Path]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "sealed.md").read_text(encoding="utf-8")
-    code = page.split("```python\n")[1].split("```")[0]
-    assert len([line for line in code.splitlines() if line]) <= 10
+    load, mapped = (part.split("```")[0] for part in page.split("```python\n")[1:])
+    assert len(load.splitlines()) <= 5
     for labels in (False, True):
         path = make(name=f"{labels}.up", labels=labels)
-        space: dict[str, np.ndarray] = {}
-        exec(code.replace("sealed.up", str(path)), space)
-        assert capsys.readouterr().out
-        file = sealed.read(path)
+        space: dict[str, Any] = {}
+        exec(load.replace("sealed.up", str(path)), space)
+        file, arrays = sealed.read(path), space["arrays"]
         got, at = file.batch(np.arange(40))
-        records = space["records"]
-        assert np.array_equal(records["patches"], got)
-        assert np.array_equal(records["positions"], at)
-        assert np.array_equal(np.flatnonzero(records["held_out"]), file.held_out_ids)
-        assert not labels or np.array_equal(records["label"], file.labels)
+        names = ["labels", "positions", "patches", "held_out", "checksums"]
+        assert list(arrays) == names[not labels :]
+        assert np.array_equal(arrays["patches"], got)
+        assert np.array_equal(arrays["positions"], at)
+        assert np.array_equal(np.flatnonzero(arrays["held_out"]), file.held_out_ids)
+        assert not labels or np.array_equal(arrays["labels"], file.labels)
+        exec(mapped.replace("sealed.up", str(path)), space)
+        assert isinstance(space["patches"], np.memmap)
+        assert np.array_equal(space["patches"], got)
+        for name, offset in space["about"]["arrays"].items():
+            assert offset % arrays[name].itemsize == 0
 
 
 def test_a_million_images_need_less_than_a_gibibyte(tmp_path: Path) -> None:
@@ -193,7 +212,7 @@ def test_a_million_images_need_less_than_a_gibibyte(tmp_path: Path) -> None:
             for i in range(n):
                 file.writestr(f"image-{i:07}.png", b"")
         tracemalloc.start()
-        next(sources.find(str(tmp_path / f"{n}.zip")).open().items)
+        next(source.find(str(tmp_path / f"{n}.zip")).open().items)
         return _peak()
 
     each = []
@@ -226,10 +245,10 @@ def test_near_duplicates_are_counted_with_what_they_show_together(
     base = smooth(20)
     copies = np.clip(base[:5].astype(int) + 1, 0, 255).astype(np.uint8)  # a little brighter
     found = sealed.verify(make(np.concatenate([base, copies, base[:1]]), kind="patch"))
-    twins = found["duplicates"]
-    assert (twins["groups"], twins["images"], twins["largest"]) == (5, 11, 3)
-    assert (twins["exact"], twins["dropped"]) == (1, 0)
-    assert 4 / 16 < twins["joint_coverage_mean"] <= twins["joint_coverage_largest"] <= 8 / 16
+    near = found["duplicates"]
+    assert (near["groups"], near["images"], near["largest"]) == (5, 11, 3)
+    assert (near["exact"], near["dropped"]) == (1, 0)
+    assert 4 / 16 < near["joint_coverage_mean"] <= near["joint_coverage_largest"] <= 8 / 16
 
 
 def test_near_duplicates_are_dropped_if_asked(make: Callable[..., Path]) -> None:
@@ -275,13 +294,17 @@ def test_every_flipped_byte_is_found_and_named(make: Callable[..., Path]) -> Non
 def test_chunks_tell_which_images_changed(
     make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("underpaint.sealed.writer.CHUNK", 2100)  # ten records of 201 bytes
-    path = make()
-    data = bytearray(path.read_bytes())
-    data[sealed.HEADER + 25 * 201] ^= 128
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="images 20 to 29"):
-        sealed.read(path)
+    monkeypatch.setattr(sealed, "CHUNK", 2000)  # ten images of 192 bytes
+    path = make(labels=True)
+    data = path.read_bytes()
+    offsets = header_of(data)["arrays"]
+    rows = {"labels": 4, "positions": 8, "patches": 192, "held_out": 1}
+    assert list(offsets) == [*rows, "checksums"]
+    for name, row in rows.items():
+        at = offsets[name] + 25 * row
+        path.write_bytes(data[:at] + bytes([data[at] ^ 128]) + data[at + 1 :])
+        with pytest.raises(UserError, match=f"{name} of images 20 to 29"):
+            sealed.read(path)
 
 
 def test_truncated_longer_and_other_versions(make: Callable[..., Path]) -> None:
@@ -295,7 +318,8 @@ def test_truncated_longer_and_other_versions(make: Callable[..., Path]) -> None:
         data + b"x": "longer",
         b"PNG": "not a sealed file",
         b"": "not a sealed file",
-        _version(data, 2): "version 2",
+        _version(data, 1): "version 1, .*; install the one that wrote it, or seal the images again",
+        _version(data, 3): "version 3",
     }.items():
         path.write_bytes(wrong)
         with pytest.raises(UserError, match=words):
@@ -308,11 +332,98 @@ def _version(data: bytes, version: int) -> bytes:
     return front + digest + body + data[sealed.HEADER :]
 
 
-def test_a_field_too_many_is_refused(make: Callable[..., Path]) -> None:
-    """A header with valid checksums cannot carry anything beside."""
-    path = make()
+def header_of(data: bytes) -> dict[str, Any]:
+    return json.loads(data[44 : sealed.HEADER])
+
+
+def with_text(data: bytes, text: bytes) -> bytes:
+    """The file with another JSON, whose checksum holds."""
+    front, body = data[:12], text.ljust(sealed.HEADER - 44)
+    return front + hashlib.sha256(front + body).digest() + body + data[sealed.HEADER :]
+
+
+def test_a_header_that_holds_anything_beside_is_refused(make: Callable[..., Path]) -> None:
+    """Also with valid checksums."""
+    path = make(labels=True)
     data = path.read_bytes()
-    about = json.loads(data[44 : sealed.HEADER])
-    path.write_bytes(sealed.header(about | {"names": ["x"]}) + data[sealed.HEADER :])
-    with pytest.raises(UserError, match="other fields"):
+    about = header_of(data)
+    duplicates = about["duplicates"]
+    changes: list[dict[str, Any]] = [
+        {"names": ["x"]},
+        {"rate": "0.75"},
+        {"images": True},
+    ]
+    for change in changes:
+        path.write_bytes(with_text(data, json.dumps(about | change).encode()))
+        with pytest.raises(UserError, match="other fields"):
+            sealed.verify(path)
+    contradictions: list[dict[str, Any]] = [
+        {"images": 0},
+        {"images": 39},
+        {"images": 10**4000},
+        {"patch": 0},
+        {"size": [16, 16, 3]},
+        {"size": [16, "alice"]},
+        {"size": [17, 16]},
+        {"visible": 16},
+        {"channels": 2},
+        {"kind": "salient"},
+        {"rate": math.nan},
+        {"label_names": ["0", "1", 2]},
+        {"label_names": ["0", "1", "1"]},
+        {"held_out": -1},
+        {"bleed": -1},
+        {"duplicates": duplicates | {"of": "alice"}},
+        {"duplicates": duplicates | {"groups": "alice"}},
+        {"arrays": about["arrays"] | {"names": 0}},
+        {"arrays": about["arrays"] | {"patches": sealed.HEADER}},
+    ]
+    for change in contradictions:
+        path.write_bytes(with_text(data, json.dumps(about | change).encode()))
+        with pytest.raises(UserError, match="contradicts itself"):
+            sealed.verify(path)
+    text = json.dumps(about).encode()
+    for other in (b" " + text, text[:-1] + b', "images": 40}', text.replace(b"0.75", b"7.5e-1")):
+        path.write_bytes(with_text(data, other))
+        with pytest.raises(UserError, match="contradicts itself"):
+            sealed.verify(path)
+    for other in (b"", b"[" * 60_000, b"[]", b"\xff"):
+        path.write_bytes(with_text(data, other))
+        with pytest.raises(UserError, match="other fields"):
+            sealed.verify(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("labels", b"\x03\0\0\0", "no patches at positions"),
+        ("labels", b"\xfe\xff\xff\xff", "no patches at positions"),
+        ("positions", b"\x0f\0" * 2, "no patches at positions"),
+        ("positions", b"\x10\0", "no patches at positions"),
+        ("held_out", b"\x02", "no patches at positions"),
+        ("npy", b"\x20", "contradicts itself"),
+        ("count", b"", "holds out other images"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(
+    name: str, value: bytes, says: str, make: Callable[..., Path]
+) -> None:
+    """Also with valid checksums."""
+    path = make(labels=True)
+    data = bytearray(path.read_bytes())
+    about = header_of(data)
+    at = about["arrays"]["patches"] - 9 if name == "npy" else about["arrays"].get(name, 0)
+    if name == "npy":
+        value = bytes([data[at] ^ 1])
+    if name == "count":
+        about["held_out"] += 1
+    elif value:
+        data[at : at + len(value)] = value
+    arrays = sealed.blocks(40, 4, 48, True)
+    table = arrays[-1].npy_header() + b"".join(
+        hashlib.sha256(data[begin:end]).digest() for *_, begin, end in sealed.chunks(arrays)
+    )
+    about["checksums"] = hashlib.sha256(table).hexdigest()
+    path.write_bytes(sealed.header(about) + data[sealed.HEADER : arrays[-1].start] + table)
+    with pytest.raises(UserError, match=says):
         sealed.verify(path)

@@ -37,14 +37,14 @@ def make(images: Path, tmp_path: Path) -> Make:
 
 
 def in_sealed_order(path: Path, images: Path, out: Path) -> Path:
-    """The images in the order of the sealed file, which their patches tell."""
+    """The images in the order of the sealed file, found by their patches."""
     with np.load(images) as arrays:
         pixels, labels = arrays["images"], arrays["labels"]
     every = Pixels((16, 16), 3, 4).encode(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
     found, at = sealed.read(path).batch(np.arange(60))
     order = [
-        int(np.flatnonzero((every[:, where] == own).all((1, 2)))[0])
-        for own, where in zip(found, at, strict=True)
+        int(np.flatnonzero((every[:, where] == patches).all((1, 2)))[0])
+        for patches, where in zip(found, at, strict=True)
     ]
     assert sorted(order) == list(range(60))
     np.savez(out, images=pixels[order], labels=labels[order])
@@ -169,8 +169,9 @@ def test_a_sealed_file_that_changed(make: Make, refused: Wrong, wrong: Wrong) ->
     assert "is truncated" in refused(path)
     assert "is truncated" in wrong("seal", "--verify", path)
     path.write_bytes(data[:70_000] + bytes([data[70_000] ^ 1]) + data[70_001:])
-    assert "has been changed: the checksum of images 0 to 59" in refused(path)
-    assert "has been changed: the checksum of images 0 to 59" in wrong("seal", "--verify", path)
+    says = "has been changed: the checksum of patches of images 0 to 59"
+    assert says in refused(path)
+    assert says in wrong("seal", "--verify", path)
 
 
 def test_sealing_wrongly(wrong: Wrong, images: Path, make: Make, tmp_path: Path) -> None:

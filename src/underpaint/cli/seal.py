@@ -63,8 +63,8 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--held-out",
         default=own.held_out,
-        metavar="WISH",
-        help="images kept for judging: auto, a number or none (default: %(default)s)",
+        metavar="SPEC",
+        help="images kept for evaluation: auto, a number or none (default: %(default)s)",
     )
     add_output(parser)
 
@@ -136,30 +136,31 @@ def _lines(found: dict[str, Any]) -> dict[str, str]:
     """What the file holds, in words."""
     height, width = found["size"]
     V, N, P, n = (found[name] for name in ("visible", "patches", "patch_dim", "images"))
-    size, twins = found["bytes"], found["duplicates"]
+    size, near = found["bytes"], found["duplicates"]
     kind = f"{found['kind']} of {found['block']}" if found["kind"] == "block" else found["kind"]
     lines = {
         "file": f"{found['file']}, version {found['version']}",
         "images": f"{n:,} of {height}×{width}×{found['channels']}, {found['held_out']:,} held out",
         "mask": f"{kind}, {found['hidden']:.1%} hidden",
         "each image": f"{V} of {N} patches of {P} bytes, and their {V} positions",
-        "bytes": f"{size['all']:,} = {size['header']:,} header + {size['patches']:,} patches + "
+        "bytes": f"{size['all']:,} in total: {size['header']:,} headers + "
+        f"{size['patches']:,} patches + "
         f"{size['positions']:,} positions + {size['held_out']:,} held-out marks + "
-        f"{size['labels']:,} labels + {size['checksums']:,} checksums, and not one more",
+        f"{size['labels']:,} labels + {size['checksums']:,} checksums",
         "checksums": found["checksums"],
         "labels": ", ".join(found["label_names"][:12]) or "none",
-        "resampling": f"carries what is beside a patch up to {found['bleed']} pixels into it"
+        "resampling": f"mixes up to {found['bleed']} pixels beside a patch into it"
         if found["bleed"]
         else "none: images had this size",
-        "near-duplicates": f"{twins['images']:,} images in {twins['groups']:,} groups (the largest "
-        f"of {twins['largest']:,}), {twins['exact']:,} exact copies; a group shows together "
-        f"{twins['joint_coverage_mean']:.1%} of a picture on average, at most "
-        f"{twins['joint_coverage_largest']:.1%}"
-        if twins["groups"]
+        "near duplicates": f"{near['images']:,} images in {near['groups']:,} groups (the largest "
+        f"of {near['largest']:,}), {near['exact']:,} exact copies; a group shows together "
+        f"{near['joint_coverage_mean']:.1%} of a picture on average, at most "
+        f"{near['joint_coverage_largest']:.1%}"
+        if near["groups"]
         else "none",
     }
-    if twins["dropped"]:
-        lines["dropped"] = f"{twins['dropped']:,} near-duplicates"
+    if near["dropped"]:
+        lines["dropped"] = f"{near['dropped']:,} near duplicates"
     if found.get("unreadable"):
         lines["unreadable"] = f"{found['unreadable']:,} files, skipped"
     return lines

@@ -259,7 +259,7 @@ def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
     if run.data.source:
         from underpaint import data
 
-        dataset: data.Dataset | data.Sealed
+        dataset: data.Dataset | sealed.Sealed
         if sealed.is_sealed(run.data.source):
             dataset = sealed.read(run.data.source)
         else:

@@ -5,6 +5,5 @@
 
 from underpaint.data.dataset import Dataset, prepare
 from underpaint.data.order import Order, augment
-from underpaint.sealed.format import Sealed
 
-__all__ = ["Dataset", "Order", "Sealed", "augment", "prepare"]
+__all__ = ["Dataset", "Order", "augment", "prepare"]

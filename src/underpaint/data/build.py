@@ -1,6 +1,6 @@
-"""Decoding all images of a source in parallel, in order, and keeping count of what was met.
+"""Decoding all images of a source in parallel, in order, with a count of sizes and failures.
 
-Threads suffice: Pillow and hashlib let go of Python's lock while they work. Small images (under a
+Threads suffice: Pillow and hashlib release Python's lock while they work. Small images (under a
 millisecond each) are faster without.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from underpaint.data import digests
 from underpaint.data.cache import Index, Write
 from underpaint.data.decode import Options, Unreadable, decode, fit, from_array
-from underpaint.data.sources import Contents, Item
+from underpaint.data.source import Contents, Item
 from underpaint.errors import UserError
 
 __all__ = [
@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
     """What became of one image."""
 
     pixels: NDArray[np.uint8] | None  # None: unreadable
-    met: tuple[int, int]
+    original_size: tuple[int, int]
     file_sha: bytes
     pixel_sha: bytes
     constant: bool
@@ -88,7 +88,7 @@ def decode_all(
                     bad_here.append({"path": item.name, "reason": image.reason, "part": part})
                 else:
                     if options.size is None:  # the first image's; all others must agree
-                        options = options._replace(size=image.met)
+                        options = options._replace(size=image.original_size)
                     check_size(origin, item.name, image.pixels, options)
                     write(image.pixels.data)
                     texts.append(item.label)
@@ -96,7 +96,7 @@ def decode_all(
                     index.file_sha.append(image.file_sha)
                     index.pixel_sha.append(image.pixel_sha)
                     index.names.append(item.name)
-                    sizes["{}×{}".format(*image.met)] += 1
+                    sizes["{}×{}".format(*image.original_size)] += 1
                     constant += image.constant
                 if progress is not None and (done % CHUNK == 0 or done == total):
                     progress(done, total)
@@ -121,7 +121,7 @@ def decode_all(
 def in_order(
     origin: str, items: Iterator[Item], options: Options, workers: int
 ) -> Iterator[tuple[Item, Decoded]]:
-    """Decode and yield in order; in parallel where that is faster, which the first chunk tells."""
+    """Decode and yield in order; in parallel if the first chunk shows that it pays."""
     chunks = _chunks(origin, items)
     first = next(chunks, [])
     started = time.perf_counter()
@@ -166,9 +166,9 @@ def _decode_one(item: Item, options: Options) -> Decoded:
         data = item.read()
         if isinstance(data, bytes):
             file_sha = hashlib.sha256(data).digest()
-            pixels, met = decode(data, options)
+            pixels, original_size = decode(data, options)
         else:
-            file_sha, met = digests.of_array(data), (data.shape[0], data.shape[1])
+            file_sha, original_size = digests.of_array(data), (data.shape[0], data.shape[1])
             pixels = fit(from_array(data), options)
     except Unreadable as error:
         return Decoded(None, (0, 0), b"", b"", False, str(error))
@@ -178,7 +178,7 @@ def _decode_one(item: Item, options: Options) -> Decoded:
     except Exception as error:  # archives raise RuntimeError, zlib.error, NotImplementedError, ...
         return Decoded(None, (0, 0), b"", b"", False, f"cannot be read ({error})")
     constant = bool(pixels.std(dtype=np.float32) < CONSTANT)
-    return Decoded(pixels, met, file_sha, digests.of_array(pixels), constant, "")
+    return Decoded(pixels, original_size, file_sha, digests.of_array(pixels), constant, "")
 
 
 def check_size(origin: str, name: str, pixels: NDArray[np.uint8], options: Options) -> None:

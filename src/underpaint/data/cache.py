@@ -2,7 +2,7 @@
 
     ROOT/images/KEY/pixels.bin   uint8, n × H × W × C
     ROOT/images/KEY/index.npz    per image: label, part, sha256 of file and pixels, name
-    ROOT/images/KEY/about.json   shape, label names, what was met while decoding
+    ROOT/images/KEY/about.json   shape, label names, report of the decoding
     ROOT/files, ROOT/splits      remembered digests; which images are held out
 
 KEY hashes the bytes of all files, the options and FORMAT, so a changed image makes another entry.
@@ -62,8 +62,8 @@ class Index(NamedTuple):
 
 def root() -> Path:
     """$UNDERPAINT_CACHE, else $XDG_CACHE_HOME/underpaint, else ~/.cache/underpaint."""
-    if own := os.environ.get("UNDERPAINT_CACHE"):
-        return Path(own).expanduser().absolute()
+    if chosen := os.environ.get("UNDERPAINT_CACHE"):
+        return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base).absolute() / "underpaint"
 

@@ -1,7 +1,7 @@
 """A data set ready for training: `prepare(config.Data(source="photos", size=(64,)))`.
 
-The images are decoded once into the cache (cache.py), each has an identity (digests.py) and a side
-(split.py); what is read afterwards is a file mapped into memory.
+The images are decoded once into the cache (cache.py); each has an identity (digests.py) and is for
+training or held out (split.py). What is read afterwards is a file mapped into memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,35 @@ from underpaint import config as settings
 from underpaint.data import cache, digests, split
 from underpaint.data.build import Progress, check_bad, decode_all
 from underpaint.data.decode import RESAMPLING, Options, parse_colour
-from underpaint.data.sources import Source, find
+from underpaint.data.source import Source, find
 from underpaint.errors import UserError
 
-if TYPE_CHECKING:
-    from underpaint.data.latents import Latents
+__all__ = ["Dataset", "Latents", "decoding", "prepare"]
 
-__all__ = ["Dataset", "decoding", "prepare"]
+
+@dataclass(frozen=True)
+class Latents:
+    """Mean and spread of the latents of every image, mirrored and not."""
+
+    moments: NDArray[np.float16]  # [n, 2, 2, c, h, w], mapped
+    scale: float
+    shift: float
+
+    def draw(
+        self, ids: NDArray[np.int64], rng: np.random.Generator, flip: bool
+    ) -> NDArray[np.float32]:
+        """Fresh latents [B, c, h, w] of the images `ids`; with `flip` half of them mirrored."""
+        mirrored = rng.random(len(ids)) < 0.5 if flip else np.zeros(len(ids), bool)
+        moments = self.moments[ids, mirrored.astype(np.int64)].astype(np.float32)
+        mean, std = moments[:, 0], moments[:, 1]
+        return self._scaled(mean + std * rng.standard_normal(mean.shape, np.float32))
+
+    def means(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The middle of each image's latents [B, c, h, w]: nothing random."""
+        return self._scaled(self.moments[ids, 0, 0].astype(np.float32))
+
+    def _scaled(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.float32(self.scale) * (z - np.float32(self.shift))
 
 
 @dataclass(frozen=True)
@@ -67,7 +89,7 @@ class Dataset:
         return [digest.tobytes().hex() for digest in self.pixel_digests]
 
     def batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images `ids` as an array of their own, [B, H, W, C]."""
+        """A copy of the images `ids`, [B, H, W, C]."""
         return np.take(self.images, ids, axis=0)
 
 
@@ -87,17 +109,17 @@ def prepare(
     workers = workers or os.cpu_count() or 1
     options = decoding(config)
     data = find(config.source)
-    judges = _judges(config.held_out)
-    sources = [data, judges] if isinstance(judges, Source) else [data]
+    held_out = held_out_source(config.held_out)
+    sources = [data, held_out] if isinstance(held_out, Source) else [data]
 
     stamps, key = _identify(sources, options, workers)
     folder = cache.root() / "images" / key
     entry = None if force else cache.load(folder)
-    found = entry is not None
+    reused = entry is not None
     if entry is None:
         with cache.locked(folder.with_name(f"{key}.lock")):
             entry = None if force else cache.load(folder)  # built while we waited
-            found = entry is not None
+            reused = entry is not None
             if entry is None:
                 parts = [(source.origin, source.open()) for source in sources]
 
@@ -114,7 +136,7 @@ def prepare(
     if config.only:
         side = _listed(config.only, entry)
     else:
-        side = _sides(data, judges, entry, config.audit_split)
+        side = _sides(data, held_out, entry, config.audit_split)
     train_ids = np.flatnonzero(side == split.TRAIN)
     if len(train_ids) == 0:
         raise UserError(
@@ -124,7 +146,7 @@ def prepare(
         train_ids = _first_by_hash(train_ids, entry.file_sha, config.limit)
     held_out_ids = np.flatnonzero(side == split.HELD_OUT)
     report = _report(data, entry, options, side, train_ids)
-    report |= {"cache": str(folder), "reused": found, "seconds": time.monotonic() - started}
+    report |= {"cache": str(folder), "reused": reused, "seconds": time.monotonic() - started}
     return Dataset(
         images=np.asarray(entry.pixels),
         labels=entry.label,
@@ -151,8 +173,8 @@ def decoding(config: settings.Data) -> Options:
     return Options(settings.image_size(config.size), config.channels, config.fit, background)
 
 
-def _judges(text: str) -> str | int | Source:
-    """What `held_out` asks for: 'auto', a number (0: none) or a source of its own."""
+def held_out_source(text: str) -> str | int | Source:
+    """What the setting `held_out` asks for: 'auto', a number (0: none) or a separate source."""
     if text == "auto":
         return text
     if text == "none":
@@ -194,27 +216,27 @@ def _check_unchanged(stamps: dict[Path, digests.Stamp]) -> None:
 
 
 def _sides(
-    data: Source, judges: str | int | Source, entry: cache.Entry, share: float
+    data: Source, held_out: str | int | Source, entry: cache.Entry, share: float
 ) -> NDArray[np.int8]:
     """The side of each image of the entry, recording what is decided for the first time.
 
-    `share` above 0: so many of them are held out, for an audit, instead of what `judges` says.
+    `share` above 0: so many of them are held out, for an audit, instead of what `held_out` says.
     """
-    if isinstance(judges, Source):
+    if isinstance(held_out, Source):
         side = entry.part.astype(np.int8)  # TRAIN and HELD_OUT are the numbers of the parts
         pixels = [digest.tobytes() for digest in entry.pixel_sha]
-        judging = {p for p, s in zip(pixels, side, strict=True) if s == split.HELD_OUT}
-        twins = np.array([p in judging for p in pixels])
-        side[twins & (side == split.TRAIN)] = split.ASIDE
+        kept = {p for p, s in zip(pixels, side, strict=True) if s == split.HELD_OUT}
+        also_held_out = np.array([p in kept for p in pixels])
+        side[also_held_out & (side == split.TRAIN)] = split.ASIDE
         return side
     n = len(entry.label)
-    if judges == 0:
+    if held_out == 0:
         return np.zeros(n, np.int8)
-    if isinstance(judges, int) and judges >= n:
-        raise UserError(f"held-out {judges}: the data have {n} images; hold out fewer than that")
+    if isinstance(held_out, int) and held_out >= n:
+        raise UserError(f"held-out {held_out}: the data have {n} images; hold out fewer than that")
 
-    wanted = judges if isinstance(judges, int) else None
-    name = str(judges)
+    wanted = held_out if isinstance(held_out, int) else None
+    name = str(held_out)
     if share:
         wanted, name = round(share * n), f"audit {share:g}"
     path = cache.root() / "splits" / f"{digests.of_text(data.origin, name)[:32]}.npz"
@@ -239,14 +261,14 @@ def _listed(path: str, entry: cache.Entry) -> NDArray[np.int8]:
         raise UserError(
             f"data.only '{path}': expected a file of sha256 sums, one a line ({error})"
         ) from None
-    found = np.array([sha.tobytes() in listed for sha in entry.file_sha])
-    there = len({sha.tobytes() for sha in entry.file_sha[found]})
+    chosen = np.array([sha.tobytes() in listed for sha in entry.file_sha])
+    there = len({sha.tobytes() for sha in entry.file_sha[chosen]})
     if there < len(listed):
         raise UserError(
             f"data.only '{path}': {len(listed) - there} of its {len(listed)} images are not in the "
             "data; give the data they were listed from"
         )
-    return np.where(found, split.TRAIN, split.ASIDE).astype(np.int8)
+    return np.where(chosen, split.TRAIN, split.ASIDE).astype(np.int8)
 
 
 def _first_by_hash(
@@ -264,13 +286,13 @@ def _report(
     train_ids: NDArray[np.int64],
 ) -> dict[str, Any]:
     about = entry.about
-    own = entry.part == 0
-    n = int(own.sum())
-    counts = Counter(entry.label[own].tolist())
+    is_data = entry.part == 0
+    n = int(is_data.sum())
+    counts = Counter(entry.label[is_data].tolist())
     labels = {name: counts[i] for i, name in enumerate(about["label_names"])}
     if labels and counts[-1]:
         labels["(none)"] = counts[-1]
-    distinct = len({digest.tobytes() for digest in entry.pixel_sha[own]})
+    distinct = len({digest.tobytes() for digest in entry.pixel_sha[is_data]})
     return {
         "source": data.origin,
         "images": n,

@@ -22,7 +22,7 @@ from underpaint.errors import UserError
 __all__ = ["RESAMPLING", "Options", "Unreadable", "decode", "fit", "from_array", "parse_colour"]
 
 RESAMPLING = "Lanczos, antialiased (Pillow)"
-LARGEST = 2 * 89_478_485  # pixels; Pillow's own bound against decompression bombs
+LARGEST = 2 * 89_478_485  # pixels; Pillow's limit against decompression bombs
 
 # EXIF orientation → the transposition that puts the image upright.
 UPRIGHT = {
@@ -68,8 +68,8 @@ def decode(data: bytes, options: Options) -> tuple[NDArray[np.uint8], tuple[int,
     if not data:
         raise Unreadable("is empty")
     try:
-        image, met = _open(data, options)
-        return fit(image, options), met
+        image, original_size = _open(data, options)
+        return fit(image, options), original_size
     except UnidentifiedImageError:
         raise Unreadable("is not an image of a known format") from None
     except MemoryError:
@@ -88,7 +88,7 @@ def _reason(error: Exception) -> str:
 
 
 def _open(data: bytes, options: Options) -> tuple[Image.Image, tuple[int, int]]:
-    """The upright image in its own mode, and its height and width before any reduction."""
+    """The upright image, its mode unchanged, and its height and width before any reduction."""
     image: Image.Image = Image.open(io.BytesIO(data))
     width, height = image.size
     if width * height > LARGEST:
@@ -145,7 +145,7 @@ def _flat(image: Image.Image, options: Options) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit and floating-point grey to 8 bits; Pillow's own conversion clips them."""
+    """Scale 16-bit and floating-point grey to 8 bits; Pillow's conversion clips them."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image)

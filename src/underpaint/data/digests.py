@@ -1,4 +1,4 @@
-"""What a source's bytes are: the sha256 of each of its files.
+"""What identifies a source: the sha256 of each of its files.
 
 Hashing a large folder again at every start would take minutes, so the digests are remembered with
 each file's size, mtime and ctime (in nanoseconds), as git does. As there, a file that was changed
@@ -69,11 +69,11 @@ def of_files(files: Iterable[Path], memory: Path, workers: int) -> dict[Path, tu
         return now, sha, stamp(file) == now and time.time_ns() - max(now[1:]) > SETTLED
 
     with ThreadPoolExecutor(workers) as pool:
-        found = dict(zip(files, pool.map(digest, files, chunksize=64), strict=True))
-    settled = {str(f): [*s, sha] for f, (s, sha, keep) in found.items() if keep}
+        digests = dict(zip(files, pool.map(digest, files, chunksize=64), strict=True))
+    settled = {str(f): [*s, sha] for f, (s, sha, keep) in digests.items() if keep}
     if settled != known or not memory.exists():
         replace_text(memory, json.dumps(settled))
-    return {file: (s, sha) for file, (s, sha, _) in found.items()}
+    return {file: (s, sha) for file, (s, sha, _) in digests.items()}
 
 
 def _recall(memory: Path) -> dict[str, list[int | str]]:

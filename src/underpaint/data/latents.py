@@ -1,4 +1,4 @@
-"""Latents on disk: what an autoencoder says of every image, computed once.
+"""Latents on disk: an autoencoder's encoding of every image, computed once.
 
     ROOT/latents/KEY/moments.bin   float16, n × 2 (as it is, mirrored) × 2 (mean, std) × c × h × w
     ROOT/latents/KEY/about.json    shape, scale and shift
@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +24,11 @@ from torch import Tensor
 from underpaint.core.spaces import from_uint8
 from underpaint.data import cache, digests
 from underpaint.data.build import Progress
-from underpaint.data.dataset import Dataset
+from underpaint.data.dataset import Dataset, Latents
 from underpaint.errors import RunFailed
 from underpaint.io import discard
 
-__all__ = ["Encoder", "Latents", "prepare"]
+__all__ = ["Encoder", "prepare"]
 
 FORMAT = "1"
 BATCH = 16
@@ -37,7 +36,7 @@ LARGEST = float(np.finfo(np.float16).max)
 
 
 class Encoder(Protocol):
-    """What is asked of an autoencoder (`underpaint.vae.VAE`)."""
+    """What we need of an autoencoder (`underpaint.vae.VAE`)."""
 
     scale: float
     shift: float
@@ -48,31 +47,6 @@ class Encoder(Protocol):
 
     def moments(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] → mean and std [B, 2, c, h, w]."""
-
-
-@dataclass(frozen=True)
-class Latents:
-    """Mean and spread of the latents of every image, mirrored and not."""
-
-    moments: NDArray[np.float16]  # [n, 2, 2, c, h, w], mapped
-    scale: float
-    shift: float
-
-    def draw(
-        self, ids: NDArray[np.int64], rng: np.random.Generator, flip: bool
-    ) -> NDArray[np.float32]:
-        """Fresh latents [B, c, h, w] of the images `ids`; with `flip` half of them mirrored."""
-        mirrored = rng.random(len(ids)) < 0.5 if flip else np.zeros(len(ids), bool)
-        moments = self.moments[ids, mirrored.astype(np.int64)].astype(np.float32)
-        mean, std = moments[:, 0], moments[:, 1]
-        return self._scaled(mean + std * rng.standard_normal(mean.shape, np.float32))
-
-    def means(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The middle of each image's latents [B, c, h, w]: nothing random."""
-        return self._scaled(self.moments[ids, 0, 0].astype(np.float32))
-
-    def _scaled(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.float32(self.scale) * (z - np.float32(self.shift))
 
 
 def prepare(
@@ -96,8 +70,8 @@ def prepare(
     if moments is None:
         raise RunFailed(f"the cache entry {folder} vanished while it was written; run again")
     report = dataset.report | {"latents": list(moments.shape[3:]), "latents_cache": str(folder)}
-    own = Latents(moments, vae.scale, vae.shift)
-    return dataclasses.replace(dataset, latents=own, key=key, report=report)
+    latents = Latents(moments, vae.scale, vae.shift)
+    return dataclasses.replace(dataset, latents=latents, key=key, report=report)
 
 
 def _load(folder: Path) -> NDArray[np.float16] | None:
@@ -127,11 +101,11 @@ def _build(
             with (part / "moments.bin").open("wb") as file:
                 for start in range(0, n, BATCH):
                     images = np.array(dataset.images[start : start + BATCH])
-                    found = [
+                    encoded = [
                         vae.moments(from_uint8(side).to(device)).cpu()
                         for side in (images, images[:, :, ::-1])
                     ]
-                    both = torch.stack(found, dim=1).clamp(-LARGEST, LARGEST)
+                    both = torch.stack(encoded, dim=1).clamp(-LARGEST, LARGEST)
                     file.write(both.to(torch.float16).numpy().tobytes())
                     shape = tuple(both.shape[1:])
                     if progress is not None:

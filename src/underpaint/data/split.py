@@ -1,10 +1,10 @@
-"""Which images are held out: used only for judging, never for training.
+"""Which images are held out: used only for evaluation, never for training.
 
 An image is identified by the sha256 of its file; images with the same decoded pixels form a group
 and stay on one side. Groups are taken in the order of their smallest hash until 5 % of the images
 are held out (at least one from 20 images on, none below), never more than 10 %. Every decision is
 recorded at the first `prepare`: an image once held out is never trained on later, one that was
-trained on never judges, and images that are added are assigned among themselves by the same rule.
+trained on is never held out, and added images are assigned among themselves by the same rule.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from underpaint.data import Dataset, Sealed
+from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.model import find, network, read_spec
+from underpaint.sealed.format import Sealed
 from underpaint.training.stages import Plan
 
 __all__ = ["check_covered"]

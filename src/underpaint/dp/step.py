@@ -21,7 +21,6 @@ vectorise the gradient of a layer norm under bf16 autocast.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -36,7 +35,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from underpaint import config
 from underpaint.core.masks import Mask
-from underpaint.data import Dataset, Sealed
+from underpaint.data import Dataset
+from underpaint.sealed.format import Sealed
 from underpaint.training.optim import learning_rate
 from underpaint.training.seeding import key
 from underpaint.training.stages import Level, Plan
@@ -137,7 +137,7 @@ def draws(
 def _content(dataset: Dataset | Sealed, image: int) -> str:
     """Names an image by its pixels, or by the patches that are left of it."""
     if isinstance(dataset, Sealed):
-        return hashlib.sha256(dataset.rows[image].tobytes()).hexdigest()
+        return dataset.digest(image)
     return dataset.pixel_digests[image].tobytes().hex()
 
 

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from underpaint.data import Dataset, Sealed
+from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.evaluation import features, metrics
 from underpaint.evaluation.nearest import nearest
 from underpaint.model import Model
+from underpaint.sealed.format import Sealed
 
 __all__ = ["Drawn", "comparable", "recorded"]
 

@@ -31,11 +31,12 @@ from underpaint.core.masks import Mask, draw, see, showing, shown, visible_count
 from underpaint.core.salient import local_variance
 from underpaint.core.schedules import Process
 from underpaint.core.spaces import Space, from_uint8, levels
-from underpaint.data import Dataset, Sealed
+from underpaint.data import Dataset
 from underpaint.evaluation.early_stopping import judge
 from underpaint.evaluation.sample_health import Reference
 from underpaint.evaluation.sample_metrics import Drawn
 from underpaint.model import Model, evaluating
+from underpaint.sealed.format import Sealed
 from underpaint.training.monitor import Finding
 from underpaint.training.seeding import key
 

@@ -25,10 +25,11 @@ from underpaint import config, model
 from underpaint.core import salient
 from underpaint.core.masks import Mask, draw, showing
 from underpaint.core.spaces import from_uint8, levels
-from underpaint.data import Dataset, Sealed, latents, prepare
+from underpaint.data import Dataset, latents, prepare
 from underpaint.errors import UserError
 from underpaint.privacy import attacks, memorisation
 from underpaint.sealed import format as sealed
+from underpaint.sealed.format import Sealed
 from underpaint.training.step import mask_seed
 
 __all__ = ["FEWEST", "Images", "Sides", "numbers_of", "recorded_run", "sides", "some"]

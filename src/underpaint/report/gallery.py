@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from underpaint import config
 from underpaint import model as models
-from underpaint.data import Dataset, Sealed, prepare
+from underpaint.data import Dataset, prepare
 from underpaint.errors import UserError
 from underpaint.evaluation.nearest import nearest
 from underpaint.report.guarantee import is_private
 from underpaint.sealed import format as sealed
+from underpaint.sealed.format import Sealed
 
 __all__ = ["Gallery", "Pair", "draw"]
 

@@ -4,12 +4,17 @@
     8        4       version, uint32
     12       32      sha256 of the first 65,536 bytes without these 32
     44       65,492  JSON (`FIELDS`), filled up with spaces
-    65,536   n · R   the records, in random order
-             32 · k  sha256 of each chunk of records, k = ⌈n / chunk⌉
+    65,536           arrays in numpy's .npy format, one behind the other, nothing between them:
+                     labels int32 [n] (only if labels were kept; -1: none), positions uint16 [n, V]
+                     (ascending), patches uint8 [n, V, P] (in the order of `spaces.Pixels`),
+                     held_out bool [n], checksums uint8 [k, 32]
 
-A record is V positions (uint16, ascending), V patches of P uint8 (in the order of `spaces.Pixels`),
-one byte that is 1 if the image is held out and, where labels were asked for, the label (int32).
-Numbers are little-endian. docs/sealed.md is the page for those who hold or give such a file.
+Images are in random order. Each .npy header takes 128 bytes and is determined by the JSON, which
+also says where each array's data begin, so that they can be mapped into memory. Numbers are
+little-endian, and each array is aligned to its type. `checksums` are sha256 of a chunk of images of
+one array, the .npy header included in its first chunk; their own sha256 is in the JSON. So every
+byte of a file has one checksum and one meaning. docs/sealed.md is the page for those who hold or
+give such a file.
 
 An image's mask is drawn from HMAC-SHA256(key, sha256 of its pixels): with the key anybody who has
 the image can draw it again, without it nobody can. The key is in no file that is written here.
@@ -22,40 +27,46 @@ import hmac
 import json
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from underpaint.data import digests
+from underpaint.data.source import SEALED, is_sealed
 from underpaint.errors import UserError
 
 __all__ = [
+    "DUPLICATES",
     "FIELDS",
     "HEADER",
     "KINDS",
     "VERSION",
+    "Block",
     "Sealed",
+    "blocks",
+    "chunks",
     "header",
     "is_sealed",
     "mask_seed",
     "read",
     "read_key",
-    "record_type",
     "verify",
 ]
 
-MAGIC = b"UPSEALED"
-VERSION = 1
+VERSION = 2
 HEADER = 65_536
-KINDS = ("patch", "block", "crop")  # salient masks would tell of the contrast of hidden patches
+NPY = 128  # bytes of an .npy header
+CHUNK = 1 << 20  # bytes of patches that share a checksum, about
+KINDS = ("patch", "block", "crop")  # salient masks would reveal the contrast of hidden patches
 KEY_BYTES = 16  # the least
 
 FIELDS = {  # of the JSON, all of them and no others
-    "images": int,
+    "images": int,  # n
     "size": list,  # height, width in pixels
     "channels": int,
     "patch": int,  # side in pixels
@@ -65,21 +76,95 @@ FIELDS = {  # of the JSON, all of them and no others
     "rate": float,  # asked
     "block": int,
     "multiple": int,  # sides and corners of a crop are multiples of so many patches
-    "label_names": list,  # empty: records have no label
+    "label_names": list,  # empty: there is no array of labels
     "held_out": int,  # how many images
     "bleed": int,  # pixels by which resampling may have carried a neighbour into a patch
-    "duplicates": dict,  # numbers alone, see `seal`
-    "record": int,  # R
-    "chunk": int,  # records
-    "checksums": str,  # sha256 of the table at the end
+    "duplicates": dict,  # numbers named as in DUPLICATES
+    "arrays": dict,  # the byte at which each array's data begin
+    "checksums": str,  # sha256 of the array `checksums`, its .npy header included
 }
+DUPLICATES = (
+    "groups",
+    "images",
+    "largest",
+    "joint_coverage_mean",
+    "joint_coverage_largest",
+    "exact",
+    "dropped",
+)
+
+
+class Block(NamedTuple):
+    """An array of a sealed file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # of its .npy header
+
+    @property
+    def offset(self) -> int:
+        """The byte at which its data begin."""
+        return self.start + NPY
+
+    @property
+    def row(self) -> int:
+        """Bytes of one image."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape[1:])
+
+    @property
+    def end(self) -> int:
+        """The first byte after it."""
+        return self.offset + self.shape[0] * self.row
+
+    def npy_header(self) -> bytes:
+        """As numpy writes it, but of the same length in all numpy versions."""
+        text = f"{{'descr': '{self.dtype}', 'fortran_order': False, 'shape': {self.shape}, }}"
+        return b"\x93NUMPY\x01\x00" + struct.pack("<H", NPY - 10) + f"{text:<117}\n".encode()
+
+
+def blocks(n: int, visible: int, patch_dim: int, labelled: bool) -> list[Block]:
+    """The arrays of a file of n images, in their order; that of the checksums is the last."""
+    arrays: list[tuple[str, str, tuple[int, ...]]] = [
+        ("labels", "<i4", (n,)),
+        ("positions", "<u2", (n, visible)),
+        ("patches", "|u1", (n, visible, patch_dim)),
+        ("held_out", "|b1", (n,)),
+    ][not labelled :]
+    k = len(arrays) * math.ceil(n / _chunk(visible, patch_dim))
+    start, placed = HEADER, []
+    for name, dtype, shape in [*arrays, ("checksums", "|u1", (k, 32))]:
+        placed.append(Block(name, dtype, shape, start))
+        start = placed[-1].end
+    return placed
+
+
+def chunks(arrays: list[Block]) -> Iterator[tuple[Block, int, int, int, int]]:
+    """What has a checksum: array, first and last + 1 of its images, first and last + 1 byte.
+
+    In the order of the checksums, which is that of the file.
+    """
+    _, visible, patch_dim = next(block.shape for block in arrays if block.name == "patches")
+    for block in arrays[:-1]:
+        begin, n = block.start, block.shape[0]
+        for first in range(0, n, _chunk(visible, patch_dim)):
+            last = min(n, first + _chunk(visible, patch_dim))
+            end = block.offset + last * block.row
+            yield block, first, last, begin, end
+            begin = end
+
+
+def _chunk(visible: int, patch_dim: int) -> int:
+    """How many images share a checksum."""
+    return max(1, CHUNK // (visible * patch_dim))
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """A sealed data set that has been read through and found whole."""
+    """A sealed data set, read from end to end and verified."""
 
-    rows: NDArray[np.uint8]  # [n, R], mapped
+    patches: NDArray[np.uint8]  # [n, V, P], mapped
+    positions: NDArray[np.uint16]  # [n, V], mapped
     about: dict[str, Any]  # FIELDS
     labels: NDArray[np.int64]  # [n]; -1: none
     train_ids: NDArray[np.int64]
@@ -103,10 +188,13 @@ class Sealed:
 
     def batch(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Patches [B, V, P] of the images `ids`, and their positions [B, V]."""
-        V, P = self.about["visible"], self.about["patch_dim"]
-        rows = np.take(self.rows, ids, axis=0)
-        positions = rows[:, : 2 * V].copy().view("<u2").astype(np.int64)
-        return rows[:, 2 * V : 2 * V + V * P].reshape(-1, V, P), positions
+        positions = np.take(self.positions, ids, axis=0).astype(np.int64)
+        return np.take(self.patches, ids, axis=0), positions
+
+    def digest(self, image: int) -> str:
+        """sha256 of the positions and patches of an image."""
+        data = self.positions[image].tobytes() + self.patches[image].tobytes()
+        return hashlib.sha256(data).hexdigest()
 
 
 def mask_seed(key: bytes, pixel_sha: bytes) -> int:
@@ -129,36 +217,17 @@ def read_key(path: str | Path) -> bytes:
     return key
 
 
-def record_type(visible: int, patch_dim: int, labelled: bool) -> np.dtype[np.void]:
-    """A record as numpy reads it; no padding."""
-    fields: list[Any] = [
-        ("positions", "<u2", (visible,)),
-        ("patches", "u1", (visible, patch_dim)),
-        ("held_out", "u1"),
-    ]
-    return np.dtype(fields + ([("label", "<i4")] if labelled else []))
-
-
 def header(about: dict[str, Any]) -> bytes:
     """The first bytes of a file. Raises UserError if label names are too long for it."""
-    text = json.dumps(about, ensure_ascii=False).encode()
+    text = json.dumps(about).encode()
     room = HEADER - 44
     if len(text) > room:
         raise UserError(
             f"the names of {len(about['label_names']):,} labels do not fit into a sealed file's "
             "header; leave --labels out"
         )
-    front, body = MAGIC + struct.pack("<I", VERSION), text.ljust(room)
+    front, body = SEALED + struct.pack("<I", VERSION), text.ljust(room)
     return front + hashlib.sha256(front + body).digest() + body
-
-
-def is_sealed(path: str | Path) -> bool:
-    """Whether this is a file that begins as a sealed one does."""
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
 
 
 def read(path: str | Path) -> Sealed:
@@ -171,88 +240,97 @@ def read(path: str | Path) -> Sealed:
 def _read(path: Path, stamp: digests.Stamp) -> Sealed:
     """`stamp` changes when the file does, so it is verified once."""
     about, held_out, labels = _verified(path)
-    n, size = about["images"], about["record"]
-    rows = np.memmap(path, np.uint8, "r", offset=HEADER, shape=(n, size))
-    with path.open("rb") as file:
-        key = hashlib.sha256(file.read(HEADER)).hexdigest()
+    mapped = {
+        block.name: np.asarray(np.memmap(path, block.dtype, "r", block.offset, block.shape))
+        for block in _blocks(about)
+    }
     return Sealed(
-        rows=np.asarray(rows),
+        patches=mapped["patches"],
+        positions=mapped["positions"],
         about=about,
         labels=labels,
         train_ids=np.flatnonzero(~held_out),
         held_out_ids=np.flatnonzero(held_out),
-        key=key,
+        key=hashlib.sha256(header(about)).hexdigest(),
     )
 
 
 def verify(path: str | Path) -> dict[str, Any]:
-    """Read a sealed file from end to end; what was found, for `underpaint seal --verify`.
+    """Read a sealed file from end to end; what it holds, for `underpaint seal --verify`.
 
     Raises UserError naming the place if a byte is missing, changed or too many.
     """
     file = Path(path).expanduser().resolve()
     about, _, _ = _verified(file)
     h, w = _grid(about)
-    V, P, labelled = about["visible"], about["patch_dim"], bool(about["label_names"])
-    chunks = math.ceil(about["images"] / about["chunk"])
+    arrays = _blocks(about)
+    sizes = {block.name: block.end - block.offset for block in arrays}
     return {
         "file": str(file),
         "version": VERSION,
-        **{name: about[name] for name in FIELDS if name not in ("record", "chunk", "checksums")},
+        **{name: about[name] for name in FIELDS if name not in ("arrays", "checksums")},
         "patches": h * w,
-        "hidden": 1 - V / (h * w),
+        "hidden": 1 - about["visible"] / (h * w),
         "bytes": {
-            "header": HEADER,
-            "positions": 2 * V * about["images"],
-            "patches": V * P * about["images"],
-            "held_out": about["images"],
-            "labels": 4 * labelled * about["images"],
-            "checksums": 32 * chunks,
-            "all": file.stat().st_size,
+            "header": HEADER + NPY * len(arrays),
+            "labels": 0,
+            **sizes,
+            "all": arrays[-1].end,
         },
-        "checksums": f"all {chunks + 2:,} hold",
+        "checksums": f"all {arrays[-1].shape[0] + 2:,} hold",
     }
 
 
 def _verified(path: Path) -> tuple[dict[str, Any], NDArray[np.bool_], NDArray[np.int64]]:
     """What the header says, who is held out [n], labels [n]; every byte of the file was read."""
     where = f"sealed data '{path}'"
+    held_out, labels = [], []
     try:
         with path.open("rb") as file:
             about = _header(where, file.read(HEADER))
-            n, R, chunk = about["images"], about["record"], about["chunk"]
-            chunks = math.ceil(n / chunk)
-            expected, found = HEADER + n * R + 32 * chunks, path.stat().st_size
-            if found != expected:
-                change = "truncated" if found < expected else "longer than it was"
+            arrays, n = _blocks(about), about["images"]
+            table, size = arrays[-1], path.stat().st_size
+            if size != table.end:
+                change = "truncated" if size < table.end else "longer than it was"
                 raise UserError(
-                    f"{where} is {change}: {found:,} bytes, where {n:,} images need {expected:,}; "
+                    f"{where} is {change}: {size:,} bytes, where {n:,} images need {table.end:,}; "
                     "copy it again"
                 )
-            file.seek(HEADER + n * R)
-            table = file.read()
-            if hashlib.sha256(table).hexdigest() != about["checksums"]:
-                raise _changed(where, "its table of checksums", HEADER + n * R, expected)
+            file.seek(table.start)
+            checksums = file.read()
+            if hashlib.sha256(checksums).hexdigest() != about["checksums"]:
+                raise _changed(where, "its table of checksums", table.start, table.end)
+            if checksums[:NPY] != table.npy_header():
+                raise _contradicts(where)
             file.seek(HEADER)
-            parts = []
-            for i in range(chunks):
-                first, last = i * chunk, min(n, (i + 1) * chunk)
-                data = file.read((last - first) * R)
-                if hashlib.sha256(data).digest() != table[32 * i : 32 * i + 32]:
-                    what = f"images {first:,} to {last - 1:,}"
-                    raise _changed(where, what, HEADER + first * R, HEADER + last * R)
-                parts.append(_checked(where, about, data))
+            for i, (block, first, last, begin, end) in enumerate(chunks(arrays)):
+                data = file.read(end - begin)
+                if hashlib.sha256(data).digest() != checksums[NPY + 32 * i : NPY + 32 * i + 32]:
+                    what = f"{block.name} of images {first:,} to {last - 1:,}"
+                    raise _changed(where, what, begin, end)
+                if begin == block.start:
+                    if data[:NPY] != block.npy_header():
+                        raise _contradicts(where)
+                    data = data[NPY:]
+                values = np.frombuffer(data, block.dtype).reshape(last - first, *block.shape[1:])
+                if not _possible(about, block.name, values):
+                    raise UserError(
+                        f"{where} holds records that are no patches at positions; seal it again"
+                    )
+                if block.name == "held_out":
+                    held_out.append(values)
+                elif block.name == "labels":
+                    labels.append(values.astype(np.int64))
     except OSError as error:
         raise UserError(f"{where} cannot be read ({error.strerror})") from None
-    held_out = np.concatenate([part[0] for part in parts])
-    if int(held_out.sum()) != about["held_out"]:
+    if sum(int(part.sum()) for part in held_out) != about["held_out"]:
         raise UserError(f"{where} holds out other images than it says; seal the data again")
-    return about, held_out, np.concatenate([part[1] for part in parts])
+    return about, np.concatenate(held_out), np.concatenate(labels or [np.full(n, -1)])
 
 
 def _header(where: str, data: bytes) -> dict[str, Any]:
     """The JSON of a header, if it is whole and of this version."""
-    if data[: len(MAGIC)] != MAGIC:
+    if data[: len(SEALED)] != SEALED:
         raise UserError(f"{where} is not a sealed file; make one with underpaint seal")
     if len(data) < HEADER:
         raise UserError(f"{where} is truncated: it ends within its header; copy it again")
@@ -263,47 +341,71 @@ def _header(where: str, data: bytes) -> dict[str, Any]:
     if version != VERSION:
         raise UserError(
             f"{where} is of version {version}, and this underpaint reads version {VERSION}; "
-            "install the one that wrote it, or seal the data again"
+            "install the one that wrote it, or seal the images again"
         )
-    about = json.loads(body)
+    try:
+        about = json.loads(body)
+    except (ValueError, RecursionError):
+        about = None
     named = isinstance(about, dict) and list(about) == list(FIELDS)
     if not named or not all(type(about[name]) is kind for name, kind in FIELDS.items()):
         raise UserError(f"{where} has a header with other fields than version {VERSION} has")
-    V, P = about["visible"], about["patch_dim"]
-    size = record_type(V, P, bool(about["label_names"])).itemsize
+    if not _consistent(about) or header(about) != data:
+        raise _contradicts(where)
+    return dict(about)
+
+
+def _consistent(about: dict[str, Any]) -> bool:
+    """Whether sealing can have written these values: nothing else may hide in a header."""
+    size, duplicates, names = about["size"], about["duplicates"], about["label_names"]
+    V, P, patch = about["visible"], about["patch_dim"], about["patch"]
+    positive = [about[name] for name in ("images", "visible", "patch", "block", "multiple")]
+    if len(size) != 2 or not all(type(x) is int and 0 < x < 1 << 48 for x in [*size, *positive]):
+        return False
     h, w = _grid(about)
-    if (
-        about["channels"] * about["patch"] ** 2 != P
-        or size != about["record"]
-        or not 0 < V < h * w
-        or min(about["images"], about["chunk"]) < 1
-    ):
-        raise UserError(f"{where} has a header that contradicts itself; seal the data again")
-    return about
+    return (
+        size == [h * patch, w * patch]
+        and V < h * w <= 1 << 16
+        and about["channels"] in (1, 3)
+        and about["channels"] * patch**2 == P
+        and about["kind"] in KINDS
+        and 0 < about["rate"] < 1
+        and all(type(name) is str for name in names)
+        and len(set(names)) == len(names)
+        and 0 <= about["held_out"] <= about["images"]
+        and 0 <= about["bleed"] < 1 << 48
+        and tuple(duplicates) == DUPLICATES
+        and all(type(x) in (int, float) and 0 <= x < 1 << 48 for x in duplicates.values())
+        and about["arrays"] == {block.name: block.offset for block in _blocks(about)}
+    )
 
 
-def _checked(
-    where: str, about: dict[str, Any], data: bytes
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Held out and labels of a chunk; nothing in it may be anything but what its field means."""
+def _possible(about: dict[str, Any], name: str, values: NDArray[Any]) -> bool:
+    """Whether all values of a chunk of an array are such as its field means."""
+    if name == "positions":
+        positions = values.astype(np.int64)
+        return bool((np.diff(positions, axis=1) > 0).all() and (positions < _patches(about)).all())
+    if name == "labels":
+        return bool((values >= -1).all() and (values < len(about["label_names"])).all())
+    return name != "held_out" or bool((values.view(np.uint8) <= 1).all())
+
+
+def _blocks(about: dict[str, Any]) -> list[Block]:
     labelled = bool(about["label_names"])
-    records = np.frombuffer(data, record_type(about["visible"], about["patch_dim"], labelled))
-    positions, h_w = records["positions"].astype(np.int64), math.prod(_grid(about))
-    labels = records["label"] if labelled else np.full(len(records), -1)
-    if (
-        (np.diff(positions, axis=1) <= 0).any()
-        or (positions >= h_w).any()
-        or (records["held_out"] > 1).any()
-        or (labels < -1).any()
-        or (labels >= max(1, len(about["label_names"]))).any()
-    ):
-        raise UserError(f"{where} holds records that are no patches at positions; seal it again")
-    return records["held_out"].astype(bool), labels.astype(np.int64)
+    return blocks(about["images"], about["visible"], about["patch_dim"], labelled)
+
+
+def _patches(about: dict[str, Any]) -> int:
+    return math.prod(_grid(about))
 
 
 def _grid(about: dict[str, Any]) -> tuple[int, int]:
     height, width = about["size"]
     return (height // about["patch"], width // about["patch"])
+
+
+def _contradicts(where: str) -> UserError:
+    return UserError(f"{where} has a header that contradicts itself; seal the data again")
 
 
 def _changed(where: str, what: str, first: int, end: int) -> UserError:

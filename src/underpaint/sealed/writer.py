@@ -1,9 +1,9 @@
-"""Writing a sealed data set (`sealed` has the format), image by image, none of them kept.
+"""Writing a sealed data set (see `format`), image by image, none of them kept.
 
 Each image is decoded in memory, a few at a time; its visible patches go to a random place of the
 file, the rest is forgotten. No cache is read or written. What is remembered of an image until the
-end, in memory alone, is a thumbnail (to find near-duplicates, see `twins`) and two digests (to
-split): about half a kilobyte.
+end, in memory alone, is a thumbnail (see `near_duplicates`) and two digests (to split): about half
+a kilobyte.
 
 A file gets its name when all of it was read back and verified. One whose writing was interrupted is
 removed; it never held anything but visible patches.
@@ -29,16 +29,15 @@ from underpaint.data import split
 from underpaint.data.build import Progress, check_bad, check_size, in_order, natural_order
 from underpaint.data.dataset import decoding
 from underpaint.data.decode import Options
-from underpaint.data.near_duplicates import Twins
-from underpaint.data.sources import find
+from underpaint.data.source import find
 from underpaint.errors import UserError
 from underpaint.io import replacing, writing
 from underpaint.sealed import format as sealed
+from underpaint.sealed.near_duplicates import NearDuplicates
 
 __all__ = ["seal"]
 
 BATCH = 64  # images whose patches are written together
-CHUNK = 1 << 20  # bytes that share a checksum, about
 SUPPORT = 3  # pixels of the Lanczos kernel to either side
 
 
@@ -74,7 +73,8 @@ def seal(
     with writing(path), replacing(path) as temporary:
         with temporary.open("w+b", buffering=0) as file:
             contents = source.open()
-            writer = Writer(file, contents.total, (patch, kind, rate, block, multiple), key)
+            mask = patch, kind, rate, block, multiple
+            writer = Writer(file, contents.total, mask, key, labels)
             bad: list[dict[str, Any]] = []
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of decoders
@@ -86,9 +86,9 @@ def seal(
                         bad.append({"path": item.name, "reason": image.reason})
                     else:
                         if options.size is None:  # the first image's; all others must agree
-                            options = options._replace(size=image.met)
+                            options = options._replace(size=image.original_size)
                         check_size(source.origin, item.name, image.pixels, options)
-                        bleed = _bleed(image.met, options)
+                        bleed = _bleed(image.original_size, options)
                         digests = image.file_sha, image.pixel_sha
                         label = item.label if labels else None
                         writer.add(image.pixels, digests, label, bleed, drop_duplicates)
@@ -104,29 +104,34 @@ def seal(
                     f"held-out {wanted}: the data have {writer.count} images; hold out fewer"
                 )
             writer.finish(wanted, names)
-        found = sealed.verify(temporary)
+        about = sealed.verify(temporary)
         if path.exists():
-            raise UserError(f"'{out}' was made by somebody else meanwhile; give another name")
-    return found | {"file": str(path.resolve()), "unreadable": len(bad)}
+            raise UserError(f"'{out}' was made by another process meanwhile; give another name")
+    return about | {"file": str(path.resolve()), "unreadable": len(bad)}
 
 
 class Writer:
-    """Records at random places of a file, and what has to be known of them at the end."""
+    """Writes patches and positions to random rows, and keeps what is needed at the end."""
 
     def __init__(
-        self, file: BinaryIO, total: int, mask: tuple[int, str, float, int, int], key: bytes
+        self,
+        file: BinaryIO,
+        total: int,
+        mask: tuple[int, str, float, int, int],
+        key: bytes,
+        labelled: bool,
     ) -> None:
-        self.file, self.key = file, key
+        self.file, self.key, self.labelled = file, key, labelled
         self.patch, self.kind, self.rate, self.block, self.multiple = mask
         order = np.random.default_rng(secrets.randbits(128))
         self.slots = order.permutation(total).astype(np.int32)  # of the images in their order
         self.count = self.seen = self.bleed = self.dropped = self.exact = 0
         self.file_sha, self.pixel_sha = bytearray(), bytearray()
-        self.labels: list[int] = []  # of the names as they were met
+        self.labels: list[int] = []  # numbers of `names`
         self.names: dict[str, int] = {}
-        self.root = np.arange(total, dtype=np.int32)  # of an image's group of near-duplicates
+        self.root = np.arange(total, dtype=np.int32)  # of an image's group of near duplicates
         self.space: Pixels | None = None
-        self.twins: Twins | None = None
+        self.near_duplicates: NearDuplicates | None = None
         self.waiting: list[NDArray[np.uint8]] = []
 
     def add(
@@ -137,15 +142,15 @@ class Writer:
         bleed: int,
         drop_duplicates: bool,
     ) -> None:
-        """Take an image [H, W, C], or leave it out as a near-duplicate."""
+        """Take an image [H, W, C], or leave it out as a near duplicate."""
         self.seen += 1
-        if self.twins is None:
-            self.twins = self._begin(pixels)
-        near = self.twins.near(pixels)
+        if self.near_duplicates is None:
+            self.near_duplicates = self._begin(pixels)
+        near = self.near_duplicates.near(pixels)
         if near and drop_duplicates:
             self.dropped += 1
             return
-        number = self.twins.add(pixels)
+        number = self.near_duplicates.add(pixels)
         for other in near:
             self.root[self._of(number)] = self._of(other)
         self.file_sha += digests[0]
@@ -157,7 +162,7 @@ class Writer:
         if len(self.waiting) == BATCH:
             self.flush()
 
-    def _begin(self, pixels: NDArray[np.uint8]) -> Twins:
+    def _begin(self, pixels: NDArray[np.uint8]) -> NearDuplicates:
         """What the first image decides: the grid, V and P."""
         height, width, channels = pixels.shape
         self.space = Pixels((height, width), channels, self.patch)
@@ -171,17 +176,20 @@ class Writer:
             )
         if h * w > 1 << 16:
             raise UserError(f"a grid of {h}×{w} has more than 65,536 patches; give a larger patch")
-        # with a label until the end, when it is known whether there are any
-        self.type = sealed.record_type(self.V, self.space.patch_dim, True)
-        return Twins((height, width), channels, len(self.slots))
+        # for all images until the end, when it is known how many there are
+        arrays = sealed.blocks(len(self.slots), self.V, self.space.patch_dim, self.labelled)
+        self.arrays = {block.name: block for block in arrays}
+        return NearDuplicates((height, width), channels, len(self.slots))
 
     def flush(self) -> None:
         """Write the patches of the waiting images, and forget the images."""
         if not self.waiting or self.space is None:
             return
         first, B = self.count - len(self.waiting), len(self.waiting)
-        own = [bytes(self.pixel_sha[32 * i : 32 * i + 32]) for i in range(first, self.count)]
-        seeds = [sealed.mask_seed(self.key, sha) for sha in own]
+        seeds = [
+            sealed.mask_seed(self.key, bytes(self.pixel_sha[32 * i : 32 * i + 32]))
+            for i in range(first, self.count)
+        ]
         mask = masks.draw(
             self.kind,
             self.space.grid,
@@ -192,19 +200,19 @@ class Writer:
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         )
         planes = torch.from_numpy(np.stack(self.waiting)).permute(0, 3, 1, 2)
-        records = np.zeros(B, self.type)
-        records["patches"] = masks.gather(self.space.encode(planes), mask.visible).numpy()
-        if mask.visible is not None:
-            records["positions"] = mask.visible.numpy()
-        size = self.type.itemsize
-        for slot, record in zip(self.slots[first : self.count].tolist(), records, strict=True):
-            self.file.seek(sealed.HEADER + slot * size)
-            _write(self.file, record.tobytes())
+        assert mask.visible is not None  # a mask that hides nothing was refused
+        rows = {
+            "positions": mask.visible.numpy().astype("<u2"),
+            "patches": masks.gather(self.space.encode(planes), mask.visible).numpy(),
+        }
+        for name, values in rows.items():
+            for slot, row in zip(self.slots[first : self.count].tolist(), values, strict=True):
+                self._put(name, slot, row.tobytes())
         self.waiting.clear()
 
     def finish(self, wanted: int | None, label_names: tuple[str, ...] | None) -> None:
-        """Close the gaps, split, and write held-out marks, labels, checksums and header."""
-        self.twins = None  # the thumbnails have served, and there are many
+        """Close the gaps, split, and write labels, held-out marks, checksums and header."""
+        self.near_duplicates = None  # frees the thumbnails
         n, slots = self.count, self._compact()
         names = label_names or natural_order(list(self.names))
         of_name = np.array([names.index(name) for name in self.names] + [-1])  # −1 stays −1
@@ -214,13 +222,14 @@ class Writer:
         file_sha = np.frombuffer(self.file_sha, np.uint8).reshape(n, 32)
         pixel_sha = np.frombuffer(self.pixel_sha, np.uint8).reshape(n, 32)
         exact = n - len({sha.tobytes() for sha in pixel_sha})
-        side = split.assign(file_sha, pixel_sha[groups], None, wanted)  # near ones stay together
+        side = split.assign(file_sha, pixel_sha[groups], None, wanted)  # groups stay together
         held_out = np.empty(n, bool)
         held_out[slots] = side == split.HELD_OUT
         duplicates = self._joint(groups, slots) | {"exact": exact, "dropped": self.dropped}
 
-        checksums, chunk = self._rewrite(held_out, label if names else None)
         assert self.space is not None
+        arrays = sealed.blocks(n, self.V, self.space.patch_dim, bool(names))
+        checksums = self._rewrite(arrays, {"labels": label, "held_out": held_out})
         about = {
             "images": n,
             "size": list(self.space.size),
@@ -236,8 +245,7 @@ class Writer:
             "held_out": int(held_out.sum()),
             "bleed": self.bleed,
             "duplicates": duplicates,
-            "record": self.type.itemsize - 4 * (not names),
-            "chunk": chunk,
+            "arrays": {block.name: block.offset for block in arrays},
             "checksums": hashlib.sha256(checksums).hexdigest(),
         }
         _write(self.file, checksums)
@@ -246,33 +254,30 @@ class Writer:
         _write(self.file, sealed.header(about))
 
     def _compact(self) -> NDArray[np.int32]:
-        """Move the last records into the places of images that were left out.
+        """Move the last rows into the gaps of images that were left out.
 
-        Places are random, so the order stays random. Returns each image's place.
+        Rows are random, so the order stays random. Returns each image's row.
         """
-        n, size = self.count, self.type.itemsize
+        n = self.count
         slots = self.slots[:n].copy()
         free = np.setdiff1d(np.arange(n, dtype=np.int32), slots)
         for place, image in zip(free.tolist(), np.flatnonzero(slots >= n).tolist(), strict=True):
-            self.file.seek(sealed.HEADER + int(slots[image]) * size)
-            record = _all(self.file, size)
-            self.file.seek(sealed.HEADER + place * size)
-            _write(self.file, record)
+            for name in ("positions", "patches"):
+                self._put(name, place, self._get(name, int(slots[image])))
             slots[image] = place
         return slots
 
     def _joint(self, groups: NDArray[np.int32], slots: NDArray[np.int32]) -> dict[str, Any]:
-        """How many images have near-duplicates, and what share of a picture a group shows."""
+        """How many images have near duplicates, and what share of a picture a group shows."""
         assert self.space is not None
         _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         shared = np.flatnonzero(sizes[group] > 1)
         N = self.space.grid[0] * self.space.grid[1]
         shows: dict[int, set[int]] = {}
         for image in shared.tolist():
-            self.file.seek(sealed.HEADER + int(slots[image]) * self.type.itemsize)
-            positions = np.frombuffer(_all(self.file, 2 * self.V), "<u2")
+            positions = np.frombuffer(self._get("positions", int(slots[image])), "<u2")
             shows.setdefault(int(group[image]), set()).update(positions.tolist())
-        coverage = [len(found) / N for found in shows.values()]
+        coverage = [len(positions) / N for positions in shows.values()]
         return {
             "groups": len(shows),
             "images": len(shared),
@@ -281,47 +286,48 @@ class Writer:
             "joint_coverage_largest": round(max(coverage), 4) if coverage else 0.0,
         }
 
-    def _rewrite(
-        self, held_out: NDArray[np.bool_], label: NDArray[np.int32] | None
-    ) -> tuple[bytes, int]:
-        """Fill in what is known only now, chunk by chunk in place; the checksums, images a chunk.
+    def _rewrite(self, arrays: list[sealed.Block], known: dict[str, NDArray[Any]]) -> bytes:
+        """Write the arrays to their final places, chunk by chunk; returns that of the checksums.
 
-        Without labels records move together, by the four bytes of each that were left for one.
+        What is not `known` is read from where it was written, which is never before its place.
         """
-        assert self.space is not None
-        wide = self.type
-        narrow = sealed.record_type(self.V, self.space.patch_dim, label is not None)
-        chunk = max(1, CHUNK // narrow.itemsize)
-        checksums = bytearray()
-        for first in range(0, self.count, chunk):
-            last = min(self.count, first + chunk)
-            self.file.seek(sealed.HEADER + first * wide.itemsize)
-            read = np.frombuffer(_all(self.file, (last - first) * wide.itemsize), wide)
-            records = np.empty(last - first, narrow)
-            records["positions"], records["patches"] = read["positions"], read["patches"]
-            records["held_out"] = held_out[first:last]
-            if label is not None:
-                records["label"] = label[first:last]
-            data = records.tobytes()
-            self.file.seek(sealed.HEADER + first * narrow.itemsize)
+        checksums = bytearray(arrays[-1].npy_header())
+        for block, first, last, begin, _ in sealed.chunks(arrays):
+            if block.name in known:
+                data = known[block.name][first:last].tobytes()
+            else:
+                data = self._get(block.name, first, last - first)
+            if begin == block.start:
+                data = block.npy_header() + data
+            self.file.seek(begin)
             _write(self.file, data)
             checksums += hashlib.sha256(data).digest()
-        return bytes(checksums), chunk
+        return bytes(checksums)
+
+    def _get(self, name: str, row: int, count: int = 1) -> bytes:
+        block = self.arrays[name]
+        self.file.seek(block.offset + row * block.row)
+        return _all(self.file, count * block.row)
+
+    def _put(self, name: str, row: int, data: bytes) -> None:
+        block = self.arrays[name]
+        self.file.seek(block.offset + row * block.row)
+        _write(self.file, data)
 
     def _of(self, image: int) -> int:
-        """The first image of the group of near-duplicates that `image` belongs to."""
+        """The first image of the group of near duplicates that `image` belongs to."""
         while self.root[image] != image:
             self.root[image] = self.root[self.root[image]]
             image = int(self.root[image])
         return int(image)
 
 
-def _bleed(met: tuple[int, int], options: Options) -> int:
-    """Pixels by which resampling from the size `met` carries what is beside a patch into it."""
+def _bleed(original_size: tuple[int, int], options: Options) -> int:
+    """How many pixels beside a patch resampling mixes into it."""
     assert options.size is not None
-    if met == options.size:
+    if original_size == options.size:
         return 0
-    scale = max(wanted / own for wanted, own in zip(options.size, met, strict=True))
+    scale = max(target / source for target, source in zip(options.size, original_size, strict=True))
     return int(np.ceil(SUPPORT * max(1.0, scale)))
 
 

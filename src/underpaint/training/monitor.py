@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from underpaint import config, pictures
-from underpaint.data import Dataset, Sealed
+from underpaint.data import Dataset
 from underpaint.io import replacing, writing
 from underpaint.model import Model
+from underpaint.sealed.format import Sealed
 from underpaint.training.log import Log
 from underpaint.training.stages import Plan
 from underpaint.training.state import Progress, RunFolder

@@ -14,12 +14,13 @@ import torch
 
 from underpaint import backbones, config, vae
 from underpaint.core import masks, spaces
-from underpaint.data import Dataset, Order, Sealed, latents, prepare
+from underpaint.data import Dataset, Order, latents, prepare
 from underpaint.dp import accounting
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device
 from underpaint.model import network
 from underpaint.sealed import format as sealed
+from underpaint.sealed.format import Sealed
 from underpaint.training.seeding import key
 
 __all__ = ["Level", "Plan", "plans", "stride"]

@@ -14,9 +14,10 @@ import torch
 
 from underpaint import config
 from underpaint.core import augmentation, masks, salient, spaces
-from underpaint.data import Dataset, Sealed, augment
+from underpaint.data import Dataset, augment
 from underpaint.model import Model
 from underpaint.sealed import format as sealed
+from underpaint.sealed.format import Sealed
 from underpaint.training.optim import NORMS, clip_gradients, clip_limit, learning_rate
 from underpaint.training.seeding import key
 from underpaint.training.stages import Plan

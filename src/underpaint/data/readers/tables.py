@@ -2,7 +2,7 @@
 
 The image column is the one of type Image, else the first of type struct{bytes, path} or binary;
 the label column is the one of type ClassLabel, else `label`, `labels`, `cls` or `fine_label`.
-Where a folder holds several splits, those named train are used: what is held out is our own choice.
+Where a folder holds several splits, those named train are used: we choose what is held out.
 """
 
 from __future__ import annotations
@@ -12,15 +12,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from underpaint.data.sources import Contents, Item
+from underpaint.data.readers.base import Contents, Item, Source
 from underpaint.errors import UserError
 
-__all__ = ["table", "table_files"]
+__all__ = ["find"]
 
 LABELS = ("label", "labels", "cls", "fine_label")
 
 
-def table_files(folder: Path) -> list[Path]:
+def find(path: Path) -> Source | None:
+    """A file named .parquet or .arrow, or a folder that holds some."""
+    if path.is_dir():
+        folder, files = path, _table_files(path)
+    else:
+        folder = path.parent
+        files = [path] if path.name.lower().endswith((".parquet", ".arrow")) else []
+    return Source(str(path), files, partial(_open, folder, files)) if files else None
+
+
+def _table_files(folder: Path) -> list[Path]:
     """All parquet files below a folder, else all arrow files; only those of train if there are."""
     for suffix in ("parquet", "arrow"):
         files = sorted(
@@ -41,7 +51,7 @@ class Rows(NamedTuple):
     read: Callable[[list[str]], Iterator[dict[str, Any]]]
 
 
-def table(folder: Path, files: list[Path]) -> Contents:
+def _open(folder: Path, files: list[Path]) -> Contents:
     """Images and labels of the rows of all files."""
     try:
         import datasets
@@ -50,7 +60,7 @@ def table(folder: Path, files: list[Path]) -> Contents:
             f"data '{folder}' needs the datasets library to read it: "
             "pip install 'underpaint[parquet]'"
         ) from None
-    parts = [_open(datasets, file) for file in files]
+    parts = [_open_file(datasets, file) for file in files]
     features = parts[0].features
     image = _image_column(datasets, features, folder)
     label, names = _label_column(datasets, features)
@@ -81,7 +91,7 @@ def table(folder: Path, files: list[Path]) -> Contents:
     return Contents(sum(p.total for p in parts), items(), tuple(names) if names else None)
 
 
-def _open(datasets: Any, file: Path) -> Rows:
+def _open_file(datasets: Any, file: Path) -> Rows:
     try:
         if file.suffix == ".arrow":
             return _open_arrow(datasets, file)

@@ -17,15 +17,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from underpaint.data.sources import Contents, Item
+from underpaint.data.readers.base import Contents, Item, Source
 from underpaint.errors import UserError
 
-__all__ = ["idx", "idx_files", "numpy_file", "with_labels"]
+__all__ = ["find"]
 
 PAIRS = (("images", "labels"), ("x", "y"), ("x_train", "y_train"), ("data", "labels"))
 
 
-def numpy_file(path: Path) -> Contents:
+def find(path: Path) -> Source | None:
+    """A file named .npy or .npz; an IDX file, or a folder that holds some."""
+    name = path.name.lower()
+    if name.endswith((".npy", ".npz")) and not path.is_dir():
+        return Source(str(path), [path], partial(_open_numpy, path))
+    if path.is_dir():
+        files = _idx_files(path)
+    else:
+        files = _with_labels(path) if "idx3" in name or name.endswith(".gz") else []
+    return Source(str(files[0]), files, partial(_open_idx, files)) if files else None
+
+
+def _open_numpy(path: Path) -> Contents:
     """uint8 [n, H, W] or [n, H, W, 1|3|4]; in an .npz `images` (or `x`) and `labels` (or `y`)."""
     try:
         loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -47,23 +59,23 @@ def numpy_file(path: Path) -> Contents:
     )
 
 
-def idx_files(folder: Path) -> list[Path]:
+def _idx_files(folder: Path) -> list[Path]:
     """The training images in a folder of IDX files, and their labels; empty if there are none."""
     images = sorted(p for p in folder.iterdir() if "images" in p.name and "idx3" in p.name)
     train = [p for p in images if "train" in p.name]
     chosen = train or images
-    return with_labels(chosen[0]) if chosen else []
+    return _with_labels(chosen[0]) if chosen else []
 
 
-def with_labels(images: Path) -> list[Path]:
+def _with_labels(images: Path) -> list[Path]:
     """An IDX file of images and, if it is there, that of its labels."""
     name = images.name.replace("images", "labels").replace("idx3", "idx1")
     other = [name, name.removesuffix(".gz")] if name.endswith(".gz") else [name, f"{name}.gz"]
-    found = [images.with_name(n) for n in other if n != images.name]
-    return [images, *[p for p in found if p.is_file()][:1]]
+    labels = [images.with_name(n) for n in other if n != images.name]
+    return [images, *[p for p in labels if p.is_file()][:1]]
 
 
-def idx(files: list[Path]) -> Contents:
+def _open_idx(files: list[Path]) -> Contents:
     """Images (first file) and labels (second, if any)."""
     images = _read_idx(files[0])
     return _contents(files[0], images, _read_idx(files[1]) if len(files) > 1 else None)

@@ -1,15 +1,15 @@
-"""Near-duplicates in a stream of images: which of those before is this one almost equal to?
+"""Near duplicates in a stream of images: which earlier images is this one almost equal to?
 
 Two images are near if their thumbnails of 8 × 8 block means differ by at most `NEAR` grey levels
 (root mean square). That finds a picture saved again, at another size or quality, or a little
 brighter; not a mirrored or cropped one.
 
-All such pairs are found, without comparing each with each: for a unit vector u and thumbnails a, b
+All such pairs are found without comparing every two images: for a unit vector u and thumbnails a, b
 of d numbers, |u·a − u·b| ≤ ‖a − b‖ ≤ NEAR·√d = T. Thumbnails lie in cells 2T wide along seven
 such directions, so that those near a given one lie in at most 2⁷ cells. That is quick for pictures;
-for pure noise, all of whose thumbnails are grey, it comes down to comparing each with each. About
-200 bytes an image are held, in memory alone: cells are numbers of chains in an array, for a dict of
-Python's would weigh half as much again; two cells may share a chain, which costs a comparison.
+pure noise, all of whose thumbnails are grey, comes down to comparing every two. About 200 bytes an
+image are kept, in memory only: cells are hashed to chains in an array, since a Python dict would
+take half as much again. Two cells may share a chain, which only costs a comparison.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NEAR", "Twins", "thumbnail"]
+__all__ = ["NEAR", "NearDuplicates", "thumbnail"]
 
 NEAR = 2.0  # of 255
 SIDE = 8
@@ -27,7 +27,7 @@ DIRECTIONS = 7
 SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ over the golden ratio
 
 
-class Twins:
+class NearDuplicates:
     """The thumbnails of the images so far."""
 
     def __init__(self, size: tuple[int, int], channels: int, most: int) -> None:
@@ -43,26 +43,26 @@ class Twins:
         self.corners = np.array(list(itertools.product((0, 1), repeat=DIRECTIONS)))
 
     def near(self, image: NDArray[np.uint8]) -> list[int]:
-        """Numbers of the added images that `image` [H, W, C] is near to, ascending."""
-        own, place = self._place(image)
+        """The numbers, ascending, of the added images that `image` [H, W, C] is near to."""
+        thumb, place = self._place(image)
         low = np.floor(place - 0.5).astype(np.int64)
-        found: list[int] = []
+        candidates: list[int] = []
         for i in set(self.last[self._chains(low + self.corners)].tolist()):
             while i >= 0:
-                found.append(i)
+                candidates.append(i)
                 i = int(self.before[i])
-        if not found:
+        if not candidates:
             return []
-        ids = np.array(sorted(found))
-        differences = self.thumbnails[ids].astype(np.float32) - own
+        ids = np.array(sorted(candidates))
+        differences = self.thumbnails[ids].astype(np.float32) - thumb
         return ids[np.square(differences).mean(1) <= NEAR**2].tolist()
 
     def add(self, image: NDArray[np.uint8]) -> int:
         """Remember `image` [H, W, C]; returns its number."""
-        own, place = self._place(image)
+        thumb, place = self._place(image)
         chain = self._chains(np.floor(place).astype(np.int64)[None])[0]
         number = self.count
-        self.thumbnails[number] = own
+        self.thumbnails[number] = thumb
         self.before[number] = self.last[chain]
         self.last[chain] = number
         self.count += 1
@@ -70,8 +70,8 @@ class Twins:
 
     def _place(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """The thumbnail [d], and where it lies along the directions in widths of a cell [7]."""
-        own = thumbnail(image, self.shape[0], self.shape[1]).ravel()
-        return own, self.directions @ own / (2 * self.reach)
+        thumb = thumbnail(image, self.shape[0], self.shape[1]).ravel()
+        return thumb, self.directions @ thumb / (2 * self.reach)
 
     def _chains(self, cells: NDArray[np.int64]) -> NDArray[np.uint64]:
         """The chain of each cell [k, 7]; at most ±2⁸ cells lie along a direction."""
@@ -98,10 +98,10 @@ def _directions(shape: tuple[int, int, int]) -> NDArray[np.float64]:
     tall = np.where(abs(y - h / 2) < h / 4, 1.0, -1.0)
     wide = np.where(abs(x - w / 2) < w / 4, 1.0, -1.0)
     planes = [np.ones((h, w)), down, right, tall, wide]
-    found = [np.repeat(plane[:, :, None], channels, 2) for plane in planes]
+    directions = [np.repeat(plane[:, :, None], channels, 2) for plane in planes]
     if channels == 3:
-        found += [np.broadcast_to(np.array(hue), shape) for hue in ([1, 0, -1], [1, -2, 1])]
+        directions += [np.broadcast_to(np.array(hue), shape) for hue in ([1, 0, -1], [1, -2, 1])]
     else:
-        found += [(down * right)[:, :, None], (tall * wide)[:, :, None]]
-    flat = np.stack([direction.ravel() for direction in found]).astype(np.float64)
+        directions += [(down * right)[:, :, None], (tall * wide)[:, :, None]]
+    flat = np.stack([direction.ravel() for direction in directions]).astype(np.float64)
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""sources: the same images give the same data set, however they are packed."""
+"""source: the same images give the same data set, however they are packed."""
 
 import csv
 import gzip
@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.data.pictures import noise, png, write_folder
 from underpaint import config, data
-from underpaint.data.sources import find
+from underpaint.data.source import find
 from underpaint.errors import UserError
 
 N = 24

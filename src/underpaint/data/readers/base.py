@@ -1,0 +1,82 @@
+"""What a reader answers, and what several of them share.
+
+A reader is a module with a function `find(path)`: the `Source` at `path`, or None if `path` is
+another kind of container. A source knows its files (whose bytes identify it) before anything is
+decoded; `open` then yields the images one by one as (name, how to read it, label).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Contents",
+    "Item",
+    "Reader",
+    "Source",
+    "folder_labels",
+    "is_hidden",
+    "is_image",
+]
+
+IMAGE_SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+)
+
+
+class Item(NamedTuple):
+    """One image of a source, not yet read: `read` gives an image file's bytes, or an array."""
+
+    name: str
+    read: Callable[[], bytes | NDArray[np.uint8]]
+    label: str | None  # None: unlabelled
+
+
+class Contents(NamedTuple):
+    """What a source holds. `label_names` fixes the order of the labels; None: natural order."""
+
+    total: int
+    items: Iterator[Item]
+    label_names: tuple[str, ...] | None = None
+
+
+class Source(NamedTuple):
+    """`origin` names the place, the same tomorrow; `files` are all files whose bytes count."""
+
+    origin: str
+    files: list[Path]
+    open: Callable[[], Contents]
+
+
+Reader = Callable[[Path], Source | None]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is left out: dot files, and what macOS adds to archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name (without its folder) is taken for an image."""
+    return not is_hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def folder_labels(names: list[str]) -> list[str | None]:
+    """The first folder in which the paths differ; no labels if it is the same for all.
+
+    `set/cats/1.png`, `set/dogs/new/2.png` → cats, dogs.
+    """
+    parents = [PurePosixPath(name).parent.parts for name in names]
+    first, last = min(parents), max(parents)  # what these two share is shared by all
+    common = 0
+    while common < len(first) and first[common] == last[common]:
+        common += 1
+    labels = [parts[common] if len(parts) > common else None for parts in parents]
+    return labels if len(set(labels) - {None}) > 1 else [None] * len(labels)
