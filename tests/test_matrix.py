@@ -23,7 +23,7 @@ from underpaint.core import masks
 from underpaint.core.loss import masked_loss, predict
 from underpaint.training import distributed, train
 from underpaint.training import loop as looping
-from underpaint.training.state import write_model
+from underpaint.training.checkpointing import write_model
 from underpaint.training.step import Batch
 from underpaint.training.train_state import Learner
 

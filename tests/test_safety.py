@@ -20,7 +20,7 @@ from underpaint.cli import main
 from underpaint.errors import UserError
 from underpaint.sealed import format as sealed
 from underpaint.sealed.writer import seal
-from underpaint.training.state import RunFolder
+from underpaint.training.checkpointing import RunFolder
 
 Wrong = Callable[..., str]
 SEALED = 68_568  # bytes of the pictures when sealed

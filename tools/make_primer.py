@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from underpaint import api, config
 from underpaint.errors import Interrupted
 from underpaint.model import find, read_spec
-from underpaint.training.state import write_model
+from underpaint.training.checkpointing import write_model
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from underpaint import api, config, report
 from underpaint.errors import Interrupted, UserError
-from underpaint.training.state import RunFolder
+from underpaint.training.checkpointing import RunFolder
 
 __all__ = ["recipes", "run"]
 

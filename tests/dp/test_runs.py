@@ -20,7 +20,7 @@ from underpaint.cli import main
 from underpaint.dp import scope, step
 from underpaint.errors import UserError
 from underpaint.training import cost, loop, stages, train
-from underpaint.training.state import read_progress
+from underpaint.training.checkpointing import read_progress
 
 pytest.importorskip("opacus")
 

@@ -104,7 +104,7 @@ def _seal(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name} {getattr(args, name)}: give a number from {least} up")
     from underpaint.sealed.writer import seal
 
-    key = sealed.read_key(args.key) if args.key else None
+    key = fixed_masks.read_key(args.key) if args.key else None
     with Bar("sealing", quiet=args.quiet) as bar:
         return seal(
             data,

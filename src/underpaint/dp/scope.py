@@ -11,41 +11,40 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
-from underpaint.data import Dataset
+from underpaint import factory
 from underpaint.errors import UserError
-from underpaint.model import find, network, read_spec
-from underpaint.sealed.format import Sealed
-from underpaint.training.stages import Plan
+from underpaint.model import find, read_spec
+from underpaint.training.stages import PreparedStage
+from underpaint.training.training_set import TrainingSet
 
-__all__ = ["check_covered"]
+__all__ = ["check_scope"]
 
 DEPTH = 100  # runs that began with each other's weights
 
 
-def check_covered(plans: list[Plan], start: str | None, processes: int) -> list[str]:
+def check_scope(stages: list[PreparedStage], start: str | None, processes: int) -> list[str]:
     """Sentences on what the guarantees of private stages leave open; none without such a stage.
 
     `start`: where the weights come from. Raises UserError where a guarantee would be empty.
     """
-    private = [plan for plan in plans if plan.stage.dp]
+    private = [stage for stage in stages if stage.settings.dp]
     notes = []
-    for plan in private:
-        place = f"stages.{plan.name}.dp"
+    for stage in private:
+        place = f"stages.{stage.name}.dp"
         if processes > 1:
             raise UserError(f"{place}: works with one process so far, not {processes}; use one")
-        _check_batch_statistics(place, plan)
-        _check_labels(place, plan, plans, start)
-        for other in plans:
-            if other.stage.dp is None:
-                _check_apart(place, plan, other)
+        _check_batch_statistics(place, stage)
+        _check_labels(place, stage, stages, start)
+        for other in stages:
+            if other.settings.dp is None:
+                _check_apart(place, stage, other)
         if start:
-            notes += _check_start(place, plan, start)
+            notes += _check_start(place, stage, start)
     names = _sharing(private)
     if names:
-        budgets = [plan.stage.dp for plan in private if plan.stage.dp and plan.name in names]
+        budgets = [stage.settings.dp for stage in private if stage.settings.dp and stage.name in names]
         notes.append(
             f"stages {' and '.join(names)} share images: together they spend up to epsilon "
             f"{sum(b.epsilon for b in budgets):g} at delta {sum(b.delta for b in budgets):g}"
@@ -53,23 +52,22 @@ def check_covered(plans: list[Plan], start: str | None, processes: int) -> list[
     return notes
 
 
-def _check_batch_statistics(place: str, plan: Plan) -> None:
-    with torch.device("meta"):
-        modules = list(network(plan.spec).modules())
+def _check_batch_statistics(place: str, stage: PreparedStage) -> None:
+    modules = list(factory.unallocated_network(stage.spec).modules())
     if any(
         isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats for m in modules
     ):
         raise UserError(
-            f"{place}: network.kind {plan.spec.network.kind} has batch norm, which mixes the "
+            f"{place}: network.kind {stage.spec.network.kind} has batch norm, which mixes the "
             "images of a batch; use a network with layer or group norm"
         )
 
 
-def _check_labels(place: str, plan: Plan, plans: list[Plan], start: str | None) -> None:
+def _check_labels(place: str, stage: PreparedStage, stages: list[PreparedStage], start: str | None) -> None:
     """Label names must be known from elsewhere than the private images."""
-    assert plan.stage.dp is not None
-    names, stated = plan.spec.label_names, plan.stage.dp.labels
-    known = [set(p.spec.label_names) for p in plans[: plan.index] if p.stage.dp is None]
+    assert stage.settings.dp is not None
+    names, stated = stage.spec.label_names, stage.settings.dp.labels
+    known = [set(p.spec.label_names) for p in stages[: stage.index] if p.settings.dp is None]
     if start:
         known.append(set(read_spec(find(start)).label_names))
     if set(names) == set(stated) or any(set(names) <= k for k in known):
@@ -87,8 +85,8 @@ def _check_labels(place: str, plan: Plan, plans: list[Plan], start: str | None) 
     )
 
 
-def _check_apart(place: str, plan: Plan, other: Plan) -> None:
-    count = _shared(plan.dataset, other.dataset)
+def _check_apart(place: str, stage: PreparedStage, other: PreparedStage) -> None:
+    count = _shared(stage.training_set, other.training_set)
     if count:
         raise UserError(
             f"{place}: {count} of its images are trained on by stage {other.name} without dp, so "
@@ -97,17 +95,17 @@ def _check_apart(place: str, plan: Plan, other: Plan) -> None:
         )
 
 
-def _check_start(place: str, plan: Plan, start: str) -> list[str]:
+def _check_start(place: str, stage: PreparedStage, start: str) -> list[str]:
     """Refuse weights that have seen the images; a note where nobody knows."""
     for source, trained in _ancestors(start):
-        if trained is None or isinstance(plan.dataset, Sealed):
+        known = stage.training_set.identities(stage.order.ids)
+        if trained is None or not known:
             return [
-                f"stage {plan.name}: the images cannot be compared with those that the weights of "
+                f"stage {stage.name}: the images cannot be compared with those that the weights of "
                 f"{source} were trained on, which are not recorded or sealed; the guarantee does "
                 "not hold for any that are among them"
             ]
-        sha = plan.dataset.file_sha256
-        count = sum(sha[i] in trained for i in plan.order.ids.tolist())
+        count = sum(file.hex() in trained for file, _ in known)
         if count:
             raise UserError(
                 f"{place}: {count} of its images were trained on already by the weights of "
@@ -135,24 +133,19 @@ def _ancestors(start: str) -> Iterator[tuple[str, set[str] | None]]:
         source = before
 
 
-def _sharing(private: list[Plan]) -> list[str]:
+def _sharing(private: list[PreparedStage]) -> list[str]:
     """Names of the private stages that have images in common with another."""
     return [
-        plan.name
-        for plan in private
-        if any(_shared(plan.dataset, other.dataset) for other in private if other is not plan)
+        stage.name
+        for stage in private
+        if any(_shared(stage.training_set, other.training_set) for other in private if other is not stage)
     ]
 
 
-def _shared(a: Dataset | Sealed, b: Dataset | Sealed) -> int:
+def _shared(a: TrainingSet, b: TrainingSet) -> int:
     """How many training images of `a` are among those of `b`; sealed ones know only their file."""
-    if isinstance(a, Sealed) or isinstance(b, Sealed):
+    ours, theirs = a.identities(a.train_ids), b.identities(b.train_ids)
+    if not ours or not theirs:
         return len(a.train_ids) if a.key == b.key else 0
-    theirs = _names(b)
-    own = zip(a.file_digests[a.train_ids], a.pixel_digests[a.train_ids], strict=True)
-    return sum(f.tobytes() in theirs or p.tobytes() in theirs for f, p in own)
-
-
-def _names(dataset: Dataset) -> set[bytes]:
-    digests = (dataset.file_digests, dataset.pixel_digests)
-    return {d.tobytes() for table in digests for d in table[dataset.train_ids]}
+    known = {digest for identity in theirs for digest in identity}
+    return sum(file in known or pixels in known for file, pixels in ours)

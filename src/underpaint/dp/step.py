@@ -35,14 +35,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from underpaint import config
 from underpaint.core.masks import Mask
-from underpaint.data import Dataset
-from underpaint.sealed.format import Sealed
-from underpaint.training.optim import learning_rate
-from underpaint.training.seeding import key
-from underpaint.training.stages import Level, Plan
-from underpaint.training.state import Progress
-from underpaint.training.step import Batch, batch_of, training_flops
-from underpaint.training.train_state import Learner
+from underpaint.dp.accounting import Guarantee
+from underpaint.training.batch import Batch, batch_of
+from underpaint.training.checkpointing import Progress
+from underpaint.training.seeding import seed_from
+from underpaint.training.stages import Level, PreparedStage
+from underpaint.training.step import move, training_flops
+from underpaint.training.train_state import TrainState
 
 __all__ = ["Random", "clipped_sum", "draws", "gaussian", "gradients", "poisson", "private_step"]
 
@@ -53,43 +52,31 @@ CLOSE = 1e-5  # share of the clip kept free for rounding
 
 
 def private_step(
-    plan: Plan,
+    stage: PreparedStage,
     run: config.Run,
-    learner: Learner,
+    state: TrainState,
     progress: Progress,
     random: Random = os.urandom,
 ) -> None:
     """One step that costs privacy; the caller has counted it as spent beforehand."""
-    stage, own = plan.stage, plan.guarantee
-    assert own is not None
-    number, level = progress.stage_images // stage.batch, plan.level(progress.stage_images)
-    chosen = poisson(plan.order.ids, own.sampling_rate, random)
-    tensors = dict(learner.loss.named_parameters())
+    budget: Guarantee = stage.guarantee
+    number, level = progress.stage_images // stage.batch, stage.level(progress.stage_images)
+    chosen = poisson(stage.order.ids, budget.sampling_rate, random)
+    tensors = dict(state.loss.named_parameters())
     total = {name: torch.zeros_like(p) for name, p in tensors.items()}
-    count = _at_once(learner, run, plan, level)
+    count = _at_once(state, run, stage, level)
     for first in range(0, len(chosen), count):
-        part = [draws(plan, run, learner, level, i, number) for i in chosen[first : first + count]]
-        for name, value in clipped_sum(gradients(learner, part), own.clip).items():
+        part = [draws(stage, run, state, level, i, number) for i in chosen[first : first + count]]
+        for name, value in clipped_sum(gradients(state, part), budget.clip).items():
             total[name] += value
     for name, p in tensors.items():
         noise = torch.from_numpy(gaussian(p.numel(), random)).view(p.shape).to(p.device)
-        p.grad = (total[name] + own.noise_multiplier * own.clip * noise) / stage.batch
-    rate = learning_rate(stage, progress.stage_images, plan.images) * progress.rate_factor
-    for group in learner.optimizer.param_groups:
-        group["lr"] = rate
-    learner.optimizer.step()
-    learner.optimizer.zero_grad(set_to_none=True)
-    learner.ema.update()
-    if learner.power:
-        learner.power.update(learner.ema.steps)
-    progress.stage_images += stage.batch
-    progress.images += stage.batch
+        p.grad = (total[name] + budget.noise_multiplier * budget.clip * noise) / stage.batch
+    move(stage, state, progress)
     # of the expected batch: what was really computed tells how many images were chosen
-    per_image = own.multiplicity * training_flops(learner, level.visible, stage.mask)
+    per_image = budget.multiplicity * training_flops(state, level.visible, stage.settings.mask)
     progress.flops += stage.batch * per_image
-    progress.ema_steps = learner.ema.steps
-    progress.privacy[plan.name] = own.record(number + 1)
-    progress.sums["rate"] = rate
+    progress.privacy[stage.name] = budget.record(number + 1)
     progress.sums["steps"] = progress.sums.get("steps", 0.0) + 1
 
 
@@ -122,46 +109,42 @@ def gaussian(count: int, random: Random) -> NDArray[np.float32]:
 
 
 def draws(
-    plan: Plan, run: config.Run, learner: Learner, level: Level, image: int, number: int
+    stage: PreparedStage, run: config.Run, state: TrainState, level: Level, image: int, number: int
 ) -> Batch:
     """The K draws of one image in step `number` of the stage: a batch of K, on the CPU.
 
     A function of the image and the step alone, not of the other images of the step.
     """
-    assert plan.guarantee is not None
-    seed = key(run.train.seed, "dp", plan.index, number, _content(plan.dataset, image))
-    ids = np.full(plan.guarantee.multiplicity, image)
-    return batch_of(plan, run, learner.model, level.rate, ids, seed, torch.device("cpu"))
+    content = stage.training_set.content(image)
+    seed = seed_from(run.train.seed, "dp", stage.index, number, content)
+    ids = np.full(stage.guarantee.multiplicity, image)
+    return batch_of(stage, run, state.model, level.rate, ids, seed, torch.device("cpu"))
 
 
-def _content(dataset: Dataset | Sealed, image: int) -> str:
-    """Names an image by its pixels, or by the patches that are left of it."""
-    if isinstance(dataset, Sealed):
-        return dataset.digest(image)
-    return dataset.pixel_digests[image].tobytes().hex()
-
-
-def gradients(learner: Learner, images: list[Batch]) -> dict[str, Tensor]:
+def gradients(state: TrainState, images: list[Batch]) -> dict[str, Tensor]:
     """The gradient of each image's mean loss over its draws, by the tensor's name: [C, …]."""
-    device, grid = learner.world.device, images[0].mask.grid
+    device, grid = state.world.device, images[0].mask.grid
     columns = list(zip(*(_tensors(batch) for batch in images), strict=True))
     there = [column[0] is not None for column in columns]
     stacked = [torch.stack(column).to(device) for column in columns if column[0] is not None]
 
     def loss(parameters: dict[str, Tensor], *given: Tensor) -> Tensor:
         left = iter(given)
-        patches, labels, t, noise, condition, *of_mask = (next(left) if x else None for x in there)
-        arguments = (patches, labels, Mask(grid, *of_mask), t, noise, condition)
-        return functional_call(learner.loss, parameters, arguments, {"exact": True}).mean
+        values = [next(left) if x else None for x in there]
+        patches, labels, *rest = values[:7]
+        arguments = (patches, labels, Mask(grid, *values[7:]), *rest)
+        return functional_call(state.loss, parameters, arguments).mean
 
-    parameters = {name: p.detach() for name, p in learner.loss.named_parameters()}
+    parameters = {name: p.detach() for name, p in state.loss.named_parameters()}
     each = vmap(grad(loss), in_dims=(None, *[0] * len(stacked)))
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be vectorised over images
         return each(parameters, *stacked)
 
 
 def _tensors(batch: Batch) -> tuple[Tensor | None, ...]:
-    return (batch.patches, batch.labels, batch.t, batch.noise, batch.condition, *batch.mask[1:])
+    """The batch's tensors in the loss's order, its mask's at the end."""
+    mask, rest = batch.mask, (batch.t, batch.noise, batch.condition)
+    return (batch.patches, batch.labels, *rest, batch.hidden, batch.hidden_noise, *mask[1:])
 
 
 def clipped_sum(found: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
@@ -180,15 +163,14 @@ def clipped_sum(found: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
     }
 
 
-def _at_once(learner: Learner, run: config.Run, plan: Plan, level: Level) -> int:
+def _at_once(state: TrainState, run: config.Run, stage: PreparedStage, level: Level) -> int:
     """Images whose gradients are held at the same time: `train.microbatch`, or what fits."""
     if run.train.microbatch:
         return run.train.microbatch
-    assert plan.guarantee is not None
-    backbone, network = learner.model.backbone, run.network
-    V = backbone.processed(level.visible, plan.stage.mask)
+    backbone, network = state.model.backbone, run.network
+    V = backbone.processed(level.visible, stage.settings.mask)
     attention = 2 * 4 * network.depth * network.heads * (V + 2) ** 2  # weights, which are kept
     draw = backbone.activation_bytes(V) + attention
     image = 2 * 4 * sum(p.numel() for p in backbone.parameters())
-    image += plan.guarantee.multiplicity * draw
-    return max(1, min(plan.stage.batch, math.floor(MEMORY / image)))
+    image += stage.guarantee.multiplicity * draw
+    return max(1, min(stage.batch, math.floor(MEMORY / image)))

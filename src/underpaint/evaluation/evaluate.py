@@ -28,7 +28,7 @@ from underpaint.evaluation.results import SAMPLING, digest, score_all
 from underpaint.hardware import Precision
 from underpaint.io import replace_text
 from underpaint.training import distributed
-from underpaint.training.state import read_progress
+from underpaint.training.checkpointing import read_progress
 
 __all__ = ["LEAST", "MOST", "evaluate"]
 

@@ -21,9 +21,9 @@ from underpaint.data import Dataset, Order
 from underpaint.hardware import use_bf16
 from underpaint.planning import pace
 from underpaint.planning.pace import Work
+from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.stages import Level, Plan, stride
-from underpaint.training.state import Progress
 from underpaint.training.throughput import step_seconds
 from underpaint.training.train_state import Learner
 

@@ -23,7 +23,6 @@ the image can draw it again, without it nobody can. The key is in no file that i
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import math
 import struct
@@ -52,9 +51,7 @@ __all__ = [
     "chunks",
     "header",
     "is_sealed",
-    "mask_seed",
     "read",
-    "read_key",
     "verify",
 ]
 
@@ -63,7 +60,6 @@ HEADER = 65_536
 NPY = 128  # bytes of an .npy header
 CHUNK = 1 << 20  # bytes of patches that share a checksum, about
 KINDS = ("patch", "block", "crop")  # salient masks would reveal the contrast of hidden patches
-KEY_BYTES = 16  # the least
 
 FIELDS = {  # of the JSON, all of them and no others
     "images": int,  # n
@@ -195,26 +191,6 @@ class Sealed:
         """sha256 of the positions and patches of an image."""
         data = self.positions[image].tobytes() + self.patches[image].tobytes()
         return hashlib.sha256(data).hexdigest()
-
-
-def mask_seed(key: bytes, pixel_sha: bytes) -> int:
-    """63 bits from which an image's mask is drawn."""
-    digest = hmac.digest(key, pixel_sha, "sha256")
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def read_key(path: str | Path) -> bytes:
-    """The bytes of a key file. Raises UserError if there are fewer than 16."""
-    try:
-        key = Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"key '{path}' cannot be read ({error.strerror}); "
-            "make one with: head -c 32 /dev/urandom > FILE"
-        ) from None
-    if len(key) < KEY_BYTES:
-        raise UserError(f"key '{path}' has {len(key)} bytes; give a file of {KEY_BYTES} or more")
-    return key
 
 
 def header(about: dict[str, Any]) -> bytes:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from underpaint import config as settings
 from underpaint.core import masks
 from underpaint.core.spaces import Pixels
-from underpaint.data import split
+from underpaint.data import fixed_masks, split
 from underpaint.data.build import Progress, check_bad, check_size, in_order, natural_order
 from underpaint.data.dataset import decoding
 from underpaint.data.decode import Options
@@ -58,7 +58,7 @@ def seal(
 ) -> dict[str, Any]:
     """Write the visible patches of all images of `data` to `out`; returns what `verify` says.
 
-    `kind`, `rate`, `block`, `multiple` as in `masks.draw`. `key`: of the masks, else random and
+    `kind`, `rate`, `block`, `multiple` as in `masks.MaskSpec`. `key`: of the masks, else random and
     forgotten. `labels`: keep the images' labels. `drop_duplicates`: of images that are nearly equal
     keep the first. Raises UserError for data and masks that cannot be, or if `out` exists.
     """
@@ -73,8 +73,8 @@ def seal(
     with writing(path), replacing(path) as temporary:
         with temporary.open("w+b", buffering=0) as file:
             contents = source.open()
-            mask = patch, kind, rate, block, multiple
-            writer = Writer(file, contents.total, mask, key, labels)
+            spec = masks.MaskSpec(kind, rate, block=block, multiple=multiple)
+            writer = Writer(file, contents.total, patch, spec, key, labels)
             bad: list[dict[str, Any]] = []
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of decoders
@@ -117,12 +117,13 @@ class Writer:
         self,
         file: BinaryIO,
         total: int,
-        mask: tuple[int, str, float, int, int],
+        patch: int,
+        spec: masks.MaskSpec,
         key: bytes,
         labelled: bool,
     ) -> None:
         self.file, self.key, self.labelled = file, key, labelled
-        self.patch, self.kind, self.rate, self.block, self.multiple = mask
+        self.patch, self.spec = patch, spec
         order = np.random.default_rng(secrets.randbits(128))
         self.slots = order.permutation(total).astype(np.int32)  # of the images in their order
         self.count = self.seen = self.bleed = self.dropped = self.exact = 0
@@ -167,11 +168,13 @@ class Writer:
         height, width, channels = pixels.shape
         self.space = Pixels((height, width), channels, self.patch)
         h, w = self.space.grid
-        options = {"block": self.block, "multiple": self.multiple}
-        self.V = masks.visible_count(self.kind, (h, w), self.rate, **options)
+        try:
+            self.V = masks.visible_count(self.spec, (h, w))
+        except ValueError as error:
+            raise UserError(str(error)) from None
         if h * w == self.V:
             raise UserError(
-                f"mask '{self.kind}' at rate {self.rate:g} hides nothing of a grid of {h}×{w}; "
+                f"mask '{self.spec.kind}' at rate {self.spec.rate:g} hides nothing of a grid of {h}×{w}; "
                 "raise the rate"
             )
         if h * w > 1 << 16:
@@ -187,18 +190,11 @@ class Writer:
             return
         first, B = self.count - len(self.waiting), len(self.waiting)
         seeds = [
-            sealed.mask_seed(self.key, bytes(self.pixel_sha[32 * i : 32 * i + 32]))
+            fixed_masks.seed(self.key, bytes(self.pixel_sha[32 * i : 32 * i + 32]))
             for i in range(first, self.count)
         ]
-        mask = masks.draw(
-            self.kind,
-            self.space.grid,
-            B,
-            self.rate,
-            block=self.block,
-            multiple=self.multiple,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        )
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        mask = masks.draw(self.spec, self.space.grid, B, generators)
         planes = torch.from_numpy(np.stack(self.waiting)).permute(0, 3, 1, 2)
         assert mask.visible is not None  # a mask that hides nothing was refused
         rows = {
@@ -237,10 +233,10 @@ class Writer:
             "patch": self.patch,
             "visible": self.V,
             "patch_dim": self.space.patch_dim,
-            "kind": self.kind,
-            "rate": float(self.rate),
-            "block": self.block,
-            "multiple": self.multiple,
+            "kind": self.spec.kind,
+            "rate": float(self.spec.rate),
+            "block": self.spec.block,
+            "multiple": self.spec.multiple,
             "label_names": list(names),
             "held_out": int(held_out.sum()),
             "bleed": self.bleed,

@@ -1,122 +1,404 @@
-"""Weights and the optimiser's state carried over: into a run, between stages, from checkpoints."""
+"""A run's folder and its checkpoints.
+
+```
+RUN/.underpaint   the mark of a folder that we began: see `RunFolder.check`
+RUN/config.yaml  env.json  images.json  metrics.jsonl  log.txt  samples/  report.html
+RUN/checkpoints/000000064000/{model,ema}.safetensors config.json optimizer.pt state.json
+RUN/checkpoints/LATEST  BEST                    (BEST: of the stage's best check, with stop auto)
+RUN/privacy.log   a line for each step that a private stage began
+RUN/snapshots/000000064000/{narrow,wide}.safetensors config.json state.json   (see `posthoc`)
+```
+
+A checkpoint is written to a temporary folder, synced to the disk, renamed, and only then named in
+LATEST: a process killed at any moment leaves the previous checkpoint whole.
+
+What is cleared is what we wrote, by these names and in a folder with our mark; whatever else is in
+a run's folder is the user's and stays. Each folder may be a link, which stays.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from underpaint import config
-from underpaint.errors import RunFailed
-from underpaint.model import read_spec, read_weights
-from underpaint.training import distributed
-from underpaint.training import warm_start as starting
-from underpaint.training.log import Log
-from underpaint.training.posthoc import TRACKED
-from underpaint.training.stages import Plan
-from underpaint.training.state import Progress, RunFolder, read_optimizer, read_progress
-from underpaint.training.train_state import Learner
+from underpaint._version import __version__
+from underpaint.errors import UserError
+from underpaint.io import (
+    MARK,
+    appearing,
+    check_place,
+    discard,
+    holds_only,
+    is_marked,
+    is_number,
+    left,
+    mark,
+    numbered,
+    remove,
+    replace_text,
+    writing,
+)
+from underpaint.model import Found, damage_of, newest, sha256
 
-__all__ = ["enter", "first", "go_back", "load", "restore"]
+__all__ = [
+    "MODEL",
+    "Progress",
+    "RunFolder",
+    "read_optimizer",
+    "read_progress",
+    "read_snapshot",
+    "snapshots",
+    "write_model",
+]
 
-RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
+MODEL = ("config.json", "model.safetensors")  # of an exported model
+WRITTEN = (  # in checkpoints and snapshots
+    *MODEL,
+    *("ema.safetensors", "narrow.safetensors", "wide.safetensors", "optimizer.pt", "state.json"),
+)
+FILES = (  # in a run's folder
+    *("config.yaml", "env.json", "images.json", "metrics.jsonl", "privacy.log"),
+    *("log.txt", "report.html"),
+)
+LOCK = ".lock"
 
 
-def enter(
-    plan: Plan,
-    run: config.Run,
-    learner: Learner,
-    progress: Progress,
-    world: distributed.World,
-    log: Log,
-) -> Learner:
-    """The learner for this stage: the same, or rebuilt where size or labels change."""
-    if learner.spec != plan.spec:
-        entered = Learner(plan.spec, run.train, world)
-        weights, average = learner.weights()
-        model, notes = starting.adapt(weights, learner.spec, entered.model, "the stage before")
-        ema, _ = starting.adapt(average, learner.spec, entered.model, "the stage before")
-        entered.load(model, ema, learner.ema.steps)
-        if learner.power and entered.power:
-            entered.power.load(
-                {
-                    name: starting.adapt(state, learner.spec, entered.model, "the stage before")[0]
-                    for name, state in learner.power.state().items()
-                }
+@dataclass
+class Progress:
+    """Where a run stands: all that a resumed run needs besides tensors (`state.json`)."""
+
+    stage: int = 0  # index of the current stage
+    stage_images: int = 0  # images seen in it
+    images: int = 0  # images seen in the run
+    seconds: float = 0.0  # spent in training steps
+    flops: float = 0.0
+    ema_steps: int = 0
+    attempt: int = 0  # returns to a checkpoint so far
+    rate_factor: float = 1.0  # halved at each return
+    stage_returns: int = 0  # returns in this stage
+    skipped: int = 0  # steps left out for a non-finite gradient
+    skipped_in_row: int = 0
+    metrics_bytes: int = 0
+    stage_end: bool = False  # written at the end of a stage: kept for good
+    norms: list[float] = field(default_factory=list)  # gradient norms of the stage's last steps
+    sums: dict[str, float] = field(default_factory=dict)  # since the last line of metrics
+    best: int = 0  # images of the run at the stage's best check, with stop auto
+    cooldown: tuple[int, int] = (0, 0)  # images of the stage before an early one, and its length
+    # of private stages by name: the guarantee and the steps that are spent (`budget`)
+    privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class RunFolder:
+    """The folder of one run; the only place that a run writes to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.snapshots = path / "snapshots"
+        self.evaluation = path / "evaluation"
+        self.metrics = path / "metrics.jsonl"
+        self.ledger = path / "privacy.log"
+        self._lock: IO[str] | None = None
+
+    @property
+    def advice(self) -> str:
+        """How to continue the run, for messages."""
+        return f" with: underpaint train --resume --out {self.path}"
+
+    def check(self, overwrite: bool) -> None:
+        """Raise UserError if a run cannot be created here (nothing is written or deleted yet)."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file; choose another --out")
+        if not self.path.is_dir() or {p.name for p in self.path.iterdir()} <= {LOCK, MARK}:
+            return
+        if not is_marked(self.path, "run"):
+            raise UserError(
+                f"{self.path}: holds files and is not a run that underpaint began (it has no "
+                f"{MARK}); choose another --out"
             )
-        entered.load_optimizer(learner.optimizer_state())
-        for note in notes:
-            log.say(f"stage {plan.name}: {note}")
-        learner = entered
-    if progress.stage_images == 0 and not plan.stage.keep_optimizer:
-        learner.optimizer.state.clear()
-    return learner
+        if not overwrite:
+            raise UserError(
+                f"{self.path}: a run is there already; continue it with --resume, "
+                "replace it with --overwrite, or choose another --out"
+            )
+        self._written()
+
+    def create(self) -> None:
+        """Make the folder, and clear what an earlier run wrote into it. Raises as `check`."""
+        self.check(overwrite=True)
+        with writing(self.path):
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+                raise UserError(
+                    f"{self.path}: cannot be made ({error.strerror}); choose another --out"
+                ) from None
+            self.lock()
+            for path in self._written():
+                remove(path)
+            mark(self.path, "run")
+            for folder in (self.checkpoints, self.samples):
+                folder.mkdir(exist_ok=True)
+
+    def _written(self) -> list[Path]:
+        """What a run wrote here. Raises UserError if anything of it cannot be cleared."""
+        folders = (self.path, self.checkpoints, self.snapshots, self.samples, self.evaluation)
+        found = []
+        for folder in folders:
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise UserError(f"{folder}: is no folder, as a run needs; move it away")
+            check_place(folder)
+        for path in (self.path / name for name in FILES):
+            if path.is_dir():
+                raise UserError(f"{path}: is a folder, and a run writes a file there; move it away")
+            found += [path] if os.path.lexists(path) else []
+        for folder in (self.checkpoints, self.snapshots):
+            for path in numbered(folder):
+                if not path.is_symlink() and not holds_only(path, WRITTEN):
+                    raise UserError(f"{path}: holds more than underpaint wrote there; move it away")
+                found.append(path)
+            found += left(folder, is_number)
+        found += _called(self.checkpoints, "LATEST|BEST")
+        found += _called(self.samples, r"images_[0-9]{12}\.png")
+        found += _called(self.evaluation, r"scores-[0-9a-f]{16}\.json")  # of other weights
+        return found
+
+    def lock(self) -> None:
+        """Hold the folder until the process ends. Raises UserError if another process trains."""
+        with writing(self.path):
+            self._lock = (self.path / LOCK).open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{self.path}: another process is training in this folder") from None
+
+    def unlock(self) -> None:
+        """Let other processes train here."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def write(self, name: str, text: str) -> None:
+        """Replace one text file of the folder in a single step."""
+        with writing(self.path, self.advice):
+            replace_text(self.path / name, text)
+
+    def spend(self, stage: str) -> None:
+        """Count a step of a private stage, safely on the disk, before it looks at any image."""
+        with writing(self.ledger, self.advice), self.ledger.open("ab") as file:
+            file.write(f"{stage}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def begun(self, stage: str) -> int:
+        """Steps of a private stage that were begun, whatever became of them."""
+        if not self.ledger.is_file():
+            return 0
+        # a last line that was cut short counts for nothing: its step had to wait for it
+        lines = self.ledger.read_bytes().split(b"\n")
+        if lines[-1]:
+            with writing(self.ledger, self.advice):
+                os.truncate(self.ledger, self.ledger.stat().st_size - len(lines[-1]))
+        return lines[:-1].count(stage.encode())
+
+    def latest(self) -> Found:
+        """The checkpoint to go on from, as in `newest`; one without its optimiser is damaged.
+
+        Raises UserError if there is none.
+        """
+        if not numbered(self.checkpoints):
+            raise UserError(f"{self.path}: holds no checkpoint to resume from; leave --resume out")
+        return newest(self.path, _damage)
+
+    def go_on(self, say: Callable[[str], None]) -> None:
+        """Prepare to go on from `latest`; delete what is half-written.
+
+        Where LATEST was right, checkpoints and snapshots after it go, too: the run takes them
+        again. Where it was not, it is set right, which is said, and nothing is deleted: a damaged
+        checkpoint stays until the run writes another in its place.
+        """
+        found = self.latest()
+        with writing(self.checkpoints, self.advice):
+            for folder in (self.checkpoints, self.snapshots):
+                for path in left(folder, is_number):
+                    remove(path)
+            if found.note:
+                say(found.note)
+                replace_text(self.checkpoints / "LATEST", found.folder.name + "\n")
+                return
+            for folder in (self.checkpoints, self.snapshots):
+                for path in numbered(folder):
+                    if path.name > found.folder.name:
+                        _delete(path)
+
+    def save(
+        self,
+        spec: config.ModelSpec,
+        model: dict[str, Tensor],
+        ema: dict[str, Tensor],
+        optimizer: dict[str, dict[str, Tensor]],
+        progress: Progress,
+        keep: int,
+        averages: Mapping[str, dict[str, Tensor]],
+    ) -> Path:
+        """Write a checkpoint and delete old ones (the last `keep`, the best, stage ends stay)."""
+        final = self.checkpoints / f"{progress.images:012d}"
+        with writing(self.checkpoints, self.advice):
+            with appearing(final, WRITTEN) as temporary:
+                write_model(temporary, spec, {"model": model, "ema": ema, **averages})
+                with (temporary / "optimizer.pt").open("wb") as file:  # a path hides the errno
+                    torch.save(optimizer, file)
+                state = json.dumps(asdict(progress), indent=1)
+                (temporary / "state.json").write_text(state, encoding="utf-8")
+            replace_text(self.checkpoints / "LATEST", final.name + "\n")
+            best = self.checkpoints / "BEST"
+            if progress.best:
+                replace_text(best, f"{progress.best:012d}\n")
+            else:
+                best.unlink(missing_ok=True)
+            self._prune(final.name, keep, progress.best)
+        return final
+
+    def snapshot(
+        self,
+        spec: config.ModelSpec,
+        averages: Mapping[str, dict[str, Tensor]],
+        images: int,
+        steps: int,
+    ) -> None:
+        """Write the averages of `posthoc` after so many images and optimiser steps."""
+        with writing(self.snapshots, self.advice):
+            self.snapshots.mkdir(exist_ok=True)
+            with appearing(self.snapshots / f"{images:012d}", WRITTEN) as temporary:
+                write_model(temporary, spec, averages)
+                state = json.dumps({"steps": steps}) + "\n"
+                (temporary / "state.json").write_text(state, encoding="utf-8")
+
+    def forget(self, after: int) -> None:
+        """Delete the snapshots of weights that the run has gone back from, after so many images."""
+        for folder in numbered(self.snapshots):
+            if int(folder.name) > after:
+                _delete(folder)
+
+    def _prune(self, latest: str, keep: int, best: int) -> None:
+        """Delete checkpoints up to `latest`, but for `keep`, the best and the ends of stages."""
+        past = [folder for folder in numbered(self.checkpoints) if folder.name <= latest]
+        for folder in past[: -max(1, keep)]:
+            if not (best and folder.name == f"{best:012d}") and not _stays(folder):
+                _delete(folder)
 
 
-def first(
-    run: config.Run, plans: list[Plan], start: str | None, world: distributed.World
-) -> tuple[Learner, list[str]]:
-    """The learner that a run begins with, from drawn weights or those of `start`, and notes."""
-    learner = Learner(plans[0].spec, run.train, world)
-    if start is None:
-        return learner, []
-    spec, state = starting.read(start)
-    adapted, notes = starting.adapt(state, spec, learner.model, start)
-    learner.load(adapted, adapted, 0)
-    return learner, [f"weights from {start}", *notes]
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint or a snapshot, unless there is something of the user's in it."""
+    if holds_only(folder, WRITTEN):
+        discard(folder)
 
 
-def restore(
-    folder: RunFolder, run: config.Run, world: distributed.World
-) -> tuple[Learner, Progress]:
-    """The learner and the progress of the latest checkpoint, see `RunFolder.latest`."""
-    checkpoint = folder.latest().folder
-    progress = read_progress(checkpoint)
-    learner = Learner(read_spec(checkpoint), run.train, world)
-    load(learner, checkpoint)
-    return learner, progress
+def _stays(checkpoint: Path) -> bool:
+    """Whether it ends a stage, or cannot be read: what is damaged is not ours to judge."""
+    try:
+        return read_progress(checkpoint).stage_end
+    except UserError:
+        return True
 
 
-def load(learner: Learner, checkpoint: Path) -> None:
-    """Weights, averages and the optimiser's state of a checkpoint of the same network."""
-    steps = read_progress(checkpoint).ema_steps
-    learner.load(read_weights(checkpoint, "model"), read_weights(checkpoint, "ema"), steps)
-    if learner.power:
-        learner.power.load({name: read_weights(checkpoint, name) for name in TRACKED})
-    learner.load_optimizer(read_optimizer(checkpoint))
+def _called(folder: Path, pattern: str) -> list[Path]:
+    """The files in `folder`, which may not be there, with such a name."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in there if re.fullmatch(pattern, path.name) and not path.is_dir()]
 
 
-def go_back(
-    folder: RunFolder,
-    run: config.Run,
-    progress: Progress,
-    plan: Plan,
-    world: distributed.World,
-    log: Log,
-    reason: str,
-) -> tuple[Learner, Progress]:
-    """Back to the last checkpoint with half the learning rate."""
-    returns = progress.stage_returns + 1
-    if returns > RETURNS:
-        raise RunFailed(
-            f"stage {plan.name}: {reason}, also after {RETURNS} returns with a lower learning "
-            f"rate; lower --stages.{plan.name}.learning_rate or raise its warmup"
+def _damage(checkpoint: Path) -> str:
+    """What keeps a run from going on from a checkpoint; empty if nothing does."""
+    if reason := damage_of(checkpoint):
+        return reason
+    try:
+        read_progress(checkpoint)
+        with zipfile.ZipFile(checkpoint / "optimizer.pt") as file:
+            return "optimizer.pt is damaged" if file.testzip() else ""
+    except UserError:
+        return "state.json is missing or damaged"
+    except (OSError, zipfile.BadZipFile):
+        return "optimizer.pt is missing or damaged"
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The snapshots of a run in their order. Raises UserError if there are none."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: is not a run; give the folder that was --out in training")
+    found = numbered(folder / "snapshots")
+    if not found:
+        raise UserError(
+            f"{folder}: holds no snapshots to rebuild averages from; train with "
+            "--train.snapshots IMAGES, a 32nd of the run or so"
         )
-    learner, restored = restore(folder, run, world)
-    if world.first:
-        folder.go_on(log.say)
-    restored.attempt = progress.attempt + 1
-    restored.rate_factor = progress.rate_factor / 2
-    restored.stage_returns = returns
-    log.cut(restored.metrics_bytes)
-    log.metric(
-        "rollback",
-        images=progress.images,
-        to=restored.images,
-        learning_rate_factor=restored.rate_factor,
-        reason=reason,
-    )
-    log.say(
-        f"{reason}: back to {restored.images:,} images with {restored.rate_factor:g} of the "
-        "learning rate",
-        style="yellow",
-    )
-    return learner, restored
+    return found
+
+
+def read_snapshot(folder: Path) -> int:
+    """Optimiser steps before a snapshot. Raises UserError if it is damaged."""
+    try:
+        return int(json.loads((folder / "state.json").read_text(encoding="utf-8"))["steps"])
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{folder}: its state.json is missing or damaged") from None
+
+
+def write_model(
+    folder: Path, spec: config.ModelSpec, weights: Mapping[str, dict[str, Tensor]]
+) -> None:
+    """Write `NAME.safetensors` for each set of weights, and `config.json`."""
+    digests = {}
+    for name, tensors in weights.items():
+        path = folder / f"{name}.safetensors"
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+        with safe_open(path, "pt"):  # whole: it compares the header with the length of the file
+            path.chmod(0o666 & ~umask())  # safetensors writes files that only their owner can read
+        digests[path.name] = sha256(path)
+    card = {
+        "format": 1,
+        "underpaint": __version__,
+        "model": config.to_dict(spec),
+        "sha256": digests,
+    }
+    (folder / "config.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """`state.json` of a checkpoint. Raises UserError if it is damaged."""
+    try:
+        told = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        told.pop("history", None)  # of runs before the checks were judged by their records
+        return Progress(**{**told, "cooldown": tuple(told.get("cooldown", (0, 0)))})
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{checkpoint}: its state.json is missing or damaged") from None
+
+
+def read_optimizer(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
+    """The optimiser's tensors of a checkpoint, by the parameters' names."""
+    path = checkpoint / "optimizer.pt"
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: is missing or damaged ({reason})") from None
+    return dict(state)
+
+
+def umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

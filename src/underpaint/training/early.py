@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 from underpaint import config
 from underpaint.errors import UserError
+from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.monitor import Finding
-from underpaint.training.stages import Plan
-from underpaint.training.state import Progress
+from underpaint.training.stages import PreparedStage
 
 __all__ = ["Decision", "check_stop", "decide", "said", "shortened"]
 
@@ -39,7 +39,7 @@ class Decision(NamedTuple):
     ends: bool = False  # the stage
 
 
-def decide(found: Finding | None, plan: Plan, progress: Progress, world: World) -> Decision:
+def decide(found: Finding | None, stage: PreparedStage, progress: Progress, world: World) -> Decision:
     """The same decision in all processes, of which the first alone has `found` something."""
     told = [0.0, 0.0, 0.0]
     if found is not None:
@@ -47,50 +47,50 @@ def decide(found: Finding | None, plan: Plan, progress: Progress, world: World) 
     told = world.from_first([float(value) for value in told])
     best, answer, worse = int(told[0]), ANSWERS[int(told[1])], bool(told[2])
     gain = best == progress.images
-    stage, seen = plan.stage, progress.stage_images
-    if seen >= plan.images:
+    settings, seen = stage.settings, progress.stage_images
+    if seen >= stage.images:
         return Decision(gain, back=best if worse else 0)
-    cooling = stage.schedule == "cooldown" and seen > plan.images * (1 - stage.cooldown)
-    waits = seen <= stage.warmup or (cooling and answer == "stop")
+    cooling = settings.schedule == "cooldown" and seen > stage.images * (1 - settings.cooldown)
+    waits = seen <= settings.warmup or (cooling and answer == "stop")
     if answer not in ("stop", "copying") or waits:
         return Decision(gain)
-    if cooling or stage.schedule != "cooldown":
+    if cooling or settings.schedule != "cooldown":
         return Decision(gain, back=best, ends=True)
     behind = seen - (progress.images - best)
-    share = stage.cooldown / (1 - stage.cooldown)
+    share = settings.cooldown / (1 - settings.cooldown)
     return Decision(
         gain, back=best, cooldown=max(1, round(share * behind / stage.batch)) * stage.batch
     )
 
 
-def shortened(plan: Plan, begin: int, length: int) -> Plan:
-    """`plan` with a cool-down of `length` images that begins after `begin` images of the stage."""
+def shortened(stage: PreparedStage, begin: int, length: int) -> PreparedStage:
+    """`stage` with a cool-down of `length` images that begins after `begin` images of the stage."""
     images = begin + length
-    stage = dataclasses.replace(plan.stage, cooldown=length / images)
-    return dataclasses.replace(plan, stage=stage, images=images)
+    settings = dataclasses.replace(stage.settings, cooldown=length / images)
+    return dataclasses.replace(stage, settings=settings, images=images)
 
 
-def said(decision: Decision, plan: Plan, progress: Progress) -> str:
+def said(decision: Decision, stage: PreparedStage, progress: Progress) -> str:
     """The decision in a sentence."""
-    name, seen = plan.name, progress.stage_images
+    name, seen = stage.name, progress.stage_images
     if decision.cooldown:
         return (
             f"stage {name}: cools down over {decision.cooldown:,} images, from the weights after "
             f"{decision.back:,} images of the run"
         )
-    ends = f"ends after {seen:,} of {plan.images:,} images" if decision.ends else "has ended"
+    ends = f"ends after {seen:,} of {stage.images:,} images" if decision.ends else "has ended"
     return f"stage {name}: {ends}, with the weights after {decision.back:,} images of the run"
 
 
-def check_stop(run: config.Run, plans: list[Plan], checked: bool) -> None:
+def check_stop(run: config.Run, stages: list[PreparedStage], checked: bool) -> None:
     """Raise UserError where `train.stop auto` has nothing to go by."""
     if run.train.stop == "none":
         return
     if not checked:
         raise UserError("train.stop auto needs checks; train with underpaint.train, or give none")
-    for plan in plans:
-        if not plan.guarantee and not len(plan.dataset.held_out_ids):
+    for stage in stages:
+        if not stage.guarantee and not len(stage.training_set.held_out_ids):
             raise UserError(
-                f"train.stop auto goes by held-out images, and stage {plan.name} has none; "
+                f"train.stop auto goes by held-out images, and stage {stage.name} has none; "
                 "hold some out (data.held_out), or give train.stop none"
             )

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.io import writing
-from underpaint.training.state import RunFolder
+from underpaint.training.checkpointing import RunFolder
 
 __all__ = ["Log", "Tracker", "tracker", "tracker_library"]
 
@@ -56,6 +56,10 @@ class Log:
         with writing(self.folder.path, self.folder.advice):
             self._text.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text + "\n")
             self._text.flush()
+
+    def warn(self, text: str) -> None:
+        """A line about something that did not go as planned."""
+        self.say(text, style="yellow")
 
     def metric(self, kind: str, **fields: Any) -> None:
         """One line of `metrics.jsonl`."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -11,27 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from underpaint import config, pictures
-from underpaint.data import Dataset
+from underpaint.core.masks import MaskSpec
 from underpaint.io import replacing, writing
 from underpaint.model import Model
-from underpaint.sealed.format import Sealed
+from underpaint.training.checkpointing import Progress, RunFolder
 from underpaint.training.log import Log
-from underpaint.training.stages import Plan
-from underpaint.training.state import Progress, RunFolder
+from underpaint.training.stages import PreparedStage
 from underpaint.training.step import training_flops
-from underpaint.training.train_state import Learner
+from underpaint.training.step_rule import StepRule
+from underpaint.training.train_state import TrainState
+from underpaint.training.training_set import TrainingSet
 
 __all__ = [
     "Answer",
+    "Cadence",
     "Check",
     "Finding",
     "MakeCheck",
-    "cadence",
     "draw_samples",
-    "log_step",
     "run_check",
     "say_finding",
-    "say_spent",
     "say_stage",
     "stage_record",
 ]
@@ -54,7 +51,7 @@ class Finding(NamedTuple):
 class Check(Protocol):
     """A measurement that the run makes on its averaged weights from time to time."""
 
-    def run(self, model: Model, stage: config.Stage, rate: float) -> list[dict[str, Any]]:
+    def run(self, model: Model, spec: MaskSpec) -> list[dict[str, Any]]:
         """Records for metrics.jsonl; the first is that of whole images, if there are any."""
 
     def scores(self, model: Model) -> dict[str, Any] | None:
@@ -74,93 +71,24 @@ class Check(Protocol):
 CHECKS = 16  # of a stage that may end early
 
 # Builds a stage's check: its images, the averaged model, the run's seed, images a side, samples.
-MakeCheck: TypeAlias = Callable[[Dataset | Sealed, Model, int, int, int], Check | None]
+MakeCheck: TypeAlias = Callable[[TrainingSet, Model, int, int, int], Check | None]
 
 
-def log_step(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None:
-    """A line of metrics on the steps since the last one, if there were any."""
-    if plan.guarantee:
-        _log_private(plan, progress, log)
-        return
-    sums, steps = progress.sums, progress.sums.get("steps", 0.0)
-    if steps:
-        level = plan.level(progress.stage_images - plan.stage.batch)
-        spent = progress.seconds - sums.get("since", 0.0)
-        speed = steps * plan.stage.batch / max(spent, 1e-9)
-        log.metric(
-            "step",
-            stage=plan.name,
-            images=progress.images,
-            stage_images=progress.stage_images,
-            loss=sums["loss"] / steps,
-            x0_mse=sums["x0_mse"] / steps,
-            grad_norm=sums["grad_norm"] / steps,
-            lr=sums["rate"],
-            rate=level.realised,
-            visible=level.visible,
-            skipped=progress.skipped,
-            flops=progress.flops,
-            seconds=progress.seconds,
-            images_per_s=speed,
-            time=time.time(),
-        )
-        log.step(plan.name, progress.images, speed, f"loss {sums['loss'] / steps:.4f}")
-    progress.sums = {"since": progress.seconds}
-
-
-def _log_private(plan: Plan, progress: Progress, log: Log) -> None:
-    """What a private stage may say of its steps: counts and the budget.
-
-    No loss, no norm, and no time, which tells how many images a step has met.
-    """
-    own, sums = plan.guarantee, progress.sums
-    assert own is not None
-    if not sums.get("steps"):
-        return  # already told
-    level = plan.level(progress.stage_images - plan.stage.batch)
-    spent = progress.privacy[plan.name]["spent_steps"]
-    epsilon = own.spent(spent)
-    log.metric(
-        "step",
-        stage=plan.name,
-        images=progress.images,
-        stage_images=progress.stage_images,
-        epsilon=epsilon,
-        delta=own.delta,
-        spent_steps=spent,
-        lr=sums["rate"],
-        rate=level.realised,
-        visible=level.visible,
-        flops=progress.flops,
-    )
-    seconds = max(progress.seconds - sums.get("since", 0.0), 1e-9)
-    speed = sums["steps"] * plan.stage.batch / seconds
-    log.step(plan.name, progress.images, speed, f"epsilon {epsilon:.3g}")
-    progress.sums = {"since": progress.seconds}
-
-
-def say_spent(plan: Plan, progress: Progress, log: Log) -> None:
-    """What a private stage has spent, for the log; nothing of other stages."""
-    if plan.guarantee:
-        steps = progress.privacy[plan.name]["spent_steps"]
-        log.say(
-            f"stage {plan.name}: epsilon {plan.guarantee.spent(steps):.4g} at delta "
-            f"{plan.guarantee.delta:g} is spent, {steps:,} of {plan.guarantee.steps:,} steps"
-        )
-
-
-def run_check(check: Check, plan: Plan, learner: Learner, progress: Progress, log: Log) -> Finding:
-    level = plan.level(max(0, progress.stage_images - plan.stage.batch))
-    records = check.run(learner.averaged, plan.stage, level.rate)
-    for record in records:
-        log.metric("check", stage=plan.name, images=progress.images, **record)
-    drawn = check.scores(learner.averaged)
-    if drawn is not None:
-        log.metric("scores", stage=plan.name, images=progress.images, **drawn)
+def run_check(
+    check: Check, stage: PreparedStage, state: TrainState, progress: Progress, log: Log
+) -> Finding:
+    """Measure and record; what it says about going on."""
+    level = stage.level(max(0, progress.stage_images - stage.batch))
+    for record in check.run(state.averaged, stage.training_set.spec.at(level.rate)):
+        log.metric("check", stage=stage.name, images=progress.images, **record)
+    scores = check.scores(state.averaged)
+    if scores is not None:
+        log.metric("scores", stage=stage.name, images=progress.images, **scores)
     return check.finding(log.records("check", "scores", "stop"))
 
 
 def say_finding(found: Finding, log: Log) -> None:
+    """Its sentence, in the log."""
     if found.answer != "unknown":
         log.say(found.sentence, style="yellow" if found.answer in ("stop", "copying") else None)
 
@@ -168,28 +96,26 @@ def say_finding(found: Finding, log: Log) -> None:
 def draw_samples(
     folder: RunFolder,
     run: config.Run,
-    learner: Learner,
+    state: TrainState,
     progress: Progress,
     log: Log,
-    plan: Plan,
+    stage: PreparedStage,
     check: Check | None,
 ) -> None:
     """A grid of samples, and what `check` says of how they look."""
     name = f"images_{progress.images:012d}.png"
-    names = learner.averaged.label_names
+    names = state.averaged.label_names
     columns = min(len(names), 10) or 8
     rows = max(1, run.sampling.count // columns)
     labels = list(range(columns)) if names else None
-    images = learner.averaged.sample(rows * columns, seed=0, labels=labels)
+    images = state.averaged.sample(rows * columns, seed=0, labels=labels)
     captions = list(names[:columns]) if names else None
-    with writing(folder.samples, folder.advice):
-        pictures.grid(images, columns, captions).save(folder.samples / name)
     health = None if check is None else check.health(images, (progress.images, log.total))
     with writing(folder.samples, folder.advice), replacing(folder.samples / name) as temporary:
         pictures.grid(images, columns, captions).save(temporary, "PNG")
     log.metric(
         "sample",
-        stage=plan.name,
+        stage=stage.name,
         images=progress.images,
         file=f"samples/{name}",
         columns=columns,
@@ -201,67 +127,67 @@ def draw_samples(
         log.say(health["sentence"], style="yellow")
 
 
-def cadence(train: config.Train, total: int, plan: Plan) -> dict[str, int]:
-    """Images between two lines, checks, grids and checkpoints, in a run of `total` images.
+class Cadence(NamedTuple):
+    """Images between two lines of metrics, checks, grids and checkpoints; below 0: none."""
 
-    A stage that may end early has CHECKS of its own, however short it is.
-    """
-    if train.stop == "auto" and train.check_every == 0:
-        train = dataclasses.replace(train, check_every=max(1, plan.images // CHECKS))
+    log: int
+    check: int
+    sample: int
+    checkpoint: int
 
-    def of(setting: int, parts: int) -> int:
-        return max(1, total // parts) if setting == 0 else setting
+    @classmethod
+    def of(cls, train: config.Train, total: int, stage: PreparedStage) -> Cadence:
+        """In a run of `total` images; a stage that may end early has CHECKS of its own."""
+        check_every = train.check_every
+        if train.stop == "auto" and check_every == 0:
+            check_every = max(1, stage.images // CHECKS)
 
+        def every(setting: int, parts: int) -> int:
+            return max(1, total // parts) if setting == 0 else setting
+
+        return cls(
+            every(train.log_every, 400),
+            every(check_every, 8),
+            every(train.sample_every, 8),
+            every(train.checkpoint_every, 8),
+        )
+
+
+def stage_record(
+    stage: PreparedStage, rule: StepRule, state: TrainState, progress: Progress
+) -> dict[str, Any]:
+    """What metrics.jsonl has of a stage's start and end."""
+    level = stage.level(progress.stage_images if progress.stage_images < stage.images else 0)
+    patches = stage.space.grid[0] * stage.space.grid[1]
+    mask = stage.settings.mask
     return {
-        "log": of(train.log_every, 400),
-        "check": of(train.check_every, 8),
-        "sample": of(train.sample_every, 8),
-        "checkpoint": of(train.checkpoint_every, 8),
-    }
-
-
-def stage_record(plan: Plan, learner: Learner, progress: Progress) -> dict[str, Any]:
-    level = plan.level(progress.stage_images if progress.stage_images < plan.images else 0)
-    patches = plan.space.grid[0] * plan.space.grid[1]
-    own, private, draws = plan.guarantee, {}, 1
-    if own:
-        spent = progress.privacy.get(plan.name, {}).get("spent_steps", 0)
-        private = {"privacy": own.record(spent) | {"spent": own.spent(spent)}}
-        draws = own.multiplicity
-    return {
-        "stage": plan.name,
-        "index": plan.index,
+        "stage": stage.name,
+        "index": stage.index,
         "images": progress.images,
-        "mask": plan.stage.mask,
-        "rate_asked": plan.stage.rate,
+        "mask": mask,
+        "rate_asked": stage.settings.rate,
         "rate": level.realised,
         "visible": level.visible,
         "patches": patches,
-        "flops_per_image": draws * training_flops(learner, level.visible, plan.stage.mask),
-        "whole_flops_per_image": draws * training_flops(learner, patches, "none"),
+        "flops_per_image": rule.draws * training_flops(state, level.visible, mask),
+        "whole_flops_per_image": rule.draws * training_flops(state, patches, "none"),
         "seconds": progress.seconds,
         "flops": progress.flops,
-        **private,
+        **rule.record(progress),
     }
 
 
-def say_stage(plan: Plan, learner: Learner, log: Log) -> None:
-    level, patches = plan.levels[0], plan.space.grid[0] * plan.space.grid[1]
-    share = training_flops(learner, level.visible, plan.stage.mask) / training_flops(
-        learner, patches, "none"
-    )
+def say_stage(stage: PreparedStage, rule: StepRule, state: TrainState, log: Log) -> None:
+    """The stage in a line, at its start."""
+    level, patches = stage.levels[0], stage.space.grid[0] * stage.space.grid[1]
+    mask = stage.settings.mask
+    share = training_flops(state, level.visible, mask) / training_flops(state, patches, "none")
     hidden = (
-        f"{level.realised:.1%} hidden ({plan.stage.mask}), {level.visible} of {patches} patches, "
+        f"{level.realised:.1%} hidden ({mask}), {level.visible} of {patches} patches, "
         f"{share:.0%} of a whole image's compute"
         if level.visible < patches
         else f"whole images of {patches} patches"
     )
-    log.say(f"stage {plan.name}: {plan.images:,} images, {hidden}", style="bold")
-    own = plan.guarantee
-    if own:
-        log.say(
-            f"stage {plan.name}: differentially private, epsilon {own.epsilon:.4g} at "
-            f"delta {own.delta:g}: {own.steps:,} steps, each image in one with probability "
-            f"{own.sampling_rate:.4g}, noise multiplier {own.noise_multiplier:.4g} by the "
-            f"accountant {own.accountant.upper()}; no losses are shown and no checks are made"
-        )
+    log.say(f"stage {stage.name}: {stage.images:,} images, {hidden}", style="bold")
+    if sentence := rule.describe():
+        log.say(sentence)

@@ -36,8 +36,8 @@ from underpaint.errors import UserError
 from underpaint.io import appearing, check_place, holds_only, writing
 from underpaint.model import build, read_spec, read_weights
 from underpaint.training import warm_start
+from underpaint.training.checkpointing import MODEL, read_snapshot, snapshots, write_model
 from underpaint.training.seeding import key
-from underpaint.training.state import MODEL, read_snapshot, snapshots, write_model
 
 __all__ = [
     "TRACKED",

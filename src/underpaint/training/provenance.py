@@ -17,31 +17,30 @@ import torch
 
 from underpaint import config
 from underpaint._version import __version__
-from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.hardware import use_bf16
-from underpaint.training.stages import Plan
-from underpaint.training.train_state import Learner
+from underpaint.training.stages import PreparedStage
+from underpaint.training.train_state import TrainState
 
 __all__ = ["describe", "identities", "keep_precision", "recorded"]
 
 
-def describe(plans: list[Plan], learner: Learner, start: str | None) -> str:
+def describe(stages: list[PreparedStage], state: TrainState, start: str | None) -> str:
     return json.dumps(
         {
             "underpaint": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "device": _device_name(learner.world.device),
+            "device": _device_name(state.world.device),
             "cpu": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
-            "processes": learner.world.size,
-            "precision": "bf16" if learner.bf16 else "fp32",
+            "processes": state.world.size,
+            "precision": "bf16" if state.bf16 else "fp32",
             "command": " ".join(["underpaint", *sys.argv[1:]]) if sys.argv[1:] else None,
             "start": start,
-            "data": {plan.name: plan.dataset.key for plan in plans},
-            "parameters": sum(p.numel() for p in learner.backbone.parameters()),
+            "data": {stage.name: stage.training_set.key for stage in stages},
+            "parameters": sum(p.numel() for p in state.backbone.parameters()),
             "began": time.strftime("%Y-%m-%d %H:%M:%S"),
         },
         indent=1,
@@ -71,18 +70,16 @@ def keep_precision(train: config.Train, began: dict[str, Any], device: torch.dev
     return [f"begun in {began['precision']} on {began['device']}; goes on in {now} here"]
 
 
-def identities(plans: list[Plan]) -> str:
+def identities(stages: list[PreparedStage]) -> str:
     """JSON of the sha256 of each file that is trained on in any stage, and of those held out.
 
     Sealed data add none: they do not know their files.
     """
     trained: set[str] = set()
     held_out: set[str] = set()
-    for dataset in (plan.dataset for plan in plans):
-        if isinstance(dataset, Dataset):
-            sha = dataset.file_sha256
-            trained.update(sha[i] for i in dataset.train_ids.tolist())
-            held_out.update(sha[i] for i in dataset.held_out_ids.tolist())
+    for data in (stage.training_set for stage in stages):
+        trained.update(file.hex() for file, _ in data.identities(data.train_ids))
+        held_out.update(file.hex() for file, _ in data.identities(data.held_out_ids))
     return json.dumps({"trained": sorted(trained), "held_out": sorted(held_out - trained)})
 
 

@@ -9,21 +9,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from underpaint import backbones, config, vae
+from underpaint import backbones, config, factory, vae
 from underpaint.core import masks, spaces
-from underpaint.data import Dataset, Order, latents, prepare
-from underpaint.dp import accounting
+from underpaint.core.masks import MaskSpec
+from underpaint.data import Order, fixed_masks, latents, prepare
+from underpaint.data.source import is_sealed
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device
-from underpaint.model import network
-from underpaint.sealed import format as sealed
-from underpaint.sealed.format import Sealed
-from underpaint.training.seeding import key
+from underpaint.registry import wing
+from underpaint.training.seeding import seed_from
+from underpaint.training.training_set import ImageSet, LatentSet, TrainingSet
 
-__all__ = ["Level", "Plan", "plans", "stride"]
+__all__ = ["Level", "PreparedStage", "prepare_stages", "stride"]
 
 
 @dataclass(frozen=True)
@@ -37,194 +36,154 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparedStage:
     """A stage that is ready to run."""
 
     index: int
     name: str
-    stage: config.Stage
+    settings: config.Stage
     spec: config.ModelSpec
     space: spaces.Space
-    dataset: Dataset | Sealed
+    training_set: TrainingSet
     order: Order
     images: int  # a multiple of the batch
     levels: tuple[Level, ...]
-    mask_key: bytes | None = None  # of fixed masks that are those of sealed data
-    guarantee: accounting.Guarantee | None = None  # of a differentially private stage
+    guarantee: Any = None  # of a differentially private stage: dp.accounting.Guarantee
+
+    @property
+    def batch(self) -> int:
+        """Images a step, over all devices."""
+        return self.settings.batch
 
     def level(self, images: int) -> Level:
         """The level of the step that begins after `images` of the stage."""
         return next(level for level in reversed(self.levels) if level.start <= images)
 
 
-def plans(
+def prepare_stages(
     run: config.Run, say: Callable[[str], None], progress: Callable[..., None] | None
-) -> list[Plan]:
+) -> list[PreparedStage]:
     """All stages of `run`; prepares their data. Raises UserError where something cannot work."""
-    result: list[Plan] = []
-    for index, (name, stage) in enumerate(run.stages.items()):
-        data = stage.data or run.data
-        if stage.size:
-            data = dataclasses.replace(data, size=stage.size)
-        dataset: Dataset | Sealed
-        if sealed.is_sealed(data.source):
-            dataset = sealed.read(data.source)
-            stage = _sealed_stage(name, stage, run, data, dataset)
-            say(
-                f"stage {name}: the data are sealed; their masks are used ({stage.mask}, "
-                f"{stage.rate:g}), mirroring and shifts are not"
-            )
-        else:
-            dataset = prepare(data, progress=progress)
-        config.check_labels(run, data.source, dataset.label_names)
-        if run.space.kind == "latents" and isinstance(dataset, Dataset):
-            encoder = vae.of_space(run.space, dataset.channels)
-            spaces.build(run.space, dataset.size, dataset.channels)  # refuses sizes, before work
-            dataset = latents.prepare(
-                dataset, encoder, progress=progress, device=pick_device(run.train.device)
-            )
-        ids = dataset.train_ids
-        if isinstance(dataset, Sealed) and data.limit:
-            ids = ids[: data.limit]  # their order is random
-        if len(ids) < stage.batch:
-            say(
-                f"stage {name}: {len(ids)} images are fewer than a batch of "
-                f"{stage.batch}; every batch repeats images"
-            )
-        spec = config.ModelSpec(
-            size=dataset.size,
-            channels=dataset.channels,
-            label_names=dataset.label_names if run.network.labels else (),
-            space=run.space,
-            network=config.network_of(run),
-            noise=run.noise,
-            sampling=run.sampling,
-        )
-        space = spaces.build(spec.space, spec.size, spec.channels)
-        with torch.device("meta"):  # no weight is allocated
-            backbone = network(spec)
-        backbones.check_features(backbone, spec.noise)
-        multiple = backbone.stride
-        if isinstance(dataset, Sealed):
-            _check_network(name, spec, backbone, dataset)
-            multiple = dataset.about["multiple"]
-        images = max(1, round(stage.images / stage.batch)) * stage.batch
-        if stage.dp is not None:
-            of_data = accounting.guarantee(name, stage, stage.dp, len(ids), images)
-        result.append(
-            Plan(
-                index=index,
-                name=name,
-                stage=stage,
-                spec=spec,
-                space=space,
-                dataset=dataset,
-                order=Order(ids, key(run.train.seed, "order", index)),
-                images=images,
-                levels=_levels(name, stage, space.grid, images, multiple),
-                mask_key=sealed.read_key(stage.fixed_key) if stage.fixed_key else None,
-                guarantee=None if stage.dp is None else of_data,
-            )
-        )
-    return result
+    return [
+        _prepared(run, index, name, stage, say, progress)
+        for index, (name, stage) in enumerate(run.stages.items())
+    ]
 
 
-def _sealed_stage(
-    name: str, stage: config.Stage, run: config.Run, data: config.Data, dataset: Sealed
-) -> config.Stage:
-    """The stage with the mask of its sealed data. Raises UserError where they cannot serve it."""
-    place, about, source = f"stages.{name}", dataset.about, f"'{data.source}'"
-    if stage.mask == "none":
-        raise UserError(
-            f"{place}: whole images are asked for, but {source} is sealed and holds patches alone; "
-            f"use pretrain, or give --{place}.data.source other images"
+def _prepared(
+    run: config.Run,
+    index: int,
+    name: str,
+    settings: config.Stage,
+    say: Callable[[str], None],
+    progress: Callable[..., None] | None,
+) -> PreparedStage:
+    data = settings.data or run.data
+    if settings.size:
+        data = dataclasses.replace(data, size=settings.size)
+    training_set: TrainingSet
+    if is_sealed(data.source):
+        sealed = wing("sealed")
+        settings, training_set = sealed.training_set(name, settings, run, data)
+        spec = _model_spec(run, training_set)
+        sealed.check_network(name, spec, training_set)
+        say(
+            f"stage {name}: the data are sealed; their masks are used ({settings.mask}, "
+            f"{settings.rate:g}), mirroring and shifts are not"
         )
-    if run.noise.hidden_weight:
-        raise UserError(
-            f"noise.hidden_weight {run.noise.hidden_weight:g} needs the hidden patches, which the "
-            f"sealed data {source} do not hold; set it to 0"
+    else:
+        training_set = _images(run, settings, data, progress)
+        spec = _model_spec(run, training_set)
+    config.check_labels(run, data.source, training_set.label_names)
+    backbones.check_features(factory.unallocated_network(spec), spec.noise)
+    ids = training_set.train_ids
+    if len(ids) < settings.batch:
+        say(
+            f"stage {name}: {len(ids)} images are fewer than a batch of "
+            f"{settings.batch}; every batch repeats images"
         )
-    if run.space.kind != "pixels":
-        raise UserError(f"{place}: {source} holds patches of pixels; set --space.kind pixels")
-    if run.space.patch != about["patch"]:
-        raise UserError(
-            f"{place}: {source} was sealed with patches of {about['patch']}, the recipe has "
-            f"{run.space.patch}; add --space.patch {about['patch']}"
+    images = max(1, round(settings.images / settings.batch)) * settings.batch
+    space = factory.space(spec.space, spec.size, spec.channels)
+    stage = PreparedStage(
+        index=index,
+        name=name,
+        settings=settings,
+        spec=spec,
+        space=space,
+        training_set=training_set,
+        order=Order(ids, seed_from(run.train.seed, "order", index)),
+        images=images,
+        levels=_levels(name, settings, training_set.spec, space.grid, images),
+    )
+    if settings.dp is not None:
+        guarantee = wing("dp").guarantee(name, settings, settings.dp, len(ids), images)
+        stage = dataclasses.replace(stage, guarantee=guarantee)
+    return stage
+
+
+def _images(
+    run: config.Run,
+    settings: config.Stage,
+    data: config.Data,
+    progress: Callable[..., None] | None,
+) -> ImageSet:
+    """The images of a stage, or their latents."""
+    dataset, kind = prepare(data, progress=progress), ImageSet
+    config.check_labels(run, data.source, dataset.label_names)
+    space = factory.space(run.space, dataset.size, dataset.channels)  # refuses sizes, before work
+    if run.space.kind == "latents":
+        encoder, kind = vae.of_space(run.space, dataset.channels), LatentSet
+        dataset = latents.prepare(
+            dataset, encoder, progress=progress, device=pick_device(run.train.device)
         )
-    wished = config.image_size(data.size)
-    if wished not in (None, dataset.size):
-        raise UserError(
-            f"{place}: {source} was sealed at {dataset.size[0]}×{dataset.size[1]} pixels and "
-            f"cannot become {wished[0]}×{wished[1]}; leave the size out, or seal the images again"
-        )
-    if data.held_out != "auto":
-        raise UserError(
-            f"{place}: what is held out of {source} was decided at sealing; leave held_out "
-            f"{data.held_out} out"
-        )
-    return dataclasses.replace(
-        stage,
-        mask=about["kind"],
-        rate=about["rate"],
-        rate_schedule="constant",
-        block=about["block"],
-        fixed=True,
-        fixed_key="",
-        reweight=False,
-        flip=False,
-        shift=0,
+    names = dataset.label_names if run.network.labels else ()
+    spec = _spec(run, dataset.size, dataset.channels, names)
+    return kind(
+        dataset,
+        settings,
+        space,
+        factory.mask_spec(settings, stride(spec)),
+        mask_key=fixed_masks.read_key(settings.fixed_key) if settings.fixed_key else None,
+        keep_hidden=run.noise.hidden_weight > 0,
     )
 
 
-def _check_network(
-    name: str, spec: config.ModelSpec, backbone: backbones.Backbone, dataset: Sealed
-) -> None:
-    """Raise UserError if the network needs more of an image than the sealed patches."""
-    about = dataset.about
-    V, kind = about["visible"], about["kind"]
-    if backbone.processed(V, kind) > V:
-        raise UserError(
-            f"stages.{name}: network.kind {spec.network.kind} computes on whole images and cannot "
-            f"take the patches of data sealed by mask {kind}; use uvit, dit or maskdit, or seal "
-            "crops"
-        )
-    if about["multiple"] % backbone.stride and kind == "crop":
-        raise UserError(
-            f"stages.{name}: this network takes crops in multiples of {backbone.stride} patches, "
-            f"and the data were sealed with {about['multiple']}; seal them again with --multiple "
-            f"{backbone.stride}"
-        )
+def _model_spec(run: config.Run, training_set: TrainingSet) -> config.ModelSpec:
+    names = training_set.label_names if run.network.labels else ()
+    return _spec(run, training_set.size, training_set.channels, names)
+
+
+def _spec(
+    run: config.Run, size: tuple[int, int], channels: int, label_names: tuple[str, ...]
+) -> config.ModelSpec:
+    return config.ModelSpec(
+        size=size,
+        channels=channels,
+        label_names=label_names,
+        space=run.space,
+        network=config.network_of(run),
+        noise=run.noise,
+        sampling=run.sampling,
+    )
 
 
 def stride(spec: config.ModelSpec) -> int:
     """What the crops of this network are multiples of, in patches."""
-    with torch.device("meta"):  # no weight is allocated
-        return network(spec).stride
+    return factory.unallocated_network(spec).stride
 
 
 def _levels(
-    name: str, stage: config.Stage, grid: tuple[int, int], images: int, multiple: int
+    name: str, settings: config.Stage, spec: MaskSpec, grid: tuple[int, int], images: int
 ) -> tuple[Level, ...]:
-    def count(rate: float) -> tuple[int, float]:
-        return (
-            masks.visible_count(stage.mask, grid, rate, block=stage.block, multiple=multiple),
-            masks.realised_rate(stage.mask, grid, rate, block=stage.block, multiple=multiple),
-        )
-
     try:
         found = []
         for progress, rate in masks.rate_levels(
-            stage.mask,
-            grid,
-            stage.rate,
-            stage.rate_end,
-            stage.rate_schedule,
-            block=stage.block,
-            multiple=multiple,
+            spec, grid, settings.rate_end, settings.rate_schedule
         ):
-            visible, realised = count(rate)
-            start = int(progress * images) // stage.batch * stage.batch
-            found.append(Level(start, rate, realised, visible))
-    except UserError as error:
+            at = spec.at(rate)
+            start = int(progress * images) // settings.batch * settings.batch
+            V = masks.visible_count(at, grid)
+            found.append(Level(start, rate, masks.realised_rate(at, grid), V))
+    except ValueError as error:
         raise UserError(f"stages.{name}: {error}") from None
     return tuple(found)

@@ -4,85 +4,33 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from underpaint import config
-from underpaint.core import loss as losses
+from underpaint import config, factory
 from underpaint.core.denoiser import Denoiser
-from underpaint.core.loss_weighting import Uncertainty
-from underpaint.core.masks import Mask
 from underpaint.hardware import check_compiler, use_bf16
-from underpaint.model import Model, build
+from underpaint.model import Model, build, read_weights
+from underpaint.training.checkpointing import read_optimizer, read_progress
 from underpaint.training.distributed import World
 from underpaint.training.optim import EMA, adamw, optimizer_state, restore_optimizer
-from underpaint.training.posthoc import PowerAverages
-from underpaint.training.seeding import key
+from underpaint.training.posthoc import TRACKED, PowerAverages
+from underpaint.training.seeding import seed_from
 
-__all__ = ["Learner", "Weights"]
+__all__ = ["TrainState", "Weights"]
 
 Weights = dict[str, Tensor]
 
 
 SHAPES = 64  # compiled at most
-LEVELS = "loss.levels"  # beside the network's tensors in optimizer.pt
+UNCERTAINTY = "loss.uncertainty"  # beside the network's tensors in optimizer.pt
 
 
-class _Loss(nn.Module):
-    """The objective as one forward call, which is what DistributedDataParallel wraps.
-
-    Its `mean` is what is minimised; with learned weights `per_image` stays the error before them.
-    `exact`: in float32 whatever the run's precision.
-    """
-
-    def __init__(self, denoiser: Denoiser, noise: config.Noise, device: str, bf16: bool) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.noise = noise
-        self.levels = Uncertainty() if noise.learned_weights else None
-        self.device = device
-        self.bf16 = bf16
-
-    def forward(
-        self,
-        patches: Tensor,
-        labels: Tensor | None,
-        mask: Mask,
-        t: Tensor,
-        noise: Tensor,
-        condition: Tensor | None = None,
-        *,
-        exact: bool = False,
-    ) -> losses.Loss:
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16 and not exact):
-            output = losses.predict(
-                self.denoiser, patches, labels, mask, t=t, noise=noise, condition=condition
-            )
-            loss = losses.masked_loss(
-                self.denoiser,
-                patches,
-                labels,
-                mask,
-                t=t,
-                noise=noise,
-                weighting=self.noise.weighting,
-                gamma=self.noise.gamma,
-                output=output,
-            )
-            if self.noise.hidden_weight:
-                hidden = losses.hidden_loss(self.denoiser, patches, mask, output, t=t, noise=noise)
-                per_image = loss.per_image + self.noise.hidden_weight * hidden
-                loss = loss._replace(mean=per_image.mean(), per_image=per_image)
-            if self.levels is not None:
-                sigma = self.denoiser.process.sigma(t)
-                loss = loss._replace(mean=self.levels(loss.per_image, sigma).mean())
-            return loss
-
-
-class Learner:
+class TrainState:
     """Weights, their average and the optimiser, on this process's device.
 
     Raises UserError where the network is to be compiled and torch cannot.
@@ -90,7 +38,7 @@ class Learner:
 
     def __init__(self, spec: config.ModelSpec, train: config.Train, world: World) -> None:
         # The weights are drawn on the CPU: the same for every device and number of processes.
-        torch.manual_seed(key(train.seed, "weights"))
+        torch.manual_seed(seed_from(train.seed, "weights"))
         self.model: Model = build(spec)
         self.spec = spec
         self.world = world
@@ -106,11 +54,10 @@ class Learner:
             # 8 of them torch would run the rest uncompiled: a stage may have 8, and others follow.
             torch._dynamo.config.cache_size_limit = SHAPES
             self.backbone.compile(dynamic=False)
-        loss = _Loss(self.model.denoiser, spec.noise, world.device.type, self.bf16)
-        loss.to(world.device)
+        loss = factory.loss(self.model.denoiser, spec.noise).to(world.device)
         self.loss: nn.Module = loss
-        self.levels = loss.levels  # no part of the model: nothing samples with it
-        extra = [] if self.levels is None else self.levels.parameters()
+        self.uncertainty = loss.uncertainty  # no part of the model: nothing samples with it
+        extra = [] if self.uncertainty is None else self.uncertainty.parameters()
         self.optimizer = adamw(self.backbone, train, world.device, extra)
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
@@ -137,20 +84,28 @@ class Learner:
         if self.power:
             self.power.reset()
 
+    def restore(self, checkpoint: Path) -> None:
+        """Weights, averages and the optimiser's state of a checkpoint of the same network."""
+        steps = read_progress(checkpoint).ema_steps
+        self.load(read_weights(checkpoint, "model"), read_weights(checkpoint, "ema"), steps)
+        if self.power:
+            self.power.load({name: read_weights(checkpoint, name) for name in TRACKED})
+        self.load_optimizer(read_optimizer(checkpoint))
+
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """The optimiser's tensors by parameter name; with learned weights their values too."""
         state = optimizer_state(self.optimizer, self.backbone)
-        if self.levels is not None:
-            weight = self.levels.weight
-            own = dict(self.optimizer.state.get(weight, {}))
-            state[LEVELS] = own | {"value": weight.detach().clone()}
+        if self.uncertainty is not None:
+            weight = self.uncertainty.weight
+            moments = dict(self.optimizer.state.get(weight, {}))
+            state[UNCERTAINTY] = moments | {"value": weight.detach().clone()}
         return state
 
     def load_optimizer(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take over the optimiser's state of every tensor whose shape has not changed."""
         restore_optimizer(self.optimizer, self.backbone, state)
-        if self.levels is not None and LEVELS in state:
-            own = dict(state[LEVELS])
+        if self.uncertainty is not None and UNCERTAINTY in state:
+            values = dict(state[UNCERTAINTY])
             with torch.no_grad():
-                self.levels.weight.copy_(own.pop("value"))
-            restore_optimizer(self.optimizer, self.levels, {"weight": own})
+                self.uncertainty.weight.copy_(values.pop("value"))
+            restore_optimizer(self.optimizer, self.uncertainty, {"weight": values})

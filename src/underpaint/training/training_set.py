@@ -75,8 +75,8 @@ class TrainingSet(Protocol):
     def content(self, image: int) -> str:
         """Names one image by what is known of its pixels."""
 
-    def file_names(self, ids: Ids) -> list[str]:
-        """The sha256 of the images' files; none where they are not known."""
+    def identities(self, ids: Ids) -> list[tuple[bytes, bytes]]:
+        """The sha256 of each image's file and of its pixels; none where they are not known."""
 
 
 class Array:
@@ -143,9 +143,10 @@ class ImageSet:
         """The sha256 of the pixels."""
         return self.dataset.pixel_digests[image].tobytes().hex()
 
-    def file_names(self, ids: Ids) -> list[str]:
+    def identities(self, ids: Ids) -> list[tuple[bytes, bytes]]:
         """See `TrainingSet`."""
-        return [self.dataset.file_digests[i].tobytes().hex() for i in ids.tolist()]
+        files, pixels = self.dataset.file_digests, self.dataset.pixel_digests
+        return [(files[i].tobytes(), pixels[i].tobytes()) for i in ids.tolist()]
 
     def _generator(
         self, ids: Ids, generator: torch.Generator

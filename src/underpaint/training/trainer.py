@@ -1,0 +1,374 @@
+"""The trainer: one loop for all recipes, stages and devices.
+
+`train` prepares the stages and the folder, then `Trainer.fit` is the whole loop: steps (where the
+loss is: `step`, `core/loss`), lines of metrics, checks, grids and checkpoints as they are due, the
+end of a stage, and the way back to a checkpoint where training diverges.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from underpaint import config
+from underpaint.errors import Interrupted, RunFailed, UserError
+from underpaint.hardware import keep_freed_memory
+from underpaint.model import read_spec
+from underpaint.registry import wing
+from underpaint.training import distributed, early, provenance, warm_start
+from underpaint.training.batch import microbatch
+from underpaint.training.checkpointing import Progress, RunFolder, read_progress
+from underpaint.training.log import Log, tracker, tracker_library
+from underpaint.training.monitor import (
+    Cadence,
+    Check,
+    MakeCheck,
+    draw_samples,
+    run_check,
+    say_finding,
+    say_stage,
+    stage_record,
+)
+from underpaint.training.signals import Signals
+from underpaint.training.stages import PreparedStage, prepare_stages
+from underpaint.training.step import Diverged
+from underpaint.training.step_rule import rule_of
+from underpaint.training.throughput import freeze
+from underpaint.training.train_state import TrainState
+
+__all__ = ["Trainer", "train"]
+
+RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
+
+
+def train(
+    run: config.Run | None,
+    out: str | Path,
+    *,
+    start: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    make_check: MakeCheck | None = None,
+    preparing: Callable[[int, int], None] | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Train by the recipe `run` into the folder `out`, and return that folder.
+
+    `start`: where the weights come from (a run, a checkpoint, `primer:NAME`), else they are drawn.
+    `resume`: go on with the run in `out` by its own recipe; `run` may then be None.
+    `make_check`: builds what is measured on held-out images as training goes on.
+    `preparing`: called with (done, total) images while data are decoded for the first time.
+    Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
+    """
+    folder = RunFolder(Path(out))
+    if resume:
+        if not (folder.path / "config.yaml").is_file():
+            raise UserError(f"{out}: holds no run to resume; leave --resume out to begin one")
+        run = config.load(folder.path / "config.yaml")
+        if run.space.kind == "latents" and not Path(run.space.vae).expanduser().exists():
+            raise UserError(
+                f"{run.space.vae}: the autoencoder of this run is not there any more; write where "
+                f"it is now as space.vae into {folder.path / 'config.yaml'}"
+            )
+    if run is None:
+        raise UserError("a recipe is needed to begin a run")
+    config.check(run)
+    tracker_library(run.train.track)
+    if any(stage.dp for stage in run.stages.values()):
+        wing("dp").library()
+    if run.train.threads:
+        torch.set_num_threads(run.train.threads)
+    keep_freed_memory()
+    world = distributed.start(run.train.device)
+    torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
+    trainer = None
+    try:
+        if world.first and not resume:
+            folder.check(overwrite)
+        notes: list[str] = []
+        if world.first:
+            stages = prepare_stages(run, notes.append, preparing)
+        world.barrier()  # the first process fills the cache, the others read it
+        if not world.first:
+            stages = prepare_stages(run, lambda _: None, None)
+        _check_batches(stages, run, world)
+        early.check_stop(run, stages, make_check is not None)
+        if any(stage.guarantee for stage in stages):
+            notes += wing("dp").check_scope(stages, start, world.size)
+        state = None
+        if resume:
+            if world.first:
+                folder.lock()
+                folder.go_on(notes.append)
+            began = provenance.recorded(folder.path)
+            _same_data(folder, stages, began["data"])
+            notes += provenance.keep_precision(run.train, began, world.device)
+        else:
+            state, start_notes = warm_start.begin(run, stages, start, world)
+            notes += start_notes
+            run, stages = freeze(run, stages, world)
+            if world.first:
+                folder.create()
+                folder.write("config.yaml", config.to_yaml(run))
+                folder.write("env.json", provenance.describe(stages, state, start))
+                folder.write("images.json", provenance.identities(stages))
+        world.barrier()
+        trainer = Trainer(run, folder, world, stages, state, make_check=make_check, quiet=quiet)
+        trainer.log.tracker = tracker(run, folder) if world.first else None
+        for note in notes:
+            trainer.log.say(note)
+        return trainer.fit()
+    finally:
+        if trainer is not None:
+            trainer.log.close()
+        folder.unlock()
+        world.close()
+
+
+class Trainer:
+    """One process's part of a run: its stages, folder, state and log."""
+
+    def __init__(
+        self,
+        run: config.Run,
+        folder: RunFolder,
+        world: distributed.World,
+        stages: list[PreparedStage],
+        state: TrainState | None,
+        *,
+        make_check: MakeCheck | None,
+        quiet: bool,
+    ) -> None:
+        """`state` None: go on from the newest checkpoint in `folder`."""
+        self.run, self.folder, self.world, self.stages = run, folder, world, stages
+        self.make_check = make_check
+        self.log = Log(folder, sum(stage.images for stage in stages), world.first, quiet)
+        self.resumed = state is None
+        if state is None:
+            self.state, self.progress = self._restored()
+        else:
+            self.state, self.progress = state, Progress(metrics_bytes=self.log.size())
+        self.stage, self.rule = stages[0], rule_of(stages[0])
+        self.check: Check | None = None
+
+    def fit(self) -> Path:
+        """Train to the end, through all stages; returns the run's folder."""
+        log, progress = self.log, self.progress
+        if self.resumed and progress.stage == len(self.stages):
+            log.say(f"{self.folder.path}: this run is finished ({progress.images:,} images)")
+            return self.folder.path
+        if self.resumed:
+            log.say(f"going on after {progress.images:,} images")
+        else:
+            self._save()
+        with Signals() as signals:
+            while self.progress.stage < len(self.stages):
+                try:
+                    self._enter_stage()
+                    while not self._at_end():
+                        before = self.progress.images
+                        self._step()
+                        ends, changed = self._report(before)
+                        if ends:
+                            self._finish_stage()
+                        stopping = self.world.sums([float(signals.received)])[0] > 0
+                        if ends or changed or stopping or self._due(self.every.checkpoint, before):
+                            self.progress.stage_end = ends
+                            self._save()
+                        if stopping and self.progress.stage < len(self.stages):
+                            images = self.progress.images
+                            log.say(f"stopped after {images:,} images; go on{self.folder.advice}")
+                            raise Interrupted
+                        if ends:
+                            break
+                except Diverged as error:
+                    self._go_back(str(error))
+        progress = self.progress
+        log.say(f"done: {progress.images:,} images in {progress.seconds:,.0f} s of training")
+        return self.folder.path
+
+    def _enter_stage(self) -> None:
+        """The next stage, from where `progress` stands in it."""
+        stage, run, progress = self.stages[self.progress.stage], self.run, self.progress
+        self.state, notes = warm_start.enter(stage, run, self.state, progress)
+        for note in notes:
+            self.log.say(note)
+        self.every = Cadence.of(run.train, self.log.total, stage)
+        self.rule = rule_of(stage)
+        checked = self.make_check and self.world.first and run.train.check_every >= 0
+        self.check = None
+        if checked and self.make_check and self.rule.public:
+            train = run.train
+            self.check = self.make_check(
+                stage.training_set,
+                self.state.averaged,
+                train.seed,
+                train.check_images,
+                train.check_samples,
+            )
+        if progress.stage_images == 0:
+            progress.best, progress.cooldown = 0, (0, 0)
+            progress.norms = []  # other masks and images have other gradients
+            record = stage_record(stage, self.rule, self.state, progress)
+            self.log.metric("stage", event="start", **record)
+            say_stage(stage, self.rule, self.state, self.log)
+        if progress.cooldown[1]:
+            stage = early.shortened(stage, *progress.cooldown)
+        self.stage = self.rule.begin(self.folder, progress, self.log.warn)
+        if not self.stage.guarantee:
+            self.stage = stage
+        if self._at_end():  # nothing is left of its budget
+            progress.sums = {"since": progress.seconds}
+            self._finish_stage()
+            self._save()
+
+    def _step(self) -> None:
+        began = time.perf_counter()
+        self.rule.step(self.run, self.state, self.progress, self.folder)
+        self.progress.seconds += time.perf_counter() - began
+
+    def _report(self, before: int) -> tuple[bool, bool]:
+        """Lines, checks, snapshots and grids that are due after a step.
+
+        Returns whether the stage ends here, and whether its weights or its length have changed.
+        """
+        stage, state, progress, first = self.stage, self.state, self.progress, self.world.first
+        decision, found = early.Decision(), None
+        if self._due(self.every.log, before):
+            self.rule.log(progress, self.log)
+        if self._due(self.every.check, before):
+            if self.check is not None:
+                found = run_check(self.check, stage, state, progress, self.log)
+            if self.run.train.stop == "auto" and self.rule.public:
+                decision = early.decide(found, stage, progress, self.world)
+                if found is not None and decision.back:  # why the stage goes back
+                    say_finding(found, self.log)
+                    found = None
+                self._heed(decision)
+        ends = decision.ends or self._at_end()
+        if state.power and first and self._due(self.run.train.snapshots, before, ends):
+            averages = state.power.state()
+            self.folder.snapshot(state.spec, averages, progress.images, state.ema.steps)
+        if first and self._due(self.every.sample, before, ends):
+            draw_samples(
+                self.folder, self.run, state, progress, self.log, self.stage, self.check
+            )
+        if found is not None:
+            say_finding(found, self.log)
+        if ends:
+            self.rule.log(progress, self.log)  # what is left, where the stage ends early
+        return ends, any(decision)
+
+    def _due(self, interval: int, before: int, ends: bool = False) -> bool:
+        """Whether a multiple of `interval` images was passed since `before`, or the stage ends."""
+        if interval <= 0:
+            return False
+        last = ends or self._at_end()
+        return last or before // interval != self.progress.images // interval
+
+    def _at_end(self) -> bool:
+        return self.progress.stage_images >= self.stage.images
+
+    def _heed(self, decision: early.Decision) -> None:
+        """Do what was decided after a check."""
+        progress = self.progress
+        if decision.gain:
+            progress.best = progress.images
+        if not decision.back:
+            return
+        self.state.restore(self.folder.checkpoints / f"{decision.back:012d}")
+        progress.ema_steps = self.state.ema.steps
+        if self.world.first:
+            self.folder.forget(decision.back)
+        sentence = early.said(decision, self.stage, progress)
+        record = decision._asdict() | {"sentence": sentence}
+        self.log.metric("stop", stage=self.stage.name, images=progress.images, **record)
+        self.log.say(sentence)
+        if decision.cooldown:
+            progress.cooldown = (progress.stage_images, decision.cooldown)
+            self.stage = early.shortened(self.stage, *progress.cooldown)
+
+    def _finish_stage(self) -> None:
+        """The end of a stage: `progress` belongs to the next one."""
+        progress = self.progress
+        record = stage_record(self.stage, self.rule, self.state, progress)
+        self.log.metric("stage", event="end", **record)
+        progress.stage += 1
+        progress.stage_images = progress.stage_returns = 0
+        progress.stage_end = True
+
+    def _save(self) -> None:
+        """A checkpoint of this moment."""
+        state, progress = self.state, self.progress
+        progress.metrics_bytes = self.log.size()
+        if self.world.first:
+            self.folder.save(
+                state.spec,
+                *state.weights(),
+                state.optimizer_state(),
+                progress,
+                self.run.train.keep,
+                state.power.state() if state.power else {},
+            )
+        self.world.barrier()
+        if progress.images and (sentence := self.rule.saved(progress)):
+            self.log.say(sentence)
+
+    def _restored(self) -> tuple[TrainState, Progress]:
+        """State and progress of the newest checkpoint; metrics after it are forgotten."""
+        checkpoint = self.folder.latest().folder
+        progress = read_progress(checkpoint)
+        state = TrainState(read_spec(checkpoint), self.run.train, self.world)
+        state.restore(checkpoint)
+        self.log.cut(progress.metrics_bytes)
+        return state, progress
+
+    def _go_back(self, reason: str) -> None:
+        """To the last checkpoint, with half the learning rate."""
+        lost, name = self.progress, self.stage.name
+        returns = lost.stage_returns + 1
+        if returns > RETURNS:
+            raise RunFailed(
+                f"stage {name}: {reason}, also after {RETURNS} returns with a lower learning "
+                f"rate; lower --stages.{name}.learning_rate or raise its warmup"
+            )
+        self.state, self.progress = self._restored()
+        if self.world.first:
+            self.folder.go_on(self.log.say)
+        self.progress.attempt = lost.attempt + 1
+        self.progress.rate_factor /= 2
+        self.progress.stage_returns = returns
+        factor = self.progress.rate_factor
+        self.log.metric(
+            "rollback",
+            images=lost.images,
+            to=self.progress.images,
+            learning_rate_factor=factor,
+            reason=reason,
+        )
+        self.log.warn(
+            f"{reason}: back to {self.progress.images:,} images with {factor:g} of the learning "
+            "rate"
+        )
+
+
+def _check_batches(stages: list[PreparedStage], run: config.Run, world: distributed.World) -> None:
+    for stage in stages:
+        count = microbatch(stage.settings, run.train, world.size)
+        if stage.batch % (count * world.size):
+            raise UserError(
+                f"stages.{stage.name}.batch: {stage.batch} cannot be shared by {world.size} "
+                f"processes in microbatches of {count}; make it a multiple of {count * world.size}"
+            )
+
+
+def _same_data(folder: RunFolder, stages: list[PreparedStage], began: dict[str, str]) -> None:
+    for stage in stages:
+        if began.get(stage.name) != stage.training_set.key:
+            raise UserError(
+                f"stage {stage.name}: the images have changed since the run began, so it cannot be "
+                f"resumed; begin a new one with --from {folder.path}"
+            )
