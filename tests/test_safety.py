@@ -75,7 +75,7 @@ def test_a_folder_without_our_mark_is_not_overwritten(
         ("quickstart", "--minutes", 0.01, "--out", mine),
     ):
         line = wrong(*command, "--overwrite")
-        assert f"{mine}: holds files and is no run that underpaint began" in line
+        assert f"{mine}: holds files and is not a run that underpaint began" in line
         assert "choose another --out" in line
     assert everything(mine) == before
 
@@ -83,7 +83,7 @@ def test_a_folder_without_our_mark_is_not_overwritten(
 def test_quickstart_looks_at_all_its_folders_first(tmp_path: Path) -> None:
     mine = project(tmp_path / "out" / "scratch")
     before = everything(tmp_path)
-    with pytest.raises(UserError, match=r"no run that underpaint began"):
+    with pytest.raises(UserError, match="not a run that underpaint began"):
         quickstart.run(tmp_path / "out", 0.01, overwrite=True)
     assert everything(tmp_path) == before
     assert everything(mine)

@@ -220,7 +220,9 @@ def test_stages_of_other_sizes_are_brought_to_the_last(
     wish = ["ema", str(run), "--out", str(tmp_path / "out"), "--width", "0.1", "0.2"]
     assert main(wish) == 0
     assert "note" not in capsys.readouterr().out
-    assert main([*wish, "0.25"]) == 0
+    assert main([*wish, "0.25"]) == 2
+    assert "0.1: exists already; add --overwrite or choose" in capsys.readouterr().err
+    assert main([*wish, "0.25", "--overwrite"]) == 0
     note = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(
         r"note: width 0\.25: the profile of 20 snapshots is 6\.\d% off; train with a smaller "

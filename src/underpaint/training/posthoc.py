@@ -172,7 +172,8 @@ def rebuild(
     found = snapshots(folder)
     targets = {width: (out or folder / "ema") / f"{width:g}" for width in widths}
     for target in targets.values():
-        if os.path.lexists(target) and not holds_only(target, MODEL):
+        is_model = holds_only(target, MODEL) and (target / "config.json").is_file()
+        if os.path.lexists(target) and not is_model:
             raise UserError(f"{target}: is there already and is no model; choose another --out")
         if out and target.exists() and not overwrite:
             raise UserError(f"{target}: exists already; add --overwrite or choose another --out")

@@ -127,8 +127,8 @@ class RunFolder:
             return
         if not is_marked(self.path, "run"):
             raise UserError(
-                f"{self.path}: holds files and is no run that underpaint began (it has no {MARK} "
-                "file); choose another --out"
+                f"{self.path}: holds files and is not a run that underpaint began (it has no "
+                f"{MARK}); choose another --out"
             )
         if not overwrite:
             raise UserError(
