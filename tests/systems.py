@@ -48,7 +48,7 @@ def spec(kind: str, space: str, name: str, vae: Path | str = "") -> config.Model
         label_names=("a", "b"),
         space=config.Space(kind=space, vae=str(vae), **PATCHES.get(space, {})),
         network=network(kind),
-        schedules=process(name),
+        noise=process(name),
         sampling=config.Sampling(
             sampler="heun", steps=3, clip="none" if space == "latents" else "static"
         ),

@@ -55,9 +55,7 @@ Weights = Literal["ema", "model", "narrow", "wide"]  # the last two: training/po
 class Model:
     """A denoiser with what is needed to use it on images."""
 
-    def __init__(
-        self, spec: config.ModelSpec, denoiser: Denoiser, space: spaces.Space
-    ) -> None:
+    def __init__(self, spec: config.ModelSpec, denoiser: Denoiser, space: spaces.Space) -> None:
         self.spec = spec
         self.denoiser = denoiser
         self.space = space

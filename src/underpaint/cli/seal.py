@@ -102,6 +102,7 @@ def _seal(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in {"patch": 1, "block": 1, "multiple": 1}.items():
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: give a number from {least} up")
+    from underpaint.data import fixed_masks
     from underpaint.sealed.writer import seal
 
     key = fixed_masks.read_key(args.key) if args.key else None

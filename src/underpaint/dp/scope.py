@@ -44,7 +44,9 @@ def check_scope(stages: list[PreparedStage], start: str | None, processes: int) 
             notes += _check_start(place, stage, start)
     names = _sharing(private)
     if names:
-        budgets = [stage.settings.dp for stage in private if stage.settings.dp and stage.name in names]
+        budgets = [
+            stage.settings.dp for stage in private if stage.settings.dp and stage.name in names
+        ]
         notes.append(
             f"stages {' and '.join(names)} share images: together they spend up to epsilon "
             f"{sum(b.epsilon for b in budgets):g} at delta {sum(b.delta for b in budgets):g}"
@@ -63,7 +65,9 @@ def _check_batch_statistics(place: str, stage: PreparedStage) -> None:
         )
 
 
-def _check_labels(place: str, stage: PreparedStage, stages: list[PreparedStage], start: str | None) -> None:
+def _check_labels(
+    place: str, stage: PreparedStage, stages: list[PreparedStage], start: str | None
+) -> None:
     """Label names must be known from elsewhere than the private images."""
     assert stage.settings.dp is not None
     names, stated = stage.spec.label_names, stage.settings.dp.labels
@@ -138,7 +142,11 @@ def _sharing(private: list[PreparedStage]) -> list[str]:
     return [
         stage.name
         for stage in private
-        if any(_shared(stage.training_set, other.training_set) for other in private if other is not stage)
+        if any(
+            _shared(stage.training_set, other.training_set)
+            for other in private
+            if other is not stage
+        )
     ]
 
 

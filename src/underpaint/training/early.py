@@ -39,7 +39,9 @@ class Decision(NamedTuple):
     ends: bool = False  # the stage
 
 
-def decide(found: Finding | None, stage: PreparedStage, progress: Progress, world: World) -> Decision:
+def decide(
+    found: Finding | None, stage: PreparedStage, progress: Progress, world: World
+) -> Decision:
     """The same decision in all processes, of which the first alone has `found` something."""
     told = [0.0, 0.0, 0.0]
     if found is not None:

@@ -58,9 +58,7 @@ def step(stage: PreparedStage, run: config.Run, state: TrainState, progress: Pro
         raise Diverged(f"{SKIPS} steps in a row had no finite gradient")
 
 
-def move(
-    stage: PreparedStage, state: TrainState, progress: Progress, finite: bool = True
-) -> None:
+def move(stage: PreparedStage, state: TrainState, progress: Progress, finite: bool = True) -> None:
     """Move weights and averages by the gradients, if these are finite, and count the images."""
     rate = learning_rate(stage.settings, progress.stage_images, stage.images)
     rate *= progress.rate_factor

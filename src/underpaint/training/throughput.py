@@ -41,7 +41,9 @@ def freeze(
     return run, prepare_stages(run, lambda _: None, None)
 
 
-def speed(stage: PreparedStage, run: config.Run, world: distributed.World, seconds: float = 1.5) -> float:
+def speed(
+    stage: PreparedStage, run: config.Run, world: distributed.World, seconds: float = 1.5
+) -> float:
     """Images a second of this stage, measured on throw-away weights."""
     state = TrainState(stage.spec, run.train, world)
     times = []

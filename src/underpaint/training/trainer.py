@@ -253,9 +253,7 @@ class Trainer:
             averages = state.power.state()
             self.folder.snapshot(state.spec, averages, progress.images, state.ema.steps)
         if first and self._due(self.every.sample, before, ends):
-            draw_samples(
-                self.folder, self.run, state, progress, self.log, self.stage, self.check
-            )
+            draw_samples(self.folder, self.run, state, progress, self.log, self.stage, self.check)
         if found is not None:
             say_finding(found, self.log)
         if ends:

@@ -19,7 +19,7 @@ from underpaint import config
 from underpaint.core import augmentation, masks, salient, spaces
 from underpaint.core.masks import Mask, MaskSpec
 from underpaint.data import Dataset, augment, fixed_masks
-from underpaint.data.latents import Latents
+from underpaint.data.dataset import Latents
 from underpaint.training.seeding import seed_from
 
 __all__ = ["Array", "Examples", "ImageSet", "LatentSet", "TrainingSet", "Visible"]
@@ -41,9 +41,7 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(
-        self, part: slice, spec: MaskSpec, generator: torch.Generator
-    ) -> tuple[Tensor, Mask]:
+    def batch(self, part: slice, spec: MaskSpec, generator: torch.Generator) -> tuple[Tensor, Mask]:
         """The visible patches [b, V, P] of a part of them and their masks, drawn by `spec`.
 
         Sealed data have masks of their own.
@@ -88,9 +86,7 @@ class Array:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(
-        self, part: slice, spec: MaskSpec, generator: torch.Generator
-    ) -> tuple[Tensor, Mask]:
+    def batch(self, part: slice, spec: MaskSpec, generator: torch.Generator) -> tuple[Tensor, Mask]:
         """Visible patches and masks, see `Examples`."""
         images, grid = np.ascontiguousarray(self.images[part]), self.space.grid
         uint8 = images.dtype == np.uint8
@@ -158,9 +154,7 @@ class ImageSet:
 
     def _mask_seed(self, image: int) -> int:
         if self.mask_key is not None:
-            return fixed_masks.seed(
-                self.mask_key, self.dataset.pixel_digests[image].tobytes()
-            )
+            return fixed_masks.seed(self.mask_key, self.dataset.pixel_digests[image].tobytes())
         return seed_from("mask", self.content(image))
 
     def _planes(
