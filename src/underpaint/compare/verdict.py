@@ -261,11 +261,11 @@ def _sentence(v: Verdict, arm: str, score: str, against: str, cost: str) -> str:
         )
     if v.answer != "undecided":
         return f"{text}: it {v.answer}"
-    wish = (
+    advice = (
         f"run {v.more_seeds} more seed{'s' if v.more_seeds != 1 else ''}"
         if v.more_seeds
         else f"not even {MOST_SEEDS} seeds would tell a difference this small"
         if v.relation == "="
         else "add ladder points beyond those there are"
     )
-    return f"undecided: {text}; {wish}"
+    return f"undecided: {text}; {advice}"

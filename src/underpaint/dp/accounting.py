@@ -130,10 +130,10 @@ def _least_noise(epsilon: float, delta: float, rate: float, steps: int) -> tuple
             raise _NotEnough
         error = ERROR * min(1.0, epsilon)
         try:
-            less = float(search(accountant="prv", eps_error=error))
-            spent = prv(less, rate, steps, delta, error=error)
+            by_prv = float(search(accountant="prv", eps_error=error))
+            spent = prv(by_prv, rate, steps, delta, error=error)
             if 0 < spent <= epsilon:  # false for nan, too
-                return spent, less, "prv"
+                return spent, by_prv, "prv"
         except (ArithmeticError, RuntimeError, ValueError, MemoryError):
             pass  # its sums do not come out at these numbers
     return rdp(noise, rate, steps, delta), noise, "rdp"

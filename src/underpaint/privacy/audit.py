@@ -166,6 +166,7 @@ def audit(
         with clock("shadow attacks"):
             calibrated, shadow = calibrate_by_shadows(scores, trained, setup, loaded, progress)
         tried |= calibrated
+    counts = len(subsets[0].ids), len(subsets[1].ids)
     whole = isinstance(subsets[0].dataset, Dataset)
     tests = verdict.count_tests(len(tried), 1 + (network is not None) if whole else 0)
     with clock("statistics"):
@@ -196,8 +197,8 @@ def audit(
             "weights_file": None if weights_file is None else str(weights_file),
             "control": control,
         },
-        "members": len(subsets[0].ids),
-        "non_members": len(subsets[1].ids),
+        "members": counts[0],
+        "non_members": counts[1],
         "of": {"members": len(data.members.ids), "non_members": len(data.non_members.ids)},
         "seen": seen,
         "parts": None if (m := masks[0]) is None or m.visible is None else m.visible.shape[1],
@@ -206,9 +207,9 @@ def audit(
         "seed": seed,
         "tests": tests,
         "detectable": statistics.detectable(
-            *(-(-len(subset.ids) // 2) for subset in subsets), verdict.ERROR / tests
+            -(-counts[0] // 2), -(-counts[1] // 2), verdict.ERROR / tests
         ),
-        "notes": data.notes + verdict.few(*(len(subset.ids) for subset in subsets)),
+        "notes": data.notes + verdict.few(*counts),
         "membership": by_attack,
         "shadows": shadow,
         "dataset": dataset,

@@ -169,8 +169,8 @@ def load(
             listed = set(known.get(name, []))
             ids = [i for i, sha in enumerate(dataset.file_sha256) if sha in listed]
             subsets.append(Subset(dataset, np.array(ids, np.int64), data))
-    _require_disjoint(*subsets)
-    return MembershipData(run, place, *subsets, _notes(run, data))
+    _require_disjoint(subsets[0], subsets[1])
+    return MembershipData(run, place, subsets[0], subsets[1], _notes(run, data))
 
 
 def _recorded_run(folder: Path) -> tuple[Path | None, config.Run | None]:

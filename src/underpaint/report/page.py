@@ -59,7 +59,7 @@ def build(
         css=Markup(text_of("page.css")),
         title=name,
         sentences=_sentences(run, stages, pictures, environment),
-        early_stopping=early_stopping.judge(records),
+        stopping=early_stopping.judge(records),
         numbers=_numbers(records, stages),
         stages=stages,
         about_stage=summary.about_stage,
