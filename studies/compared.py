@@ -24,12 +24,12 @@ def _scores(results: Results, point: float) -> dict[str, dict[int, float]]:
 
 def apart(results: Results, arm: str, point: float) -> dict[str, Any]:
     """What every other arm has more error than `arm` at a point, paired by seed."""
-    from underpaint.compare.verdict import interval
+    from underpaint.evaluation.intervals import of_mean
 
     others = _scores(results, point)
     own = others.pop(arm)
     return {
-        other: interval([scores[seed] - own[seed] for seed in sorted(scores.keys() & own)])
+        other: of_mean([scores[seed] - own[seed] for seed in sorted(scores.keys() & own)])
         for other, scores in others.items()
     }
 
@@ -46,7 +46,7 @@ def beside(results: Results, arm: str, point: float) -> Table:
 
 def in_words(found: Any) -> str:
     """A difference of errors with its interval."""
-    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+    return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 
 def slower(results: Results, arm: str, whole: str) -> str:

@@ -113,7 +113,7 @@ def measure(
 ) -> dict[str, Any]:
     """Curve of leak against quality, and all attacks on the last checkpoint."""
     from underpaint import model
-    from underpaint.privacy import memorisation, statistics
+    from underpaint.privacy import copies, statistics
 
     checkpoints = folder / "checkpoints"
     there = [int(path.name) for path in checkpoints.iterdir() if path.is_dir()]
@@ -128,7 +128,7 @@ def measure(
         curve.append(point | {"frechet": quality(samples, seed, work)})
     members, others = sides(loaded, seed, work)  # the last of the loop is the end of the run
     pixels = {name: _load(work, seed, name) for name in ("members", "others")}
-    copies = memorisation.search(
+    copied = copies.search(
         samples, pixels["others"], pixels["members"], np.arange(len(pixels["members"]))
     )
     result = {
@@ -141,7 +141,7 @@ def measure(
         "frechet": curve[-1]["frechet"],
         "floor": quality(pixels["others"][: len(samples)], seed, work),
         "attacks": attacked(loaded, members, others, ATTACKS),
-        "copies": copies.result,
+        "copies": copied.result,
         "completion": completed(loaded, members, others),
     }
     if arm == "fixed-public":

@@ -78,9 +78,9 @@ def _arm(name: str) -> str:
 
 
 def _interval(values: list[float]) -> Any:
-    from underpaint.compare.verdict import interval
+    from underpaint.evaluation.intervals import of_mean
 
-    return interval(values)
+    return of_mean(values)
 
 
 # --- the answer ----------------------------------------------------------------------------------
@@ -101,28 +101,29 @@ def claims(units: Units) -> list[dict[str, Any]]:
         verdict, why = _judged(less, gain, others)
         left = "" if own.low <= 0.5 else " Less is not nothing: its own AUC stays above 0.5."
         pairs = [at_equal_quality(one[s]["curve"], two[s]["curve"]) for s in seeds]
-        equal = _interval([a - b for a, b in filter(None, pairs)]) if others.low > 0.5 else None
+        gaps = [a - b for a, b in filter(None, pairs)]
+        equal = _interval(gaps) if others.low > 0.5 else None
         told.append(
             {
                 "arm": arm,
                 "against": other,
                 "seeds": seeds,
-                "auc": own._asdict(),
-                "auc_against": others._asdict(),
-                "difference": less._asdict(),
-                "difference_at_equal_quality": equal and equal._asdict(),
+                "auc": _numbers(own, len(seeds)),
+                "auc_against": _numbers(others, len(seeds)),
+                "difference": _numbers(less, len(seeds)),
+                "difference_at_equal_quality": equal and _numbers(equal, len(gaps)),
                 "frechet_ratio": _exp(price),
                 "frechet_to_public": _exp(gain),
                 "verdict": verdict,
                 "sentence": (
-                    f"{_name(arm)} against {_name(other)}: {why}. AUC {own.mean:.3f} against "
-                    f"{others.mean:.3f}, difference {less.mean:+.3f} ({less.low:+.3f} to "
-                    f"{less.high:+.3f}); Fréchet distance {math.exp(price.mean):.2f} times the "
-                    f"other's and {math.exp(gain.mean):.2f} times ({math.exp(gain.low):.2f} to "
+                    f"{_name(arm)} against {_name(other)}: {why}. AUC {own.value:.3f} against "
+                    f"{others.value:.3f}, difference {less.value:+.3f} ({less.low:+.3f} to "
+                    f"{less.high:+.3f}); Fréchet distance {math.exp(price.value):.2f} times the "
+                    f"other's and {math.exp(gain.value):.2f} times ({math.exp(gain.low):.2f} to "
                     f"{math.exp(gain.high):.2f}) that of public pictures alone."
                     + (left if verdict == "holds" else "")
                     + (
-                        f" At equal quality the Loss attack's AUC differs by {equal.mean:+.3f} "
+                        f" At equal quality the Loss attack's AUC differs by {equal.value:+.3f} "
                         f"({equal.low:+.3f} to {equal.high:+.3f})."
                         if equal
                         else ""
@@ -183,7 +184,7 @@ def answer(told: dict[str, Any]) -> list[str]:
     control = _interval([leak(unit) for unit in of(units, CONTROL).values()])
     if control is not None and not control.low <= 0.5 <= control.high:
         lines.append(
-            f"The control fails: public pictures alone have an AUC of {control.mean:.3f} "
+            f"The control fails: public pictures alone have an AUC of {control.value:.3f} "
             f"({control.low:.3f} to {control.high:.3f}), which should be 0.5. Trust no line below."
         )
     found = claims(units)
@@ -225,8 +226,12 @@ def _name(arm: str) -> str:
     return f"{design.ARMS[arm].title} ({design.ARMS[arm].letter})"
 
 
+def _numbers(found: Any, count: int) -> dict[str, Any]:
+    return {"mean": found.value, "low": found.low, "high": found.high, "freedom": count - 1}
+
+
 def _exp(found: Any) -> dict[str, float]:
-    return {name: math.exp(getattr(found, name)) for name in ("mean", "low", "high")}
+    return {"mean": math.exp(found.value), "low": math.exp(found.low), "high": math.exp(found.high)}
 
 
 # --- table, figure, page -------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def _held_out() -> tuple[Any, NDArray[np.uint8], Any]:
 
 def ratios(results: dict[str, Any]) -> dict[str, Any]:
     """Of each way: its Fréchet distance over that of `FIRST`, mean and interval over networks."""
-    from underpaint.compare.verdict import interval
+    from underpaint.evaluation.intervals import of_mean
 
     told = {}
     for name in WAYS:
@@ -151,8 +151,8 @@ def ratios(results: dict[str, Any]) -> dict[str, Any]:
             for found in results.values()
         ]
         if name != FIRST and len(logs) > 1:
-            spread = interval(logs)
-            told[name] = [math.exp(v) for v in (spread.mean, spread.low, spread.high)]
+            spread = of_mean(logs)
+            told[name] = [math.exp(v) for v in (spread.value, spread.low, spread.high)]
     return told
 
 

@@ -79,7 +79,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
 
 def effects(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Ratios of each law's scores to the first's, where two seeds of both are done."""
-    from underpaint.compare.verdict import interval
+    from underpaint.evaluation.intervals import of_mean
 
     told = []
     first, *others = LAWS
@@ -94,8 +94,8 @@ def effects(results: dict[str, Any]) -> list[dict[str, Any]]:
                 continue
             found: dict[str, Any] = {"task": task, "law": law, "seeds": len(pairs)}
             for score in ("frechet_B", "held_out"):
-                spread = interval([math.log(one[score] / two[score]) for one, two in pairs])
-                found[score] = [math.exp(v) for v in (spread.mean, spread.low, spread.high)]
+                spread = of_mean([math.log(one[score] / two[score]) for one, two in pairs])
+                found[score] = [math.exp(v) for v in (spread.value, spread.low, spread.high)]
             told.append(found)
     return told
 

@@ -36,9 +36,9 @@ def best(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _interval(values: list[float]) -> Any:
-    from underpaint.compare.verdict import interval
+    from underpaint.evaluation.intervals import of_mean
 
-    return interval(values)
+    return of_mean(values)
 
 
 def _of(units: Units, arm: str, size: int) -> dict[int, dict[str, Any]]:
@@ -86,7 +86,7 @@ def _at(found: dict[str, Any], images: int) -> float:
 def _ratio(pairs: list[tuple[float, float]]) -> dict[str, float]:
     """Geometric mean of the ratios and its t-interval."""
     spread = _interval([math.log(one / two) for one, two in pairs])
-    mean, low, high = (math.exp(v) for v in (spread.mean, spread.low, spread.high))
+    mean, low, high = (math.exp(v) for v in (spread.value, spread.low, spread.high))
     return {"ratio": mean, "low": low, "high": high}
 
 

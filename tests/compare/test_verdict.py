@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from underpaint.compare.verdict import Crossing, Point, crossing, interval, more_seeds, verdict
+from underpaint.compare.verdict import Crossing, Point, crossing, more_seeds, verdict
 from underpaint.errors import UserError
+from underpaint.evaluation import intervals
 
 LADDER = (0.25, 0.5, 1.0)
 
@@ -79,7 +80,7 @@ def test_a_noisy_arm_is_undecided_and_says_how_many_seeds() -> None:
     assert found.more_seeds is not None
     assert f"run {found.more_seeds} more seed" in found.sentence
     logs = [math.log(r) for _, r in found.ratios]
-    total = interval([*logs])
+    total = intervals.of_mean(logs)
     assert total is not None
 
     # with that many seeds of the same mean and spread the interval excludes 1, with one less not
@@ -87,7 +88,7 @@ def test_a_noisy_arm_is_undecided_and_says_how_many_seeds() -> None:
         return float(stats.t.ppf(0.975, n - 1) * np.std(logs, ddof=1) / math.sqrt(n))
 
     n = 3 + found.more_seeds
-    assert half(n) < -total.mean <= half(n - 1)
+    assert half(n) < -total.value <= half(n - 1)
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -105,7 +106,7 @@ def test_an_arm_better_from_the_first_point_on_is_reported_as_at_most() -> None:
     assert (found.low, found.high) == (None, None)
     assert found.answer == "pays"  # by the scores at equal compute
     assert found.difference is not None
-    assert found.difference.mean == pytest.approx(-0.05 * math.log(8))
+    assert found.difference.value == pytest.approx(-0.05 * math.log(8))
     assert "in at most 0.25 of its compute" in found.sentence
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from underpaint.evaluation.intervals import Interval
 from underpaint.evaluation.metrics import (
     Moments,
     frechet,
@@ -164,6 +165,11 @@ def test_too_few_for_neighbours():
 # --- intervals -----------------------------------------------------------------------------------
 
 
+def standard_error(interval: Interval) -> float:
+    """From the half width, with 19 degrees of freedom."""
+    return (interval.high - interval.low) / 2 / 2.093024
+
+
 def test_jackknife_knows_the_variance_of_a_difference_of_means():
     # Var(mean x − mean y) = 1/n + 4/n
     rng = np.random.default_rng(8)
@@ -175,7 +181,7 @@ def test_jackknife_knows_the_variance_of_a_difference_of_means():
             return float(a.mean() - b.mean())
 
         found.append(jackknife(difference, x, y, difference(x, y)))
-    variances = [interval.error**2 for interval in found]
+    variances = [standard_error(interval) ** 2 for interval in found]
     # a variance with 19 degrees of freedom spreads by √(2/19); the mean of 200 by 2.3 %
     assert np.mean(variances) == pytest.approx(5 / n, rel=0.1)
     covered = np.mean([interval.low <= 0 <= interval.high for interval in found])
@@ -188,5 +194,5 @@ def test_jackknife_of_a_frechet_distance_agrees_with_repeating_the_experiment():
     for _ in range(120):
         x, y = normal(rng, 400, 4), normal(rng, 400, 4, 0.5)
         values.append(frechet_distance(x, y))
-        variances.append(jackknife(frechet_distance, x, y, values[-1]).error ** 2)
+        variances.append(standard_error(jackknife(frechet_distance, x, y, values[-1])) ** 2)
     assert np.mean(variances) == pytest.approx(np.var(values), rel=0.4)

@@ -12,7 +12,7 @@ from underpaint import data, model
 from underpaint.cli import main
 from underpaint.config import Data
 from underpaint.hardware import Precision
-from underpaint.privacy.calibration import the_reference
+from underpaint.privacy.calibration import load_reference
 
 RECIPE = """\
 space: {patch: 4}
@@ -204,8 +204,8 @@ def test_another_model_is_asked_in_the_same_precision(
     precision: Precision, run: Path, honest: Path
 ) -> None:
     loaded = model.load(honest, device="cpu", precision=precision)
-    asked = SimpleNamespace(sides=())  # nothing that it may not have seen
-    assert the_reference(run, loaded, asked).precision == precision
+    setup = SimpleNamespace(subsets=())  # nothing that it may not have seen
+    assert load_reference(run, loaded, setup).precision == precision
 
 
 def test_a_reference_that_has_seen_a_side_is_refused(

@@ -12,7 +12,7 @@ from tests.privacy.test_shadows import RECIPE
 from underpaint import config, model
 from underpaint.cli import main
 from underpaint.core.masks import Mask, gather
-from underpaint.privacy.membership import Sides, sides, some
+from underpaint.privacy.membership import MembershipData, load, subsample
 from underpaint.sealed.format import Sealed
 from underpaint.sealed.writer import seal
 from underpaint.training import stages
@@ -58,10 +58,10 @@ def fixed(place: Path) -> Path:
     return trained(place, "fixed", *flags, "--stages.masked.fixed", "true")
 
 
-def found(run: Path, *lists: str | None) -> tuple[model.Model, Sides]:
+def found(run: Path, *lists: str | None) -> tuple[model.Model, MembershipData]:
     loaded = model.load(run, device="cpu")
     members, others = lists or (None, None)
-    return loaded, sides(model.find(run), loaded, members, others)
+    return loaded, load(model.find(run), loaded, members, others)
 
 
 # --- fixed masks -----------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_fresh_masks_become_one_mask_for_all(place: Path) -> None:
 
 def test_a_choice_of_a_side_is_a_function_of_the_seed(fixed: Path) -> None:
     _, both = found(fixed)
-    one, again, other = (some(both.members, 12, seed).ids.tolist() for seed in (0, 0, 1))
+    one, again, other = (subsample(both.members, 12, seed).ids.tolist() for seed in (0, 0, 1))
     assert one == again == sorted(one)
     assert one != other
     assert set(one) <= set(both.members.ids)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from underpaint import config
 from underpaint.cli import main
 from underpaint.errors import Interrupted
 from underpaint.privacy import shadows
@@ -83,8 +84,8 @@ def test_variances_of_their_own_count_from_many_models_on() -> None:
 def test_the_shadows_tell_what_to_expect_of_the_recipe() -> None:
     own = told(4, 400, 4)
     easy = own["shadow"] / np.exp(np.log(own["shadow"]).mean(0))  # as if all were alike
-    assert shadows.ground(easy, own["inside"])["least"] > 0.8
-    mixed = shadows.ground(easy, np.random.default_rng(0).permuted(own["inside"], axis=1))
+    assert shadows.expected_auc(easy, own["inside"])["least"] > 0.8
+    mixed = shadows.expected_auc(easy, np.random.default_rng(0).permuted(own["inside"], axis=1))
     assert mixed["mean"] == pytest.approx(0.5, abs=0.08)
 
 
@@ -121,11 +122,18 @@ def own_cache(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDERPAINT_CACHE", str(run.parent / "cache"))
 
 
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shadows are trained here, where a test can watch."""
+    monkeypatch.setattr(shadows, "_workers", lambda *_: 1)
+
+
 def flags(run: Path, *more: object) -> list[str]:
     own = ["audit", run, "--against", "shadow", "--attacks", "loss,pia", "--samples", 4]
     return [str(word) for word in (*own, "--no-control", "--json", "--quiet", *more)]
 
 
+@pytest.mark.usefixtures("one_process")
 def test_shadows_are_trained_on_complementary_halves_once_and_go_on(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +176,7 @@ def test_shadows_are_trained_on_complementary_halves_once_and_go_on(
     assert json.loads(capsys.readouterr().out)["membership"] == found["membership"]
 
 
+@pytest.mark.usefixtures("one_process")
 def test_shorter_shadows_are_other_shadows(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +189,25 @@ def test_shorter_shadows_are_other_shadows(
     monkeypatch.setattr(shadows, "train", noted)
     assert main(flags(run, "--shadows", 2, "--shadow-images", 32)) == 130
     assert [(s.images, s.warmup) for s in calls[0].stages.values()] == [(16, 0), (16, 4)]
+
+
+def test_processes_of_their_own_train_the_same_shadows(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memberships = []
+    for workers in (1, 2):
+        monkeypatch.setenv("UNDERPAINT_CACHE", str(run.parent / f"cache-{workers}"))
+        monkeypatch.setattr(shadows, "_workers", lambda *_, workers=workers: workers)
+        assert main(flags(run, "--shadows", 2, "--shadow-images", 32)) == 0
+        memberships.append(json.loads(capsys.readouterr().out)["membership"])
+    assert memberships[0] == memberships[1]
+
+
+def test_as_many_at_once_as_threads_leave_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    for threads, count, workers in ((2, 16, 4), (1, 2, 2), (16, 4, 1), (0, 4, 1)):
+        recipe = config.Run(train=config.Train(threads=threads, device="cpu"))
+        assert shadows._workers(recipe, count) == workers
 
 
 def test_wrong_use(run: Path, wrong: Callable[..., str], tmp_path: Path) -> None:

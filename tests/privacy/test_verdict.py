@@ -101,6 +101,6 @@ def test_attacks_accuse_no_more_often_than_said() -> None:
 
 def test_a_certain_leak_is_one_however_few_images_show_it() -> None:
     """Eight members below all of eight others come about by chance once in 12,870 times."""
-    found = statistics.by_chance(np.arange(8.0), np.arange(8.0) + 50)
+    found = statistics.mann_whitney(np.arange(8.0), np.arange(8.0) + 50)
     assert found == pytest.approx(1 / 12870)
-    assert statistics.by_chance(np.arange(8.0) + 50, np.arange(8.0)) == 1
+    assert statistics.mann_whitney(np.arange(8.0) + 50, np.arange(8.0)) == 1

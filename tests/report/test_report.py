@@ -33,7 +33,7 @@ def source(tmp_path: Path) -> str:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
-    """Runs have weights; what they draw are the first training images, by heart."""
+    """Runs have weights; what they draw are copies of the first training images."""
     images = np.load(source)["images"]
     monkeypatch.setattr(gallery.models, "load", lambda _: model(LABELS, images))
 
@@ -166,7 +166,7 @@ def test_without_held_out_images(tmp_path, source):
     assert set(SECTIONS) <= set(page.ids)
     assert "learned from 60 images" in page.text
     assert "held out to judge" not in page.text
-    assert "learning by heart cannot be seen here" in page.text
+    assert "memorizing cannot be seen here" in page.text
     assert "There are no held-out images to say what distance is usual" in page.text
 
 
@@ -284,10 +284,10 @@ def test_what_is_learnt():
     score = config.Noise(process="ve", prediction="score")
     assert summary.about_noise(score) == (
         "Noise is added to the image, in levels evenly spaced in its logarithm (VE), and the "
-        "network learns to tell the score, the direction in which images become likelier."
+        "network predicts the score, the direction in which images become likelier."
     )
     text = summary.about_noise(config.Noise(hidden_weight=0.1))
-    assert f"learns, at {summary.percent(0.1)} of their weight, to tell the noisy hidden" in text
+    assert f"predicts, at {summary.percent(0.1)} of their weight, the noisy hidden" in text
 
 
 def test_masks_that_save_nothing(tmp_path, source):

@@ -28,7 +28,7 @@ VERBS = {  # verb: (module of this package, one line)
     "sample": ("sample", "draw images from a trained model"),
     "evaluate": ("evaluate", "score samples against training and held-out images"),
     "compare": ("compare", "say whether an arm pays: compute to the baseline's score"),
-    "audit": ("audit", "attack a trained model: what does it give away of its images?"),
+    "audit": ("audit", "attack a trained model: what does it reveal about its training images?"),
     "ema": ("ema", "rebuild averages of the weights of any width, after training"),
     "report": ("report", "write the page that tells what happened in a run"),
 }

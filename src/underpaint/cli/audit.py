@@ -1,4 +1,4 @@
-"""`underpaint audit`: what does a model give away of the images it was trained on?"""
+"""`underpaint audit`: what does a model reveal about its training images?"""
 
 from __future__ import annotations
 
@@ -37,7 +37,12 @@ def arguments(parser: Parser, verb: str) -> None:
     )
     add("--members", metavar="DATA", help="images trained on (default: as the run recorded)")
     add("--non-members", metavar="DATA", help="images not trained on (default: those held out)")
-    add("-n", type=int, metavar="N", help="images a side (default: 1000, or what --fpr needs)")
+    add(
+        "-n",
+        type=int,
+        metavar="N",
+        help="images of each kind (default: 1000, or what --fpr needs)",
+    )
     add("--samples", type=int, default=512, help="searched for copies (default: %(default)s)")
     add(
         "--features",

@@ -85,25 +85,25 @@ class _Team:
     def hire(self, task: Any) -> Connection:
         """A process that begins with `task`."""
         context = multiprocessing.get_context("spawn")
-        own, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self.work))
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there, self.work))
         process.start()
-        theirs.close()  # so that its death closes the pipe
-        self.processes[own] = process
-        own.send(task)
-        return own
+        there.close()  # so that its death closes the pipe
+        self.processes[here] = process
+        here.send(task)
+        return here
 
     def result(self, pipe: Connection) -> Any:
         """What a process sent. Raises what its task raised, or RunFailed if it is dead."""
         try:
-            found = pipe.recv()
+            result = pipe.recv()
         except (EOFError, ConnectionResetError):
             process = self.processes[pipe]
             process.join()
             raise RunFailed(f"its process died ({_cause(process.exitcode or 0)})") from None
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def dismiss(self) -> None:
         """End all: what trains writes a checkpoint, what waits ends at once."""
@@ -123,13 +123,13 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
             task = pipe.recv()
         except EOFError:
             return
-        found: Any
+        result: Any
         try:
-            found = work(task)
+            result = work(task)
         except (UserError, RunFailed, Interrupted) as error:
-            found = error
+            result = error
         with contextlib.suppress(BrokenPipeError):  # dismissed: nobody listens, and recv ends it
-            pipe.send(found)
+            pipe.send(result)
 
 
 def _cause(code: int) -> str:

@@ -30,16 +30,16 @@ import numpy as np
 from scipy import stats
 
 from underpaint.errors import UserError
+from underpaint.evaluation import intervals
+from underpaint.evaluation.intervals import Interval
 
 __all__ = [
     "MARGIN",
     "Crossing",
     "Curve",
-    "Interval",
     "Point",
     "Verdict",
     "crossing",
-    "interval",
     "more_seeds",
     "target",
     "verdict",
@@ -68,15 +68,6 @@ class Crossing(NamedTuple):
 
     compute: float
     relation: Relation
-
-
-class Interval(NamedTuple):
-    """A mean with its t-interval."""
-
-    mean: float
-    low: float
-    high: float
-    freedom: int  # degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -129,11 +120,13 @@ def verdict(
     relations = {relation for relation, _ in ratios}
     logs = [math.log(ratio) for _, ratio in ratios]
     differences = [_at(chosen[s], budget) - ends[s].score for s in seeds]
-    difference = interval(differences) if not any(map(math.isnan, differences)) else None
+    difference = (
+        intervals.of_mean(differences, LEVEL) if not any(map(math.isnan, differences)) else None
+    )
     low = high = needed = None
     if relations == {"="}:
         relation: Relation = "="
-        found = interval(logs)
+        found = intervals.of_mean(logs, LEVEL)
         answer = _by_ratio(found)
         if found is not None:
             low, high = math.exp(found.low), math.exp(found.high)
@@ -175,16 +168,6 @@ def crossing(curve: Curve, score: float) -> Crossing:
             share = (a.score - score) / (a.score - b.score)
             return Crossing(a.compute * (b.compute / a.compute) ** share, "=")
     return Crossing(last.compute, ">")
-
-
-def interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
-    """The t-interval of the mean of `values`; None for fewer than two."""
-    n = len(values)
-    if n < 2:
-        return None
-    mean = float(np.mean(values))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n - 1)
 
 
 def more_seeds(values: Sequence[float], *, ratio: bool = True) -> int | None:
@@ -273,16 +256,16 @@ def _sentence(v: Verdict, arm: str, score: str, against: str, cost: str) -> str:
     if v.relation != "=" and v.difference is not None:
         d = v.difference
         text += (
-            f", and at equal {cost} scores {d.mean:+.4g} (95 %: {d.low:+.4g} to {d.high:+.4g}, "
+            f", and at equal {cost} scores {d.value:+.4g} (95 %: {d.low:+.4g} to {d.high:+.4g}, "
             f"{freedom})"
         )
     if v.answer != "undecided":
         return f"{text}: it {v.answer}"
-    wish = (
+    advice = (
         f"run {v.more_seeds} more seed{'s' if v.more_seeds != 1 else ''}"
         if v.more_seeds
         else f"not even {MOST_SEEDS} seeds would tell a difference this small"
         if v.relation == "="
         else "add ladder points beyond those there are"
     )
-    return f"undecided: {text}; {wish}"
+    return f"undecided: {text}; {advice}"

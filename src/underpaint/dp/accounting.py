@@ -15,10 +15,9 @@ only grows with the steps, so that on the way the smaller of RDP's and of the wh
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,8 @@ __all__ = ["Guarantee", "guarantee", "library", "prv", "rdp"]
 
 # opacus' own end at 63, which cannot show an epsilon below 0.2
 ORDERS = [1 + x / 4 for x in range(1, 40)] + list(range(11, 64)) + [64, 128, 256, 1024]
-CLOSE = 0.005  # how far below the asked epsilon the found noise may stay, as a share
-TRIALS = 12
+CLOSE = 0.005  # how far below the budget the spent epsilon may stay, as a share of it
+ERROR = 0.01  # of PRV's epsilon
 LARGEST = 1e4  # noise multiplier beyond which nothing is learned
 
 
@@ -111,45 +110,33 @@ class _NotEnough(Exception):
 @lru_cache(32)
 def _least_noise(epsilon: float, delta: float, rate: float, steps: int) -> tuple[float, float, str]:
     """Epsilon spent, noise multiplier, and the accountant that says so."""
-    noise = _by_rdp(epsilon, delta, rate, steps)
-    found = (rdp(noise, rate, steps, delta), noise, "rdp")
-    aim, low, high = (1 - CLOSE / 2) * epsilon, 0.0, noise
-    for _ in range(TRIALS):
-        try:
-            cost = prv(noise, rate, steps, delta, error=0.01 * min(1.0, epsilon))
-        except (ArithmeticError, RuntimeError, ValueError, MemoryError):
-            break  # its sums do not come out at these numbers: what is found so far holds
-        if not cost > 0:  # also nan
-            break
-        if cost <= epsilon:
-            high = min(high, noise)
-            if noise <= found[1]:
-                found = (cost, noise, "prv")
-        else:
-            low = max(low, noise)
-        if (1 - CLOSE) * epsilon <= cost <= epsilon or low >= high:
-            break
-        # epsilon falls about as the power −1 (much noise) to −4 (little) of the noise
-        guess = noise * (cost / aim) ** 0.5
-        noise = guess if low < guess < high else math.sqrt(max(low, high / 4) * high)
-    return found
+    from opacus.accountants.utils import get_noise_multiplier
 
-
-def _by_rdp(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The least noise multiplier by RDP, to a hundredth."""
-    high = 0.25
-    while rdp(high, rate, steps, delta) > epsilon:
-        high *= 2
-        if high > LARGEST:
+    search = partial(
+        get_noise_multiplier,
+        target_epsilon=epsilon,
+        target_delta=delta,
+        sample_rate=rate,
+        steps=steps,
+        epsilon_tolerance=CLOSE * epsilon,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `rdp` and `prv`
+        try:  # first, since it says at once where no noise is enough
+            noise = float(search(accountant="rdp", alphas=ORDERS))
+        except ValueError:
+            raise _NotEnough from None
+        if noise > LARGEST:
             raise _NotEnough
-    low = high / 2
-    while high - low > 1e-2 * high:
-        middle = (low + high) / 2
-        if rdp(middle, rate, steps, delta) > epsilon:
-            low = middle
-        else:
-            high = middle
-    return high
+        error = ERROR * min(1.0, epsilon)
+        try:
+            by_prv = float(search(accountant="prv", eps_error=error))
+            spent = prv(by_prv, rate, steps, delta, error=error)
+            if 0 < spent <= epsilon:  # false for nan, too
+                return spent, by_prv, "prv"
+        except (ArithmeticError, RuntimeError, ValueError, MemoryError):
+            pass  # its sums do not come out at these numbers
+    return rdp(noise, rate, steps, delta), noise, "rdp"
 
 
 def rdp(noise: float, rate: float, steps: int, delta: float) -> float:
@@ -171,7 +158,7 @@ def _divergences(noise: float, rate: float) -> NDArray[np.float64]:
     return np.asarray(found)
 
 
-def prv(noise: float, rate: float, steps: int, delta: float, *, error: float = 0.01) -> float:
+def prv(noise: float, rate: float, steps: int, delta: float, *, error: float = ERROR) -> float:
     """Epsilon of `steps` steps at `delta`, by privacy loss random variables.
 
     An upper bound, at most about twice `error` above the truth. Raises what opacus and numpy raise

@@ -13,7 +13,7 @@ image by image: with differences d of n images a change is believed if |mean(d)|
 A believed gain is sought against the last gain and not against the check before, so that a slow but
 steady fall counts. A stage is judged at its own mask, since that is what it learns; only checks at
 the same rate are compared. After a return to the best weights (`train.stop auto`) the checks of the
-weights that were given up no longer count. What the run draws (drawn.py) is said beside.
+weights that were given up no longer count. The samples (sample_metrics.py) are reported beside.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from underpaint.evaluation.intervals import Interval
+
 __all__ = [
-    "Interval",
     "Manifold",
     "Moments",
     "frechet",
@@ -179,14 +180,6 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
 # --- intervals --------------------------------------------------------------------------------
 
 
-class Interval(NamedTuple):
-    """Standard error and a 95 % t-interval."""
-
-    error: float
-    low: float
-    high: float
-
-
 def jackknife(
     statistic: Callable[[Tensor, Tensor], float],
     x: Tensor,
@@ -196,7 +189,7 @@ def jackknife(
     groups: int = GROUPS,
     seed: int = 0,
 ) -> Interval:
-    """Interval of `value` = statistic(x, y) by the delete-group jackknife.
+    """95 % interval of `value` = statistic(x, y) by the delete-group jackknife.
 
     Both sets are shuffled and cut into `groups`; leaving out the g-th of both gives θ_g, and
     variance = (G − 1)/G Σ (θ_g − mean θ)², with G − 1 degrees of freedom. A bootstrap would
@@ -207,4 +200,4 @@ def jackknife(
     found = np.array([statistic(x[keep[0] != g], y[keep[1] != g]) for g in range(groups)])
     error = float(np.sqrt((groups - 1) / groups * np.square(found - found.mean()).sum()))
     reach = float(student.ppf(0.975, groups - 1)) * error
-    return Interval(error, value - reach, value + reach)
+    return Interval(value, value - reach, value + reach)

@@ -1,4 +1,4 @@
-"""Nearest training images of samples, by exact search over pixels or features.
+"""Nearest training images of samples, by exact search over pixels or features, and near copies.
 
     ‖a − b‖² = ‖a‖² + ‖b‖² − 2 a·b
 
@@ -6,16 +6,29 @@ block by block, so that memory stays bounded whatever the number of images. Deco
 whole numbers from 0 to 255, and float64 holds the sums exactly (65025·d < 2⁵³ for any image here):
 there is no cancellation, an exact copy has distance 0.0, and equal distances are equal. Features
 are rounded: equal ones may come out as far apart as 1e-7 of their length.
+
+Every image has a nearest training image; a copy has one that is *much* nearer than the others. With
+d1 ≤ d2 ≤ … the distances of a sample to the training images
+
+    second  d1/d2                     next  d1/mean(d2 … d51)
+
+is below 1/3 for a near copy (Yoon et al. 2023; Carlini et al. 2023, arXiv 2301.13188, divide by the
+mean of the next 50).
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["nearest"]
+__all__ = ["THIRD", "Ratios", "distance_ratios", "nearest"]
 
 Images = NDArray[np.uint8] | NDArray[np.float32]
+
+THIRD = 1 / 3
+NEXT = 50  # images after the nearest that make the background
 
 
 def nearest(
@@ -45,6 +58,44 @@ def nearest(
         part = slice(start, start + rows)
         squares[part], found[part] = _nearest(_flat(samples[part]), images, ids, k, rows)
     return np.sqrt(np.maximum(squares, 0)), found  # below 0 by rounding of features alone
+
+
+class Ratios(NamedTuple):
+    """How much nearer the nearest training image is than the others, for each of n images."""
+
+    second: NDArray[np.float64]  # [n]
+    next: NDArray[np.float64]  # [n]
+    distances: NDArray[np.float64]  # [n] to the nearest
+    ids: NDArray[np.int64]  # [n] of the nearest
+
+    def copies(self) -> NDArray[np.bool_]:
+        """Which are near copies by the ratio `second`; one that equals a training image is."""
+        return (self.distances == 0) | (self.second < THIRD)
+
+
+def distance_ratios(
+    samples: Images,
+    images: Images,
+    ids: NDArray[np.int64],
+    *,
+    background: int = NEXT,
+    skip: int = 0,
+) -> Ratios:
+    """The ratios of `samples` to `images[ids]`; `background`: how many images `next` averages.
+
+    `skip` 1: `samples` are among `images[ids]`, and the nearest is each image itself.
+    Raises ValueError for fewer than two images beyond those skipped.
+    """
+    distances, found = nearest(samples, images, ids, min(len(ids), background + 1 + skip))
+    if distances.shape[1] < 2 + skip:
+        raise ValueError(f"{len(ids)} images: a ratio of distances needs {2 + skip}")
+    first, others = distances[:, skip], distances[:, skip + 1 :]
+
+    def ratio(base: NDArray[np.float64]) -> NDArray[np.float64]:
+        # zero where training images are equal: then the nearest does not stand out
+        return np.divide(first, base, out=np.ones_like(first), where=base > 0)
+
+    return Ratios(ratio(others[:, 0]), ratio(others.mean(1)), first, found[:, skip])
 
 
 def _nearest(

@@ -1,6 +1,6 @@
-"""What a run draws: how near it is to training and to held-out images, and how much is copied.
+"""Samples of a run: how near to training and to held-out images, and how many are near copies.
 
-    frechet_train, frechet_held_out   Fréchet distance of samples to as many images of each side
+    frechet_train, frechet_held_out   Fréchet distance of samples to as many images of each
     copies                            share of the samples with d1 < d2/3
 
 with d1 ≤ d2 a sample's distances, pixel by pixel, to the two nearest training images (the ratio of
@@ -26,7 +26,7 @@ import torch
 from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.evaluation import features, metrics
-from underpaint.evaluation.nearest import nearest
+from underpaint.evaluation.nearest import distance_ratios
 from underpaint.model import Model
 from underpaint.sealed.format import Sealed
 
@@ -34,14 +34,13 @@ __all__ = ["Drawn", "comparable", "recorded"]
 
 LEAST = 64  # images a side of a Fréchet distance, as in `evaluate`
 SEARCHED = 20_000  # training images among which copies are looked for
-THIRD = 1 / 3
 EXTRACTOR = "mobilenetv2"
 
 Features = Callable[[np.ndarray], np.ndarray]  # uint8 [n, H, W, C] → float32 [n, D]
 
 
 class Drawn:
-    """Fixed images of both sides; measures what a model draws from fixed noises."""
+    """Fixed training and held-out images; measures a model's samples from fixed noises."""
 
     def __init__(
         self,
@@ -74,9 +73,8 @@ class Drawn:
         samples = model.sample(self.count, seed=0, labels=labels)
         record: dict[str, Any] = {"samples": self.count, "protocol": None, "copies": None}
         if samples.shape[1:] == self.dataset.images.shape[1:] and len(self.searched) > 1:
-            distances, _ = nearest(samples, self.dataset.images, self.searched, 2)
-            copied = (distances[:, 0] == 0) | (distances[:, 0] < THIRD * distances[:, 1])
-            record["copies"] = float(copied.mean())
+            ratios = distance_ratios(samples, self.dataset.images, self.searched, background=1)
+            record["copies"] = float(ratios.copies().mean())
         side = len(self.sides["train"])
         drawn = None
         for name, ids in self.sides.items():

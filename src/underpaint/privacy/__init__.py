@@ -1,1 +1,1 @@
-"""Privacy: what a model gives away about the images it was trained on."""
+"""Privacy: what a model reveals about the images it was trained on."""

@@ -43,7 +43,7 @@ ATTACKS = {
     "sima": "length of the noise that the model sees in the clean image",
     "masks": "the error of `loss` under many random masks",
 }
-LOG_SNR = (-3.0, 5.0)  # from sigma 4.5 to 0.08: beyond, every image looks alike or is given away
+LOG_SNR = (-3.0, 5.0)  # from sigma 4.5 to 0.08: beyond, every image looks alike or is plain to see
 INNER = 2  # DDIM steps between two levels, to reach one from the other
 
 
@@ -123,17 +123,17 @@ def scores(
     generator = torch.Generator().manual_seed(key(seed, "attack", "noise"))
     fixed = torch.randn(noises, 1, N, P, generator=generator).to(device)  # the same for all images
     parts = _parts(mask, ensemble, denoiser.stride, seed)
-    found = {name: np.empty((n, len(sigmas))) for name in names}
+    result = {name: np.empty((n, len(sigmas))) for name in names}
     with evaluating(denoiser):
         for start in range(0, n, batch):
             part = slice(start, min(start + batch, n))
-            own = rows(mask, part, device)
-            known = None if labels is None else labels[part].to(device)
-            x0 = gather(patches[part].to(device).float(), own.visible)  # [B, V, P]
-            ask = Query(denoiser, known, own)
+            shown = rows(mask, part, device)
+            condition = None if labels is None else labels[part].to(device)
+            x0 = gather(patches[part].to(device).float(), shown.visible)  # [B, V, P]
+            ask = Query(denoiser, condition, shown)
             for name in names:
                 if name == "loss":
-                    values = [_loss(ask, x0, _at(fixed, own, len(x0)), s) for s in sigmas]
+                    values = [_loss(ask, x0, _at(fixed, shown, len(x0)), s) for s in sigmas]
                 elif name == "secmi":
                     values = _secmi(ask, x0, sigmas)
                 elif name == "pia":
@@ -141,11 +141,11 @@ def scores(
                 elif name == "sima":
                     values = [_sima(ask, x0, s) for s in sigmas]
                 else:
-                    values = _masks(denoiser, known, x0, own, parts, fixed, sigmas)
-                found[name][part] = torch.stack(values, 1).double().cpu().numpy()
+                    values = _masks(denoiser, condition, x0, shown, parts, fixed, sigmas)
+                result[name][part] = torch.stack(values, 1).double().cpu().numpy()
             if progress:
                 progress(part.stop, n)
-    return found
+    return result
 
 
 def _loss(ask: Query, x0: Tensor, noises: list[Tensor], sigma: float) -> Tensor:
@@ -172,8 +172,8 @@ def _secmi(ask: Query, x0: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
 
 
 def _pia(ask: Query, x0: Tensor, sigmas: Sequence[float], p: int = 4) -> list[Tensor]:
-    own = ask.eps(x0, ask.denoiser.process.sigma_min)
-    return [(own - ask.eps(x0 + s * own, s)).abs().pow(p).mean((1, 2)) for s in sigmas]
+    noise = ask.eps(x0, ask.denoiser.process.sigma_min)
+    return [(noise - ask.eps(x0 + s * noise, s)).abs().pow(p).mean((1, 2)) for s in sigmas]
 
 
 def _sima(ask: Query, x0: Tensor, sigma: float) -> Tensor:
@@ -186,7 +186,7 @@ def _masks(
     denoiser: Denoiser,
     labels: Tensor | None,
     x0: Tensor,
-    own: Mask,
+    seen: Mask,
     parts: Mask | None,
     fixed: Tensor,
     sigmas: Sequence[float],
@@ -194,14 +194,14 @@ def _masks(
     """The loss under each of the masks `parts`, which number the visible patches x0 [B, V, P]."""
     B = len(x0)
     if parts is None or parts.visible is None:
-        return [_loss(Query(denoiser, labels, own), x0, _at(fixed, own, B), s) for s in sigmas]
+        return [_loss(Query(denoiser, labels, seen), x0, _at(fixed, seen, B), s) for s in sigmas]
     totals = [x0.new_zeros(B) for _ in sigmas]
     count = len(parts.visible)
     for i in range(count):
         chosen = parts.visible[i].to(x0.device).expand(B, -1)  # [B, V'] places among the visible
-        shown = chosen if own.visible is None else own.visible.gather(1, chosen)
+        shown = chosen if seen.visible is None else seen.visible.gather(1, chosen)
         window = None if parts.window is None else parts.window[i].to(x0.device).expand(B, -1)
-        mask = Mask(own.grid, shown, _others(shown, own.grid), window)
+        mask = Mask(seen.grid, shown, _hidden(shown, seen.grid), window)
         ask = Query(denoiser, labels, mask)
         part = gather(x0, chosen)
         noise = _at(fixed[i % len(fixed)][None], mask, B)
@@ -232,7 +232,7 @@ def _parts(mask: Mask, ensemble: Ensemble, stride: int, seed: int) -> Mask | Non
     return draw("patch", (1, V), ensemble.masks, ensemble.rate, generator=generator)
 
 
-def _others(visible: Tensor, grid: tuple[int, int]) -> Tensor:
+def _hidden(visible: Tensor, grid: tuple[int, int]) -> Tensor:
     """The patches that are not visible, ascending."""
     hidden = torch.ones(len(visible), math.prod(grid), dtype=torch.bool, device=visible.device)
     hidden.scatter_(1, visible, False)
@@ -246,5 +246,5 @@ def _at(fixed: Tensor, mask: Mask, count: int) -> list[Tensor]:
 
 def rows(mask: Mask, ids: slice | Tensor, device: torch.device | str = "cpu") -> Mask:
     """The mask of the images `ids` alone."""
-    own = (None if field is None else field[ids].to(device) for field in mask[1:])
-    return Mask(mask.grid, *own)
+    fields = (None if field is None else field[ids].to(device) for field in mask[1:])
+    return Mask(mask.grid, *fields)

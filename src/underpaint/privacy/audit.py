@@ -1,6 +1,6 @@
 """An audit: every attack of this package on one model, its controls, and what they allow to say.
 
-    sides        who is a member and who is not, and what of an image the attacks see
+    membership   members and non-members, and what of an image the attacks see
     attacks      scores of single images, against a reference model or shadow models if asked
     completion   half of an image is shown
     copies       samples against training images
@@ -8,7 +8,7 @@
     controls     could a leak be seen, and is one seen where none can be?
     verdict      what may be said
 
-`underpaint audit` writes the page of it (report/audit.py); docs/audit.md tells how to read that.
+`underpaint audit` writes the page of it (report/audit.py); docs/audit.md explains how to read that.
 """
 
 from __future__ import annotations
@@ -31,15 +31,30 @@ from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.evaluation import features
 from underpaint.hardware import Precision
-from underpaint.privacy import attacks, cdi, completion, controls, shadows, statistics, verdict
-from underpaint.privacy.calibration import Asked, against_shadows, named, null_of, the_reference
-from underpaint.privacy.copies import Pair, copies
-from underpaint.privacy.membership import FEWEST, Images, sides, some
+from underpaint.privacy import (
+    attacks,
+    cdi,
+    completion,
+    controls,
+    membership,
+    shadows,
+    statistics,
+    verdict,
+)
+from underpaint.privacy.calibration import (
+    AttackSetup,
+    calibrate_by_shadows,
+    load_reference,
+    null_control,
+    phase_progress,
+)
+from underpaint.privacy.copies import ImagePair, find_copies
+from underpaint.privacy.membership import FEWEST, Subset, subsample
 
-__all__ = ["USUAL", "Audit", "audit"]
+__all__ = ["DEFAULT_IMAGES", "Audit", "audit"]
 
-USUAL = 1000  # images a side
-COMPLETED = 200  # images a side
+DEFAULT_IMAGES = 1000  # members, and non-members
+COMPLETED = 200  # members, and non-members
 OTHERS = 500  # non-members among which the positive control looks for those it learned
 
 Progress = Callable[[str, int, int], None]
@@ -49,7 +64,7 @@ class Audit(NamedTuple):
     """Numbers for the JSON, and by space the most suspicious samples with their nearest image."""
 
     result: dict[str, Any]
-    pairs: dict[str, list[Pair]]
+    pairs: dict[str, list[ImagePair]]
 
 
 class Clock:
@@ -89,16 +104,16 @@ def audit(
     precision: Precision = "auto",
     progress: Progress | None = None,
 ) -> Audit:
-    """Audit the model in `source`, with at most `n` images a side and `samples` samples.
+    """Audit the model in `source`, with at most `n` members and non-members and `samples` samples.
 
-    `n` 0: USUAL, or more if `fpr` needs it; never more members than non-members are of use.
+    `n` 0: DEFAULT_IMAGES, or more if `fpr` needs it; more members than non-members are of no use.
     `fpr`: rates of false positives that must be shown, as 0.001; empty: those for which there are
-    enough images. `reference`: a model that saw neither side, for the null and for scores less the
-    difficulty of each image; `shadow_models`: so many are trained, of `shadow_images` each (0: as
-    the run), see `shadows`. `members`, `non_members`: data instead of what the run recorded.
-    `extractor`: also look for copies in its features. `control` False leaves out the positive
-    control, and with it any verdict of no leak. `vae`, `precision`: as in `model.load`. Raises
-    UserError for wrong use.
+    enough images. `reference`: a model that saw none of the images, for the null and to take each
+    image's difficulty from its scores; `shadow_models`: so many are trained, of `shadow_images`
+    each (0: as the run), see `shadows`. `members`, `non_members`: data instead of what the run
+    recorded. `extractor`: also look for copies in its features. `control` False leaves out the
+    positive control, and with it any verdict of no leak. `vae`, `precision`: as in `model.load`.
+    Raises UserError for wrong use.
     """
     clock = Clock()
     with clock("data"):
@@ -106,12 +121,12 @@ def audit(
         network = features.load(extractor, weights_file) if extractor else None
         folder = model.find(source)
         loaded = model.load(source, weights=weights, device=device, vae=vae, precision=precision)
-        found = sides(folder, loaded, members, non_members)
-        own, others = _chosen(found.members, found.non_members, n, fpr, seed, str(source))
-        masks, ensemble, seen = found.masks(loaded, own, others, seed)
-        asked = Asked(
-            (own, others),
-            [side.patches(loaded) for side in (own, others)],
+        data = membership.load(folder, loaded, members, non_members)
+        subsets = _chosen(data.members, data.non_members, n, fpr, seed, str(source))
+        masks, ensemble, seen = data.masks(loaded, *subsets, seed)
+        setup = AttackSetup(
+            subsets,
+            [subset.patches(loaded) for subset in subsets],
             masks,
             names,
             attacks.levels(loaded.denoiser.process),
@@ -119,26 +134,26 @@ def audit(
             seed,
             batch,
         )
-        other = None if reference is None else the_reference(reference, loaded, asked)
-        blind = controls.blind(own.pixels(), others.pixels(), seed)
+        other = None if reference is None else load_reference(reference, loaded, setup)
+        blind = controls.blind(subsets[0].pixels(), subsets[1].pixels(), seed)
     trained = []
     if shadow_models:
         with clock("shadow models"):
             trained = shadows.train_all(
-                found,
+                data,
                 shadow_models,
                 images=shadow_images,
                 seed=seed,
-                progress=named(progress, "shadow models"),
+                progress=phase_progress(progress, "shadow models"),
             )
     with clock("attacks"):
-        scores = asked.scores(loaded, "attacks", progress)
+        scores = setup.scores(loaded, "attacks", progress)
     tried = {name: (scores[0][name], scores[1][name]) for name in names}
     null: dict[str, Any] = {"blind": blind, "reference": None}
     if other is not None:
         with clock("reference"):
-            base = asked.scores(other, "reference", progress)
-        null["reference"] = null_of(base, names)
+            base = setup.scores(other, "reference", progress)
+        null["reference"] = null_control(base, names)
         tried |= {
             f"{name}, calibrated": (
                 scores[0][name] - base[0][name],
@@ -149,16 +164,17 @@ def audit(
     shadow = None
     if trained:
         with clock("shadow attacks"):
-            better, shadow = against_shadows(scores, trained, asked, loaded, progress)
-        tried |= better
-    whole = isinstance(own.dataset, Dataset)
+            calibrated, shadow = calibrate_by_shadows(scores, trained, setup, loaded, progress)
+        tried |= calibrated
+    counts = len(subsets[0].ids), len(subsets[1].ids)
+    whole = isinstance(subsets[0].dataset, Dataset)
     tests = verdict.count_tests(len(tried), 1 + (network is not None) if whole else 0)
     with clock("statistics"):
-        rates = tuple(fpr) or tuple(statistics.NEEDED)
-        membership = {
+        rates = tuple(fpr) or tuple(statistics.REQUIRED)
+        by_attack = {
             name: statistics.evaluate(a, b, seed=seed, fpr=rates) for name, (a, b) in tried.items()
         }
-        all_scores = [np.concatenate([side[name] for name in names], 1) for side in scores]
+        all_scores = [np.concatenate([part[name] for name in names], 1) for part in scores]
         dataset = cdi.infer(all_scores[0], all_scores[1], seed=seed)
     result: dict[str, Any] = {
         "source": str(source),
@@ -181,33 +197,33 @@ def audit(
             "weights_file": None if weights_file is None else str(weights_file),
             "control": control,
         },
-        "members": len(own.ids),
-        "non_members": len(others.ids),
-        "of": {"members": len(found.members.ids), "non_members": len(found.non_members.ids)},
+        "members": counts[0],
+        "non_members": counts[1],
+        "of": {"members": len(data.members.ids), "non_members": len(data.non_members.ids)},
         "seen": seen,
         "parts": None if (m := masks[0]) is None or m.visible is None else m.visible.shape[1],
-        "patches": asked.patches[0].shape[1],
-        "levels": asked.sigmas,
+        "patches": setup.patches[0].shape[1],
+        "levels": setup.sigmas,
         "seed": seed,
         "tests": tests,
         "detectable": statistics.detectable(
-            -(-len(own.ids) // 2), -(-len(others.ids) // 2), verdict.ERROR / tests
+            -(-counts[0] // 2), -(-counts[1] // 2), verdict.ERROR / tests
         ),
-        "notes": found.notes + verdict.few(len(own.ids), len(others.ids)),
-        "membership": membership,
+        "notes": data.notes + verdict.few(*counts),
+        "membership": by_attack,
         "shadows": shadow,
         "dataset": dataset,
         "completion": None,
         "copies": None,
     }
-    pairs: dict[str, list[Pair]] = {}
+    pairs: dict[str, list[ImagePair]] = {}
     if whole:
         with clock("completion"):
-            result["completion"] = _completion(loaded, asked, progress)
-        result["copies"], pairs = copies(
+            result["completion"] = _completion(loaded, setup, progress)
+        result["copies"], pairs = find_copies(
             loaded,
-            found.members,
-            others,
+            data.members,
+            subsets[1],
             samples,
             seed=seed,
             batch=batch,
@@ -218,7 +234,7 @@ def audit(
     positive = None
     if control:
         with clock("positive control"):
-            positive = _positive(folder, loaded, asked, weights, progress)
+            positive = _positive(folder, loaded, setup, weights, progress)
     result["controls"] = {"null": null, "positive": positive}
     result |= verdict.judge(result, tests)
     result["phases"] = dict(clock.spent)
@@ -226,58 +242,65 @@ def audit(
 
 
 def _chosen(
-    one: Images, two: Images, n: int, fpr: Sequence[float], seed: int, source: str
-) -> tuple[Images, Images]:
+    members: Subset, non_members: Subset, n: int, fpr: Sequence[float], seed: int, source: str
+) -> tuple[Subset, Subset]:
     """The images that are scored: as many members as non-members. UserError for too few."""
-    usual = max([USUAL, *(statistics.needed(rate) for rate in fpr if 0 < rate < 1)])
-    others = some(two, n or usual, seed)
-    own = some(one, min(n or usual, max(FEWEST, len(others.ids))), seed)
-    for side, name, advice in (
-        (others, "non-members", "train with --audit-split 0.5, or give --non-members DATA"),
-        (own, "members", "give more by --members DATA"),
+    required = [statistics.required_non_members(rate) for rate in fpr if 0 < rate < 1]
+    most = n or max([DEFAULT_IMAGES, *required])
+    non_members = subsample(non_members, most, seed)
+    members = subsample(members, min(most, max(FEWEST, len(non_members.ids))), seed)
+    for subset, name, advice in (
+        (non_members, "non-members", "train with --audit-split 0.5, or give --non-members DATA"),
+        (members, "members", "give more by --members DATA"),
     ):
-        if len(side.ids) < FEWEST:
+        if len(subset.ids) < FEWEST:
             raise UserError(
-                f"{source}: {len(side.ids)} {name}, and an audit needs {FEWEST}; {advice}"
+                f"{source}: {len(subset.ids)} {name}, and an audit needs {FEWEST}; {advice}"
             )
-    statistics.require(list(fpr), len(others.ids))
-    return own, others
+    statistics.require(list(fpr), len(non_members.ids))
+    return members, non_members
 
 
 # --- what is tried -----------------------------------------------------------------------------
 
 
-def _completion(loaded: model.Model, asked: Asked, progress: Progress | None) -> dict[str, Any]:
+def _completion(
+    loaded: model.Model, setup: AttackSetup, progress: Progress | None
+) -> dict[str, Any]:
     """The error of the hidden half of members and of non-members."""
-    found = []
-    for side, x in zip(asked.sides, asked.patches, strict=True):
-        labels = side.labels(loaded)
+    by_subset = []
+    for subset, x in zip(setup.subsets, setup.patches, strict=True):
+        labels = subset.labels(loaded)
         errors = completion.errors(
             loaded.denoiser,
             x[:COMPLETED],
             labels=None if labels is None else labels[:COMPLETED],
-            seed=asked.seed,
-            batch=asked.batch,
-            progress=named(progress, "completion"),
+            seed=setup.seed,
+            batch=setup.batch,
+            progress=phase_progress(progress, "completion"),
         )
-        found.append(errors.mean(0))
-    return {**completion.advantage(found[0], found[1]), "images": [len(part) for part in found]}
+        by_subset.append(errors.mean(0))
+    return {**completion.advantage(*by_subset), "images": [len(part) for part in by_subset]}
 
 
 def _positive(
-    folder: Path, loaded: model.Model, asked: Asked, weights: str, progress: Progress | None
+    folder: Path,
+    loaded: model.Model,
+    setup: AttackSetup,
+    weights: str,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """The positive control, kept by what it depends on: the weights, the images, the attacks."""
-    patches, mask, seed = asked.patches[1], asked.masks[1], asked.seed
-    labels = asked.sides[1].labels(loaded)
+    patches, mask, seed = setup.patches[1], setup.masks[1], setup.seed
+    labels = setup.subsets[1].labels(loaded)
     # the images lie in the order of the data set, which may be one of classes
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(patches)))
     count = min(controls.COPIED, len(patches) // 2)
     few, rest = order[:count], order[count : count + OTHERS]
     shown = b"" if mask is None or mask.visible is None else mask.visible.numpy().tobytes()
-    told: list[Any] = [model.read_card(folder)["sha256"], weights, loaded.precision, asked.names]
-    told += [asked.sigmas, asked.ensemble, seed, controls.VERSION]
-    name = hashlib.sha256(json.dumps(told).encode())
+    inputs: list[Any] = [model.read_card(folder)["sha256"], weights, loaded.precision, setup.names]
+    inputs += [setup.sigmas, setup.ensemble, seed, controls.VERSION]
+    name = hashlib.sha256(json.dumps(inputs).encode())
     name.update(patches.numpy().tobytes() + shown)
     return controls.cached(
         name.hexdigest()[:32],
@@ -285,11 +308,11 @@ def _positive(
             loaded.denoiser,
             patches[few],
             patches[rest],
-            asked.names,
-            asked.sigmas,
+            setup.names,
+            setup.sigmas,
             labels=None if labels is None else (labels[few], labels[rest]),
             masks=None if mask is None else (attacks.rows(mask, few), attacks.rows(mask, rest)),
             seed=seed,
-            progress=named(progress, "positive control"),
+            progress=phase_progress(progress, "positive control"),
         ),
     )

@@ -1,8 +1,8 @@
 """Scores of one model against those of others: how hard is this image for any model?
 
-A reference model that saw neither side gives each image's difficulty, which is taken from its score
-(Watson et al. 2022, arXiv 2111.08440); it also is a null control, for attacks that succeed on it
-see something else than training. Shadow models are `shadows`.
+A reference model that saw neither members nor non-members gives each image's difficulty, which is
+subtracted from its score (Watson et al. 2022, arXiv 2111.08440); it also is a null control, for
+attacks that succeed on it see something else than training. Shadow models are `shadows`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,25 @@ from underpaint.core.masks import Mask
 from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.privacy import attacks, controls, shadows, statistics
-from underpaint.privacy.membership import Images
+from underpaint.privacy.membership import Subset
 
-__all__ = ["Asked", "Scores", "against_shadows", "named", "null_of", "the_reference"]
+__all__ = [
+    "AttackSetup",
+    "Scores",
+    "calibrate_by_shadows",
+    "load_reference",
+    "null_control",
+    "phase_progress",
+]
 
 Progress = Callable[[str, int, int], None]
 Scores = dict[str, NDArray[np.float64]]  # of each attack, [n, levels]
 
 
-class Asked(NamedTuple):
-    """What every model is asked: the images of both sides, and what of them is seen."""
+class AttackSetup(NamedTuple):
+    """How every model is attacked: on which images, and what is seen of them."""
 
-    sides: tuple[Images, Images]
+    subsets: tuple[Subset, Subset]  # members, non-members
     patches: list[Tensor]  # [n, N, P] of members, of non-members
     masks: list[Mask | None]
     names: list[str]  # of the attacks
@@ -42,27 +49,27 @@ class Asked(NamedTuple):
     batch: int
 
     def scores(self, loaded: model.Model, what: str, progress: Progress | None) -> list[Scores]:
-        """The scores of both sides by `loaded`, whose labels may be numbered in its own way."""
+        """The scores of members and of non-members by `loaded`, whose label numbers may differ."""
         return [
             attacks.scores(
                 loaded.denoiser,
                 self.patches[i],
                 self.names,
                 self.sigmas,
-                labels=side.labels(loaded),
+                labels=subset.labels(loaded),
                 mask=self.masks[i],
                 seed=self.seed,
                 ensemble=self.ensemble,
                 batch=self.batch,
-                progress=named(progress, f"{what}, {('members', 'non-members')[i]}"),
+                progress=phase_progress(progress, f"{what}, {('members', 'non-members')[i]}"),
             )
-            for i, side in enumerate(self.sides)
+            for i, subset in enumerate(self.subsets)
         ]
 
 
-def the_reference(source: str | Path, loaded: model.Model, asked: Asked) -> model.Model:
-    """The reference model. Raises UserError if it is of another space, or has seen a side."""
-    other = _beside(loaded, source)
+def load_reference(source: str | Path, loaded: model.Model, setup: AttackSetup) -> model.Model:
+    """The reference model. Raises UserError if it is of another space, or has seen the images."""
+    other = _load_like(loaded, source)
     shapes = [
         (m.spec.size, m.spec.channels, m.spec.space, m.space.grid, m.space.patch_dim)
         for m in (other, loaded)
@@ -75,10 +82,10 @@ def the_reference(source: str | Path, loaded: model.Model, asked: Asked) -> mode
     place = next((p for p in model.find(source).parents if (p / "images.json").is_file()), None)
     if place:
         seen = set(json.loads((place / "images.json").read_text(encoding="utf-8"))["trained"])
-        for side in asked.sides:
-            if not isinstance(side.dataset, Dataset):
+        for subset in setup.subsets:
+            if not isinstance(subset.dataset, Dataset):
                 continue
-            if any(side.dataset.file_sha256[i] in seen for i in side.ids.tolist()):
+            if any(subset.dataset.file_sha256[i] in seen for i in subset.ids.tolist()):
                 raise UserError(
                     f"reference {source}: was trained on images of this audit; give one that saw "
                     "neither members nor non-members"
@@ -86,49 +93,51 @@ def the_reference(source: str | Path, loaded: model.Model, asked: Asked) -> mode
     return other
 
 
-def null_of(base: list[Scores], names: Sequence[str]) -> dict[str, Any]:
-    """The attacks on the reference model, which saw neither side."""
+def null_control(base: list[Scores], names: Sequence[str]) -> dict[str, Any]:
+    """The attacks on the reference model, which saw none of the images."""
     confidence = 1 - (1 - controls.CONFIDENCE) / len(names)
-    found = {
+    results = {
         name: statistics.evaluate(base[0][name], base[1][name], fpr=(), confidence=confidence)
         for name in names
     }
-    passed = all(own["two_sided"] >= 1 - confidence for own in found.values())
-    return {"auc": {name: own["auc"] for name, own in found.items()}, "passed": passed}
+    passed = all(result["two_sided"] >= 1 - confidence for result in results.values())
+    return {"auc": {name: result["auc"] for name, result in results.items()}, "passed": passed}
 
 
-def against_shadows(
+def calibrate_by_shadows(
     scores: list[Scores],
     trained: list[shadows.Shadow],
-    asked: Asked,
+    setup: AttackSetup,
     loaded: model.Model,
     progress: Progress | None,
 ) -> tuple[dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], dict[str, Any]]:
-    """The scores against those of the shadow models, and what these show of themselves."""
+    """The scores calibrated by the shadow models, and how well these models are attacked."""
     each = []
     for i, shadow in enumerate(trained):
-        other = _beside(loaded, shadow.folder)
-        each.append(asked.scores(other, f"shadow model {i + 1} of {len(trained)}", progress))
-    inside = [np.stack([shadow.has(side) for shadow in trained]) for side in asked.sides]
-    better, ground = {}, {}
-    for name in asked.names:
-        stacked = [np.stack([own[i][name] for own in each]) for i in (0, 1)]
-        calibrated = [shadows.calibrate(scores[i][name], stacked[i], inside[i]) for i in (0, 1)]
-        better[f"{name}, shadows"] = (calibrated[0], calibrated[1])
-        ground[name] = shadows.ground(np.concatenate(stacked, 1), np.concatenate(inside, 1))
-    return better, {
+        other = _load_like(loaded, shadow.folder)
+        each.append(setup.scores(other, f"shadow model {i + 1} of {len(trained)}", progress))
+    inside = [
+        np.stack([shadow.trained_on(subset) for shadow in trained]) for subset in setup.subsets
+    ]
+    calibrated, expected = {}, {}
+    for name in setup.names:
+        stacked = [np.stack([by_shadow[i][name] for by_shadow in each]) for i in (0, 1)]
+        one, two = (shadows.calibrate(scores[i][name], stacked[i], inside[i]) for i in (0, 1))
+        calibrated[f"{name}, shadows"] = (one, two)
+        expected[name] = shadows.expected_auc(np.concatenate(stacked, 1), np.concatenate(inside, 1))
+    return calibrated, {
         "models": len(trained),
         "rule": shadows.rule(len(trained)),
         "images_each": int(np.mean([len(shadow.inside) for shadow in trained])),
-        "auc_on_themselves": ground,
+        "auc_on_themselves": expected,
     }
 
 
-def named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+def phase_progress(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
     """`progress` for one phase."""
     return None if progress is None else lambda done, total: progress(what, done, total)
 
 
-def _beside(loaded: model.Model, source: str | Path) -> model.Model:
+def _load_like(loaded: model.Model, source: str | Path) -> model.Model:
     """Another model, on the same device and in the same precision."""
     return model.load(source, device=str(loaded.device), precision=loaded.precision)

@@ -1,13 +1,13 @@
 """Data-set inference: was this collection used for training, taken as a whole?
 
-A single image tells little; a hundred tell together (CDI, Dubiński et al. 2025, arXiv 2411.12858).
-From all scores of the attacks a logistic model learns, on half of the suspects and half of images
-of the same distribution that were never used, which is which. On the other halves
+A single image gives little evidence; a hundred together give much (CDI, Dubiński et al. 2025, arXiv
+2411.12858). From all scores of the attacks a logistic model learns, on half of the suspects and
+half of images of the same distribution that were never used, which is which. On the other halves
 
     H0: the suspects' mean score is not higher than that of the never-used images
 
 is tested by Welch's one-sided t. The p-values of several random splits, which depend on each other
-in ways unknown, are put together as twice their median: valid whatever the dependence (Rüger 1978;
+in ways unknown, are combined as twice their median: valid whatever the dependence (Rüger 1978;
 Meinshausen et al. 2009). So the chance of accusing an honest model is at most the level asked for.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from underpaint.privacy.statistics import halves
+from underpaint.privacy.statistics import calibration_split
 
 __all__ = ["fit", "infer", "predict"]
 
@@ -35,17 +35,16 @@ def fit(
     """
     sign = np.where(positive, 1.0, -1.0)
     design = np.concatenate([features, np.ones((len(features), 1))], 1)
-    own = np.full(design.shape[1], penalty)
-    own[-1] = 0.0  # the constant is free
+    penalties = np.full(design.shape[1], penalty)
+    penalties[-1] = 0.0  # the constant is free
 
     def value(w: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         margin = sign * (design @ w)
-        loss = float(np.logaddexp(0, -margin).sum() + 0.5 * (own * w**2).sum())
-        return loss, design.T @ (-sign * special.expit(-margin)) + own * w
+        loss = float(np.logaddexp(0, -margin).sum() + 0.5 * (penalties * w**2).sum())
+        return loss, design.T @ (-sign * special.expit(-margin)) + penalties * w
 
     start = np.zeros(design.shape[1])
-    found = optimize.minimize(value, start, jac=True, method="L-BFGS-B").x
-    return np.asarray(found, np.float64)
+    return np.asarray(optimize.minimize(value, start, jac=True, method="L-BFGS-B").x, np.float64)
 
 
 def predict(weights: NDArray[np.float64], features: Features) -> NDArray[np.float64]:
@@ -66,15 +65,15 @@ def infer(
     """Test whether `suspects` [m, F] were used, against images `never` [n, F] that were not.
 
     Returns the aggregated p-value, those of the splits and the numbers of images.
-    Raises ValueError for fewer than eight a side.
+    Raises ValueError for fewer than eight of either.
     """
     if min(len(suspects), len(never)) < 8:
         raise ValueError(f"{len(suspects)} suspects and {len(never)} others: give eight of each")
-    found = []
+    p_values = []
     for split in range(splits):
-        own = np.random.default_rng([seed, split]).integers(2**31)
-        fit_s, test_s = halves(len(suspects), int(own))
-        fit_n, test_n = halves(len(never), int(own) + 1)
+        split_seed = int(np.random.default_rng([seed, split]).integers(2**31))
+        fit_s, test_s = calibration_split(len(suspects), split_seed)
+        fit_n, test_n = calibration_split(len(never), split_seed + 1)
         known = np.concatenate([suspects[fit_s], never[fit_n]])
         labels = np.arange(len(known)) < len(fit_s)
         weights = fit(scaled(known, known), labels)
@@ -82,13 +81,13 @@ def infer(
             predict(weights, scaled(part, known)) for part in (suspects[test_s], never[test_n])
         )
         if one.std() + two.std() == 0:
-            found.append(1.0)
+            p_values.append(1.0)
             continue
         test = stats.ttest_ind(one, two, equal_var=False, alternative="greater")
-        found.append(float(test.pvalue))
+        p_values.append(float(test.pvalue))
     return {
-        "p_value": min(1.0, 2 * float(np.median(found))),
-        "splits": found,
+        "p_value": min(1.0, 2 * float(np.median(p_values))),
+        "splits": p_values,
         "suspects": len(suspects),
         "never_used": len(never),
         "features": suspects.shape[1],

@@ -6,12 +6,12 @@ and before each step what is known is put where it would be at that level,
     x[visible] := x0[visible] + sigma n[visible]        n drawn anew at each step
 
 With one n for all steps the model would be shown the same blurred evidence again and again, and
-settle for another image before it can tell. It still may, for at high levels the hidden half has a
-say, too: so each step is taken `repeats` times, with noise in between that brings x back to where
+settle for another image too early. It still may, since at high levels the hidden half matters,
+too: so each step is taken `repeats` times, with noise in between that brings x back to where
 the step began (RePaint, Lugmayr et al. 2022, arXiv 2201.09865).
 
 At the end the hidden patches are compared with the truth. A good model completes every image
-somewhat; one that remembers an image completes that one better than its like:
+somewhat; one that remembers an image completes that one better than images it never saw:
 
     advantage = mean over non-members of the hidden patches' squared error − mean over members
 
@@ -70,18 +70,18 @@ def complete(
     known = gather(patches, visible)
     mask = whole(denoiser.backbone.grid)  # type: ignore[arg-type]
 
-    def drawn() -> Tensor:
+    def sample_noise() -> Tensor:
         return noise().to(known).expand(len(known), -1, -1)
 
-    x = drawn() * float(sigmas[0])
+    x = sample_noise() * float(sigmas[0])
     for sigma, below in pairwise(sigmas.tolist()):
         again = repeats if FROM < sigma < TO else 1
         for i in range(again):
-            x = x.scatter(1, ids, known + sigma * gather(drawn(), visible))
+            x = x.scatter(1, ids, known + sigma * gather(sample_noise(), visible))
             x0 = denoiser.denoise(x, sigma, labels, mask)
             x = x0 + below / sigma * (x - x0)  # Euler
             if i < again - 1:
-                x = x + math.sqrt(sigma**2 - below**2) * drawn()
+                x = x + math.sqrt(sigma**2 - below**2) * sample_noise()
     return x.scatter(1, ids, known)
 
 
@@ -112,7 +112,7 @@ def errors(
     with evaluating(denoiser):
         for start in range(0, n, batch):
             x0 = patches[start : start + batch].to(device).float()
-            own = None if labels is None else labels[start : start + batch].to(device)
+            condition = None if labels is None else labels[start : start + batch].to(device)
             for i in range(draws):
                 visible, hidden = (
                     part[i].to(device).expand(len(x0), *part[i].shape)
@@ -121,30 +121,28 @@ def errors(
                 # begun anew for each batch, so that every image meets the same noises
                 g = torch.Generator().manual_seed(key(seed, "completion", "noise", i))
                 noise = partial(torch.randn, 1, N, P, generator=g)
-                found = complete(denoiser, x0, visible, levels, noise, own, repeats)
-                squares = (gather(found, hidden) - gather(x0, hidden)).square().mean((1, 2))
+                completed = complete(denoiser, x0, visible, levels, noise, condition, repeats)
+                squares = (gather(completed, hidden) - gather(x0, hidden)).square().mean((1, 2))
                 result[i, start : start + batch] = squares.double().cpu().numpy()
             if progress:
                 progress(min(start + batch, n), n)
     return result
 
 
-def advantage(members: NDArray[np.float64], others: NDArray[np.float64]) -> dict[str, Any]:
+def advantage(members: NDArray[np.float64], non_members: NDArray[np.float64]) -> dict[str, Any]:
     """How much better members are completed: the difference with its 95 % interval, p, and AUC."""
-    difference = float(others.mean() - members.mean())
-    test = stats.ttest_ind(others, members, equal_var=False, alternative="greater")
-    m, n = len(members), len(others)
-    one, two = members.var(ddof=1) / m, others.var(ddof=1) / n
-    reach = 0.0
-    if one + two > 0:
-        freedom = (one + two) ** 2 / (one**2 / (m - 1) + two**2 / (n - 1))
-        reach = float(stats.t.ppf(0.975, freedom)) * math.sqrt(one + two)
+    difference = float(non_members.mean() - members.mean())
+    low, high, p_value = difference, difference, 1.0
+    if members.std() + non_members.std() > 0:
+        welch = partial(stats.ttest_ind, non_members, members, equal_var=False)
+        low, high = welch().confidence_interval(0.95)
+        p_value = welch(alternative="greater").pvalue
     return {
         "advantage": difference,
-        "low": difference - reach,
-        "high": difference + reach,
+        "low": float(low),
+        "high": float(high),
         "member_error": float(members.mean()),
-        "non_member_error": float(others.mean()),
-        "p_value": float(test.pvalue) if one + two > 0 else 1.0,
-        "auc": auc(members, others)._asdict(),
+        "non_member_error": float(non_members.mean()),
+        "p_value": float(p_value),
+        "auc": auc(members, non_members)._asdict(),
     }

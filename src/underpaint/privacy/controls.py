@@ -1,13 +1,13 @@
 """Controls: would these attacks have found a leak here, and do they find one where none can be?
 
-Null. A classifier that never asks the model learns on half of the images to tell members from
-non-members by their pixels. If it can, the two sides differ (another camera, another year), and an
+Null. A classifier that never asks the model learns on half of the images to separate members from
+non-members by their pixels. If it can, the two differ (another camera, another year), and an
 attack's success would say nothing of the model (Duan et al. 2024, arXiv 2402.07841, found most
 published successes to be of this kind).
 
 Positive. A copy of the audited model is trained on 64 non-members until the attacks find them among
 the other non-members. If even that cannot be seen, not seeing a leak means nothing. Every attack is
-made on the copy, so that the result also tells which of them work on this model.
+made on the copy, so that the result also shows which of them work on this model.
 """
 
 from __future__ import annotations
@@ -31,34 +31,37 @@ from underpaint.data import cache
 from underpaint.io import replace_text
 from underpaint.privacy import cdi
 from underpaint.privacy.attacks import rows, scores
-from underpaint.privacy.statistics import auc, by_chance, halves
+from underpaint.privacy.statistics import auc, calibration_split, mann_whitney
 from underpaint.training.seeding import key
 
 __all__ = ["CONFIDENCE", "COPIED", "ENOUGH", "VERSION", "blind", "cached", "overfit"]
 
 CONFIDENCE = 0.999  # of the null: an audit is refused once in a thousand for no reason
 ENOUGH = 0.9  # AUC that the positive control must exceed
-COPIED = 64  # non-members that the copy learns by heart
+COPIED = 64  # non-members that the copy memorizes
 VERSION = 2  # of what `cached` keeps
 CHECKS = (100, 200, 400, 800, 1600)  # steps after which the copy is attacked
 BATCH, RATE = 32, 1e-3
-FIRST, SEEN = "loss", 200  # the attack that tells when to stop, and images a side of it
+FIRST, SEEN = "loss", 200  # the attack that decides when to stop, and images of each for it
 
 
-def blind(members: NDArray[np.uint8], others: NDArray[np.uint8], seed: int = 0) -> dict[str, Any]:
+def blind(
+    members: NDArray[np.uint8], non_members: NDArray[np.uint8], seed: int = 0
+) -> dict[str, Any]:
     """The AUC of a classifier on images [n, H, W, C] alone, with its 99.9 % interval."""
-    one, two = _summary(members), _summary(others)
-    (fit_m, test_m), (fit_n, test_n) = halves(len(one), seed), halves(len(two), seed + 1)
+    one, two = _summary(members), _summary(non_members)
+    fit_m, test_m = calibration_split(len(one), seed)
+    fit_n, test_n = calibration_split(len(two), seed + 1)
     known = np.concatenate([one[fit_m], two[fit_n]])
     centre, spread = known.mean(0), known.std(0)
     spread[spread == 0] = 1
     labels = np.arange(len(known)) < len(fit_m)
     weights = cdi.fit((known - centre) / spread, labels, penalty=10.0)
     low = [-cdi.predict(weights, (part - centre) / spread) for part in (one[test_m], two[test_n])]
-    found = auc(low[0], low[1], CONFIDENCE)
+    area = auc(low[0], low[1], CONFIDENCE)
     # the test of that interval, exact where the images are few
-    passed = by_chance(low[0], low[1], "two-sided") >= 1 - CONFIDENCE
-    return {"auc": found._asdict(), "passed": passed}
+    passed = mann_whitney(low[0], low[1], "two-sided") >= 1 - CONFIDENCE
+    return {"auc": area._asdict(), "passed": passed}
 
 
 def overfit(
@@ -73,7 +76,7 @@ def overfit(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Train a copy on `learned` [m, N, P] until an attack tells them from `others` [n, N, P].
+    """Train a copy on `learned` [m, N, P] until an attack separates them from `others` [n, N, P].
 
     `labels` and `masks` of both, as the audited model is attacked with. The copy is attacked with
     everything in `names`; returns each one's best AUC over the levels.
@@ -83,21 +86,19 @@ def overfit(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(key(seed, "control"))
     optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
-    sides = [learned.to(device), others.to(device)]
-    both = [None, None] if labels is None else [part.to(device) for part in labels]
+    images = [learned.to(device), others.to(device)]
+    conditions = [None, None] if labels is None else [part.to(device) for part in labels]
     grid: tuple[int, int] = denoiser.backbone.grid  # type: ignore[assignment]
     shown = (whole(grid), whole(grid)) if masks is None else masks
 
-    def tried(attacks: Sequence[str], most: int | None) -> dict[str, float]:
+    def best_auc(attacks: Sequence[str], most: int | None) -> dict[str, float]:
         """Each attack's best AUC over the levels, against at most so many of the others."""
-        pair = [
-            scores(model, x[:most], attacks, sigmas, labels=y, mask=own, seed=seed)
-            for x, y, own in zip(sides, both, shown, strict=True)
-        ]
+        members, rest = (
+            scores(model, x[:most], attacks, sigmas, labels=y, mask=mask, seed=seed)
+            for x, y, mask in zip(images, conditions, shown, strict=True)
+        )
         return {
-            name: max(
-                auc(pair[0][name][:, i], pair[1][name][:, i]).value for i in range(len(sigmas))
-            )
+            name: max(auc(members[name][:, i], rest[name][:, i]).value for i in range(len(sigmas)))
             for name in attacks
         }
 
@@ -105,12 +106,12 @@ def overfit(
     for until in CHECKS:
         for _ in range(until - done):
             ids = torch.randint(len(learned), (min(BATCH, len(learned)),), generator=generator)
-            x0 = sides[0][ids]
+            x0 = images[0][ids]
             t = model.process.draw_t(len(ids), generator, device)
             noise = torch.randn(x0.shape, generator=generator).to(device)
-            own = None if both[0] is None else both[0][ids]
-            seen = rows(shown[0], ids, device)
-            loss = masked_loss(model, x0, own, seen, t=t, noise=noise).mean
+            condition = None if conditions[0] is None else conditions[0][ids]
+            mask = rows(shown[0], ids, device)
+            loss = masked_loss(model, x0, condition, mask, t=t, noise=noise).mean
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -118,13 +119,13 @@ def overfit(
         done = until
         if progress:
             progress(done, CHECKS[-1])
-        # one attack tells when it is enough; all are made once, at the end
-        if max(tried([FIRST if FIRST in names else names[0]], SEEN).values()) > enough:
+        # one attack decides when it is enough; all are made once, at the end
+        if max(best_auc([FIRST if FIRST in names else names[0]], SEEN).values()) > enough:
             break
-    found = tried(names, None)
-    best = max(found.values())
+    areas = best_auc(names, None)
+    best = max(areas.values())
     return {
-        "auc": found,
+        "auc": areas,
         "best": best,
         "passed": best > ENOUGH,
         "steps": done,

@@ -1,8 +1,12 @@
-"""Samples of a model against its training images, over pixels and, if asked, over features.
+"""Memorisation: how many samples are copies of training images, by pixels and, if asked, features?
 
-`memorisation` has the ratios and the counts; here is what they are counted of. In features a copy
-is found that was shifted or recoloured, as far as the network does not care; it was made for
-photographs, so the threshold that counts there is the one of the held-out images.
+A sample is a copy where its nearest training image is much nearer than the others: by the ratios of
+`evaluation.nearest`, below 1/3, and below that of all but 0.1 % of the held-out images, which no
+model can have copied. Exact duplicates among the training images are removed first, for two equal
+images would hide each other's copies; near duplicates are shown, since models copy them most.
+
+In features a copy is found that was shifted or recoloured, as far as the network does not care; it
+was made for photographs, so the threshold that counts there is the one of the held-out images.
 """
 
 from __future__ import annotations
@@ -11,29 +15,52 @@ import contextlib
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from underpaint import model
 from underpaint.data import Dataset, cache
-from underpaint.evaluation import feature_cache, features
+from underpaint.evaluation import feature_cache, features, nearest
+from underpaint.evaluation.intervals import of_proportion
+from underpaint.evaluation.nearest import THIRD, Ratios, distance_ratios
 from underpaint.evaluation.results import digest
-from underpaint.privacy import memorisation
-from underpaint.privacy.membership import Images
+from underpaint.privacy.membership import Subset, distinct
 from underpaint.training.distributed import World
 
-__all__ = ["Pair", "copies"]
+__all__ = ["Copies", "ImagePair", "Nearest", "find_copies", "near_duplicates", "search"]
 
-Pair = tuple[NDArray[np.uint8], NDArray[np.uint8], float]  # sample, training image, ratio
+QUANTILE = 0.001
+SHOWN = 16  # images with the lowest ratios
+SEARCHED = 10_000  # images whose near-duplicates are looked for
+LEAST = 3  # training images: a nearest, a second nearest and one more
+
+ImagePair = tuple[NDArray[np.uint8], NDArray[np.uint8], float]  # sample, training image, ratio
 Progress = Callable[[str, int, int], None]
 
 
-def copies(
+class Nearest(NamedTuple):
+    """Images and the training image nearest to each, by rising ratio."""
+
+    which: NDArray[np.int64]  # [k] positions among what was searched
+    ids: NDArray[np.int64]  # [k] of the training images
+    ratios: NDArray[np.float64]  # [k]
+    distances: NDArray[np.float64]  # [k] grey levels, root mean square over the numbers
+
+
+class Copies(NamedTuple):
+    """The result of a search."""
+
+    result: dict[str, Any]  # numbers for the JSON
+    worst: Nearest  # by the ratio `second`
+
+
+def find_copies(
     loaded: model.Model,
-    one: Images,
-    others: Images,
+    members: Subset,
+    non_members: Subset,
     samples: int,
     *,
     seed: int = 0,
@@ -41,72 +68,167 @@ def copies(
     extractor: features.Extractor | None = None,
     phase: Callable[[str], contextlib.AbstractContextManager[None]],
     progress: Progress | None = None,
-) -> tuple[dict[str, Any], dict[str, list[Pair]]]:
-    """Draw samples, with the labels of members, and search all members for what they copy.
+) -> tuple[dict[str, Any], dict[str, list[ImagePair]]]:
+    """Sample with the labels of members, and search all members for what the samples copy.
 
-    Returns the numbers by space, and in each space the worst pairs. `phase` is entered with the
-    name of what is done, `progress` called with a name, images done and images in all.
+    Returns the numbers by space, and in each space the pairs with the lowest ratios. `phase` is
+    entered with the name of each phase, `progress` called with a name, images done and in all.
     """
-    dataset, held_out = one.dataset, others.dataset
+    dataset, held_out = members.dataset, non_members.dataset
     if not isinstance(dataset, Dataset) or not isinstance(held_out, Dataset):
         raise TypeError("sealed images are not whole")
-    labels = one.labels(loaded)
+    labels = members.labels(loaded)
     rng = np.random.default_rng(seed)
     chosen: list[str | int] | None = None
     if labels is not None:
         chosen = [int(labels[i]) for i in rng.integers(0, len(labels), samples)]
     with phase("samples"):
-        drawn = loaded.sample(
+        sampled = loaded.sample(
             samples,
             seed=seed,
             labels=chosen,
             batch=batch,
             progress=progress and partial(progress, "samples"),
         )
-    ids = memorisation.distinct(dataset, one.ids)
+    ids = distinct(dataset, members.ids)
     images = dataset.images
     with phase("copies"):
-        spaces = {"pixels": memorisation.search(drawn, held_out.batch(others.ids), images, ids)}
-        twins = memorisation.near_duplicates(images, ids)
+        spaces = {"pixels": search(sampled, held_out.batch(non_members.ids), images, ids)}
+        duplicates = near_duplicates(images, ids)
     if extractor is not None:
         with phase("features"):
-            spaces[extractor.name] = memorisation.search(
-                extractor(drawn),
-                _features(held_out, others.ids, extractor, None),
+            spaces[extractor.name] = search(
+                extractor(sampled),
+                _features(held_out, non_members.ids, extractor, None),
                 _features(dataset, ids, extractor, progress),
                 np.arange(len(ids)),
             )
+    shown = [part[:SHOWN].tolist() for part in duplicates[:3]]
     result: dict[str, Any] = {
         "samples": samples,
         "training_images": len(ids),
-        "spaces": {space: found.result for space, found in spaces.items()},
+        "spaces": {space: copies.result for space, copies in spaces.items()},
         "extractor": None if extractor is None else extractor.identity,
-        "removed_duplicates": len(one.ids) - len(ids),
-        "near_duplicates_searched": min(len(ids), memorisation.SEARCHED),
-        "near_duplicate_pairs": len(twins.ids),
+        "removed_duplicates": len(members.ids) - len(ids),
+        "near_duplicates_searched": min(len(ids), SEARCHED),
+        "near_duplicate_pairs": len(duplicates.ids),
         "near_duplicates": [
-            [dataset.names[i], dataset.names[j], ratio]
-            for i, j, ratio in zip(
-                twins.which[: memorisation.SHOWN].tolist(),
-                twins.ids[: memorisation.SHOWN].tolist(),
-                twins.ratios[: memorisation.SHOWN].tolist(),
-                strict=True,
-            )
+            [dataset.names[i], dataset.names[j], ratio] for i, j, ratio in zip(*shown, strict=True)
         ],
     }
     pairs = {}
-    for space, found in spaces.items():
-        worst = found.worst
-        there = worst.ids if space == "pixels" else ids[worst.ids]
+    for space, (_, worst) in spaces.items():
+        of_dataset = worst.ids if space == "pixels" else ids[worst.ids]
         pairs[space] = [
-            (drawn[i], images[j], float(ratio))
-            for i, j, ratio in zip(worst.which, there, worst.ratios, strict=True)
+            (sampled[i], images[j], float(ratio))
+            for i, j, ratio in zip(worst.which, of_dataset, worst.ratios, strict=True)
         ]
     pairs["near duplicates"] = [
-        (images[i], images[j], float(ratio))
-        for i, j, ratio in zip(twins.which, twins.ids, twins.ratios, strict=True)
-    ][: memorisation.SHOWN]
+        (images[i], images[j], ratio) for i, j, ratio in zip(*shown, strict=True)
+    ]
     return result, pairs
+
+
+def search(
+    samples: nearest.Images,
+    held_out: nearest.Images | None,
+    images: nearest.Images,
+    ids: NDArray[np.int64],
+) -> Copies:
+    """Look for copies of `images[ids]`, all different, among `samples` [n, H, W, C] (or [n, D]).
+
+    Raises ValueError for fewer than three training images.
+    """
+    if len(ids) < LEAST:
+        raise ValueError(f"{len(ids)} training images: a ratio of distances needs {LEAST}")
+    ratios = distance_ratios(samples, images, ids)
+    base = None
+    if held_out is not None and len(held_out):
+        base = distance_ratios(held_out, images, ids)
+    result: dict[str, Any] = {
+        "samples": len(samples),
+        "training_images": len(ids),
+        "held_out": 0 if base is None else len(base.ids),
+        "exact": int((ratios.distances == 0).sum()),
+        "ratios": {
+            "second": _counts(ratios.second, base and base.second),
+            "next": _counts(ratios.next, base and base.next),
+        },
+    }
+    order = np.argsort(ratios.second, kind="stable")[:SHOWN]
+    return Copies(result, _ordered(np.arange(len(samples)), ratios, ratios.second, order, images))
+
+
+def near_duplicates(
+    images: nearest.Images, ids: NDArray[np.int64], most: int = SEARCHED
+) -> Nearest:
+    """Training images that stand out as near to another: d1/mean(d2 … d51) below 1/3.
+
+    Of more than `most` images a random `most` are compared with all.
+    """
+    chosen = ids
+    if len(ids) > most:
+        chosen = np.sort(np.random.default_rng(0).choice(ids, most, replace=False))
+    ratios = distance_ratios(images[chosen], images, ids, skip=1)
+    order = np.argsort(ratios.next, kind="stable")
+    order = order[ratios.next[order] < THIRD]
+    both = np.sort(np.stack([chosen[order], ratios.ids[order]], 1), 1)
+    order = order[np.sort(np.unique(both, axis=0, return_index=True)[1])]  # each pair once
+    return _ordered(chosen, ratios, ratios.next, order, images)
+
+
+def _ordered(
+    which: NDArray[np.int64],
+    ratios: Ratios,
+    values: NDArray[np.float64],
+    order: NDArray[np.int64],
+    images: nearest.Images,
+) -> Nearest:
+    rms = ratios.distances[order] / np.sqrt(np.prod(images.shape[1:]))
+    return Nearest(which[order], ratios.ids[order], values[order], rms)
+
+
+def _counts(values: NDArray[np.float64], background: NDArray[np.float64] | None) -> dict[str, Any]:
+    """Copies by the fixed threshold and by that of held-out images, and how far beyond chance.
+
+    `p_value` of `third` is Fisher's, one-sided: more samples than held-out images lie below 1/3.
+    """
+    n = len(values)
+    below = int((values < THIRD).sum())
+    result: dict[str, Any] = {"third": {**_share(below, n), "threshold": THIRD}, "quantile": None}
+    if background is None:
+        return result
+    m = len(background)
+    expected = int((background < THIRD).sum())
+    table = np.array([[below, n - below], [expected, m - expected]])
+    result["third"] |= {
+        "held_out_count": expected,
+        "p_value": float(stats.fisher_exact(table, "greater").pvalue),
+    }
+    threshold = float(np.quantile(background, QUANTILE, method="lower"))
+    count = int((values < threshold).sum())
+    result["quantile"] = {
+        **_share(count, n),
+        "threshold": threshold,
+        "p_value": _below(count, n, int((background < threshold).sum()), m),
+    }
+    return result
+
+
+def _below(count: int, n: int, rank: int, m: int) -> float:
+    """P(so many of `n` lie below the one of `m` that has `rank` others of the `m` below it).
+
+    The threshold is one of the `m` itself, so that this is no binomial: `count` come before it if
+    among the first count + rank of all in their order there are at most `rank` of the `m`.
+    """
+    if count == 0:
+        return 1.0
+    return float(stats.hypergeom.cdf(rank, n + m, m, count + rank))
+
+
+def _share(count: int, trials: int) -> dict[str, Any]:
+    share = of_proportion(count, trials)
+    return {"count": count, "share": share.value, "low": share.low, "high": share.high}
 
 
 def _features(
@@ -118,14 +240,13 @@ def _features(
     """Features [n, D] of the images `ids`, kept in the cache by content."""
     key = digest(json.dumps([dataset.key, extractor.identity]), ids.astype(np.int64).tobytes())
     folder = cache.root() / "features" / key
-    alone = World(0, 1, extractor.device)
 
-    def said(done: int) -> None:
+    def report(done: int) -> None:
         if progress:
             progress("features", done, len(ids))
 
     def read(start: int, count: int) -> NDArray[np.uint8]:
         return dataset.batch(ids[start : start + count])
 
-    feature_cache.fill(folder, len(ids), read, extractor, alone, said)
+    feature_cache.fill(folder, len(ids), read, extractor, World(0, 1, extractor.device), report)
     return feature_cache.read(folder, len(ids))

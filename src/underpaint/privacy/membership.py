@@ -1,9 +1,9 @@
-"""Who is who in an audit: members, non-members, and what of each image an attack may see.
+"""The data of an audit: members, non-members, and what of each image an attack may see.
 
 Members are the images that a run recorded as trained on (`images.json`), non-members those it held
 out; lists of images can be given instead. Of sealed data there are the visible patches alone: then
-the records that were trained on and those held out at sealing are the two sides, under the masks
-that the model was trained with.
+the records that were trained on are the members and those held out at sealing the non-members,
+under the masks that the model was trained with.
 
 What is seen of an image follows the run's last stage: all of it if that had whole images; the same
 patches in training and attack where masks were fixed; else one mask of the stage's kind for all.
@@ -27,18 +27,26 @@ from underpaint.core.masks import Mask, draw, showing
 from underpaint.core.spaces import from_uint8, levels
 from underpaint.data import Dataset, latents, prepare
 from underpaint.errors import UserError
-from underpaint.privacy import attacks, memorisation
+from underpaint.privacy import attacks
 from underpaint.sealed import format as sealed
 from underpaint.sealed.format import Sealed
 from underpaint.training.step import mask_seed
 
-__all__ = ["FEWEST", "Images", "Sides", "numbers_of", "recorded_run", "sides", "some"]
+__all__ = [
+    "FEWEST",
+    "MembershipData",
+    "Subset",
+    "distinct",
+    "label_indices",
+    "load",
+    "subsample",
+]
 
-FEWEST = 16  # images a side: eight to choose on and eight to score on
+FEWEST = 16  # members, and non-members: eight to calibrate on and eight to evaluate on
 
 
-class Images(NamedTuple):
-    """One side: rows of a data set."""
+class Subset(NamedTuple):
+    """Rows of a data set: the members or the non-members."""
 
     dataset: Dataset | Sealed
     ids: NDArray[np.int64]
@@ -72,36 +80,38 @@ class Images(NamedTuple):
         """[n], −1 where the model does not know the label's name; None for one without labels."""
         if not loaded.label_names:
             return None
-        table = numbers_of(self.dataset.label_names, loaded.label_names)
+        table = label_indices(self.dataset.label_names, loaded.label_names)
         return torch.from_numpy(table[self.dataset.labels[self.ids]])
 
 
-class Sides(NamedTuple):
-    """Both sides, and the run whose recipe tells what a model has seen of an image."""
+class MembershipData(NamedTuple):
+    """Members, non-members, and the run whose recipe says what a model has seen of an image."""
 
     run: config.Run | None
     place: Path | None  # the run's folder
-    members: Images
-    non_members: Images
+    members: Subset
+    non_members: Subset
     notes: list[str]  # what the reader has to know of them
 
     def masks(
-        self, loaded: model.Model, own: Images, others: Images, seed: int
+        self, loaded: model.Model, members: Subset, non_members: Subset, seed: int
     ) -> tuple[list[Mask | None], attacks.Ensemble, str]:
-        """What is seen of the images of either side, the run's kind of random masks, and in words.
+        """What is seen of members and non-members, the run's random masks, and the first in words.
 
         None: whole images.
         """
         last = list(self.run.stages.values())[-1] if self.run else None
         ensemble = _ensemble(self.run, loaded)
-        if isinstance(own.dataset, Sealed):
-            found: list[Mask | None] = [_shown(side, loaded) for side in (own, others)]
-            return found, ensemble, "the patches that were kept of each image at sealing"
+        if isinstance(members.dataset, Sealed):
+            kept: list[Mask | None] = [_shown(part, loaded) for part in (members, non_members)]
+            return kept, ensemble, "the patches that were kept of each image at sealing"
         if last is None or last.mask == "none":
             return [None, None], ensemble, "whole images"
-        if last.fixed and not sealed.is_sealed((last.data or own.data).source):
-            found = [_fixed(last, side, loaded) for side in (own, others)]
-            return found, ensemble, "of each image the patches of its own fixed mask"
+        if last.fixed and not sealed.is_sealed((last.data or members.data).source):
+            fixed: list[Mask | None] = [
+                _fixed(last, part, loaded) for part in (members, non_members)
+            ]
+            return fixed, ensemble, "of each image the patches of its own fixed mask"
         generator = torch.Generator().manual_seed(seed)
         multiple = loaded.denoiser.stride
         mask = draw(
@@ -115,13 +125,15 @@ class Sides(NamedTuple):
         )
         if mask.visible is None:
             return [None, None], ensemble, "whole images"
-        both: list[Mask | None] = [_spread(mask, len(side.ids)) for side in (own, others)]
-        return both, ensemble, "the same patches of every image"
+        same: list[Mask | None] = [_repeat(mask, len(part.ids)) for part in (members, non_members)]
+        return same, ensemble, "the same patches of every image"
 
 
-def sides(folder: Path, loaded: model.Model, members: str | None, non_members: str | None) -> Sides:
+def load(
+    folder: Path, loaded: model.Model, members: str | None, non_members: str | None
+) -> MembershipData:
     """Members and non-members, which do not overlap. Raises UserError where they are not known."""
-    place, run = recorded_run(folder)
+    place, run = _recorded_run(folder)
     for given, flag in ((members, "--members"), (non_members, "--non-members")):
         if given is not None and sealed.is_sealed(given):
             if flag == "--non-members" or non_members is not None:
@@ -138,11 +150,11 @@ def sides(folder: Path, loaded: model.Model, members: str | None, non_members: s
     known = _recorded(folder, place, members is not None and non_members is not None, closed)
     if last and last.size:
         data = dataclasses.replace(data, size=last.size)
-    own = None if known is None else _ready(prepare(data), loaded)
-    found = []
+    dataset = None if known is None else _with_latents(prepare(data), loaded)
+    subsets = []
     for source, name in ((members, "trained"), (non_members, "held_out")):
         if source is not None:
-            wish = dataclasses.replace(
+            given_data = dataclasses.replace(
                 data,
                 source=source,
                 channels=loaded.spec.channels,
@@ -152,33 +164,39 @@ def sides(folder: Path, loaded: model.Model, members: str | None, non_members: s
                 only="",
                 size=loaded.spec.size,
             )
-            given_data = _ready(prepare(wish), loaded)
-            found.append(Images(given_data, given_data.train_ids, wish))
-        elif own is not None and known is not None:
+            images = _with_latents(prepare(given_data), loaded)
+            subsets.append(Subset(images, images.train_ids, given_data))
+        elif dataset is not None and known is not None:
             listed = set(known.get(name, []))
-            there = [i for i, sha in enumerate(own.file_sha256) if sha in listed]
-            found.append(Images(own, np.array(there, np.int64), data))
-    _apart(found[0], found[1])
-    return Sides(run, place, found[0], found[1], _notes(run, data))
+            ids = [i for i, sha in enumerate(dataset.file_sha256) if sha in listed]
+            subsets.append(Subset(dataset, np.array(ids, np.int64), data))
+    _require_disjoint(subsets[0], subsets[1])
+    return MembershipData(run, place, subsets[0], subsets[1], _notes(run, data))
 
 
-def recorded_run(folder: Path) -> tuple[Path | None, config.Run | None]:
+def _recorded_run(folder: Path) -> tuple[Path | None, config.Run | None]:
     """The run's folder around a model's folder, and its recipe."""
     place = next((p for p in (folder, *folder.parents) if (p / "config.yaml").is_file()), None)
     return place, config.load(place / "config.yaml") if place else None
 
 
-def some(side: Images, n: int, seed: int) -> Images:
-    """At most `n` different images of a side, a function of `seed`, ascending."""
-    ids = side.ids
-    if len(ids) and isinstance(side.dataset, Dataset):
-        ids = memorisation.distinct(side.dataset, ids)
+def distinct(dataset: Dataset, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`ids` with the first alone of those whose pixels are equal, ascending."""
+    digests = np.ascontiguousarray(dataset.pixel_digests[ids]).view("V32").reshape(len(ids))
+    return np.sort(ids[np.unique(digests, return_index=True)[1]])
+
+
+def subsample(subset: Subset, n: int, seed: int) -> Subset:
+    """At most `n` different images of a subset, a function of `seed`, ascending."""
+    ids = subset.ids
+    if len(ids) and isinstance(subset.dataset, Dataset):
+        ids = distinct(subset.dataset, ids)
     if len(ids) > n:
         ids = np.sort(np.random.default_rng(seed).choice(ids, n, replace=False))
-    return side._replace(ids=ids)
+    return subset._replace(ids=ids)
 
 
-def numbers_of(names: tuple[str, ...], known: tuple[str, ...]) -> NDArray[np.int64]:
+def label_indices(names: tuple[str, ...], known: tuple[str, ...]) -> NDArray[np.int64]:
     """The place of each of `names` in `known`, −1 if it is not there; the last is of no label."""
     return np.array([*(known.index(n) if n in known else -1 for n in names), -1], np.int64)
 
@@ -189,7 +207,7 @@ def numbers_of(names: tuple[str, ...], known: tuple[str, ...]) -> NDArray[np.int
 def _recorded(
     folder: Path, place: Path | None, given: bool, closed: bool
 ) -> dict[str, list[str]] | None:
-    """What the run recorded; None if both sides are `given`."""
+    """What the run recorded; None if both lists are `given`."""
     if given:
         return None
     recorded = place / "images.json" if place else None
@@ -205,13 +223,13 @@ def _recorded(
         raise UserError(f"{recorded}: is damaged; give --members and --non-members") from None
 
 
-def _ready(dataset: Dataset, loaded: model.Model) -> Dataset:
+def _with_latents(dataset: Dataset, loaded: model.Model) -> Dataset:
     return dataset if loaded.vae is None else latents.prepare(dataset, loaded.vae)
 
 
 def _of_sealed(
     run: config.Run | None, place: Path | None, source: str, limit: int, loaded: model.Model
-) -> Sides:
+) -> MembershipData:
     """The records of a sealed file that were trained on, and those held out."""
     dataset = sealed.read(source)
     about, spec = dataset.about, loaded.spec
@@ -233,16 +251,16 @@ def _of_sealed(
         "The images are sealed: the attacks see the patches that were kept, under the same masks "
         "as in training. Copies and completion cannot be tried without the images themselves."
     ]
-    held_out = Images(dataset, dataset.held_out_ids, data)
-    return Sides(run, place, Images(dataset, ids, data), held_out, notes)
+    held_out = Subset(dataset, dataset.held_out_ids, data)
+    return MembershipData(run, place, Subset(dataset, ids, data), held_out, notes)
 
 
-def _apart(one: Images, two: Images) -> None:
-    """Raise UserError if an image is on both sides, by its pixels."""
+def _require_disjoint(members: Subset, non_members: Subset) -> None:
+    """Raise UserError if an image is a member and a non-member, by its pixels."""
     sha = [
-        {side.dataset.pixel_sha256[i] for i in side.ids.tolist()}
-        for side in (one, two)
-        if isinstance(side.dataset, Dataset)
+        {part.dataset.pixel_sha256[i] for i in part.ids.tolist()}
+        for part in (members, non_members)
+        if isinstance(part.dataset, Dataset)
     ]
     if both := sha[0] & sha[1]:
         raise UserError(
@@ -280,30 +298,30 @@ def _ensemble(run: config.Run | None, loaded: model.Model) -> attacks.Ensemble:
     return attacks.Ensemble("patch" if stage.mask == "salient" else stage.mask, rate, stage.block)
 
 
-def _shown(side: Images, loaded: model.Model) -> Mask:
+def _shown(subset: Subset, loaded: model.Model) -> Mask:
     """The masks [n, V] of sealed images."""
-    if not isinstance(side.dataset, Sealed):
+    if not isinstance(subset.dataset, Sealed):
         raise TypeError("only sealed images have masks of their own")
-    about, (_, positions) = side.dataset.about, side.dataset.batch(side.ids)
+    about, (_, positions) = subset.dataset.about, subset.dataset.batch(subset.ids)
     visible = torch.from_numpy(positions)
     return showing(loaded.space.grid, visible, about["kind"], about["multiple"])
 
 
-def _fixed(stage: config.Stage, side: Images, loaded: model.Model) -> Mask:
+def _fixed(stage: config.Stage, subset: Subset, loaded: model.Model) -> Mask:
     """The masks [n, V] that a stage with fixed masks gives these images, or would have given."""
-    if isinstance(side.dataset, Sealed):
+    if isinstance(subset.dataset, Sealed):
         raise TypeError("sealed images have masks of their own")
-    own = sealed.read_key(stage.fixed_key) if stage.fixed_key else None
-    seeds = [mask_seed(own, side.dataset, i) for i in side.ids.tolist()]
+    key = sealed.read_key(stage.fixed_key) if stage.fixed_key else None
+    seeds = [mask_seed(key, subset.dataset, i) for i in subset.ids.tolist()]
     contrast = None
     if stage.mask == "salient":
         contrast = salient.local_variance(
-            from_uint8(side.dataset.batch(side.ids)), loaded.space.grid
+            from_uint8(subset.dataset.batch(subset.ids)), loaded.space.grid
         )
     return draw(
         stage.mask,
         loaded.space.grid,
-        len(side.ids),
+        len(subset.ids),
         stage.rate,
         block=stage.block,
         multiple=loaded.denoiser.stride,
@@ -313,7 +331,7 @@ def _fixed(stage: config.Stage, side: Images, loaded: model.Model) -> Mask:
     )
 
 
-def _spread(mask: Mask, count: int) -> Mask:
+def _repeat(mask: Mask, count: int) -> Mask:
     """The mask [1, V] of one image for `count` of them."""
-    own = (None if f is None else f.expand(count, *f.shape[1:]) for f in mask[1:])
-    return Mask(mask.grid, *own)
+    fields = (None if f is None else f.expand(count, *f.shape[1:]) for f in mask[1:])
+    return Mask(mask.grid, *fields)

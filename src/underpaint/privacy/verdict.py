@@ -3,8 +3,8 @@
     leak found       an attack, a count of copies, completion or the test of the whole set is beyond
                      chance at 5 % in all (Bonferroni over everything that was tried)
     no leak found    by these attacks, at the power that the number of images gives
-    no verdict       a control failed: the sides differ, the attacks cannot see a planted leak, or
-                     there are too few images to see even a strong one
+    no verdict       a control failed: members and non-members differ, the attacks cannot see a
+                     planted leak, or there are too few images to see even a strong one
 
 It never says that a model is safe.
 """
@@ -30,14 +30,14 @@ def count_tests(attacks: int, spaces: int) -> int:
     return attacks + (4 * spaces + 1 if spaces else 0) + 1
 
 
-def few(members: int, others: int) -> list[str]:
-    """What so few images cannot show: sentences of warning."""
-    least = statistics.NEEDED[0.01]
-    if others >= least:
+def few(members: int, non_members: int) -> list[str]:
+    """Warnings: what so few images cannot show."""
+    least = statistics.REQUIRED[0.01]
+    if non_members >= least:
         return []
     return [
-        f"{others} non-members: below {least} the share of members found at a false-positive rate "
-        "of 1 % is not shown, and intervals are wide."
+        f"{non_members} non-members: below {least} the share of members found at a false-positive "
+        "rate of 1 % is not shown, and intervals are wide."
     ]
 
 
@@ -74,19 +74,19 @@ def _reasons(result: dict[str, Any]) -> list[str]:
 
 
 def _findings(result: dict[str, Any], level: float) -> list[str]:
-    """What is beyond chance at `level` for each."""
+    """What is beyond chance at `level`, which holds for each test."""
     findings = []
-    for name, own in result["membership"].items():
-        if own["p_value"] < level:
-            findings.append(f"membership by {name}: AUC {own['auc']['value']:.3f}")
-    for space, found in (result["copies"] or {}).get("spaces", {}).items():
-        for name, own in found["ratios"].items():
-            third, quantile = own["third"], own["quantile"]
+    for name, attack in result["membership"].items():
+        if attack["p_value"] < level:
+            findings.append(f"membership by {name}: AUC {attack['auc']['value']:.3f}")
+    for space, copies in (result["copies"] or {}).get("spaces", {}).items():
+        for name, counts in copies["ratios"].items():
+            third, quantile = counts["third"], counts["quantile"]
             beyond = quantile is not None and quantile["p_value"] < level
             if third.get("p_value", 1.0) < level or beyond:
                 count = quantile["count"] if beyond else third["count"]
                 findings.append(
-                    f"copies in {space} by the ratio {name}: {count} of {found['samples']}"
+                    f"copies in {space} by the ratio {name}: {count} of {copies['samples']}"
                 )
     completion = result["completion"]
     if completion and completion["p_value"] < level:

@@ -59,11 +59,12 @@ def write(audit: Audit, folder: Path) -> Path:
         headline=_headline(result),
         summary=_summary(result),
         rows=[
-            _row(name, own, ERROR / result["tests"]) for name, own in result["membership"].items()
+            _row(name, attack, ERROR / result["tests"])
+            for name, attack in result["membership"].items()
         ],
         refused=_refused(result),
         explained={name: ATTACKS[name] for name in result["asked"]["attacks"]},
-        spaces={space: _counted(own) for space, own in _spaces(result).items()},
+        spaces={space: _counted(copies) for space, copies in _spaces(result).items()},
         pairs=audit.pairs,
         pixelated=max((max(pair[0].shape[:2]) for pair in shown), default=0) <= 128,
         command=_command(result),
@@ -77,7 +78,7 @@ def write(audit: Audit, folder: Path) -> Path:
 
 def _headline(result: dict[str, Any]) -> str:
     if result["verdict"] == "leak found":
-        return "This model gives away something of the images it was trained on."
+        return "This model reveals something about the images it was trained on."
     if result["verdict"] == "no leak found":
         return (
             "No leak was found by these attacks, at this power: they would have found, four times "
@@ -90,15 +91,15 @@ def _headline(result: dict[str, Any]) -> str:
 def _summary(result: dict[str, Any]) -> list[Line]:
     """One line for each thing that was tried."""
     level = ERROR / result["tests"]
-    name, own = min(result["membership"].items(), key=lambda item: float(item[1]["p_value"]))
-    found = own["auc"]
+    name, best = min(result["membership"].items(), key=lambda item: float(item[1]["p_value"]))
+    area = best["auc"]
     lines = [
         Line(
             "Tell of a single image whether it was trained on",
             f"By the attack that did best ({name}) an attacker who is shown an image that was "
-            f"trained on and another picks the right one {_of_100(found['value'])} times in 100 "
-            f"({_of_100(found['low'])} to {_of_100(found['high'])}; guessing: 50).",
-            _risk(found["value"], own["p_value"] < level),
+            f"trained on and another picks the right one {_of_100(area['value'])} times in 100 "
+            f"({_of_100(area['low'])} to {_of_100(area['high'])}; guessing: 50).",
+            _risk(area["value"], best["p_value"] < level),
             "membership",
         )
     ]
@@ -112,44 +113,46 @@ def _summary(result: dict[str, Any]) -> list[Line]:
             "dataset",
         )
     )
-    for space, found in _spaces(result).items():
+    for space, copies in _spaces(result).items():
         beyond = any(f"copies in {space} " in line for line in result["findings"])
         lines.append(
             Line(
-                "Have it draw copies" + ("" if space == "pixels" else f" (features: {space})"),
-                _copies(found),
+                "Can it reproduce training images?"
+                + ("" if space == "pixels" else f" (features: {space})"),
+                _copies(copies),
                 "found" if beyond else "none seen",
                 "copies",
             )
         )
-    if own := result["completion"]:
-        change = own["advantage"] / own["non_member_error"] if own["non_member_error"] else 0.0
+    if completion := result["completion"]:
+        error = completion["non_member_error"]
+        change = completion["advantage"] / error if error else 0.0
         lines.append(
             Line(
                 "Show half of an image and have it draw the rest",
                 f"The rest is {abs(change):.1%} {'nearer to' if change >= 0 else 'further from'} "
                 "the truth for images that were trained on than for others.",
-                "found" if own["p_value"] < level else "none seen",
+                "found" if completion["p_value"] < level else "none seen",
                 "completion",
             )
         )
     return lines
 
 
-def _copies(found: dict[str, Any]) -> str:
-    """How many samples are copies, by the ratio that tells more of them from chance."""
-    ratios = [own for own in found["ratios"].values() if own["quantile"]]
-    strict = max((own["third"] for own in found["ratios"].values()), key=lambda own: own["count"])
+def _copies(copies: dict[str, Any]) -> str:
+    """How many samples are copies, by the ratio with the lowest p-value."""
+    ratios = [ratio for ratio in copies["ratios"].values() if ratio["quantile"]]
+    strict = max((ratio["third"] for ratio in copies["ratios"].values()), key=lambda c: c["count"])
     text = (
-        f"{strict['count']} of {found['samples']:,} samples are copies of a training image by the "
+        f"{strict['count']} of {copies['samples']:,} samples are copies of a training image by the "
         f"usual threshold ({_share(strict)})"
     )
     if not ratios:
         return f"{text}."
-    own = min((own["quantile"] for own in ratios), key=lambda own: float(own["p_value"]))
+    counts = min((ratio["quantile"] for ratio in ratios), key=lambda c: float(c["p_value"]))
     return (
-        f"{text}; {own['count']} are nearer to one training image than non-members are "
-        f"({_share(own)}; by chance so many with p {_p(own['p_value'])})."
+        f"{text}; {counts['count']} are nearer to one training image than non-members are "
+        f"({_share(counts)}; by chance so many with p {_p(counts['p_value'])})."
     )
 
 
@@ -168,14 +171,14 @@ def _risk(value: float, beyond: bool) -> str:
     return "high" if value > MODERATE else "moderate" if value > SLIGHT else "slight"
 
 
-def _share(own: dict[str, Any]) -> str:
-    return f"95 % interval {own['low']:.1%} to {own['high']:.1%}"
+def _share(counts: dict[str, Any]) -> str:
+    return f"95 % interval {counts['low']:.1%} to {counts['high']:.1%}"
 
 
-def _row(name: str, own: dict[str, Any], level: float) -> dict[str, str]:
-    found = own["auc"]
+def _row(name: str, attack: dict[str, Any], level: float) -> dict[str, str]:
+    area = attack["auc"]
     rates = []
-    for rate, value in own["tpr_at"].items():
+    for rate, value in attack["tpr_at"].items():
         if "needs" in value:
             continue
         tpr = value["tpr"]
@@ -184,10 +187,10 @@ def _row(name: str, own: dict[str, Any], level: float) -> dict[str, str]:
         )
     return {
         "name": name,
-        "auc": f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})",
-        "risk": _risk(found["value"], own["p_value"] < level),
+        "auc": f"{area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})",
+        "risk": _risk(area["value"], attack["p_value"] < level),
         "rates": "; ".join(rates) or "–",
-        "accuracy": f"{own['balanced_accuracy']['value']:.1%}",
+        "accuracy": f"{attack['balanced_accuracy']['value']:.1%}",
     }
 
 
@@ -207,10 +210,10 @@ def _spaces(result: dict[str, Any]) -> dict[str, Any]:
     return dict((result["copies"] or {"spaces": {}})["spaces"])
 
 
-def _counted(found: dict[str, Any]) -> list[dict[str, str]]:
+def _counted(copies: dict[str, Any]) -> list[dict[str, str]]:
     """Rows of the table of copies of one space."""
 
-    def told(part: dict[str, Any] | None) -> str:
+    def cell(part: dict[str, Any] | None) -> str:
         if part is None:
             return "–"
         bounds = f"{part['low']:.1%} to {part['high']:.1%}"
@@ -218,8 +221,8 @@ def _counted(found: dict[str, Any]) -> list[dict[str, str]]:
         return f"{part['count']} ({bounds}), below {part['threshold']:.3g}{by_chance}"
 
     return [
-        {"name": RATIOS[name], "third": told(own["third"]), "quantile": told(own["quantile"])}
-        for name, own in found["ratios"].items()
+        {"name": RATIOS[name], "third": cell(ratio["third"]), "quantile": cell(ratio["quantile"])}
+        for name, ratio in copies["ratios"].items()
     ]
 
 

@@ -29,7 +29,7 @@ WAYS = {
 def write(results: dict[str, Any], out: Path) -> Path:
     """Write `comparison.html` and `results.json` into `out`; returns the page's path.
 
-    `results`: of `judge.conduct` or `judge.existing`.
+    `results`: of `compare.runner.conduct` or `compare.compare_runs.compare`.
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def _charts(results: dict[str, Any]) -> list[Chart]:
     others = [name for name in names if name != base]
     target = next(iter(results["verdicts"].values()))["target"]
     parts = [others[i : i + COLOURS - 1] for i in range(0, len(others), COLOURS - 1)]
-    found = []
+    charts = []
     for i, part in enumerate(parts):
         lines = [_line(results, name, colour) for colour, name in enumerate([base, *part])]
         drawing = chart(
@@ -75,8 +75,8 @@ def _charts(results: dict[str, Any]) -> list[Chart]:
             "Each arm is read off where it reaches the height at which the baseline ends: the "
             "dashed line."
         )
-        found.append(Chart(f"{results['score']} against compute", drawing, meaning, True))
-    return found
+        charts.append(Chart(f"{results['score']} against compute", drawing, meaning, True))
+    return charts
 
 
 def _line(results: dict[str, Any], name: str, colour: int) -> Line:
@@ -84,13 +84,13 @@ def _line(results: dict[str, Any], name: str, colour: int) -> Line:
     base = [run["flops"] for run in results["runs"] if run["arm"] == results["baseline"]]
     charged = results.get("start_flops", {})
     whole = max(base) + charged.get(results["baseline"], 0.0)
-    own: dict[int, list[tuple[float, float]]] = {}
+    by_seed: dict[int, list[tuple[float, float]]] = {}
     for run in results["runs"]:
         if run["arm"] == name:
             spent = (run["flops"] + charged.get(name, 0.0)) / whole
-            own.setdefault(run["seed"], []).append((spent, run["score"]))
-    length = min(len(points) for points in own.values())
-    seeds = np.array([sorted(points)[:length] for points in own.values()])  # [seeds, points, 2]
+            by_seed.setdefault(run["seed"], []).append((spent, run["score"]))
+    length = min(len(points) for points in by_seed.values())
+    seeds = np.array([sorted(points)[:length] for points in by_seed.values()])  # [seeds, points, 2]
     scores = seeds[:, :, 1]
     return Line(
         name,

@@ -72,7 +72,7 @@ def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
     data = _data(run, stage)
     try:
         if sealed.is_sealed(data.source):
-            _tell_sealed(gallery, sealed.read(data.source))
+            _describe_sealed(gallery, sealed.read(data.source))
             return gallery
         dataset = prepare(data)
     except UserError as error:
@@ -89,7 +89,7 @@ def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
     return gallery
 
 
-def _tell_sealed(gallery: Gallery, data: Sealed) -> None:
+def _describe_sealed(gallery: Gallery, data: Sealed) -> None:
     gallery.counts = (len(data.train_ids), len(data.held_out_ids))
     gallery.size, gallery.channels = data.size, data.channels
     gallery.missing.append(
@@ -142,6 +142,6 @@ def _find_nearest(gallery: Gallery, dataset: Dataset) -> None:
     ]
     held_out = np.random.default_rng(0).permutation(dataset.held_out_ids)[:HELD_OUT]
     if len(held_out):
-        own, _ = nearest(dataset.batch(held_out), dataset.images, dataset.train_ids, 1)
-        gallery.usual = float(np.median(own) / scale)
+        distances, _ = nearest(dataset.batch(held_out), dataset.images, dataset.train_ids, 1)
+        gallery.usual = float(np.median(distances) / scale)
         gallery.held_out_used = len(held_out)

@@ -1,4 +1,4 @@
-"""What the report says of differential privacy: the figures of each private stage, and in words.
+"""What the report says about differential privacy: the figures of each private stage, in words.
 
 All figures come from the stage's own records; nothing is computed anew.
 """
@@ -34,28 +34,28 @@ def is_private(run: config.Run, stage: str | None) -> bool:
 
 def private_stages(records: list[Record], run: config.Run) -> list[PrivateStage]:
     """The private stages of `run` that have begun, in their order."""
-    found = {}
+    latest = {}
     for record in of_kind(records, "stage"):
         if "privacy" in record:
-            found[record["stage"]] = record
+            latest[record["stage"]] = record
     stages = []
-    for name, record in found.items():
-        own, finished = record["privacy"], record["event"] == "end"
+    for name, record in latest.items():
+        privacy, finished = record["privacy"], record["event"] == "end"
         steps = [r for r in of_kind(records, "step") if r["stage"] == name]
-        spent, done = own["spent"], own["spent_steps"]
+        spent, done = privacy["spent"], privacy["spent_steps"]
         if steps and not finished:
             spent, done = steps[-1]["epsilon"], steps[-1]["spent_steps"]
         recipe = run.stages.get(name)
         budget = f" of {recipe.dp.epsilon:g}" if recipe and recipe.dp else ""
         rows = [
             ("epsilon spent", f"{spent:.4g}{budget}"),
-            ("delta", f"{own['delta']:g}"),
-            ("noise multiplier", f"{own['noise_multiplier']:.4g}"),
-            ("sampling rate of an image", f"{own['sampling_rate']:.4g}"),
-            ("steps", f"{done:,} of {own['steps']:,}"),
-            ("clip of an image's gradient", f"{own['clip']:g}"),
-            ("draws in an image's gradient", f"{own['multiplicity']}"),
-            ("accountant", ACCOUNTANTS.get(own["accountant"], own["accountant"])),
+            ("delta", f"{privacy['delta']:g}"),
+            ("noise multiplier", f"{privacy['noise_multiplier']:.4g}"),
+            ("sampling rate of an image", f"{privacy['sampling_rate']:.4g}"),
+            ("steps", f"{done:,} of {privacy['steps']:,}"),
+            ("clip of an image's gradient", f"{privacy['clip']:g}"),
+            ("draws in an image's gradient", f"{privacy['multiplicity']}"),
+            ("accountant", ACCOUNTANTS.get(privacy["accountant"], privacy["accountant"])),
         ]
         stages.append(PrivateStage(name, spent, finished, rows))
     return stages

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -23,11 +23,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 __all__ = ["Band", "Line", "chart", "smooth"]
 
 INK, GRID, BAND = "#010101", "#020202", "#030303"
-NARROW = (5.1, 3.5)  # inches
+WIDE, NARROW = (10.4, 3.6), (5.1, 3.5)  # inches
 LINES = ["#040404", "#050505", "#060606", "#070707"]
 # what the page calls the colours: matplotlib cannot write a variable
 VARIABLES = {INK: "currentColor", GRID: "var(--rule)", BAND: "var(--band)"}
 VARIABLES |= {colour: f"var(--line-{i})" for i, colour in enumerate(LINES, 1)}
+
+SVG = "http://www.w3.org/2000/svg"
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -90,19 +94,45 @@ def chart(
     wide: bool = False,
     level: float | None = None,
 ) -> Markup:
-    """An inline SVG. `key` makes its ids its own on the page; `describe` is read to the blind.
+    """An inline SVG. `key` makes its ids unique on the page; `describe` is read to the blind.
 
     `log`: logarithmic y axis. `zero`: the y axis begins at 0. `wide`: the page's whole width; a
     second drawing takes its place on a phone, where the text of a wide one would be too small.
     `level`: a height to mark by a dashed line.
     """
 
-    def drawing(key: str, size: tuple[float, float], kind: str) -> Markup:
-        return _drawing(key, lines, x_label, y_label, describe, bands, log, zero, size, kind, level)
+    def svg(key: str, size: tuple[float, float]) -> str:
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": key}):
+            figure = Figure(figsize=size, layout="constrained")
+            axes: Axes = figure.subplots()
+            axes.set_xlabel(x_label)
+            axes.set_title(y_label, loc="left", fontsize=10.5, color=INK)
+            axes.set_axisbelow(True)
+            for line in lines:
+                _draw(axes, line)
+            if level is not None:
+                axes.axhline(level, color=INK, linestyle=(0, (5, 4)), linewidth=1.0, zorder=1)
+            if log:
+                _log_scale(axes, lines)
+            elif zero:
+                axes.set_ylim(bottom=0)
+            else:
+                axes.yaxis.set_major_locator(MaxNLocator(5))
+            if bands:
+                _draw_bands(axes, bands, size[0])
+            axes.yaxis.set_major_formatter(FuncFormatter(_short))
+            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+            if any(line.name for line in lines) and len(lines) > 1:
+                columns = 2 if all(len(line.name) < 20 for line in lines) else 1
+                figure.legend(loc="outside lower left", fontsize=10, labelcolor=INK, ncols=columns)
+            file = io.StringIO()
+            figure.savefig(file, format="svg", transparent=True)
+        return file.getvalue()
 
-    if wide:
-        return drawing(key, (10.4, 3.6), "broad") + drawing(f"{key}-narrow", NARROW, "narrow")
-    return drawing(key, NARROW, "")
+    sizes = [("", WIDE, "broad"), ("-narrow", NARROW, "narrow")] if wide else [("", NARROW, "")]
+    return Markup().join(
+        _inline(svg(key + end, size), key + end, describe, kind) for end, size, kind in sizes
+    )
 
 
 def smooth(values: Sequence[float], parts: int = 12) -> list[float]:
@@ -113,47 +143,6 @@ def smooth(values: Sequence[float], parts: int = 12) -> list[float]:
     ends = np.arange(len(array))
     low, high = np.maximum(0, ends - reach), np.minimum(len(array), ends + reach + 1)
     return [float(v) for v in (sums[high] - sums[low]) / (high - low)]
-
-
-def _drawing(
-    key: str,
-    lines: Sequence[Line],
-    x_label: str,
-    y_label: str,
-    describe: str,
-    bands: Sequence[Band],
-    log: bool,
-    zero: bool,
-    size: tuple[float, float],
-    kind: str,
-    level: float | None,
-) -> Markup:
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": key}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes: Axes = figure.subplots()
-        axes.set_xlabel(x_label)
-        axes.set_title(y_label, loc="left", fontsize=10.5, color=INK)
-        axes.set_axisbelow(True)
-        for line in lines:
-            _draw(axes, line)
-        if level is not None:
-            axes.axhline(level, color=INK, linestyle=(0, (5, 4)), linewidth=1.0, zorder=1)
-        if log:
-            _log_scale(axes, lines)
-        elif zero:
-            axes.set_ylim(bottom=0)
-        else:
-            axes.yaxis.set_major_locator(MaxNLocator(5))
-        if bands:
-            _draw_bands(axes, bands, size[0])
-        axes.yaxis.set_major_formatter(FuncFormatter(_short))
-        axes.xaxis.set_major_formatter(FuncFormatter(_short))
-        if any(line.name for line in lines) and len(lines) > 1:
-            columns = 2 if all(len(line.name) < 20 for line in lines) else 1
-            figure.legend(loc="outside lower left", fontsize=10, labelcolor=INK, ncols=columns)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True)
-    return _inline(file.getvalue(), key, describe, kind)
 
 
 def _draw(axes: Axes, line: Line) -> None:
@@ -220,25 +209,34 @@ def _short(value: float, _: object = None) -> str:
 
 
 def _inline(svg: str, key: str, describe: str, kind: str) -> Markup:
-    """Only the drawing, with the page's colours, and ids that no other chart has."""
-    svg = svg[svg.index("<svg") :]
-    # matplotlib's style element would hold for the whole page; page.css has it for charts alone
-    for tag in ("metadata", "style"):
-        svg = re.sub(rf"<{tag}\b.*?</{tag}>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{key}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", svg)
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # the page's own font
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # type: ignore[union-attr]
-    opening = (
-        f'<svg class="chart {kind}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{Markup.escape(describe)}" xmlns="http://www.w3.org/2000/svg" '
-        'xmlns:xlink="http://www.w3.org/1999/xlink">'
-    )
-    return Markup(re.sub(r"<svg[^>]*>", _literal(opening), svg, count=1))
+    """The drawing alone, with the page's colours and font, and ids that no other chart has."""
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # matplotlib's style element would hold for the whole page; page.css has it for charts
+            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
+                parent.remove(child)
+    for element in root.iter():
+        for name, value in element.attrib.items():
+            if name == "id":
+                value = f"{key}-{value}"
+            elif name.endswith("href"):
+                value = value.replace("#", f"#{key}-", 1)
+            elif name == "style":
+                value = "; ".join(filter(None, (_styled(d.strip()) for d in value.split(";"))))
+            element.set(name, value.replace("url(#", f"url(#{key}-"))
+    size = root.attrib["viewBox"]
+    root.attrib.clear()
+    root.attrib |= {"class": f"chart {kind}", "viewBox": size, "role": "img"}
+    root.set("aria-label", describe)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _literal(text: str) -> Callable[[re.Match[str]], str]:
-    return lambda _: text
+def _styled(declaration: str) -> str:
+    """A CSS declaration with the page's variable for a colour; none of a font but its size."""
+    name, _, value = declaration.partition(": ")
+    if name == "font":  # the size, then the family
+        return f"font-size: {value.split()[0]}"
+    if name == "font-family":
+        return ""
+    return f"{name}: {VARIABLES[value]}" if value in VARIABLES else declaration

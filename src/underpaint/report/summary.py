@@ -188,13 +188,13 @@ def _patch(space: config.Space) -> str:
 def about_noise(noise: config.Noise) -> str:
     """One or two sentences about the noise process and what is learnt of it."""
     text = (
-        f"Noise {PROCESSES.get(noise.process, noise.process)}, and the network learns to tell "
+        f"Noise {PROCESSES.get(noise.process, noise.process)}, and the network predicts "
         f"{PREDICTIONS.get(noise.prediction, noise.prediction)}."
     )
     if noise.hidden_weight:
         text += (
-            " Beside the visible patches it also learns, at "
-            f"{percent(noise.hidden_weight)} of their weight, to tell the noisy hidden ones."
+            " Beside the visible patches it also predicts, at "
+            f"{percent(noise.hidden_weight)} of their weight, the noisy hidden ones."
         )
     return text
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from underpaint.data import Dataset
-from underpaint.privacy import memorisation
+from underpaint.privacy import copies
+from underpaint.privacy.membership import distinct
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.integers(0, 256, (80, 6, 6, 1), dtype=np.uint8)
@@ -12,7 +13,7 @@ HELD_OUT = RNG.integers(0, 256, (40, 6, 6, 1), dtype=np.uint8)
 IDS = np.arange(80)
 
 
-def copies(count: int, of: int) -> np.ndarray:
+def noisy_copies(count: int, of: int) -> np.ndarray:
     """`count` training images with a grey level of noise, then images of their own."""
     near = np.clip(TRAIN[:count].astype(int) + RNG.integers(-3, 4, (count, 6, 6, 1)), 0, 255)
     own = RNG.integers(0, 256, (of - count, 6, 6, 1), dtype=np.uint8)
@@ -20,7 +21,7 @@ def copies(count: int, of: int) -> np.ndarray:
 
 
 def test_copies_are_counted_with_an_interval() -> None:
-    found = memorisation.search(copies(12, 60), HELD_OUT, TRAIN, IDS).result
+    found = copies.search(noisy_copies(12, 60), HELD_OUT, TRAIN, IDS).result
     for name in ("second", "next"):
         own = found["ratios"][name]
         assert own["third"]["count"] == 12
@@ -31,7 +32,7 @@ def test_copies_are_counted_with_an_interval() -> None:
 
 
 def test_an_honest_model_has_none() -> None:
-    found = memorisation.search(copies(0, 60), HELD_OUT, TRAIN, IDS).result
+    found = copies.search(noisy_copies(0, 60), HELD_OUT, TRAIN, IDS).result
     for own in found["ratios"].values():
         assert own["third"]["count"] == 0
         assert own["third"]["p_value"] == 1
@@ -46,27 +47,27 @@ def test_chance_below_a_threshold_of_the_held_out_images_is_exact() -> None:
         below = (both[:, :60] < np.sort(both[:, 60:], 1)[:, rank, None]).sum(1)
         for count in (0, 1, 3, 8):
             drawn = (below >= count).mean()
-            assert memorisation._below(count, 60, rank, 40) == pytest.approx(drawn, abs=0.015)
+            assert copies._below(count, 60, rank, 40) == pytest.approx(drawn, abs=0.015)
 
 
 def test_a_repainted_copy_is_found_in_the_space_that_does_not_see_it() -> None:
     """Features that know shapes and no colours: float32 [n, D] take the place of the pixels."""
-    inverted = 255 - copies(12, 60)
+    inverted = 255 - noisy_copies(12, 60)
 
     def features(images: np.ndarray) -> np.ndarray:
         return np.abs(images.reshape(len(images), -1).astype(np.float32) - 127.5)
 
-    pixels = memorisation.search(inverted, HELD_OUT, TRAIN, IDS).result["ratios"]["second"]
-    found = memorisation.search(
-        features(inverted), features(HELD_OUT), features(TRAIN), IDS
-    ).result["ratios"]["second"]
+    pixels = copies.search(inverted, HELD_OUT, TRAIN, IDS).result["ratios"]["second"]
+    found = copies.search(features(inverted), features(HELD_OUT), features(TRAIN), IDS).result[
+        "ratios"
+    ]["second"]
     assert [pixels["third"]["count"], found["third"]["count"]] == [0, 12]
 
 
 def test_the_worst_pairs_come_first() -> None:
-    samples = copies(3, 20)
+    samples = noisy_copies(3, 20)
     samples[1] = TRAIN[1]
-    found = memorisation.search(samples, HELD_OUT, TRAIN, IDS)
+    found = copies.search(samples, HELD_OUT, TRAIN, IDS)
     assert found.result["exact"] == 1
     assert found.worst.which[0] == found.worst.ids[0] == 1
     assert set(found.worst.which[:3]) == {0, 1, 2}
@@ -76,13 +77,13 @@ def test_the_worst_pairs_come_first() -> None:
 
 
 def test_without_held_out_images_the_fixed_threshold_is_left() -> None:
-    own = memorisation.search(copies(12, 60), None, TRAIN, IDS).result["ratios"]["second"]
+    own = copies.search(noisy_copies(12, 60), None, TRAIN, IDS).result["ratios"]["second"]
     assert own["third"]["count"] == 12
     assert own["quantile"] is None
 
 
 def test_duplicates_are_removed_and_near_ones_shown() -> None:
-    images = np.concatenate([TRAIN, TRAIN[:1], copies(2, 2)[1:]])  # 80 equals 0, 81 is near 1
+    images = np.concatenate([TRAIN, TRAIN[:1], noisy_copies(2, 2)[1:]])  # 80 equals 0, 81 is near 1
     sha = np.stack([np.frombuffer(i.tobytes()[:32], np.uint8) for i in images])
     dataset = Dataset(
         images=images,
@@ -96,13 +97,13 @@ def test_duplicates_are_removed_and_near_ones_shown() -> None:
         file_digests=sha,
         pixel_digests=sha,
     )
-    ids = memorisation.distinct(dataset, dataset.train_ids)
+    ids = distinct(dataset, dataset.train_ids)
     assert len(ids) == 81
     # with its twin in the search, a near copy of image 0 has ratio 1 and hides
     near = TRAIN[:1] ^ np.uint8(1)
-    hidden = memorisation.search(near, None, images, dataset.train_ids).result["ratios"]["second"]
-    shown = memorisation.search(near, None, images, ids).result["ratios"]["second"]
+    hidden = copies.search(near, None, images, dataset.train_ids).result["ratios"]["second"]
+    shown = copies.search(near, None, images, ids).result["ratios"]["second"]
     assert [hidden["third"]["count"], shown["third"]["count"]] == [0, 1]
-    pairs = memorisation.near_duplicates(images, ids)
+    pairs = copies.near_duplicates(images, ids)
     assert len(pairs.ids) == 1
     assert {int(pairs.which[0]), int(pairs.ids[0])} == {1, 81}
