@@ -14,7 +14,7 @@ from PIL import Image
 from underpaint.cli import main
 
 SMALL = """\
-network: {width: 16, depth: 3, heads: 2}
+network: {width: 64, depth: 3, heads: 2}
 stages:
   masked: {images: 32, mask: patch, rate: 0.5, batch: 8}
   whole: {images: 32, batch: 8}

@@ -352,7 +352,7 @@ def test_finetune_takes_the_network_of_its_start(
     settings = ["--stages.whole.images", "32", "--train.sample_every", "-1"]
     assert main(["finetune", *flags, *settings]) == 0
     run = config.load(out / "config.yaml")
-    assert run.network.width == 16
+    assert run.network.width == 64
     assert list(run.stages) == ["whole"]
     assert run.data.size == (8, 8)
 

@@ -33,7 +33,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def brief(name: str) -> config.Run:
     """The recipe `name`, so short and small that it takes seconds."""
     run = config.preset(name)
-    small = {"width": 16, "depth": 3, "heads": 2}
+    small = {"width": 64, "depth": 3, "heads": 2}
     stages = {stage: {"images": 64, "batch": 32} for stage in run.stages}
     train = {"check_every": -1, "threads": 1}
     changes = {"network": small, "stages": stages, "train": train}

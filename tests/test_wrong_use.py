@@ -172,7 +172,7 @@ def test_weights_that_are_not_there(
 
 
 def test_weights_of_another_architecture(train: Wrong, trained: Path, faces: Path) -> None:
-    line = train("--data", faces, "--from", trained, "--network.depth", 5, "--network.width", 32)
+    line = train("--data", faces, "--from", trained, "--network.depth", 5, "--network.width", 96)
     assert "network.width" in line  # the first mismatch
     assert "16" in line
     assert "32" in line

@@ -47,6 +47,10 @@ class Toy(base.Backbone):
             x = x + self.labels(torch.where(labels < 0, self.classes, labels))[:, None]
         return base.Prediction(self.head(torch.tanh(x + self.share * x.mean(1, keepdim=True))))
 
+    @property
+    def features(self) -> int:
+        return self.width
+
     def flops(self, visible: int) -> int:
         return 4 * visible * self.width * self.patch_dim + 2 * self.width
 

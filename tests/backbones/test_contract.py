@@ -112,6 +112,74 @@ def test_all_patches_visible_is_the_whole_image(kind):
         assert torch.equal(gradient, given_gradients[name]), name
 
 
+def rank_a_patch(backbone):
+    """Rank of ∂F/∂patches of a whole image, over the number of its patches."""
+    N, mask = math.prod(backbone.grid), masks.whole(backbone.grid)
+    x = torch.randn(N * backbone.patch_dim)
+
+    def output(x):
+        patches, c_noise = x.view(1, N, -1), torch.tensor([0.5])
+        return backbone(patches, c_noise, None, mask).visible.flatten()
+
+    jacobian = torch.autograd.functional.jacobian(output, x)  # [N·P, N·P]
+    return int(torch.linalg.matrix_rank(jacobian.double(), rtol=1e-5)) / N
+
+
+NARROW = {  # the narrowest place: beside the width, a decoder and channels of a pixel
+    "maskdit": [
+        {"options": {"decoder_width": 12, "decoder_depth": 1, "decoder_heads": 1}},
+        {"width": 12, "options": {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 1}},
+    ],
+    "unet": [{"width": 4, "heads": 1, "depth": 1, "options": {"multipliers": [1, 2]}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [(kind, changes) for kind in KINDS for changes in NARROW.get(kind, [{"width": 16}])],
+)
+def test_features_are_the_rank_of_what_passes_through(kind, changes):
+    """A network that claims more would train what it cannot predict; less, refuse what it can."""
+    changes = {"depth": 2, **changes}
+    for patch_dim in (48, 4):
+        torch.manual_seed(0)
+        backbone = backbones.build(
+            network(kind, **changes), grid=(2, 2), patch_dim=patch_dim, classes=0, patch=2
+        )
+        for parameter in backbone.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        most, found = min(patch_dim, backbone.features), rank_a_patch(backbone)
+        assert most - 2 <= found <= most  # a norm takes two directions of a token
+
+
+FEW = [
+    ("dit", {"width": 8}, 12, 8),
+    ("uvit", {"width": 8}, 12, 8),
+    ("toy", {"width": 8}, 12, 8),
+    ("maskdit", {"options": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 1}}, 12, 8),
+    ("unet", {"width": 4, "heads": 1, "options": {"multipliers": [1, 2]}}, 24, 16),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "patch_dim", "features"), FEW)
+def test_a_network_too_narrow_for_noise_is_refused(kind, changes, patch_dim, features):
+    settings = network(kind, **{"depth": 1, **changes})
+    few, enough = (
+        backbones.build(settings, grid=(2, 2), patch_dim=P, classes=0, patch=2)
+        for P in (patch_dim, features)
+    )
+    for prediction in ("eps", "v", "flow", "score", "edm"):
+        kind = config.Noise(prediction=prediction)
+        backbones.check_features(enough, kind)
+        with pytest.raises(UserError) as refused:
+            backbones.check_features(few, kind)
+        says = str(refused.value)
+        assert f"a patch has {patch_dim} numbers and the network {features} features" in says
+        assert "--noise.prediction x0" in says
+        assert "\n" not in says
+    backbones.check_features(few, config.Noise(prediction="x0"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rate", [0.0, 0.75])
 @pytest.mark.parametrize("labels", ["real", "null", "unconditional"])

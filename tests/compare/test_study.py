@@ -27,7 +27,7 @@ from underpaint.training import cost, train
 torch.set_num_threads(1)
 
 RECIPE = {
-    "network": {"width": 16, "depth": 3, "heads": 2},
+    "network": {"width": 64, "depth": 3, "heads": 2},
     "stages": {
         "masked": {"minutes": 1, "mask": "patch", "rate": 0.5, "batch": 8, "warmup": 1000},
         "whole": {"minutes": 1, "batch": 8, "schedule": "cooldown"},

@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config.Run,
         {
             "data": {"source": str(place / "real.npz"), "held_out": "100"},
-            "network": {"width": 16, "depth": 3, "heads": 2},
+            "network": {"width": 64, "depth": 3, "heads": 2},
             "stages": {"whole": {"images": 64, "batch": 8}},
             "train": {"threads": 1, "check_every": -1, "sample_every": -1, "ema": 0.9},
             "preview": {"steps": 2, "sampler": "euler"},

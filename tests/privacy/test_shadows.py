@@ -92,7 +92,7 @@ def test_the_shadows_tell_what_to_expect_of_the_recipe() -> None:
 
 RECIPE = """\
 space: {patch: 4}
-network: {width: 16, depth: 3, heads: 2}
+network: {width: 64, depth: 3, heads: 2}
 stages:
   masked: {images: 64, mask: patch, rate: 0.5, batch: 8}
   whole: {images: 64, batch: 8, warmup: 16}

@@ -101,7 +101,7 @@ def test_every_network_that_can_takes_them_and_the_run_is_told(
     flags = ["--config", small, "--data", path, "--out", tmp_path / "run", "--quiet"]
     flags += ["--network.kind", network, "--train.check_every", 16]
     if network == "maskdit":
-        flags += ["--network.options", '{"decoder_depth": 1, "decoder_width": 16}']
+        flags += ["--network.options", '{"decoder_depth": 1, "decoder_width": 48}']
     if network == "unet":
         flags += ["--network.options", '{"multipliers": [1, 2]}']
     assert main(["pretrain", *map(str, flags)]) == 0

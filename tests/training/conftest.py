@@ -43,7 +43,7 @@ def small_recipe(images: Path) -> config.Run:
         config.Run,
         {
             "data": {"source": str(images)},
-            "network": {"width": 16, "depth": 3, "heads": 2, "dropout": 0.1},
+            "network": {"width": 64, "depth": 3, "heads": 2, "dropout": 0.1},
             "stages": {
                 "masked": {"images": 96, "mask": "patch", "rate": 0.5, "batch": 8, "flip": True},
                 "whole": {"images": 64, "batch": 8, "schedule": "cooldown", "learning_rate": 5e-4},

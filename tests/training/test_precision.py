@@ -100,7 +100,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(place / "images.npy", np.random.default_rng(0).integers(0, 256, (96, 8, 8, 3), "u1"))
     settings = {
         "data": {"source": str(place / "images.npy")},
-        "network": {"width": 16, "depth": 3, "heads": 2},
+        "network": {"width": 64, "depth": 3, "heads": 2},
         "stages": {"whole": {"images": 640, "batch": 8}},
         "train": {"threads": 1, "precision": "fp32", "check_every": -1, "sample_every": -1},
         "preview": {"steps": 2, "sampler": "euler"},

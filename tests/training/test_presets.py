@@ -20,12 +20,13 @@ def test_a_preset_takes_a_step_in_each_stage(name: str, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (24, side, side, 3), np.uint8)
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(24) % 2)
     data = config.Data(source=str(tmp_path / "images.npz"))
-    small = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+    small = {"decoder_width": 48, "decoder_depth": 1, "decoder_heads": 2}
     options = {k: small.get(k, v) for k, v in run.network.options.items()}
     if run.network.kind == "maskdit":
         options |= small
+    width = 192 if run.space.kind == "wavelets" else 48  # as many as a patch has numbers
     run.network = dataclasses.replace(
-        run.network, width=32, heads=2, depth=min(run.network.depth, 3), options=options
+        run.network, width=width, heads=2, depth=min(run.network.depth, 3), options=options
     )
     run.data = data
     run.stages = {

@@ -21,7 +21,7 @@ from underpaint.training.train_state import Learner
 
 MASKDIT = {
     "kind": "maskdit",
-    "options": {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "options": {"decoder_width": 48, "decoder_depth": 1, "decoder_heads": 2},
 }
 EDM = {"process": "edm", "prediction": "edm", "time": "log-normal"}
 SYSTEMS: dict[str, dict[str, Any]] = {

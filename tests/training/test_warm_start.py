@@ -15,14 +15,14 @@ from underpaint.training.warm_start import adapt
 
 
 def spec(**changes: object) -> config.ModelSpec:
-    network = config.Network(width=16, depth=3, heads=2)
+    network = config.Network(width=64, depth=3, heads=2)
     base = config.ModelSpec(size=(16, 16), label_names=("a", "b"), network=network)
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["uvit", "dit"])
 def test_labels_are_matched_by_name(kind: str) -> None:
-    network = config.Network(kind=kind, width=16, depth=3, heads=2)
+    network = config.Network(kind=kind, width=64, depth=3, heads=2)
     old = build(spec(network=network))
     state = old.denoiser.backbone.state_dict()
     new = build(spec(network=network, label_names=("c", "b")))
@@ -39,7 +39,7 @@ def test_labels_are_matched_by_name(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["uvit", "dit"])
 @pytest.mark.parametrize(("names", "later"), [(("a", "b"), ()), ((), ("a", "b"))])
 def test_labels_may_come_and_go(kind: str, names: tuple, later: tuple) -> None:  # type: ignore[type-arg]
-    network = config.Network(kind=kind, width=16, depth=3, heads=2)
+    network = config.Network(kind=kind, width=64, depth=3, heads=2)
     old, new = (build(spec(network=network, label_names=n)) for n in (names, later))
     adapted, _ = adapt(old.denoiser.backbone.state_dict(), old.spec, new, "source")
     new.denoiser.backbone.load_state_dict(adapted)
@@ -67,8 +67,8 @@ def test_presets_for_few_images_start_from_the_quick_starts_network() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"network": config.Network(width=32, depth=3, heads=2)}, "network.width is 16"),
-        ({"network": config.Network(width=16, depth=5, heads=2)}, "network.depth is 3"),
+        ({"network": config.Network(width=96, depth=3, heads=2)}, "network.width is 64"),
+        ({"network": config.Network(width=64, depth=5, heads=2)}, "network.depth is 3"),
         ({"space": config.Space(patch=2)}, "space.patch is 4"),
         ({"noise": config.Noise(prediction="eps")}, "noise.prediction is flow"),
         ({"channels": 1}, "data.channels is 3"),
@@ -82,7 +82,7 @@ def test_the_first_mismatch_is_named(changes: dict, named: str) -> None:  # type
 
 def test_a_run_goes_on_from_another(recipe: config.Run, tmp_path: Path) -> None:
     first = train(recipe, tmp_path / "first", quiet=True)
-    wide = dataclasses.replace(recipe, network=config.Network(width=32))
+    wide = dataclasses.replace(recipe, network=config.Network(width=96))
     adopted = adopt(wide, str(first))
     assert adopted.network == recipe.network
     assert adopted.data.size == (16, 16)
@@ -92,6 +92,6 @@ def test_a_run_goes_on_from_another(recipe: config.Run, tmp_path: Path) -> None:
     # it begins from the average, and at this learning rate it stays there
     torch.testing.assert_close(b["model/head.weight"], a["ema/head.weight"], atol=1e-6, rtol=0)
     assert read_spec(find(second)).label_names == ("0", "1")
-    with pytest.raises(UserError, match=r"network\.width is 16, the recipe's is 32"):
+    with pytest.raises(UserError, match=r"network\.width is 64, the recipe's is 96"):
         train(wide, tmp_path / "third", start=str(first), quiet=True)
     assert not (tmp_path / "third").exists()

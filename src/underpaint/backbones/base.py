@@ -34,6 +34,7 @@ __all__ = [
     "Backbone",
     "Prediction",
     "build",
+    "check_features",
     "check_hidden",
     "interpolate_positions",
     "is_label_table",
@@ -71,6 +72,14 @@ class Backbone(nn.Module):
         self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
     ) -> Prediction:
         """`patches` [B, V, P] (or [B, N, P]), `c_noise` [B] → raw output F at the patches."""
+        raise NotImplementedError
+
+    @property
+    def features(self) -> int:
+        """Numbers a patch at the narrowest place between a network's input and its output.
+
+        Over a whole image of N patches ∂F/∂patches [N·P, N·P] has a rank of N·features at most.
+        """
         raise NotImplementedError
 
     def processed(self, visible: int, mask: str) -> int:
@@ -189,6 +198,24 @@ def check_hidden(
         raise UserError(
             f"noise.hidden_weight {noise.hidden_weight:g} needs a network with a decoder, which "
             f"{network.kind} has not; use 0, or network.kind {' or '.join(able)}"
+        )
+
+
+def check_features(backbone: Backbone, noise: configuration.Noise) -> None:
+    """Raise UserError if the network is too narrow for what it is to predict.
+
+    Noise fills all P numbers of a patch, so predicting it, alone or in a mixture with x0 (eps, v,
+    flow, score, edm), takes P features. Images lie near a surface of far fewer dimensions: x0 can
+    be predicted through fewer (Li and He 2025, arXiv 2511.13720).
+
+    Asked before training alone: weights that were trained so can still be loaded.
+    """
+    if noise.prediction != "x0" and backbone.patch_dim > backbone.features:
+        raise UserError(
+            f"a patch has {backbone.patch_dim} numbers and the network {backbone.features} "
+            f"features at its narrowest, but noise.prediction {noise.prediction} needs one for "
+            "each number and would give samples of pure noise; give --noise.prediction x0 "
+            "--noise.weighting min-snr, a wider network or a smaller --space.patch"
         )
 
 

@@ -147,6 +147,11 @@ class DiT(Backbone):
         # looked up and then zeroed, so that the table gets a gradient from a batch of nulls as well
         return c + self.labels(labels.clamp(min=0)) * (labels >= 0)[:, None]
 
+    @property
+    def features(self) -> int:
+        """The width."""
+        return self.width
+
     def flops(self, visible: int) -> int:
         """FLOPs of a forward pass an image with `visible` patches."""
         width = self.width

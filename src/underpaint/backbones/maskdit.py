@@ -173,6 +173,11 @@ class MaskDiT(DiT):
         output = self._read(self.decoder(x, everywhere, c), c)  # [B, N, P]
         return Prediction(output[:, :V], output[:, V:] if output.shape[1] > V else None)
 
+    @property
+    def features(self) -> int:
+        """The narrower width of encoder and decoder."""
+        return min(self.width, self.decoder_width)
+
     def flops(self, visible: int) -> int:
         """FLOPs of a forward pass an image: the encoder at `visible` patches, the decoder at all.
 

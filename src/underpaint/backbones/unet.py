@@ -171,6 +171,11 @@ class UNet(Backbone):
         """A crop alone is computed on; patches hidden otherwise cost as much as visible ones."""
         return visible if mask == "crop" else self.grid[0] * self.grid[1]
 
+    @property
+    def features(self) -> int:
+        """The first level's channels, at each pixel: long skips lead past the levels below."""
+        return int(self.settings["block_out_channels"][0]) * self.patch**2
+
     def flops(self, visible: int) -> int:
         """FLOPs of a forward pass an image, on a crop of `visible` patches."""
         return self._cost(visible)[0] + told_flops(self.told)

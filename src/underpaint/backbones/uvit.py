@@ -130,6 +130,11 @@ class UViT(Backbone):
             tokens.append(self.labels(torch.where(labels < 0, self.classes, labels)))
         return torch.stack(tokens, dim=1)
 
+    @property
+    def features(self) -> int:
+        """The width."""
+        return self.width
+
     def flops(self, visible: int) -> int:
         """FLOPs of a forward pass an image with `visible` patches."""
         T, width = self._count(visible), self.width

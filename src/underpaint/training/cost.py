@@ -36,6 +36,7 @@ def describe(
     schedules.build(run.noise), denoiser.parameterisation(run.noise)  # raise what they refuse
     backbone = network(run, size, channels, classes)
     backbones.check_hidden(backbone, run.network, run.noise)
+    backbones.check_features(backbone, run.noise)
     stages = []
     for name, stage in run.stages.items():
         try:

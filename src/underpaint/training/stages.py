@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from underpaint import config, vae
+from underpaint import backbones, config, vae
 from underpaint.core import masks, spaces
 from underpaint.data import Dataset, Order, Sealed, latents, prepare
 from underpaint.dp import accounting
@@ -100,9 +100,12 @@ def plans(
             preview=run.preview,
         )
         space = spaces.build(spec.space, spec.size, spec.channels)
-        multiple = stride(spec)
+        with torch.device("meta"):  # no weight is allocated
+            backbone = network(spec)
+        backbones.check_features(backbone, spec.noise)
+        multiple = backbone.stride
         if isinstance(dataset, Sealed):
-            _check_network(name, spec, dataset)
+            _check_network(name, spec, backbone, dataset)
             multiple = dataset.about["multiple"]
         images = max(1, round(stage.images / stage.batch)) * stage.batch
         if stage.dp is not None:
@@ -172,11 +175,11 @@ def _sealed_stage(
     )
 
 
-def _check_network(name: str, spec: config.ModelSpec, dataset: Sealed) -> None:
+def _check_network(
+    name: str, spec: config.ModelSpec, backbone: backbones.Backbone, dataset: Sealed
+) -> None:
     """Raise UserError if the network needs more of an image than the sealed patches."""
     about = dataset.about
-    with torch.device("meta"):
-        backbone = network(spec)
     V, kind = about["visible"], about["kind"]
     if backbone.processed(V, kind) > V:
         raise UserError(
