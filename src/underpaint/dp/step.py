@@ -185,10 +185,8 @@ def _at_once(learner: Learner, run: config.Run, plan: Plan, level: Level) -> int
     if run.train.microbatch:
         return run.train.microbatch
     assert plan.guarantee is not None
-    backbone, network = learner.model.backbone, run.network
-    V = backbone.processed(level.visible, plan.stage.mask)
-    attention = 2 * 4 * network.depth * network.heads * (V + 2) ** 2  # weights, which are kept
-    draw = backbone.activation_bytes(V) + attention
+    backbone = learner.model.backbone
+    draw = backbone.activation_bytes(level.visible, plan.stage.mask, fused=False)
     image = 2 * 4 * sum(p.numel() for p in backbone.parameters())
     image += plan.guarantee.multiplicity * draw
     return max(1, min(plan.stage.batch, math.floor(MEMORY / image)))

@@ -221,7 +221,7 @@ def _of_sealed(
             f"patches of {about['patch']}, and the model works on other ones; give the file that "
             "it was trained on"
         )
-    if loaded.backbone.processed(about["visible"], about["kind"]) > about["visible"]:
+    if not loaded.backbone.saves(about["visible"], about["kind"]):
         raise UserError(
             f"'{source}' holds patches alone, and a network of kind {spec.network.kind} computes "
             "on whole images; give the images themselves by --members and --non-members"

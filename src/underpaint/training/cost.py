@@ -3,9 +3,8 @@
     FLOPs an image    3 · forward(V): the backward pass costs twice the forward
     memory            `parameter_bytes` a parameter + batch · activations(V)
 
-with V the visible patches of N. The networks count their own FLOPs and activations
-(`Backbone.flops`, `Backbone.activation_bytes`); they are built on torch's meta device, so that no
-weight is allocated.
+with V the visible patches of N. FLOPs and activations are counted (`backbones.counting`) on
+networks without weights.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ def _stage(
                 "rate_asked": rate,
                 "rate": 1 - V / N,
                 "visible": V,
-                "flops_per_image": 3 * draws * backbone.flops(backbone.processed(V, stage.mask)),
+                "flops_per_image": 3 * draws * backbone.flops(V, stage.mask),
             }
         )
     mean = {key: sum(lv["share"] * lv[key] for lv in levels) for key in levels[0] if key != "share"}
@@ -118,7 +117,7 @@ def _stage(
     most, least = (pick(lv["visible"] for lv in levels) for pick in (max, min))
     half = use_bf16(run.train.precision, pick_device(run.train.device)) and stage.dp is None
     bytes_per = 2 if half else 4
-    activations = backbone.activation_bytes(backbone.processed(most, stage.mask), bytes_per)
+    activations = backbone.activation_bytes(most, stage.mask, bytes_per)
     images = max(1, round(stage.images / stage.batch)) * stage.batch if stage.images else None
     return {
         "mask": stage.mask,
@@ -127,7 +126,7 @@ def _stage(
         "whole_flops_per_image": whole,
         "times_cheaper": whole / mean["flops_per_image"],
         # False: hidden patches cost as much as visible ones (a U-Net without a crop)
-        "saves": backbone.processed(least, stage.mask) < N or least == N,
+        "saves": backbone.saves(least, stage.mask) or least == N,
         "images": images,
         "minutes": stage.minutes or None,
         "batch": stage.batch,

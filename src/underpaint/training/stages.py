@@ -181,7 +181,7 @@ def _check_network(
     """Raise UserError if the network needs more of an image than the sealed patches."""
     about = dataset.about
     V, kind = about["visible"], about["kind"]
-    if backbone.processed(V, kind) > V:
+    if not backbone.saves(V, kind):
         raise UserError(
             f"stages.{name}: network.kind {spec.network.kind} computes on whole images and cannot "
             f"take the patches of data sealed by mask {kind}; use uvit, dit or maskdit, or seal "

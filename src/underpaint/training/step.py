@@ -221,8 +221,7 @@ def microbatch(stage: config.Stage, train: config.Train, processes: int) -> int:
 
 def training_flops(learner: Learner, visible: int, mask: str) -> float:
     """Training FLOPs an image under a mask of this kind: forward, and twice as much backward."""
-    backbone = learner.model.backbone
-    return 3.0 * backbone.flops(backbone.processed(visible, mask))
+    return 3.0 * learner.model.backbone.flops(visible, mask)
 
 
 def _add(sums: dict[str, float], **values: float) -> None:
