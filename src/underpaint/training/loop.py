@@ -24,6 +24,7 @@ from underpaint.training.monitor import (
     Check,
     MakeCheck,
     cadence,
+    compute,
     draw_samples,
     log_step,
     run_check,
@@ -178,8 +179,8 @@ def _stage(
     if progress.stage_images == 0:
         progress.best, progress.cooldown = 0, (0, 0)
         progress.norms = []  # other masks and images have other gradients
-        log.metric("stage", event="start", **stage_record(plan, learner, progress))
-        say_stage(plan, learner, log)
+        log.metric("stage", event="start", **stage_record(plan, progress))
+        say_stage(plan, log)
     if progress.cooldown[1]:
         plan = early.shortened(plan, *progress.cooldown)
     if plan.guarantee:
@@ -260,7 +261,8 @@ def _heed(
 
 def _finish(plan: Plan, learner: Learner, progress: Progress, log: Log) -> None:
     """The end of a stage: `progress` belongs to the next one."""
-    log.metric("stage", event="end", **stage_record(plan, learner, progress))
+    cost = compute(plan, learner, plan.levels[0])
+    log.metric("stage", event="end", **stage_record(plan, progress), **cost)
     progress.stage += 1
     progress.stage_images = progress.stage_returns = 0
     progress.stage_end = True

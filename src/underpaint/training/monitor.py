@@ -11,7 +11,7 @@ from underpaint import config, pictures
 from underpaint.data import Dataset, Sealed
 from underpaint.model import Model
 from underpaint.training.log import Log
-from underpaint.training.stages import Plan
+from underpaint.training.stages import Level, Plan
 from underpaint.training.state import Progress, RunFolder, writing
 from underpaint.training.step import training_flops
 from underpaint.training.train_state import Learner
@@ -22,6 +22,7 @@ __all__ = [
     "Finding",
     "MakeCheck",
     "cadence",
+    "compute",
     "draw_samples",
     "log_step",
     "run_check",
@@ -67,7 +68,7 @@ MakeCheck: TypeAlias = Callable[[Dataset | Sealed, Model, int, int, int], Check 
 def log_step(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None:
     """A line of metrics on the steps since the last one, if there were any."""
     if plan.guarantee:
-        _log_private(plan, progress, log)
+        _log_private(plan, progress, log, learner)
         return
     sums, steps = progress.sums, progress.sums.get("steps", 0.0)
     if steps:
@@ -87,6 +88,7 @@ def log_step(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None
             visible=level.visible,
             skipped=progress.skipped,
             flops=progress.flops,
+            **compute(plan, learner, level),
             seconds=progress.seconds,
             images_per_s=speed,
             time=time.time(),
@@ -95,7 +97,7 @@ def log_step(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None
     progress.sums = {"since": progress.seconds}
 
 
-def _log_private(plan: Plan, progress: Progress, log: Log) -> None:
+def _log_private(plan: Plan, progress: Progress, log: Log, learner: Learner) -> None:
     """What a private stage may say of its steps: counts and the budget.
 
     No loss, no norm, and no time, which tells how many images a step has met.
@@ -119,6 +121,7 @@ def _log_private(plan: Plan, progress: Progress, log: Log) -> None:
         rate=level.realised,
         visible=level.visible,
         flops=progress.flops,
+        **compute(plan, learner, level),
     )
     seconds = max(progress.seconds - sums.get("since", 0.0), 1e-9)
     speed = sums["steps"] * plan.stage.batch / seconds
@@ -193,14 +196,23 @@ def cadence(train: config.Train, total: int, plan: Plan) -> dict[str, int]:
     }
 
 
-def stage_record(plan: Plan, learner: Learner, progress: Progress) -> dict[str, Any]:
+def compute(plan: Plan, learner: Learner, level: Level) -> dict[str, float]:
+    """FLOPs an image at this level, and of a whole one. Known after a step, which counts them."""
+    draws = plan.guarantee.multiplicity if plan.guarantee else 1
+    patches = plan.space.grid[0] * plan.space.grid[1]
+    return {
+        "flops_per_image": draws * training_flops(learner, level.visible, plan.stage.mask),
+        "whole_flops_per_image": draws * training_flops(learner, patches, "none"),
+    }
+
+
+def stage_record(plan: Plan, progress: Progress) -> dict[str, Any]:
     level = plan.level(progress.stage_images if progress.stage_images < plan.images else 0)
     patches = plan.space.grid[0] * plan.space.grid[1]
-    own, private, draws = plan.guarantee, {}, 1
+    own, private = plan.guarantee, {}
     if own:
         spent = progress.privacy.get(plan.name, {}).get("spent_steps", 0)
         private = {"privacy": own.record(spent) | {"spent": own.spent(spent)}}
-        draws = own.multiplicity
     return {
         "stage": plan.name,
         "index": plan.index,
@@ -210,22 +222,16 @@ def stage_record(plan: Plan, learner: Learner, progress: Progress) -> dict[str, 
         "rate": level.realised,
         "visible": level.visible,
         "patches": patches,
-        "flops_per_image": draws * training_flops(learner, level.visible, plan.stage.mask),
-        "whole_flops_per_image": draws * training_flops(learner, patches, "none"),
         "seconds": progress.seconds,
         "flops": progress.flops,
         **private,
     }
 
 
-def say_stage(plan: Plan, learner: Learner, log: Log) -> None:
+def say_stage(plan: Plan, log: Log) -> None:
     level, patches = plan.levels[0], plan.space.grid[0] * plan.space.grid[1]
-    share = training_flops(learner, level.visible, plan.stage.mask) / training_flops(
-        learner, patches, "none"
-    )
     hidden = (
-        f"{level.realised:.1%} hidden ({plan.stage.mask}), {level.visible} of {patches} patches, "
-        f"{share:.0%} of a whole image's compute"
+        f"{level.realised:.1%} hidden ({plan.stage.mask}), {level.visible} of {patches} patches"
         if level.visible < patches
         else f"whole images of {patches} patches"
     )
