@@ -22,14 +22,10 @@ class Toy(base.Backbone):
         classes: int = 0,
         *,
         width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float,
-        dropout: float,
         share: float = 0.5,
     ) -> None:
         super().__init__(grid, patch_dim, classes)
-        self.share, self.width = share, width
+        self.share = share
         self.embed = nn.Linear(patch_dim, width)
         self.positions = nn.Embedding(grid[0] * grid[1], width)
         self.level = nn.Linear(1, width)
@@ -46,19 +42,6 @@ class Toy(base.Backbone):
                 raise ValueError("labels are missing")
             x = x + self.labels(torch.where(labels < 0, self.classes, labels))[:, None]
         return base.Prediction(self.head(torch.tanh(x + self.share * x.mean(1, keepdim=True))))
-
-    @property
-    def features(self) -> int:
-        return self.width
-
-    def flops(self, visible: int) -> int:
-        return 4 * visible * self.width * self.patch_dim + 2 * self.width
-
-    def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
-        kept = bytes_per * (self.patch_dim + self.width)
-        if bytes_per < 4:
-            kept += 4 * self.width  # what tanh gave, in float32
-        return visible * kept
 
 
 @pytest.fixture(scope="module")

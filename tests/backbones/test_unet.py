@@ -138,10 +138,12 @@ def test_other_masks_are_zeros_and_a_channel():
 def test_a_crop_saves_and_other_masks_do_not():
     backbone = build((16, 16))
     assert backbone.stride == 2  # four pixels, two patches
-    assert backbone.processed(64, "crop") == 64
-    assert backbone.processed(64, "patch") == backbone.processed(64, "block") == 256
-    assert backbone.flops(64) < 0.26 * backbone.flops(256)
-    assert backbone.activation_bytes(64) < 0.26 * backbone.activation_bytes(256)
+    assert backbone.saves(64, "crop")
+    assert not backbone.saves(64, "patch")
+    assert not backbone.saves(64, "block")
+    assert backbone.flops(64, "crop") < 0.26 * backbone.flops(256)
+    assert backbone.activation_bytes(64, "crop") < 0.26 * backbone.activation_bytes(256)
+    assert backbone.flops(64, "patch") == backbone.flops(256)
 
 
 @pytest.mark.parametrize(("patch", "stride"), [(1, 4), (2, 2), (4, 1), (8, 1), (3, 4)])

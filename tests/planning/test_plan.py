@@ -60,7 +60,8 @@ def test_work_is_counted_by_the_network() -> None:
     backbone, V, batch = of(), 16, 8
     found = pace.work(backbone, V, batch)
     assert found.linear + found.attention == 3 * batch * backbone.flops(V)
-    assert found.attention == 3 * batch * 3 * 4 * V**2 * 32  # 4·V²·width in each of three blocks
+    tokens = V + 1  # one for the time
+    assert found.attention == 3 * batch * 3 * 4 * tokens**2 * 32  # in each of three blocks
     assert found.parameters == sum(p.numel() for p in backbone.parameters())
     assert found.tensors == len(list(backbone.parameters()))
     assert found.activations == batch * backbone.activation_bytes(V)
@@ -151,7 +152,7 @@ def test_the_largest_batch_is_found_by_trial(most: int) -> None:
 def test_peak_memory_is_its_formula() -> None:
     backbone = of(depth=3)
     parameters = sum(p.numel() for p in backbone.parameters())
-    values, activations = 32 * 32 * 3, backbone.activation_bytes(16, 2)
+    values, activations = 32 * 32 * 3, backbone.activation_bytes(16, bytes_per=2)
     expected = 1e6 + 22 * parameters + 8 * (activations * 4 / 3 + 28 * values)
     found = memory.peak(backbone, 3, 16, 8, base=1e6, bytes_per=2)
     assert found == pytest.approx(expected)

@@ -199,6 +199,6 @@ def test_networks_of_whole_images_cannot_be_asked_about_patches(
 ) -> None:
     """A U-Net computes on all patches whatever it is shown."""
     kind = type(model.load(closed, device="cpu").backbone)
-    monkeypatch.setattr(kind, "processed", lambda self, visible, mask: 4)
+    monkeypatch.setattr(kind, "saves", lambda self, visible, mask: False)
     line = wrong("audit", closed)
     assert "a network of kind dit computes on whole images" in line

@@ -81,9 +81,8 @@ def _records(stages, checks, held_out, finished, labels, level):
             "rate": rate,
             "visible": visible,
             "patches": 64,
-            "flops_per_image": own_flops,
-            "whole_flops_per_image": WHOLE_FLOPS,
         }
+        cost = {"flops_per_image": own_flops, "whole_flops_per_image": WHOLE_FLOPS}
         so_far = {"images": images, "seconds": seconds, "flops": flops}
         records.append({**facts, "event": "start", **so_far})
         steps = 100 if finished or index + 1 < len(stages) else 40
@@ -108,6 +107,7 @@ def _records(stages, checks, held_out, finished, labels, level):
                     "skipped": 0,
                     "visible": visible,
                     "flops": flops,
+                    **cost,
                     "seconds": seconds,
                     "time": 1e9,
                     "images_per_s": speed * (1 + 0.05 * rng.normal()),
@@ -133,7 +133,7 @@ def _records(stages, checks, held_out, finished, labels, level):
                 )
         if steps == 100:
             so_far = {"images": images, "seconds": seconds, "flops": flops}
-            records.append({**facts, "event": "end", **so_far})
+            records.append({**facts, **cost, "event": "end", **so_far})
     return records
 
 

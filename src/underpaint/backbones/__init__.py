@@ -11,6 +11,7 @@ from underpaint.backbones.base import (
     is_label_table,
     is_told,
     kinds,
+    position_ids,
     register,
 )
 from underpaint.backbones.dit import DiT
@@ -34,6 +35,7 @@ __all__ = [
     "is_told",
     "kinds",
     "maskdit",
+    "position_ids",
     "register",
     "unet",
     "uvit",

@@ -2,16 +2,18 @@
 
     backbone(patches, c_noise, labels, mask) → Prediction(visible [B, V, P], hidden | None)
 
-A backbone with `sees = "visible"` gets the visible patches alone, gathered before this call, so
-that hidden ones cost nothing; one with `sees = "all"` gets every patch and the mask. Trainable
-tensors live in ordinary layers, so that per-sample gradients, sharding and exports find them. Two
-have fixed names: `positions`, the `nn.Embedding` of patch positions (looked up with visible ids),
-and `labels`, the `nn.Embedding` with a row a class, perhaps one more for null.
+A backbone gets the visible patches alone, gathered before this call, so that hidden ones cost
+nothing, with the mask, which says where they are. Trainable tensors live in ordinary layers, so
+that per-sample gradients, sharding and exports find them. Two have fixed names: `positions`, the
+`nn.Embedding` of patch positions (looked up with visible ids), and `labels`, the `nn.Embedding`
+with a row a class, perhaps one more for null.
 
-A new network is one file: a subclass with `@register("name", "one line")`, imported in
-`backbones/__init__.py`. Keyword arguments of its constructor beyond the common ones are its
-`network.options`; one named `patch` gets the side of a patch, for networks that want the image back
-(P = C·patch²), and one named as a switch in `_FEATURES` gets that setting of `network`.
+A new network is one file: a subclass with `__init__` and `forward` and
+`@register("name", "one line")`, imported in `backbones/__init__.py`. Shapes in `forward` depend on
+those of its arguments, never on values: it can be compiled, and what it costs is counted
+(`counting`). Keyword arguments of the constructor that are settings of `network` get these, one
+named `patch` the side of a patch, for networks that want the image back (P = C·patch²), and all
+others are its `network.options`.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from underpaint import config as configuration
+from underpaint.backbones import counting
 from underpaint.core.denoiser import Prediction
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
@@ -59,10 +62,11 @@ class Backbone(nn.Module):
     the zero vector.
     """
 
-    sees: ClassVar[Literal["visible", "all"]] = "visible"
     predicts_hidden: ClassVar[bool] = False  # whether a decoder predicts the hidden patches as well
 
     stride: int = 1  # sides and corners of a crop mask are multiples of this many patches
+
+    _built: tuple[type[Backbone], counting.Arguments]
 
     def __init__(self, grid: tuple[int, int], patch_dim: int, classes: int) -> None:
         super().__init__()
@@ -71,40 +75,65 @@ class Backbone(nn.Module):
     def forward(
         self, patches: Tensor, c_noise: Tensor, labels: Tensor | None, mask: Mask
     ) -> Prediction:
-        """`patches` [B, V, P] (or [B, N, P]), `c_noise` [B] → raw output F at the patches."""
+        """`patches` [B, V, P], `c_noise` [B] → raw output F at the patches."""
         raise NotImplementedError
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Backbone:
+        """Keeps the constructor's arguments: another network of these shapes may be built."""
+        made = super().__new__(cls)
+        if args or kwargs:  # not in a copy
+            given = dict(zip(list(_arguments(cls))[1:], args, strict=False)) | kwargs
+            made._built = (
+                cls,
+                tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in given.items()),
+            )
+        return made
 
     @property
     def features(self) -> int:
         """Numbers a patch at the narrowest place between a network's input and its output.
 
         Over a whole image of N patches ∂F/∂patches [N·P, N·P] has a rank of N·features at most.
+        Right where patches enter by a linear layer `embed`, leave by a linear layer `head`, and are
+        nowhere narrower than there; other networks override it.
         """
-        raise NotImplementedError
+        embed, head = getattr(self, "embed", None), getattr(self, "head", None)
+        sides = [embed.out_features] if isinstance(embed, nn.Linear) else []
+        sides += [head.in_features] if isinstance(head, nn.Linear) else []
+        return min(sides, default=self.patch_dim)
 
-    def processed(self, visible: int, mask: str) -> int:
-        """Patches that are computed on where a mask of this kind shows `visible`: them alone.
+    # --- what it costs: counted when it is asked for, which imports torch's compiler ----------
 
-        More in a network that cannot leave such patches out. What `flops` and `activation_bytes`
-        are asked about.
-        """
-        return visible
-
-    def flops(self, visible: int) -> int:
-        """FLOPs an image of a forward pass with `visible` patches.
+    def flops(self, visible: int, mask: str = "patch") -> int:
+        """FLOPs an image of a forward pass on `visible` patches under a mask of this kind.
 
         2 a multiply-add of linear layers, convolutions and attention; training costs three times
         this.
         """
-        raise NotImplementedError
+        return counting.flops(*self._built, visible, self._kind(visible, mask)).all
 
-    def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
-        """Bytes an image that training keeps from the forward for the backward pass (estimate).
+    def attention_flops(self, visible: int, mask: str = "patch") -> int:
+        """Those of `flops` that attention takes: they grow with the square of the patches."""
+        return counting.flops(*self._built, visible, self._kind(visible, mask)).attention
 
-        What the backward formulas read, without dropout, in float32 (`bytes_per` 4) or under bf16
-        autocast (2), which leaves some of it in float32.
+    def activation_bytes(
+        self, visible: int, mask: str = "patch", bytes_per: int = 4, *, fused: bool = True
+    ) -> int:
+        """Bytes an image that training keeps from the forward for the backward pass.
+
+        Without dropout, in float32 (`bytes_per` 4) or under bf16 autocast (2), which leaves some of
+        it in float32. Not `fused`: with the weights of all pairs of tokens in attention.
         """
-        raise NotImplementedError
+        kind = self._kind(visible, mask)
+        return counting.activation_bytes(*self._built, visible, kind, bytes_per < 4, fused)
+
+    def saves(self, visible: int, mask: str) -> bool:
+        """Whether patches hidden by a mask of this kind need not be computed on."""
+        return self.flops(visible, mask) < self.flops(self.grid[0] * self.grid[1])
+
+    def _kind(self, visible: int, mask: str) -> str:
+        """Kinds of masks that have the same shapes are counted once."""
+        return "crop" if mask == "crop" and visible < self.grid[0] * self.grid[1] else "patch"
 
 
 def position_ids(mask: Mask, batch: int, grid: tuple[int, int], device: torch.device) -> Tensor:
@@ -125,9 +154,11 @@ def position_ids(mask: Mask, batch: int, grid: tuple[int, int], device: torch.de
 Kind = TypeVar("Kind", bound=type[Backbone])
 
 _KINDS: dict[str, tuple[type[Backbone], str]] = {}
-_COMMON = ("width", "depth", "heads", "mlp_ratio", "dropout")
-# switches of `network` that a kind has if its constructor names them
+# settings of `network` that a kind gets if its constructor names them; without a meaning elsewhere
+_COMMON = ("width", "depth", "heads", "mlp_ratio")
+# the same, but refused where they are asked of a kind that does not name them
 _FEATURES = {
+    "dropout": "network.dropout: {} has no dropout; leave it out",
     "qk_norm": "network.qk_norm: {} has no norms of queries and keys; leave it out",
     "augment": "augment: {} cannot be told of augmentation; give augment 0 in all stages",
 }
@@ -173,9 +204,9 @@ def build(
     if network.depth < 1:
         raise UserError(f"network.depth {network.depth}: give at least one block")
     cls, _ = _KINDS[network.kind]
-    common = {name: getattr(network, name) for name in _COMMON}
     options = _checked_options(network.kind, cls, network.options)
     arguments = _arguments(cls)
+    common = {name: getattr(network, name) for name in _COMMON if name in arguments}
     for name, refusal in _FEATURES.items():
         if name in arguments:
             common[name] = getattr(network, name)

@@ -21,22 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from underpaint.backbones.base import Backbone, Prediction, position_ids, register
-from underpaint.backbones.layers import (
-    MLP,
-    Attention,
-    SinCosPositions,
-    block_activations,
-    block_flops,
-    linear_flops,
-    sinusoid,
-    tell,
-    told,
-    told_flops,
-)
+from underpaint.backbones.layers import MLP, Attention, SinCosPositions, sinusoid, tell, told
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 
-__all__ = ["Block", "DiT", "initialise", "modulate", "modulation_activations"]
+__all__ = ["Block", "DiT", "initialise", "modulate"]
 
 FREQUENCIES = 256
 
@@ -96,14 +85,13 @@ class DiT(Backbone):
         super().__init__(grid, patch_dim, classes)
         if width % 4:
             raise UserError(f"network.width {width}: a dit needs a width divisible by 4")
-        self.width, self.hidden, self.depth = width, int(width * mlp_ratio), depth
-        self.qk_norm = qk_norm
+        hidden = int(width * mlp_ratio)
         self.embed = nn.Linear(patch_dim, width)
         self.positions = SinCosPositions(grid, width)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.labels = nn.Embedding(classes, width) if classes else None
         self.blocks = nn.ModuleList(
-            Block(width, heads, self.hidden, dropout, qk_norm) for _ in range(depth)
+            Block(width, heads, hidden, dropout, qk_norm) for _ in range(depth)
         )
         self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, patch_dim)
@@ -146,37 +134,6 @@ class DiT(Backbone):
             raise ValueError("a network with classes needs labels; -1 is the null label")
         # looked up and then zeroed, so that the table gets a gradient from a batch of nulls as well
         return c + self.labels(labels.clamp(min=0)) * (labels >= 0)[:, None]
-
-    @property
-    def features(self) -> int:
-        """The width."""
-        return self.width
-
-    def flops(self, visible: int) -> int:
-        """FLOPs of a forward pass an image with `visible` patches."""
-        width = self.width
-        blocks = self.depth * block_flops(visible, width, self.hidden)
-        ends = 2 * linear_flops(visible, width, self.patch_dim)
-        time = linear_flops(1, FREQUENCIES, width) + linear_flops(1, width, width)
-        modulations = linear_flops(1, width, (6 * self.depth + 2) * width)  # an image, not a patch
-        return blocks + ends + time + modulations + told_flops(self.told)
-
-    def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
-        """Bytes an image kept for the backward pass (estimate)."""
-        width = self.width
-        a_block = block_activations(visible, width, self.hidden, self.qk_norm, bytes_per)
-        blocks = self.depth * (a_block + modulation_activations(visible, width, bytes_per))
-        ends = visible * (self.patch_dim + 3 * width)
-        condition = (6 * self.depth + 8) * width
-        return blocks + bytes_per * (ends + condition)
-
-
-def modulation_activations(tokens: int, width: int, bytes_per: int) -> int:
-    """Bytes that a block keeps beside `block_activations`.
-
-    Two norms before they are modulated, in float32, and two branches before their gates.
-    """
-    return tokens * 2 * (4 + bytes_per) * width
 
 
 def initialise(network: nn.Module) -> None:

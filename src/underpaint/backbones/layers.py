@@ -1,4 +1,4 @@
-"""The layers that the transformers share: sinusoids, attention, the MLP, and what they cost.
+"""The layers that the transformers share: sinusoids, attention and the MLP.
 
     sinusoid(c)[i] = cos(c ω_i), sin(c ω_i),   ω_i = 10000^(−i / (w/2 − shift)),   i < w/2
 
@@ -25,13 +25,9 @@ __all__ = [
     "MLP",
     "Attention",
     "SinCosPositions",
-    "block_activations",
-    "block_flops",
-    "linear_flops",
     "sinusoid",
     "tell",
     "told",
-    "told_flops",
 ]
 
 
@@ -148,36 +144,3 @@ def tell(layer: nn.Linear | None, embedding: Tensor, condition: Tensor | None) -
     if condition is None:  # computed all the same: the layer gets a gradient, of zero
         condition = embedding.new_zeros(len(embedding), CONDITION)
     return embedding + layer(condition)
-
-
-def linear_flops(rows: int, inputs: int, outputs: int) -> int:
-    """FLOPs of a linear layer on `rows` vectors, 2 a multiply-add."""
-    return 2 * rows * inputs * outputs
-
-
-def told_flops(layer: nn.Linear | None) -> int:
-    """FLOPs an image of what `tell` adds."""
-    return 0 if layer is None else linear_flops(1, layer.in_features, layer.out_features)
-
-
-def block_flops(tokens: int, width: int, hidden: int) -> int:
-    """FLOPs an image of a block's attention and MLP; the two attention matmuls are 4·T²·width."""
-    linears = 4 * width**2 + 2 * width * hidden  # q, k, v, out; rise, fall
-    return 2 * tokens * linears + 4 * tokens**2 * width
-
-
-def block_activations(
-    tokens: int, width: int, hidden: int, qk_norm: bool = False, bytes_per: int = 4
-) -> int:
-    """Bytes an image that a pre-norm block keeps for its backward pass.
-
-    A token: the two norms' inputs and outputs, q, k, v, the attention's output (8 widths), and the
-    GELU's input and output; the attention's weights are recomputed, never kept. With `qk_norm` q
-    and k are kept in two further states each, in float32. With `bytes_per` 2 (bf16 autocast) the
-    norms' inputs stay in float32, and so does the attention, as on a CPU, beside their outputs.
-    """
-    norms = 2 * (4 + bytes_per) * width
-    attention = 4 * 4 * width + (bytes_per * width if bytes_per < 4 else 0)
-    if qk_norm:
-        attention += 4 * 4 * width
-    return tokens * (norms + attention + 2 * bytes_per * hidden)

@@ -24,21 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from underpaint.backbones.base import Prediction, position_ids, register
-from underpaint.backbones.dit import (
-    FREQUENCIES,
-    Block,
-    DiT,
-    initialise,
-    modulate,
-    modulation_activations,
-)
-from underpaint.backbones.layers import (
-    SinCosPositions,
-    block_activations,
-    block_flops,
-    linear_flops,
-    told_flops,
-)
+from underpaint.backbones.dit import Block, DiT, initialise, modulate
+from underpaint.backbones.layers import SinCosPositions
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 
@@ -136,15 +123,13 @@ class MaskDiT(DiT):
             qk_norm=qk_norm,
             augment=augment,
         )
-        self.decoder_width, self.decoder_depth = decoder_width, decoder_depth
-        self.decoder_hidden = int(decoder_width * mlp_ratio)
         self.bridge = Bridge(width, decoder_width)
         self.decoder = Decoder(
             grid,
             decoder_width,
             decoder_depth,
             decoder_heads,
-            self.decoder_hidden,
+            int(decoder_width * mlp_ratio),
             dropout,
             qk_norm,
             width,
@@ -172,37 +157,3 @@ class MaskDiT(DiT):
         everywhere = ids if mask.hidden is None else torch.cat([ids, mask.hidden], dim=1)  # [B, N]
         output = self._read(self.decoder(x, everywhere, c), c)  # [B, N, P]
         return Prediction(output[:, :V], output[:, V:] if output.shape[1] > V else None)
-
-    @property
-    def features(self) -> int:
-        """The narrower width of encoder and decoder."""
-        return min(self.width, self.decoder_width)
-
-    def flops(self, visible: int) -> int:
-        """FLOPs of a forward pass an image: the encoder at `visible` patches, the decoder at all.
-
-        The head counts for all patches, those of hidden ones too.
-        """
-        N, width, narrow = self.grid[0] * self.grid[1], self.width, self.decoder_width
-        encoder = linear_flops(visible, self.patch_dim, width)
-        encoder += self.depth * block_flops(visible, width, self.hidden)
-        bridge = linear_flops(visible, width, narrow)
-        decoder = self.decoder_depth * block_flops(N, narrow, self.decoder_hidden)
-        head = linear_flops(N, narrow, self.patch_dim)
-        time = linear_flops(1, FREQUENCIES, width) + linear_flops(1, width, width)
-        scales = (6 * self.depth + 2) * width + (6 * self.decoder_depth + 2) * narrow
-        time += linear_flops(1, width, scales) + told_flops(self.told)
-        return encoder + bridge + decoder + head + time
-
-    def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
-        """Bytes an image kept for the backward pass (estimate), the decoder's at all patches."""
-        N, width, narrow = self.grid[0] * self.grid[1], self.width, self.decoder_width
-        qk, b = self.qk_norm, bytes_per
-        a_block = block_activations(visible, width, self.hidden, qk, b)
-        a_block += modulation_activations(visible, width, b)
-        b_block = block_activations(N, narrow, self.decoder_hidden, qk, b)
-        b_block += modulation_activations(N, narrow, b)
-        blocks = self.depth * a_block + self.decoder_depth * b_block
-        ends = visible * (self.patch_dim + 3 * width) + 3 * N * narrow
-        condition = (6 * self.depth + 10) * width + (6 * self.decoder_depth + 2) * narrow
-        return blocks + bytes_per * (ends + condition)

@@ -10,7 +10,7 @@ arXiv 2304.12526). Every pixel comes with three channels beside its colours:
     column    2 (j + 1/2)/W − 1
 
 Patch and block masks fill the hidden patches with zeros and run on the whole image: they work, but
-save nothing (`processed`).
+save nothing.
 
 - `width` is that of the first level, `depth` the residual blocks a level (DDPM: 2). `heads` counts
   those of the narrowest attention (DDPM: 1). `mlp_ratio` has no meaning here.
@@ -24,18 +24,14 @@ save nothing (`processed`).
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from underpaint.backbones.base import Backbone, Prediction, position_ids, register
-from underpaint.backbones.layers import tell, told, told_flops
+from underpaint.backbones.layers import tell, told
 from underpaint.core.masks import Mask, crop_sides, gather
 from underpaint.errors import UserError
 
@@ -165,29 +161,10 @@ class UNet(Backbone):
         if self.labels is not None:
             nn.init.normal_(self.labels.weight, std=0.02)
 
-    # --- what it costs -----------------------------------------------------------------------
-
-    def processed(self, visible: int, mask: str) -> int:
-        """A crop alone is computed on; patches hidden otherwise cost as much as visible ones."""
-        return visible if mask == "crop" else self.grid[0] * self.grid[1]
-
     @property
     def features(self) -> int:
         """The first level's channels, at each pixel: long skips lead past the levels below."""
         return int(self.settings["block_out_channels"][0]) * self.patch**2
-
-    def flops(self, visible: int) -> int:
-        """FLOPs of a forward pass an image, on a crop of `visible` patches."""
-        return self._cost(visible)[0] + told_flops(self.told)
-
-    def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
-        """Bytes an image kept for the backward pass, on a crop of `visible` patches."""
-        return bytes_per * self._cost(visible)[1]
-
-    def _cost(self, visible: int) -> tuple[int, int]:
-        """FLOPs of a forward pass, and numbers that it keeps."""
-        hh, ww = crop_sides(self.grid, visible, self.stride)
-        return _counted(tuple(self.settings.items()), (hh * self.patch, ww * self.patch))
 
 
 def _checked_stride(size: tuple[int, int], multipliers: tuple[int, ...]) -> int:
@@ -263,40 +240,3 @@ def _unet(settings: dict[str, Any]) -> nn.Module:
             "network.kind unet needs diffusers; type pip install 'underpaint[diffusers]'"
         ) from None
     return UNet2DModel(**settings)
-
-
-@functools.cache
-def _counted(items: tuple[tuple[str, Any], ...], size: tuple[int, int]) -> tuple[int, int]:
-    """FLOPs of a forward pass, and numbers kept for the backward, for one image of `size`.
-
-    Counted on tensors without memory, as a CPU with fused attention would run it.
-    """
-    settings = dict(items)
-    kept: dict[int, Any] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if x.is_floating_point() and storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return x
-
-    with (
-        FakeTensorMode(),
-        torch.device("cpu"),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-    ):
-        unet = _unet(settings).eval()  # without dropout's masks
-        weights = {p.untyped_storage()._cdata for p in unet.parameters()}
-        width = settings["block_out_channels"][0]
-        row = None if settings["class_embed_type"] is None else torch.zeros(1, 4 * width)
-        inputs = (torch.zeros(1, settings["in_channels"], *size), torch.zeros(1), row)
-        # the CPU's fused attention counts as nothing, the plain one in full
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            unet(*inputs)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            output = unet(*inputs)  # its graph keeps what is counted
-        numbers = sum(storage.nbytes() for storage in kept.values()) // 4
-        del output
-    return counter.get_total_flops(), numbers

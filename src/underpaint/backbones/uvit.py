@@ -21,17 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from underpaint.backbones.base import Backbone, Prediction, position_ids, register
-from underpaint.backbones.layers import (
-    MLP,
-    Attention,
-    block_activations,
-    block_flops,
-    linear_flops,
-    sinusoid,
-    tell,
-    told,
-    told_flops,
-)
+from underpaint.backbones.layers import MLP, Attention, sinusoid, tell, told
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 
@@ -76,20 +66,19 @@ class UViT(Backbone):
         super().__init__(grid, patch_dim, classes)
         if width % 2:
             raise UserError(f"network.width {width}: a uvit needs an even width")
-        self.width, self.hidden, self.side = width, int(width * mlp_ratio), depth // 2
-        self.qk_norm = qk_norm
+        self.width, hidden, side = width, int(width * mlp_ratio), depth // 2
         self.embed = nn.Linear(patch_dim, width)
         self.positions = nn.Embedding(grid[0] * grid[1], width)
         self.time_position = nn.Embedding(1, width)
         self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last is null
 
         def block() -> Block:
-            return Block(width, heads, self.hidden, dropout, qk_norm)
+            return Block(width, heads, hidden, dropout, qk_norm)
 
-        self.early = nn.ModuleList(block() for _ in range(self.side))
+        self.early = nn.ModuleList(block() for _ in range(side))
         self.middle = block()
-        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(self.side))
-        self.late = nn.ModuleList(block() for _ in range(self.side))
+        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(side))
+        self.late = nn.ModuleList(block() for _ in range(side))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, patch_dim)
         self.apply(_initialise)
@@ -129,32 +118,6 @@ class UViT(Backbone):
                 raise ValueError("a network with classes needs labels; -1 is the null label")
             tokens.append(self.labels(torch.where(labels < 0, self.classes, labels)))
         return torch.stack(tokens, dim=1)
-
-    @property
-    def features(self) -> int:
-        """The width."""
-        return self.width
-
-    def flops(self, visible: int) -> int:
-        """FLOPs of a forward pass an image with `visible` patches."""
-        T, width = self._count(visible), self.width
-        blocks = (2 * self.side + 1) * block_flops(T, width, self.hidden)
-        skips = self.side * linear_flops(T, 2 * width, width)
-        ends = 2 * linear_flops(visible, width, self.patch_dim)
-        return blocks + skips + ends + told_flops(self.told)
-
-    def activation_bytes(self, visible: int, bytes_per: int = 4) -> int:
-        """Bytes an image kept for the backward pass (estimate)."""
-        T, width = self._count(visible), self.width
-        a_block = block_activations(T, width, self.hidden, self.qk_norm, bytes_per)
-        blocks = (2 * self.side + 1) * a_block
-        skips = self.side * T * 2 * width  # the concatenations
-        ends = visible * (self.patch_dim + 2 * width)
-        return blocks + bytes_per * (skips + ends)
-
-    def _count(self, visible: int) -> int:
-        """Tokens: time, label if there are classes, patches."""
-        return 1 + (self.classes > 0) + visible
 
 
 def _initialise(module: nn.Module) -> None:

@@ -21,6 +21,7 @@ from underpaint.errors import UserError
 from underpaint.evaluation import features, metrics
 from underpaint.evaluation.evaluate import LEAST
 from underpaint.evaluation.validation import OverfitCheck
+from underpaint.training.training_set import Array
 
 __all__ = ["Half", "final_data", "half", "measure"]
 
@@ -59,7 +60,7 @@ def measure(folder: Path, score: str, which: Half, *, most: int, extractor: str)
             raise UserError("score held-out loss compares pixels; use FD for latents")
         labels = dataset.labels[ids] if loaded.label_names else None
         check = OverfitCheck(
-            dataset.batch(ids),
+            Array(dataset.batch(ids), loaded.space),
             None,
             loaded.space,
             loaded.denoiser.process,

@@ -12,7 +12,8 @@ import torch
 
 from underpaint import config
 from underpaint.io import replace_text, writing
-from underpaint.training import distributed, stages
+from underpaint.training import distributed
+from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.throughput import speed
 
 __all__ = ["measured", "paired"]
@@ -40,8 +41,8 @@ def measured(
     torch.set_num_threads(1)
     try:
         # ready before the first pass: what has just been prepared slows the next steps
-        plans = {name: stages.plans(run, lambda _: None, None) for name, run in runs.items()}
-        passes = [_pass(runs, plans) for _ in range(WARM + PASSES)]
+        stages = {name: prepare_stages(run, lambda _: None, None) for name, run in runs.items()}
+        passes = [_pass(runs, stages) for _ in range(WARM + PASSES)]
     finally:
         torch.set_num_threads(threads)
     found: dict[str, dict[str, float]] = {name: {} for name in runs}
@@ -54,14 +55,14 @@ def measured(
     return found
 
 
-def _pass(runs: dict[str, config.Run], plans: dict[str, list[stages.Plan]]) -> dict[Key, float]:
+def _pass(runs: dict[str, config.Run], stages: dict[str, list[PreparedStage]]) -> dict[Key, float]:
     """Seconds an image of every stage, once."""
     found = {}
     for name, run in runs.items():
         world = distributed.start(run.train.device)  # where the arm's runs are
         try:
-            for plan in plans[name]:
-                found[name, plan.name] = 1 / speed(plan, run, world, SECONDS)
+            for stage in stages[name]:
+                found[name, stage.name] = 1 / speed(stage, run, world, SECONDS)
         finally:
             world.close()
     return found

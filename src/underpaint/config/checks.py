@@ -66,7 +66,8 @@ def check(run: Run) -> None:
         )
     if sampling.sampler in ("langevin", "pc") and sampling.snr > 0.5:  # samplers.LARGEST_SNR
         raise UserError(
-            f"sampling.snr {sampling.snr:g}: give at most 0.5, beyond which Langevin steps overshoot"
+            f"sampling.snr {sampling.snr:g}: give at most 0.5, beyond which Langevin steps "
+            "overshoot"
         )
     if sampling.sampler == "langevin" and sampling.corrections == 0:
         raise UserError("sampling.corrections 0: sampler langevin needs at least 1")
@@ -93,9 +94,9 @@ def check_labels(run: Run, source: str, label_names: tuple[str, ...]) -> None:
     """Raise UserError if the recipe guides towards labels that the images have not."""
     if run.sampling.guidance != 1 and not label_names:
         raise UserError(
-            f"sampling.guidance {run.sampling.guidance:g} guides towards labels, and '{source}' has "
-            "none; give them in a table 'path,label', where one class for all is enough, or set "
-            "--sampling.guidance 1 to train without"
+            f"sampling.guidance {run.sampling.guidance:g} guides towards labels, and '{source}' "
+            "has none; give them in a table 'path,label', where one class for all is enough, or "
+            "set --sampling.guidance 1 to train without"
         )
 
 

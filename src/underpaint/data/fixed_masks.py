@@ -5,20 +5,27 @@ With the key anybody who has the image can draw its mask again, without it nobod
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from pathlib import Path
 
 from underpaint.errors import UserError
 
-__all__ = ["read_key", "seed"]
+__all__ = ["read_key", "seed_of"]
 
 KEY_BYTES = 16  # the least
 
 
-def seed(key: bytes, pixel_sha: bytes) -> int:
-    """63 bits from which an image's mask is drawn; `pixel_sha`: the sha256 of its pixels."""
-    digest = hmac.digest(key, pixel_sha, "sha256")
-    return int.from_bytes(digest[:8], "big") >> 1
+def seed_of(key: bytes | None, pixel_sha: bytes) -> int:
+    """63 bits from which an image's mask is drawn; `pixel_sha`: the sha256 of its pixels.
+
+    Without a key anybody can draw it who has the image.
+    """
+    if key is None:
+        digest = hashlib.blake2b(f"mask/{pixel_sha.hex()}".encode(), digest_size=8).digest()
+    else:
+        digest = hmac.digest(key, pixel_sha, "sha256")[:8]
+    return int.from_bytes(digest, "big") >> 1
 
 
 def read_key(path: str | Path) -> bytes:

@@ -14,9 +14,10 @@ from underpaint.dp.accounting import Guarantee, guarantee, library
 from underpaint.dp.scope import check_scope
 from underpaint.dp.step import private_step
 from underpaint.errors import UserError
+from underpaint.training.checkpointing import Progress, RunFolder
 from underpaint.training.log import Log
 from underpaint.training.stages import PreparedStage
-from underpaint.training.state import Progress, RunFolder
+from underpaint.training.step import compute
 from underpaint.training.train_state import TrainState
 
 __all__ = ["Private", "check_scope", "guarantee", "library"]
@@ -78,7 +79,7 @@ class Private:
         folder.spend(self.stage.name)
         private_step(self.stage, run, state, progress)
 
-    def log(self, progress: Progress, log: Log) -> None:
+    def log(self, progress: Progress, log: Log, state: TrainState) -> None:
         """Counts and the budget."""
         stage, sums = self.stage, progress.sums
         if not sums.get("steps"):
@@ -98,6 +99,7 @@ class Private:
             rate=level.realised,
             visible=level.visible,
             flops=progress.flops,
+            **compute(stage, state, level, self.draws),
         )
         seconds = max(progress.seconds - sums.get("since", 0.0), 1e-9)
         speed = sums["steps"] * stage.batch / seconds

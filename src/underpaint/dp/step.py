@@ -167,10 +167,8 @@ def _at_once(state: TrainState, run: config.Run, stage: PreparedStage, level: Le
     """Images whose gradients are held at the same time: `train.microbatch`, or what fits."""
     if run.train.microbatch:
         return run.train.microbatch
-    backbone, network = state.model.backbone, run.network
-    V = backbone.processed(level.visible, stage.settings.mask)
-    attention = 2 * 4 * network.depth * network.heads * (V + 2) ** 2  # weights, which are kept
-    draw = backbone.activation_bytes(V) + attention
+    backbone = state.model.backbone
+    draw = backbone.activation_bytes(level.visible, stage.settings.mask, fused=False)
     image = 2 * 4 * sum(p.numel() for p in backbone.parameters())
     image += stage.guarantee.multiplicity * draw
     return max(1, min(stage.batch, math.floor(MEMORY / image)))

@@ -51,8 +51,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from underpaint.data import Dataset
 from underpaint.evaluation.nearest import nearest
+from underpaint.training.training_set import TrainingSet
 
 __all__ = ["Health", "Reference", "Texture", "judge", "sentence", "texture"]
 
@@ -93,16 +93,17 @@ class Reference:
         self.shape = real.shape[1:]
 
     @classmethod
-    def of(cls, dataset: Dataset, seed: int) -> Reference | None:
-        """Chosen by `seed`; None where the images are too small to be judged."""
-        height, width = dataset.size
-        if min(height, width) < SMALLEST:
+    def of(cls, data: TrainingSet, seed: int) -> Reference | None:
+        """Chosen by `seed`; None where images are too small to be judged, or not whole."""
+        height, width = data.size
+        images = data.images
+        if images is None or min(height, width) < SMALLEST:
             return None
-        each = height * width * dataset.channels
-        ids = np.random.default_rng(seed).permutation(dataset.train_ids)
+        each = height * width * data.channels
+        ids = np.random.default_rng(seed).permutation(data.train_ids)
 
         def first(count: int) -> Images:
-            return dataset.batch(np.sort(ids[:count]))  # the cache is read forwards
+            return np.take(images, np.sort(ids[:count]), axis=0)  # the cache is read forwards
 
         return cls(first(min(REAL, max(8, NUMBERS // each))), first(max(8, SEARCHED // each)))
 

@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.evaluation import features, metrics
 from underpaint.evaluation.nearest import distance_ratios
 from underpaint.model import Model
-from underpaint.sealed.format import Sealed
+from underpaint.training.training_set import TrainingSet
 
 __all__ = ["Drawn", "comparable", "recorded"]
 
@@ -44,22 +43,22 @@ class Drawn:
 
     def __init__(
         self,
-        dataset: Dataset | Sealed,
+        data: TrainingSet,
         count: int,
         seed: int,
         extractor: features.Extractor | None = None,
     ) -> None:
         """`count`: samples a measurement. Raises UserError for sealed data or missing weights."""
-        if isinstance(dataset, Sealed):
+        if data.images is None:
             raise UserError(
                 "train.check_samples: samples are compared with whole images, and sealed data hold "
                 "none; set it to 0"
             )
-        self.dataset, self.count = dataset, count
+        self.images, self.count = data.images, count
         rng = np.random.default_rng(seed)
-        train, held_out = (rng.permutation(i) for i in (dataset.train_ids, dataset.held_out_ids))
+        train, held_out = (rng.permutation(i) for i in (data.train_ids, data.held_out_ids))
         self.searched = np.sort(train[:SEARCHED])
-        self.labels = dataset.labels[train[np.arange(count) % len(train)]]
+        self.labels = data.labels[train[np.arange(count) % len(train)]]
         side = min(count, len(train), len(held_out) or count)
         self.sides = {"train": train[:side], "held_out": held_out[:side]}
         self.extractor = extractor
@@ -72,8 +71,8 @@ class Drawn:
         labels = [int(label) for label in self.labels] if model.label_names else None
         samples = model.sample(self.count, seed=0, labels=labels)
         record: dict[str, Any] = {"samples": self.count, "protocol": None, "copies": None}
-        if samples.shape[1:] == self.dataset.images.shape[1:] and len(self.searched) > 1:
-            ratios = distance_ratios(samples, self.dataset.images, self.searched, background=1)
+        if samples.shape[1:] == self.images.shape[1:] and len(self.searched) > 1:
+            ratios = distance_ratios(samples, self.images, self.searched, background=1)
             record["copies"] = float(ratios.copies().mean())
         side = len(self.sides["train"])
         drawn = None
@@ -85,7 +84,7 @@ class Drawn:
                 drawn = torch.from_numpy(self.extractor(samples[:side]))
                 record["protocol"] = f"{self.extractor.distance} of {side:,} images a side"
             if name not in self._found:
-                own = self.extractor(self.dataset.batch(ids))
+                own = self.extractor(np.take(self.images, ids, axis=0))
                 self._found[name] = torch.from_numpy(own)
             record[f"frechet_{name}"] = float(metrics.frechet_distance(self._found[name], drawn))
         return record

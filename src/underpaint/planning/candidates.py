@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from underpaint import config
+from underpaint import config, factory
 from underpaint.backbones import Backbone
 from underpaint.core import masks
 from underpaint.errors import UserError
@@ -148,7 +148,7 @@ def counted(run: config.Run, images: Images) -> Backbone:
 
 def visible(stage: config.Stage, grid: tuple[int, int]) -> int:
     """Patches that the stage shows."""
-    return masks.visible_count(stage.mask, grid, stage.rate, block=stage.block)
+    return masks.visible_count(factory.mask_spec(stage, 1), grid)
 
 
 def patches_that_fit(size: tuple[int, int]) -> list[int]:

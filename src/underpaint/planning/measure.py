@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from underpaint import config
-from underpaint.core import masks, spaces
-from underpaint.data import Dataset, Order
+from underpaint import config, factory
+from underpaint.core import masks
+from underpaint.core.masks import Mask, MaskSpec
+from underpaint.core.spaces import Space, from_uint8
+from underpaint.data import Order
 from underpaint.hardware import use_bf16
 from underpaint.planning import pace
 from underpaint.planning.pace import Work
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
-from underpaint.training.stages import Level, Plan, stride
+from underpaint.training.stages import Level, PreparedStage, stride
 from underpaint.training.throughput import step_seconds
-from underpaint.training.train_state import Learner
+from underpaint.training.train_state import TrainState
+from underpaint.training.training_set import Array, Examples, Ids, Visible
 
 __all__ = [
     "RATES",
@@ -37,9 +41,9 @@ __all__ = [
     "fits",
     "rates",
     "recipe",
-    "stage_plan",
     "stepper",
     "take",
+    "timed_stage",
 ]
 
 RATES = (0.0, 0.5, 0.75, 0.9)
@@ -95,27 +99,56 @@ CUDA = (
 
 
 class RandomImages:
-    """Images of chance that need no files, as a `Dataset`."""
+    """A `TrainingSet` of images of chance, which need no files."""
 
-    latents = None
+    held_out_ids = np.arange(0)
+    label_names: tuple[str, ...] = ()
+    key = "random"
 
-    def __init__(self, size: tuple[int, int], channels: int, count: int = 256) -> None:
+    def __init__(
+        self, size: tuple[int, int], channels: int, space: Space, spec: MaskSpec, count: int = 256
+    ) -> None:
         rng = np.random.default_rng(0)
+        self.size, self.channels, self.space, self.spec = size, channels, space, spec
+        self.images: NDArray[np.uint8] | None
         self.images = rng.integers(0, 256, (count, *size, channels), dtype=np.uint8)
         self.labels = np.full(count, -1, np.int64)
         self.train_ids = np.arange(count)
 
-    def batch(self, ids: np.ndarray) -> np.ndarray:
-        return np.take(self.images, ids, axis=0)
+    def visible(self, ids: Ids, rate: float, seed: int, generator: torch.Generator) -> Visible:
+        """Patches and masks, see `TrainingSet`."""
+        x0, mask = self._patches(ids, self.spec.at(rate), generator)
+        return Visible(x0, mask)
+
+    def examples(self, ids: Ids) -> Examples:
+        """See `TrainingSet`."""
+        assert self.images is not None
+        return Array(np.take(self.images, ids, axis=0), self.space)
+
+    def content(self, image: int) -> str:
+        """The image's number."""
+        return str(image)
+
+    def identities(self, ids: Ids) -> list[tuple[bytes, bytes]]:
+        """None: there are no files."""
+        return []
+
+    def _patches(
+        self, ids: Ids, spec: MaskSpec, generator: torch.Generator
+    ) -> tuple[torch.Tensor, Mask]:
+        assert self.images is not None
+        planes = from_uint8(np.take(self.images, ids, axis=0)).to(generator.device)
+        mask = masks.draw(spec, self.space.grid, len(ids), generator, device=generator.device)
+        return masks.gather(self.space.encode(planes), mask.visible), mask
 
 
-def stage_plan(
+def timed_stage(
     run: config.Run, size: tuple[int, int], rate: float, batch: int, kind: str, classes: int = 0
-) -> Plan:
+) -> PreparedStage:
     """A stage of `run` at a constant rate, on images of chance; its first stage's settings else."""
-    stage = next(iter(run.stages.values()), config.Stage())
+    settings = next(iter(run.stages.values()), config.Stage())
     changes = {"batch": batch, "mask": kind, "rate": rate, "images": batch}
-    stage = config.from_dict(config.Stage, changes, "timed: ", stage)
+    settings = config.from_dict(config.Stage, changes, "timed: ", settings)
     spec = config.ModelSpec(
         size=size,
         channels=run.data.channels,
@@ -124,21 +157,20 @@ def stage_plan(
         network=config.network_of(run),
         noise=run.noise,
     )
-    space = spaces.build(spec.space, size, spec.channels)
-    rounding = {"block": stage.block, "multiple": stride(spec)}
-    visible = masks.visible_count(kind, space.grid, rate, **rounding)
-    realised = masks.realised_rate(kind, space.grid, rate, **rounding)
-    drawn = RandomImages(size, spec.channels)
-    return Plan(
+    space = factory.space(spec.space, size, spec.channels)
+    mask = factory.mask_spec(settings, stride(spec))
+    V = masks.visible_count(mask, space.grid)
+    images = RandomImages(size, spec.channels, space, mask)
+    return PreparedStage(
         index=0,
         name="timed",
-        stage=stage,
+        settings=settings,
         spec=spec,
         space=space,
-        dataset=cast(Dataset, drawn),
-        order=Order(drawn.train_ids, 0),
+        training_set=images,
+        order=Order(images.train_ids, 0),
         images=10**12,
-        levels=(Level(0, rate, realised, visible),),
+        levels=(Level(0, rate, masks.realised_rate(mask, space.grid), V),),
     )
 
 
@@ -167,21 +199,21 @@ def calibrate(
     """The probes' works and times on `device`, uncompiled; at least so many rounds."""
     probes = probes or (CUDA if device.type == "cuda" else CPU)
     world = World(0, 1, device)
-    learners: dict[tuple[int, ...], Learner] = {}
+    states: dict[tuple[int, ...], TrainState] = {}
     steps: dict[Hashable, Callable[[], float]] = {}
     works = []
     for probe in probes:
         run = recipe(probe, device)
         kind = "patch" if probe.rate else "none"
-        plan = stage_plan(run, (probe.size, probe.size), probe.rate, probe.batch, kind)
+        stage = timed_stage(run, (probe.size, probe.size), probe.rate, probe.batch, kind)
         shape = (probe.width, probe.depth, probe.size, probe.patch)
-        if shape not in learners:
-            learners[shape] = Learner(plan.spec, run.train, world)
-        learner = learners[shape]
-        steps[probe] = stepper(plan, run, learner, clock)
-        bytes_per = 2 if learner.bf16 else 4
-        visible = plan.levels[0].visible
-        works.append(pace.work(learner.model.backbone, visible, probe.batch, bytes_per))
+        if shape not in states:
+            states[shape] = TrainState(stage.spec, run.train, world)
+        state = states[shape]
+        steps[probe] = stepper(stage, run, state, clock)
+        bytes_per = 2 if state.bf16 else 4
+        visible = stage.levels[0].visible
+        works.append(pace.work(state.model.backbone, visible, probe.batch, bytes_per))
     for step in steps.values():
         step()  # allocates
     least = take(steps, seconds, tell, rounds)
@@ -199,17 +231,17 @@ def rates(
 ) -> dict[int, Timed]:
     """Steps of `run`'s network at RATES, by the number of visible patches."""
     world = World(0, 1, device)
-    learner: Learner | None = None
+    state: TrainState | None = None
     steps: dict[Hashable, Callable[[], float]] = {}
     works = {}
     for rate in RATES:
-        plan = stage_plan(run, size, rate, batch, "patch" if rate else "none", classes)
-        if learner is None:
-            learner = Learner(plan.spec, run.train, world)
-        visible = plan.levels[0].visible
-        steps[visible] = stepper(plan, run, learner)
-        bytes_per = 2 if learner.bf16 else 4
-        works[visible] = pace.work(learner.model.backbone, visible, batch, bytes_per)
+        stage = timed_stage(run, size, rate, batch, "patch" if rate else "none", classes)
+        if state is None:
+            state = TrainState(stage.spec, run.train, world)
+        visible = stage.levels[0].visible
+        steps[visible] = stepper(stage, run, state)
+        bytes_per = 2 if state.bf16 else 4
+        works[visible] = pace.work(state.model.backbone, visible, batch, bytes_per)
     for step in steps.values():
         step(), step()  # allocates and compiles
     least = take(steps, seconds, tell)
@@ -220,14 +252,14 @@ def fits(run: config.Run, size: tuple[int, int], classes: int, batch: int) -> bo
     """Whether a step on so many whole images fits in the memory of the GPU: it is tried."""
     device = torch.device("cuda")
     try:
-        plan = stage_plan(run, size, 0.0, batch, "none", classes)
-        learner = Learner(plan.spec, run.train, World(0, 1, device))
-        step = stepper(plan, run, learner)
+        stage = timed_stage(run, size, 0.0, batch, "none", classes)
+        state = TrainState(stage.spec, run.train, World(0, 1, device))
+        step = stepper(stage, run, state)
         step(), step()  # the second has the optimiser's state from the start
     except torch.cuda.OutOfMemoryError:
         return False
     finally:
-        plan = learner = step = None  # type: ignore[assignment]
+        stage = state = step = None  # type: ignore[assignment]
         torch.cuda.empty_cache()
     return True
 
@@ -248,8 +280,8 @@ def recipe(probe: Probe, device: torch.device) -> config.Run:
 
 
 def stepper(
-    plan: Plan, run: config.Run, learner: Learner, clock: Clock = time.perf_counter
+    stage: PreparedStage, run: config.Run, state: TrainState, clock: Clock = time.perf_counter
 ) -> Callable[[], float]:
     """A call makes one step, and returns its seconds."""
     progress = Progress()
-    return lambda: step_seconds(plan, run, learner, progress, clock)
+    return lambda: step_seconds(stage, run, state, progress, clock)

@@ -37,7 +37,7 @@ def peak(
     """Bytes at the worst moment of a step, `visible` patches of each image being computed on."""
     parameters = sum(p.numel() for p in backbone.parameters())
     values = backbone.grid[0] * backbone.grid[1] * backbone.patch_dim
-    activations = backbone.activation_bytes(visible, bytes_per) * (1 + 1 / depth)
+    activations = backbone.activation_bytes(visible, bytes_per=bytes_per) * (1 + 1 / depth)
     weights = parameter_bytes(bytes_per) * parameters
     return base + weights + micro * (activations + COPIES * values)
 

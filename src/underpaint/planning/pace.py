@@ -67,17 +67,16 @@ def work(
 
     `microbatch`: images of a forward pass; 0: all. `bytes_per`: of a number that is kept.
     """
-    half, one, two = (backbone.flops(k * visible) for k in (0, 1, 2))
-    attention = (two - 2 * one + half) / 2  # f is a + bV + cV²; this is cV²
+    attention = backbone.attention_flops(visible)
     parameters = [p.numel() for p in backbone.parameters()]
     patches = backbone.grid[0] * backbone.grid[1]
     passes = -(-batch // microbatch) if microbatch else 1
     return Work(
         tensors=passes * len(parameters),
         parameters=sum(parameters),
-        linear=3.0 * batch * (one - attention),
+        linear=3.0 * batch * (backbone.flops(visible) - attention),
         attention=3.0 * batch * attention,
-        activations=batch * backbone.activation_bytes(visible, bytes_per),
+        activations=batch * backbone.activation_bytes(visible, bytes_per=bytes_per),
         values=batch * patches * backbone.patch_dim,
     )
 

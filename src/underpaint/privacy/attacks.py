@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from underpaint.core.denoiser import Denoiser
-from underpaint.core.masks import Mask, draw, gather, visible_count, whole
+from underpaint.core.masks import Mask, MaskSpec, draw, gather, visible_count, whole
 from underpaint.core.schedules import Process
 from underpaint.errors import UserError
 from underpaint.model import evaluating
-from underpaint.training.seeding import key
+from underpaint.training.seeding import seed_from
 
 __all__ = ["ATTACKS", "Ensemble", "Query", "check", "levels", "rows", "scores"]
 
@@ -63,18 +63,10 @@ class Query:
         self.denoiser = denoiser
         self.labels = labels
         self.mask = mask
-        self.everything = str(denoiser.backbone.sees) == "all"
 
     def eps(self, x: Tensor, sigma: float) -> Tensor:
         """The noise the model sees at the visible patches, [B, V, P]."""
-        return self.denoiser.eps(self._seen(x), sigma, self.labels, self.mask)
-
-    def _seen(self, x: Tensor) -> Tensor:
-        ids = self.mask.visible
-        if ids is None or not self.everything:
-            return x
-        patches = x.new_zeros(len(x), math.prod(self.mask.grid), x.shape[2])
-        return patches.scatter(1, ids[:, :, None].expand_as(x), x)
+        return self.denoiser.eps(x, sigma, self.labels, self.mask)
 
 
 def check(names: Sequence[str]) -> list[str]:
@@ -120,7 +112,7 @@ def scores(
     mask = whole(denoiser.backbone.grid) if mask is None else mask  # type: ignore[arg-type]
     ensemble = Ensemble() if ensemble is None else ensemble
     device = next((p.device for p in denoiser.parameters()), patches.device)
-    generator = torch.Generator().manual_seed(key(seed, "attack", "noise"))
+    generator = torch.Generator().manual_seed(seed_from(seed, "attack", "noise"))
     fixed = torch.randn(noises, 1, N, P, generator=generator).to(device)  # the same for all images
     parts = _parts(mask, ensemble, denoiser.stride, seed)
     result = {name: np.empty((n, len(sigmas))) for name in names}
@@ -212,24 +204,18 @@ def _masks(
 
 def _parts(mask: Mask, ensemble: Ensemble, stride: int, seed: int) -> Mask | None:
     """The masks of the ensemble, over the patches that `mask` shows; None: no part of a crop."""
-    generator = torch.Generator().manual_seed(key(seed, "attack", "masks"))
+    generator = torch.Generator().manual_seed(seed_from(seed, "attack", "masks"))
     if mask.window is not None:
         return None
     if mask.visible is None:
         kind = ensemble.kind if ensemble.kind in ("patch", "block", "crop") else "patch"
-        return draw(
-            kind,
-            mask.grid,
-            ensemble.masks,
-            ensemble.rate,
-            block=ensemble.block,
-            multiple=stride,
-            generator=generator,
-        )
+        spec = MaskSpec(kind, ensemble.rate, block=ensemble.block, multiple=stride)
+        return draw(spec, mask.grid, ensemble.masks, generator)
     V = mask.visible.shape[1]
-    if visible_count("patch", (1, V), ensemble.rate) == V:
+    spec = MaskSpec("patch", ensemble.rate)
+    if visible_count(spec, (1, V)) == V:
         return None
-    return draw("patch", (1, V), ensemble.masks, ensemble.rate, generator=generator)
+    return draw(spec, (1, V), ensemble.masks, generator)
 
 
 def _hidden(visible: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -34,10 +34,10 @@ from torch import Tensor
 
 from underpaint.core import samplers
 from underpaint.core.denoiser import Denoiser
-from underpaint.core.masks import Mask, draw, gather, whole
+from underpaint.core.masks import Mask, MaskSpec, draw, gather, whole
 from underpaint.model import evaluating
 from underpaint.privacy.statistics import auc
-from underpaint.training.seeding import key
+from underpaint.training.seeding import seed_from
 
 __all__ = ["advantage", "complete", "errors", "masks"]
 
@@ -46,9 +46,9 @@ FROM, TO = 0.1, 10.0  # levels between which it is decided what the image shows
 
 def masks(grid: tuple[int, int], count: int, seed: int) -> Mask:
     """`count` masks that hide half of the image in blocks of a quarter of its side."""
-    generator = torch.Generator().manual_seed(key(seed, "completion", "mask"))
+    generator = torch.Generator().manual_seed(seed_from(seed, "completion", "mask"))
     block = max(1, min(grid) // 4)
-    return draw("block", grid, count, 0.5, block=block, generator=generator)
+    return draw(MaskSpec("block", 0.5, block=block), grid, count, generator)
 
 
 @torch.inference_mode()
@@ -119,7 +119,7 @@ def errors(
                     for part in (shown.visible, shown.hidden)
                 )
                 # begun anew for each batch, so that every image meets the same noises
-                g = torch.Generator().manual_seed(key(seed, "completion", "noise", i))
+                g = torch.Generator().manual_seed(seed_from(seed, "completion", "noise", i))
                 noise = partial(torch.randn, 1, N, P, generator=g)
                 completed = complete(denoiser, x0, visible, levels, noise, condition, repeats)
                 squares = (gather(completed, hidden) - gather(x0, hidden)).square().mean((1, 2))

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from underpaint.core.denoiser import Denoiser
-from underpaint.core.loss import masked_loss
+from underpaint.core.loss import DenoisingLoss
 from underpaint.core.masks import Mask, whole
 from underpaint.data import cache
 from underpaint.io import replace_text
 from underpaint.privacy import cdi
 from underpaint.privacy.attacks import rows, scores
 from underpaint.privacy.statistics import auc, calibration_split, mann_whitney
-from underpaint.training.seeding import key
+from underpaint.training.seeding import seed_from
 
 __all__ = ["CONFIDENCE", "COPIED", "ENOUGH", "VERSION", "blind", "cached", "overfit"]
 
@@ -83,8 +83,9 @@ def overfit(
     """
     began = time.monotonic()
     model = copy.deepcopy(denoiser).eval().requires_grad_(True)
+    denoising_loss = DenoisingLoss(model)
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(key(seed, "control"))
+    generator = torch.Generator().manual_seed(seed_from(seed, "control"))
     optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
     images = [learned.to(device), others.to(device)]
     conditions = [None, None] if labels is None else [part.to(device) for part in labels]
@@ -111,7 +112,7 @@ def overfit(
             noise = torch.randn(x0.shape, generator=generator).to(device)
             condition = None if conditions[0] is None else conditions[0][ids]
             mask = rows(shown[0], ids, device)
-            loss = masked_loss(model, x0, condition, mask, t=t, noise=noise).mean
+            loss = denoising_loss(x0, condition, mask, t, noise).mean
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

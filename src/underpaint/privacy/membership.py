@@ -21,16 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from underpaint import config, model
+from underpaint import config, factory, model
 from underpaint.core import salient
-from underpaint.core.masks import Mask, draw, showing
+from underpaint.core.masks import Mask, MaskSpec, draw, from_visible
 from underpaint.core.spaces import from_uint8, levels
-from underpaint.data import Dataset, latents, prepare
+from underpaint.data import Dataset, fixed_masks, latents, prepare
 from underpaint.errors import UserError
 from underpaint.privacy import attacks
 from underpaint.sealed import format as sealed
 from underpaint.sealed.format import Sealed
-from underpaint.training.step import mask_seed
 
 __all__ = [
     "FEWEST",
@@ -113,16 +112,13 @@ class MembershipData(NamedTuple):
             ]
             return fixed, ensemble, "of each image the patches of its own fixed mask"
         generator = torch.Generator().manual_seed(seed)
-        multiple = loaded.denoiser.stride
-        mask = draw(
+        spec = MaskSpec(
             ensemble.kind,
-            loaded.space.grid,
-            1,
             ensemble.rate,
             block=ensemble.block,
-            multiple=multiple,
-            generator=generator,
+            multiple=loaded.denoiser.stride,
         )
+        mask = draw(spec, loaded.space.grid, 1, generator)
         if mask.visible is None:
             return [None, None], ensemble, "whole images"
         same: list[Mask | None] = [_repeat(mask, len(part.ids)) for part in (members, non_members)]
@@ -240,7 +236,7 @@ def _of_sealed(
             f"patches of {about['patch']}, and the model works on other ones; give the file that "
             "it was trained on"
         )
-    if loaded.backbone.processed(about["visible"], about["kind"]) > about["visible"]:
+    if not loaded.backbone.saves(about["visible"], about["kind"]):
         raise UserError(
             f"'{source}' holds patches alone, and a network of kind {spec.network.kind} computes "
             "on whole images; give the images themselves by --members and --non-members"
@@ -304,31 +300,26 @@ def _shown(subset: Subset, loaded: model.Model) -> Mask:
         raise TypeError("only sealed images have masks of their own")
     about, (_, positions) = subset.dataset.about, subset.dataset.batch(subset.ids)
     visible = torch.from_numpy(positions)
-    return showing(loaded.space.grid, visible, about["kind"], about["multiple"])
+    return from_visible(loaded.space.grid, visible, about["kind"], about["multiple"])
 
 
 def _fixed(stage: config.Stage, subset: Subset, loaded: model.Model) -> Mask:
     """The masks [n, V] that a stage with fixed masks gives these images, or would have given."""
     if isinstance(subset.dataset, Sealed):
         raise TypeError("sealed images have masks of their own")
-    key = sealed.read_key(stage.fixed_key) if stage.fixed_key else None
-    seeds = [mask_seed(key, subset.dataset, i) for i in subset.ids.tolist()]
+    key = fixed_masks.read_key(stage.fixed_key) if stage.fixed_key else None
+    seeds = [
+        fixed_masks.seed_of(key, subset.dataset.pixel_digests[i].tobytes())
+        for i in subset.ids.tolist()
+    ]
     contrast = None
     if stage.mask == "salient":
         contrast = salient.local_variance(
             from_uint8(subset.dataset.batch(subset.ids)), loaded.space.grid
         )
-    return draw(
-        stage.mask,
-        loaded.space.grid,
-        len(subset.ids),
-        stage.rate,
-        block=stage.block,
-        multiple=loaded.denoiser.stride,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        contrast=contrast,
-        temperature=stage.temperature,
-    )
+    spec = factory.mask_spec(stage, loaded.denoiser.stride)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return draw(spec, loaded.space.grid, len(subset.ids), generators, contrast=contrast)
 
 
 def _repeat(mask: Mask, count: int) -> Mask:

@@ -37,13 +37,13 @@ from underpaint import config, model
 from underpaint.compare.pool import gather
 from underpaint.data import Dataset, cache
 from underpaint.errors import Interrupted, UserError
-from underpaint.io import numbered, replace_text
 from underpaint.hardware import pick_device
+from underpaint.io import numbered, replace_text
 from underpaint.privacy.membership import MembershipData, Subset, distinct
 from underpaint.privacy.statistics import auc
 from underpaint.sealed import format as sealed
 from underpaint.training import train
-from underpaint.training.seeding import key
+from underpaint.training.seeding import seed_from
 
 __all__ = ["LEAST", "PER_IMAGE", "Shadow", "calibrate", "expected_auc", "rule", "train_all"]
 
@@ -101,7 +101,7 @@ def train_all(
     pool = sorted({sha for part in (data.members, data.non_members) for sha in _files(part)})
     tasks = []
     for i in range(count):
-        order = np.random.default_rng(key(seed, "shadow", i // 2)).permutation(len(pool))
+        order = np.random.default_rng(seed_from(seed, "shadow", i // 2)).permutation(len(pool))
         half = order[: len(pool) // 2] if i % 2 == 0 else order[len(pool) // 2 :]
         inside = sorted(pool[j] for j in half.tolist())
         tasks.append(_task(recipe, inside, start, seed, i, progress is None or workers > 1))
@@ -248,7 +248,7 @@ def _task(
     recipe: config.Run, inside: list[str], start: str | None, seed: int, i: int, quiet: bool
 ) -> Task:
     """The task of one shadow model; its folder is named by all that the model depends on."""
-    train_seed = key(seed, "shadow", "seed", i) % (1 << 31)
+    train_seed = seed_from(seed, "shadow", "seed", i) % (1 << 31)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=train_seed))
     begun_with = model.read_card(model.find(start))["sha256"] if start else None
     inputs = json.dumps([config.to_dict(recipe), inside, begun_with], sort_keys=True)

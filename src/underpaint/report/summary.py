@@ -129,7 +129,7 @@ def stages(records: list[Record], run: config.Run) -> list[StageFacts]:
                 images=images,
                 seconds=last["seconds"] - start["seconds"],
                 flops=last["flops"] - start["flops"],
-                whole_flops=images * start["whole_flops_per_image"],
+                whole_flops=images * last.get("whole_flops_per_image", 0.0),
                 first_image=start["images"],
                 begin=start["seconds"],
                 finished=name in ends,

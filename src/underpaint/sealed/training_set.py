@@ -100,7 +100,7 @@ def check_network(name: str, spec: config.ModelSpec, training_set: SealedSet) ->
     about = training_set.sealed.about
     backbone = factory.unallocated_network(spec)
     V, kind = about["visible"], about["kind"]
-    if backbone.processed(V, kind) > V:
+    if not backbone.saves(V, kind):
         raise UserError(
             f"stages.{name}: network.kind {spec.network.kind} computes on whole images and cannot "
             f"take the patches of data sealed by mask {kind}; use uvit, dit or maskdit, or seal "

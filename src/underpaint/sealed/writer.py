@@ -174,8 +174,8 @@ class Writer:
             raise UserError(str(error)) from None
         if h * w == self.V:
             raise UserError(
-                f"mask '{self.spec.kind}' at rate {self.spec.rate:g} hides nothing of a grid of {h}×{w}; "
-                "raise the rate"
+                f"mask '{self.spec.kind}' at rate {self.spec.rate:g} hides nothing of a grid of "
+                f"{h}×{w}; raise the rate"
             )
         if h * w > 1 << 16:
             raise UserError(f"a grid of {h}×{w} has more than 65,536 patches; give a larger patch")
@@ -190,7 +190,7 @@ class Writer:
             return
         first, B = self.count - len(self.waiting), len(self.waiting)
         seeds = [
-            fixed_masks.seed(self.key, bytes(self.pixel_sha[32 * i : 32 * i + 32]))
+            fixed_masks.seed_of(self.key, bytes(self.pixel_sha[32 * i : 32 * i + 32]))
             for i in range(first, self.count)
         ]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]

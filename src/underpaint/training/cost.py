@@ -3,9 +3,8 @@
     FLOPs an image    3 · forward(V): the backward pass costs twice the forward
     memory            `parameter_bytes` a parameter + batch · activations(V)
 
-with V the visible patches of N. The networks count their own FLOPs and activations
-(`Backbone.flops`, `Backbone.activation_bytes`); they are built on torch's meta device, so that no
-weight is allocated.
+with V the visible patches of N. FLOPs and activations are counted (`backbones.counting`) on
+networks without weights.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import Any
 
 import torch
 
-from underpaint import backbones, config
-from underpaint.core import denoiser, masks, schedules, spaces
+from underpaint import backbones, config, factory
+from underpaint.core import masks
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device, use_bf16
 
@@ -33,7 +32,7 @@ def describe(
     Raises UserError where the settings do not fit together.
     """
     config.check(run)
-    schedules.build(run.noise), denoiser.parameterisation(run.noise)  # raise what they refuse
+    factory.check_noise(run.noise)
     backbone = network(run, size, channels, classes)
     backbones.check_hidden(backbone, run.network, run.noise)
     backbones.check_features(backbone, run.noise)
@@ -41,7 +40,7 @@ def describe(
     for name, stage in run.stages.items():
         try:
             stages.append({"name": name, **_stage(run, stage, size, channels, classes)})
-        except UserError as error:
+        except (UserError, ValueError) as error:
             raise UserError(f"stages.{name}: {error}") from None
     lengths = [stage["flops"] for stage in stages]
     return {
@@ -67,7 +66,7 @@ def network(
     run: config.Run, size: tuple[int, int], channels: int, classes: int
 ) -> backbones.Backbone:
     """The network of `run`, on the meta device: to be counted, not computed with."""
-    space = spaces.build(run.space, size, channels)
+    space = factory.space(run.space, size, channels)
     with torch.device("meta"):
         return backbones.build(
             config.network_of(run),
@@ -92,25 +91,18 @@ def _stage(
     draws = stage.dp.multiplicity if stage.dp else 1  # of each image, in a private stage
     whole = 3 * draws * backbone.flops(N)
     levels: list[dict[str, Any]] = []
-    found = masks.rate_levels(
-        stage.mask,
-        grid,
-        stage.rate,
-        stage.rate_end,
-        stage.rate_schedule,
-        block=stage.block,
-        multiple=backbone.stride,
-    )
+    spec = factory.mask_spec(stage, backbone.stride)
+    found = masks.rate_levels(spec, grid, stage.rate_end, stage.rate_schedule)
     ends = [start for start, _ in found[1:]] + [1.0]
     for (start, rate), end in zip(found, ends, strict=True):
-        V = masks.visible_count(stage.mask, grid, rate, block=stage.block, multiple=backbone.stride)
+        V = masks.visible_count(spec.at(rate), grid)
         levels.append(
             {
                 "share": end - start,
                 "rate_asked": rate,
                 "rate": 1 - V / N,
                 "visible": V,
-                "flops_per_image": 3 * draws * backbone.flops(backbone.processed(V, stage.mask)),
+                "flops_per_image": 3 * draws * backbone.flops(V, stage.mask),
             }
         )
     mean = {key: sum(lv["share"] * lv[key] for lv in levels) for key in levels[0] if key != "share"}
@@ -118,7 +110,7 @@ def _stage(
     most, least = (pick(lv["visible"] for lv in levels) for pick in (max, min))
     half = use_bf16(run.train.precision, pick_device(run.train.device)) and stage.dp is None
     bytes_per = 2 if half else 4
-    activations = backbone.activation_bytes(backbone.processed(most, stage.mask), bytes_per)
+    activations = backbone.activation_bytes(most, stage.mask, bytes_per)
     images = max(1, round(stage.images / stage.batch)) * stage.batch if stage.images else None
     return {
         "mask": stage.mask,
@@ -127,7 +119,7 @@ def _stage(
         "whole_flops_per_image": whole,
         "times_cheaper": whole / mean["flops_per_image"],
         # False: hidden patches cost as much as visible ones (a U-Net without a crop)
-        "saves": backbone.processed(least, stage.mask) < N or least == N,
+        "saves": backbone.saves(least, stage.mask) or least == N,
         "images": images,
         "minutes": stage.minutes or None,
         "batch": stage.batch,

@@ -15,7 +15,6 @@ from underpaint.model import Model
 from underpaint.training.checkpointing import Progress, RunFolder
 from underpaint.training.log import Log
 from underpaint.training.stages import PreparedStage
-from underpaint.training.step import training_flops
 from underpaint.training.step_rule import StepRule
 from underpaint.training.train_state import TrainState
 from underpaint.training.training_set import TrainingSet
@@ -153,9 +152,7 @@ class Cadence(NamedTuple):
         )
 
 
-def stage_record(
-    stage: PreparedStage, rule: StepRule, state: TrainState, progress: Progress
-) -> dict[str, Any]:
+def stage_record(stage: PreparedStage, rule: StepRule, progress: Progress) -> dict[str, Any]:
     """What metrics.jsonl has of a stage's start and end."""
     level = stage.level(progress.stage_images if progress.stage_images < stage.images else 0)
     patches = stage.space.grid[0] * stage.space.grid[1]
@@ -169,22 +166,18 @@ def stage_record(
         "rate": level.realised,
         "visible": level.visible,
         "patches": patches,
-        "flops_per_image": rule.draws * training_flops(state, level.visible, mask),
-        "whole_flops_per_image": rule.draws * training_flops(state, patches, "none"),
         "seconds": progress.seconds,
         "flops": progress.flops,
         **rule.record(progress),
     }
 
 
-def say_stage(stage: PreparedStage, rule: StepRule, state: TrainState, log: Log) -> None:
+def say_stage(stage: PreparedStage, rule: StepRule, log: Log) -> None:
     """The stage in a line, at its start."""
     level, patches = stage.levels[0], stage.space.grid[0] * stage.space.grid[1]
     mask = stage.settings.mask
-    share = training_flops(state, level.visible, mask) / training_flops(state, patches, "none")
     hidden = (
-        f"{level.realised:.1%} hidden ({mask}), {level.visible} of {patches} patches, "
-        f"{share:.0%} of a whole image's compute"
+        f"{level.realised:.1%} hidden ({mask}), {level.visible} of {patches} patches"
         if level.visible < patches
         else f"whole images of {patches} patches"
     )

@@ -37,7 +37,7 @@ from underpaint.io import appearing, check_place, holds_only, writing
 from underpaint.model import build, read_spec, read_weights
 from underpaint.training import warm_start
 from underpaint.training.checkpointing import MODEL, read_snapshot, snapshots, write_model
-from underpaint.training.seeding import key
+from underpaint.training.seeding import seed_from
 
 __all__ = [
     "TRACKED",
@@ -182,7 +182,7 @@ def rebuild(
     stored = [Average(GAMMAS[name], t) for t in steps for name in TRACKED]
     solved = [combination(stored, Average(exponent(width), steps[-1])) for width in widths]
     spec = read_spec(found[-1])
-    torch.manual_seed(key(config.load(folder / "config.yaml").train.seed, "weights"))
+    torch.manual_seed(seed_from(config.load(folder / "config.yaml").train.seed, "weights"))
     model = build(spec)  # earlier stages may have had another size or labels: see `_enter`
     sums: list[dict[str, Tensor]] = [{} for _ in widths]
     for i, snapshot in enumerate(found):

@@ -13,10 +13,10 @@ from underpaint.core.denoiser import autocast
 from underpaint.training.batch import draw_batch, microbatch
 from underpaint.training.checkpointing import Progress
 from underpaint.training.optim import NORMS, clip_gradients, clip_limit, learning_rate
-from underpaint.training.stages import PreparedStage
+from underpaint.training.stages import Level, PreparedStage
 from underpaint.training.train_state import TrainState
 
-__all__ = ["Diverged", "move", "step", "training_flops"]
+__all__ = ["Diverged", "compute", "move", "step", "training_flops"]
 
 SKIPS = 3  # non-finite steps in a row before the run returns to a checkpoint
 
@@ -78,8 +78,18 @@ def move(stage: PreparedStage, state: TrainState, progress: Progress, finite: bo
 
 def training_flops(state: TrainState, visible: int, mask: str) -> float:
     """Training FLOPs an image under a mask of this kind: forward, and twice as much backward."""
-    backbone = state.model.backbone
-    return 3.0 * backbone.flops(backbone.processed(visible, mask))
+    return 3.0 * state.model.backbone.flops(visible, mask)
+
+
+def compute(
+    stage: PreparedStage, state: TrainState, level: Level, draws: int = 1
+) -> dict[str, float]:
+    """FLOPs an image at this level, and of a whole one; known after a step, which counts them."""
+    patches = stage.space.grid[0] * stage.space.grid[1]
+    return {
+        "flops_per_image": draws * training_flops(state, level.visible, stage.settings.mask),
+        "whole_flops_per_image": draws * training_flops(state, patches, "none"),
+    }
 
 
 def _add(sums: dict[str, float], **values: float) -> None:

@@ -14,8 +14,8 @@ from underpaint import config
 from underpaint.registry import wing
 from underpaint.training.log import Log
 from underpaint.training.stages import PreparedStage
-from underpaint.training.state import Progress, RunFolder
-from underpaint.training.step import step
+from underpaint.training.checkpointing import Progress, RunFolder
+from underpaint.training.step import compute, step
 from underpaint.training.train_state import TrainState
 
 __all__ = ["Ordinary", "StepRule", "rule_of"]
@@ -37,7 +37,7 @@ class StepRule(Protocol):
     ) -> None:
         """One step, counted in `progress`."""
 
-    def log(self, progress: Progress, log: Log) -> None:
+    def log(self, progress: Progress, log: Log, state: TrainState) -> None:
         """A line of metrics on the steps since the last one, if there were any."""
 
     def record(self, progress: Progress) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Ordinary:
         """See `step.step`."""
         step(self.stage, run, state, progress)
 
-    def log(self, progress: Progress, log: Log) -> None:
+    def log(self, progress: Progress, log: Log, state: TrainState) -> None:
         """Means over the steps since the last line."""
         stage, sums = self.stage, progress.sums
         steps = sums.get("steps", 0.0)
@@ -96,6 +96,7 @@ class Ordinary:
                 visible=level.visible,
                 skipped=progress.skipped,
                 flops=progress.flops,
+                **compute(stage, state, level),
                 seconds=progress.seconds,
                 images_per_s=speed,
                 time=time.time(),

@@ -212,9 +212,9 @@ class Trainer:
         if progress.stage_images == 0:
             progress.best, progress.cooldown = 0, (0, 0)
             progress.norms = []  # other masks and images have other gradients
-            record = stage_record(stage, self.rule, self.state, progress)
+            record = stage_record(stage, self.rule, progress)
             self.log.metric("stage", event="start", **record)
-            say_stage(stage, self.rule, self.state, self.log)
+            say_stage(stage, self.rule, self.log)
         if progress.cooldown[1]:
             stage = early.shortened(stage, *progress.cooldown)
         self.stage = self.rule.begin(self.folder, progress, self.log.warn)
@@ -238,7 +238,7 @@ class Trainer:
         stage, state, progress, first = self.stage, self.state, self.progress, self.world.first
         decision, found = early.Decision(), None
         if self._due(self.every.log, before):
-            self.rule.log(progress, self.log)
+            self.rule.log(progress, self.log, state)
         if self._due(self.every.check, before):
             if self.check is not None:
                 found = run_check(self.check, stage, state, progress, self.log)
@@ -257,7 +257,7 @@ class Trainer:
         if found is not None:
             say_finding(found, self.log)
         if ends:
-            self.rule.log(progress, self.log)  # what is left, where the stage ends early
+            self.rule.log(progress, self.log, state)  # what is left, where the stage ends early
         return ends, any(decision)
 
     def _due(self, interval: int, before: int, ends: bool = False) -> bool:
@@ -292,7 +292,7 @@ class Trainer:
     def _finish_stage(self) -> None:
         """The end of a stage: `progress` belongs to the next one."""
         progress = self.progress
-        record = stage_record(self.stage, self.rule, self.state, progress)
+        record = stage_record(self.stage, self.rule, progress)
         self.log.metric("stage", event="end", **record)
         progress.stage += 1
         progress.stage_images = progress.stage_returns = 0

@@ -150,12 +150,9 @@ class ImageSet:
         """What masks are drawn from: fixed ones follow from the image alone, whatever the epoch."""
         if not self.stage.fixed:
             return generator
-        return [torch.Generator().manual_seed(self._mask_seed(i)) for i in ids.tolist()]
-
-    def _mask_seed(self, image: int) -> int:
-        if self.mask_key is not None:
-            return fixed_masks.seed(self.mask_key, self.dataset.pixel_digests[image].tobytes())
-        return seed_from("mask", self.content(image))
+        pixels = self.dataset.pixel_digests
+        seeds = [fixed_masks.seed_of(self.mask_key, pixels[i].tobytes()) for i in ids.tolist()]
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def _planes(
         self, ids: Ids, rng: np.random.Generator, seed: int

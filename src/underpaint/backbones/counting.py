@@ -1,0 +1,130 @@
+"""What a network costs an image, counted on tensors that have shapes but no memory.
+
+    FLOPs         of a forward pass, 2 a multiply-add of linear layers, convolutions and attention
+    activations   bytes that the forward pass keeps for the backward pass: what a second image adds
+                  to those of one, so that tables and copies of weights do not count
+
+The network is built anew from its constructor's arguments and sees zeros in the shapes that a mask
+leaves. Everything depends on shapes alone, so an answer is kept for the life of the process.
+
+Only forward passes are counted: torch takes the weight gradient of a depthwise convolution for that
+of a dense one. Training costs three times the forward.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from underpaint.core.masks import Mask
+
+if TYPE_CHECKING:
+    from underpaint.backbones.base import Backbone
+
+__all__ = ["Arguments", "Flops", "activation_bytes", "flops"]
+
+Arguments = tuple[tuple[str, Any], ...]  # of a constructor, by name
+
+# torch's own table has the fused attention of GPUs, not that of CPUs
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class Flops(NamedTuple):
+    """Of one image's forward pass."""
+
+    all: int
+    attention: int  # of these, in attention: what grows with the square of the patches
+
+
+@functools.cache
+def flops(kind: type[Backbone], arguments: Arguments, visible: int, mask: str) -> Flops:
+    """FLOPs of a forward pass of `kind(**arguments)` on `visible` patches under this mask."""
+    counter = FlopCounterMode(display=False, custom_mapping={_FUSED: _attention})
+    with _without_memory(), torch.no_grad():
+        network = kind(**dict(arguments)).eval()  # without dropout's masks
+        inputs = _inputs(network, visible, mask, 1)
+        with counter:
+            network(*inputs)
+    return Flops(counter.get_total_flops(), counter.get_flop_counts()["Global"].get(_FUSED, 0))
+
+
+@functools.cache
+def activation_bytes(
+    kind: type[Backbone],
+    arguments: Arguments,
+    visible: int,
+    mask: str,
+    half: bool,
+    fused: bool,
+) -> int:
+    """Bytes an image that autograd keeps; `half`: under bf16 autocast.
+
+    As a CPU would run it; where attention is not `fused`, its T × T weights are kept as well.
+    """
+    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fused else [SDPBackend.MATH]
+    with _without_memory(half), sdpa_kernel(backends):
+        network = kind(**dict(arguments)).eval()
+        one, two = (_kept(network, _inputs(network, visible, mask, batch)) for batch in (1, 2))
+    return two - one
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of softmax(q kᵀ) v by their shapes: 4·T²·width of self-attention."""
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _kept(network: Backbone, inputs: tuple[Any, ...]) -> int:
+    """Bytes of the floating-point tensors, weights apart, that a forward pass keeps."""
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if x.is_floating_point() and storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        output = network(*inputs)
+    total = sum(storage.nbytes() for storage in kept.values())
+    del output  # until here its graph has held what is counted
+    return total
+
+
+@contextmanager
+def _without_memory(half: bool = False) -> Iterator[None]:
+    """Tensors of a CPU without memory, whatever mode the caller is in."""
+    with (
+        FakeTensorMode(),
+        torch.device("cpu"),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+    ):
+        yield
+
+
+def _inputs(network: Backbone, visible: int, mask: str, batch: int) -> tuple[Any, ...]:
+    """Patches, c_noise, labels and a mask with the shapes of `batch` images."""
+    N = network.grid[0] * network.grid[1]
+    if not 0 < visible <= N:
+        raise ValueError(f"{visible} visible patches: the grid {network.grid} has {N}")
+
+    def ids(count: int) -> Tensor:
+        return torch.zeros(batch, count, dtype=torch.long)
+
+    shown = Mask(network.grid)
+    if visible < N:
+        window = ids(4) if mask == "crop" else None
+        shown = Mask(network.grid, ids(visible), ids(N - visible), window)
+    patches = torch.zeros(batch, visible if network.sees == "visible" else N, network.patch_dim)
+    labels = ids(1)[:, 0] if network.classes else None
+    return patches, torch.zeros(batch), labels, shown
