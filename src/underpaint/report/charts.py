@@ -17,7 +17,8 @@ from underpaint.report.summary import StageFacts, seconds_at
 
 __all__ = ["Chart", "comparison", "of_run"]
 
-Records, Stages = list[Record], list[StageFacts]
+Records = list[Record]
+Stages = list[StageFacts]
 ERROR = "mean squared error of x0"
 TRAINING, HELD_OUT = ("training images", 1), ("held-out images", 0)  # names and colours
 
