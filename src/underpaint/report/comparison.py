@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from underpaint.compare import record
 from underpaint.report import summary
 from underpaint.report.charts import Chart
 from underpaint.report.page import text_of, write_page
@@ -28,7 +29,7 @@ WAYS = {
 def write(results: dict[str, Any], out: Path) -> Path:
     """Write `comparison.html` and `results.json` into `out`; returns the page's path.
 
-    `results`: of `judge.conduct` or `judge.existing`.
+    `results`: of `compare.runner` or `compare.compare_runs`.
     """
     out.mkdir(parents=True, exist_ok=True)
     templates = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -44,7 +45,7 @@ def write(results: dict[str, Any], out: Path) -> Path:
         charts=_charts(results),
         recipe=json.dumps(study, indent=1, ensure_ascii=False) if study else "",
     )
-    write_page(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_page(out / "results.json", record.text(results))
     return write_page(out / "comparison.html", page)
 
 
