@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 OUT ?= runs/quickstart
 MINUTES ?= 4.5
 
-.PHONY: setup fid quickstart test check lint types docs wheel clean help
+.PHONY: setup fid quickstart test check lint types docs pages wheel clean help
 
 help:
-	@echo "make setup | quickstart | test | fid | docs | wheel | clean"
+	@echo "make setup | quickstart | test | fid | docs | pages | wheel | clean"
 
 setup: .venv/.setup
 
@@ -57,7 +57,12 @@ docs: .venv/.setup-dev
 	$(BIN)/python tools/docs.py
 	$(BIN)/python tools/architecture.py
 	$(BIN)/python tools/tables.py
-	$(BIN)/python studies/index.py
+	$(BIN)/python -m studies.lib.index
+
+# from the studies' results.json: their pages and figures, which git ignores, and every table
+pages: .venv/.setup-dev
+	$(BIN)/python -m studies.lib.index --pages
+	$(BIN)/python tools/tables.py
 
 wheel: .venv/.setup-dev
 	$(BIN)/python -m build --wheel --outdir dist .

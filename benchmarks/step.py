@@ -33,6 +33,8 @@ from underpaint.training.step import training_flops
 from underpaint.training.throughput import step_seconds
 from underpaint.training.train_state import Learner
 
+RESULTS = Path(__file__).parent / "results" / "step.json"
+
 
 def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
@@ -146,7 +148,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument("--give-back", action="store_true", help="leave malloc alone")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--name", default="", help="in --out (default: device and preset)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="a line for each measurement")
     arguments = parser.parse_args()
     cuda = arguments.device.startswith("cuda")
     if arguments.compile is None:
@@ -158,10 +161,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     result = measure(arguments)
     show(result)
-    name = f"step-{'cuda' if cuda else 'cpu'}-{arguments.preset}.json"
-    out = arguments.out or Path(__file__).parent / "results" / name
+    name = arguments.name or f"{'cuda' if cuda else 'cpu'}-{arguments.preset}"
+    keep(result, name, arguments.out)
+
+
+def keep(result: dict[str, Any], name: str, out: Path) -> None:
+    """Put `result` among those that `out` holds, under `name`."""
+    found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    lines = [f" {json.dumps(n)}: {json.dumps(r)}" for n, r in (found | {name: result}).items()]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

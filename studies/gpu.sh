@@ -12,10 +12,10 @@ shift
 PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONPATH
 python=${PYTHON:-python3}
-if [ -f "studies/$name.yaml" ]; then
-  set -- -m underpaint compare "studies/$name.yaml" --out "studies/$name" --workers 1 "$@"
-elif [ -f "studies/$name.py" ]; then
-  set -- "studies/$name.py" "$@"
+if [ -f "studies/$name/study.yaml" ]; then
+  set -- -m underpaint compare "studies/$name/study.yaml" --out "studies/$name" --workers 1 "$@"
+elif [ -f "studies/$name/run.py" ]; then
+  set -- -m "studies.$name.run" "$@"
 else
   echo "studies/gpu.sh: there is no study '$name'" >&2
   exit 2

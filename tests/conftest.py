@@ -1,10 +1,8 @@
 """What the tests of the command line and of the studies share."""
 
-import runpy
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -93,11 +91,3 @@ def wrong(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return stderr.strip()
 
     return run
-
-
-@pytest.fixture
-def studies(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The names that a script of studies/ defines, by its file name."""
-    folder = Path(__file__).parent.parent / "studies"
-    monkeypatch.syspath_prepend(str(folder))
-    return lambda name: runpy.run_path(str(folder / name))

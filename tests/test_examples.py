@@ -181,7 +181,7 @@ def test_where_masks_pay_is_told_by_the_number_of_patches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TABLES["_where"].__globals__, "ROOT", tmp_path)
-    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "where").mkdir(parents=True)
     cells = [
         {"patches": patches, "ratio": ratio, "relation": relation, "verdict": verdict, "seeds": n}
         for patches, ratio, relation, verdict, n in (
@@ -191,7 +191,7 @@ def test_where_masks_pay_is_told_by_the_number_of_patches(
             (49, 1.3, "=", "does not pay", 1),
         )
     ]
-    (tmp_path / "studies" / "where.json").write_text(json.dumps({"cells": cells}))
+    (tmp_path / "studies" / "where" / "results.json").write_text(json.dumps({"cells": cells}))
     told, conditions = TABLES["_where"]()
     assert told.endswith(
         "at 49: 1.30 (does not pay); 256: < 0.50 to 0.90 (pays in 2, undecided in 1)"
@@ -203,8 +203,9 @@ def test_claims_of_transfer_and_privacy_are_told_as_their_studies_found_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TABLES["_transfer"].__globals__, "ROOT", tmp_path)
-    (tmp_path / "studies").mkdir()
-    path = tmp_path / "studies" / "transfer.json"
+    for name in ("transfer", "privacy"):
+        (tmp_path / "studies" / name).mkdir(parents=True)
+    path = tmp_path / "studies" / "transfer" / "results.json"
     assert TABLES["_transfer"]() == ("not measured yet", "–")
     ratio = {"ratio": 0.512, "low": 0.4, "high": 0.66}
     effects = [
@@ -223,7 +224,7 @@ def test_claims_of_transfer_and_privacy_are_told_as_their_studies_found_them(
     path.write_text(json.dumps({"effects": effects}))
     assert TABLES["_transfer"]()[0] == "0.51 (0.40 to 1.20) of the FD-MobileNetV2: undecided"
     told = {"data": {"members": 500}, "claims": []}
-    path = tmp_path / "studies" / "privacy.json"
+    path = tmp_path / "studies" / "privacy" / "results.json"
     path.write_text(json.dumps(told))
     assert TABLES["_privacy"]() == ("not measured yet", "–")
     for arm, verdict in (("parts", "fails"), ("parts-whole", "fails"), ("public-dp", "holds")):

@@ -20,9 +20,14 @@ def _read(name: str) -> Any:
     return json.loads((ROOT / name).read_text(encoding="utf-8"))
 
 
+def _study(name: str) -> Any:
+    return _read(f"studies/{name}/results.json")
+
+
 def step_ratios() -> str:
     """Speed of a training step by share of hidden patches, in both precisions."""
-    full, half = (_read(f"benchmarks/results/step-cpu-own-{x}.json") for x in ("fp32", "bf16"))
+    measured = _read("benchmarks/results/step.json")
+    full, half = (measured[f"cpu-own-{x}"] for x in ("fp32", "bf16"))
     assert (full["precision"], half["precision"]) == ("fp32", "bf16")
     assert all(
         full[key] == half[key] for key in ("threads", "parameters", "patches", "device", "amx")
@@ -45,17 +50,17 @@ def step_ratios() -> str:
             "| --- | --- | --- | --- | --- |",
             *rows,
             "",
-            _compiled(),
+            _compiled(measured),
         ]
     )
 
 
-def _compiled() -> str:
+def _compiled(measured: dict[str, Any]) -> str:
     """What torch.compile saves of the steps of `own`, whole and masked."""
     told = []
     for batch, rate in ((4, 0.0), (16, 0.9)):
-        name = f"benchmarks/results/step-cpu-own-bf16-batch{batch}"
-        files = (_read(f"{name}{compiled}.json") for compiled in ("", "-compiled"))
+        name = f"cpu-own-bf16-batch{batch}"
+        files = (measured[f"{name}{compiled}"] for compiled in ("", "-compiled"))
         eager, compiled = (
             next(row for row in file["rows"] if row["rate"] == rate) for file in files
         )
@@ -112,7 +117,8 @@ def claims() -> str:
             "any diffusion model of pixels can be trained so (MaskDM)",
             "–",
             "lower error in {} of {} systems".format(*_lower()),
-            "`studies/systems.py`: two stages against whole images, equal FLOPs, one seed, untuned",
+            "[`systems`](studies/systems/README.md): two stages against whole images, equal FLOPs, "
+            "one seed, untuned",
         ),
         ("training on parts protects privacy (MaskDM)", "not measured", *_privacy()),
         ("asked by us: how many patches an image it takes for masks to pay", "–", *_where()),
@@ -134,12 +140,12 @@ def _compute(study: str, arm: str) -> tuple[str, str]:
     results = _read(path)
     found, asked = results["verdicts"][arm], results["study"]
     if found["ratio"] is None:
-        return found["answer"], f"[`{study}.yaml`](studies/{study}.yaml)"
+        return found["answer"], f"[`{study}`](studies/{study}/README.md)"
     seconds = results["by_seconds"][arm]
     time = "" if seconds["ratio"] is None else f"; {_ratio(seconds)} of the time on one core"
     return (
         f"{_ratio(found)} of the compute: {found['answer']}{time}",
-        f"[`{study}.yaml`](studies/{study}.yaml): {asked['budget']:g} training FLOPs, "
+        f"[`{study}`](studies/{study}/README.md): {asked['budget']:g} training FLOPs, "
         f"{len(found['seeds'])} seeds, {asked['tuning']['trials']} tuning trials an arm, "
         f"{results['score']}",
     )
@@ -158,8 +164,8 @@ NOT_YET = ("not measured yet", "–")
 
 def _transfer() -> tuple[str, str]:
     """Distance on the small set after masked pre-training, over that from scratch."""
-    path = ROOT / "studies" / "transfer.json"
-    effects = _read("studies/transfer.json")["effects"] if path.is_file() else []
+    path = ROOT / "studies" / "transfer" / "results.json"
+    effects = _study("transfer")["effects"] if path.is_file() else []
     wanted = {"size": 1000, "arm": "masked", "against": "scratch"}
     found = next((f for f in effects if wanted.items() <= f.items()), None)
     if found is None:
@@ -169,14 +175,14 @@ def _transfer() -> tuple[str, str]:
     return (
         f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) of the FD-MobileNetV2"
         + ("" if sure else ": undecided"),
-        "[`transfer.py`](studies/transfer.py): 1,000 images of another style, "
+        "[`transfer`](studies/transfer/README.md): 1,000 images of another style, "
         f"{len(found['seeds'])} seeds, each run at its best",
     )
 
 
 def _where() -> tuple[str, str]:
     """Ratios of compute by the number of patches, and in how many ways to hide masks paid."""
-    cells = _read("studies/where.json")["cells"]
+    cells = _study("where")["cells"]
     told = []
     for patches in sorted({cell["patches"] for cell in cells}):
         own = sorted((c for c in cells if c["patches"] == patches), key=lambda c: c["ratio"])
@@ -190,14 +196,14 @@ def _where() -> tuple[str, str]:
     seeds = sum(cell["seeds"] > 1 for cell in cells)
     return (
         "compute with masks over without, by ways to hide, at " + "; ".join(told),
-        "[`where.py`](studies/where.py): held-out loss, one learning rate, three seeds in "
+        "[`where`](studies/where/README.md): held-out loss, one learning rate, three seeds in "
         f"{seeds} of {len(cells)} cells",
     )
 
 
 def _privacy() -> tuple[str, str]:
     """In how many comparisons of arms on parts with arms on whole images the claim holds."""
-    told = _read("studies/privacy.json")
+    told = _study("privacy")
     own = [claim for claim in told["claims"] if claim["arm"] != "public-dp"]
     if not own:
         return NOT_YET
@@ -205,14 +211,15 @@ def _privacy() -> tuple[str, str]:
     return (
         f"of {len(own)} comparisons it holds in {count['holds']}, fails in {count['fails']}, "
         f"{count['undecided']} undecided",
-        "[`privacy.py`](studies/privacy.py): best attack and quality against arms on whole images, "
+        "[`privacy`](studies/privacy/README.md): best attack and quality against arms on whole "
+        "images, "
         f"{told['data']['members']} members, {max(len(c['seeds']) for c in own)} seeds",
     )
 
 
 def _lower() -> tuple[int, int]:
     """In how many systems two stages had the lower error, and of how many."""
-    units = [about["units"] for about in _read("studies/systems.json")["systems"].values()]
+    units = [about["units"] for about in _study("systems")["systems"].values()]
     both = [own for own in units if {"two-stage", "whole"} <= own.keys()]
     return sum(own["two-stage"]["held_out"] < own["whole"]["held_out"] for own in both), len(both)
 
@@ -220,7 +227,7 @@ def _lower() -> tuple[int, int]:
 def systems() -> str:
     """System, preset, and what was measured: for README."""
     rows = []
-    for about in _read("studies/systems.json")["systems"].values():
+    for about in _study("systems")["systems"].values():
         units = [about["units"].get(arm, {}) for arm in ("two-stage", "whole")]
         distances = [
             f"{unit['scores']['held_out']['frechet']:.0f}" if "scores" in unit else "–"
@@ -244,7 +251,7 @@ def systems() -> str:
 
 def _of_both_arms() -> str:
     """How often two stages came out ahead of whole images."""
-    systems = [about["units"] for about in _read("studies/systems.json")["systems"].values()]
+    systems = [about["units"] for about in _study("systems")["systems"].values()]
     both = [units for units in systems if {"two-stage", "whole"} <= units.keys()]
     better, count = _lower()
     drawn = [
@@ -262,9 +269,9 @@ def _of_both_arms() -> str:
 
 
 def systems_in_full() -> str:
-    """Every unit of studies/systems.py: for docs/systems.md."""
+    """Every unit of studies/systems: for docs/systems.md."""
     rows = []
-    for about in _read("studies/systems.json")["systems"].values():
+    for about in _study("systems")["systems"].values():
         for arm, unit in about["units"].items():
             seen = " + ".join(
                 f"{facts['images']:,}"
@@ -296,8 +303,8 @@ def systems_in_full() -> str:
 
 
 def stability() -> str:
-    """Outcome of every unit of studies/stability.py: for docs/systems.md."""
-    units = list(_read("studies/stability.json")["units"].values())
+    """Outcome of every unit of studies/stability: for docs/systems.md."""
+    units = list(_study("stability")["units"].values())
     rates = sorted({unit["learning_rate"] for unit in units})
     options = list(dict.fromkeys(unit["option"] for unit in units))
 

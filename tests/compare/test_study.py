@@ -123,7 +123,9 @@ def test_a_best_value_at_the_edge_of_the_grid_is_told() -> None:
 # --- a whole study -----------------------------------------------------------------------------
 
 
-def test_a_study_from_end_to_end_and_again(images: Path, tmp_path: Path) -> None:
+def test_a_study_from_end_to_end_and_again(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tuning = {"trials": 2, "point": 0.5, "learning_rate": [1e-3, 1e-5]}
     found = study.load(write(tmp_path, images, tuning=tuning))
     said: list[str] = []
@@ -152,9 +154,11 @@ def test_a_study_from_end_to_end_and_again(images: Path, tmp_path: Path) -> None
     ]
     assert set(results["verdicts"]) == {"masked"}
     assert results["verdicts"]["masked"]["seeds"] == [1, 2]
-    # again, as if it was killed in one run: that run goes on to the same weights, the rest stays
+    # again, as if it was killed in one run, before its results were written: that run goes on to
+    # the same weights, the rest stays
     victim = out / results["runs"][0]["run"]
     (victim / "study.json").unlink()
+    (out / "results.json").unlink()
     before, last = sorted(path for path in (victim / "checkpoints").iterdir() if path.is_dir())
     (victim / "checkpoints" / "LATEST").write_text(before.name + "\n")
     shutil.rmtree(last)
@@ -167,6 +171,20 @@ def test_a_study_from_end_to_end_and_again(images: Path, tmp_path: Path) -> None
     assert [run["score"] for run in again["runs"]] == [run["score"] for run in results["runs"]]
     assert again["verdicts"] == results["verdicts"]
     assert other.stat().st_mtime_ns == stamp
+    # and from results.json alone, which keeps a trial that is no longer asked for
+    for name in ("runs", "tuning"):
+        shutil.rmtree(out / name)
+    (out / "speeds.json").unlink()
+    monkeypatch.setattr(conducting, "_one", lambda task: pytest.fail(f"{task} is run again"))
+    alone = conduct(found, out, workers=1, say=said.append)
+    assert alone == again
+    found.tuning.trials, found.tuning.learning_rate = 1, (1e-3,)
+    assert all(chosen == {"learning_rate": 1e-3} for chosen in again["chosen"].values())
+    fewer = conduct(found, out, workers=1, say=said.append)
+    assert [run["run"] for run in fewer["earlier"]] == [
+        f"tuning/{name}/learning_rate-1e-05" for name in found.arms
+    ]
+    assert fewer["runs"] == again["runs"]
 
 
 def test_speeds_are_measured_once_and_anew_with_other_settings(
@@ -183,7 +201,7 @@ def test_speeds_are_measured_once_and_anew_with_other_settings(
 
     def told(batch: int) -> dict[str, dict[str, float]]:
         best = {name: {"batch": batch} for name in found.arms}
-        return conducting._speeds(found, best, out, lambda _: None)
+        return conducting._speeds(found, best, out, lambda _: None, {})[0]
 
     first = told(8)
     assert first["unmasked"] == {"whole": pytest.approx(0.1)}
@@ -235,7 +253,7 @@ def test_a_run_that_cannot_go_on_is_named(
 
     monkeypatch.setattr(conducting, "train", diverges)
     found, out = study.load(write(tmp_path, images)), tmp_path / "out"
-    monkeypatch.setattr(conducting, "_speeds", lambda *_: {})
+    monkeypatch.setattr(conducting, "_speeds", lambda *_: ({}, {}))
     with pytest.raises(RunFailed) as error:
         conduct(found, out, workers=1, say=print)
     assert str(error.value) == (

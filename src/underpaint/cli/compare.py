@@ -26,8 +26,8 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--out",
         metavar="FOLDER",
-        help="for the runs of a study, results.json and comparison.html (default: studies/ and its "
-        "name; of runs that exist nothing is written without it)",
+        help="for the runs of a study, results.json and comparison.html (default: where study.yaml "
+        "is, or studies/ and another name; of runs that exist nothing is written without it)",
     )
     add("--overwrite", action="store_true", help="replace other results that are in --out")
     add("--workers", type=int, default=0, metavar="N", help="runs at once (default: the cores)")
@@ -46,7 +46,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     out = Path(args.out) if args.out else None
     if yamls:
         chosen = study.load(yamls[0])
-        out = out or Path("studies") / Path(yamls[0]).stem
+        path = Path(yamls[0])
+        out = out or (path.parent if path.stem == "study" else Path("studies") / path.stem)
         if out.exists() and not out.is_dir():
             raise UserError(f"{out}: is a file; choose another --out")
         told = console(stderr=True, quiet=args.quiet)

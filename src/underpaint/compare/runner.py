@@ -5,11 +5,12 @@ STUDY/.underpaint                the mark of a folder that a study began
 STUDY/tuning/ARM/learning_rate-0.002-batch-16  …   the trials, ordinary run folders
 STUDY/runs/ARM/0.25/seed-1  …    the runs that are reported
 STUDY/speeds.json                seconds an image of each arm's stages, measured alone
-STUDY/results.json
+STUDY/results.json               a line for each run (record.py): all that need be kept
 ```
 
-Each run has one thread, and as many run beside each other as there are cores. What is finished is
-not run again, what was stopped goes on from its checkpoint: the same command continues a study.
+Each run has one thread, and as many run beside each other as there are cores. What results.json
+holds or is finished in its folder is not run again, what was stopped goes on from its checkpoint:
+the same command continues a study.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import torch
 
 from underpaint import config, data
 from underpaint._version import __version__
+from underpaint.compare import record, timing
 from underpaint.compare import study as studies
-from underpaint.compare import timing
 from underpaint.compare.pool import gather
 from underpaint.compare.split_scoring import Half, final_data, half, measure
 from underpaint.compare.study import Study
@@ -73,6 +74,8 @@ def conduct(
     if not is_marked(out, "study"):
         check_new([out / name for name in RESULTS], overwrite)
     workers = workers or len(os.sched_getaffinity(0))
+    before = record.read(out / "results.json")
+    known = {out / name: run for name, run in record.runs_of(before).items()}
     _same_images(study)
     for arm in study.arms.values():
         _charged(arm.start)  # refuses a start of unknown cost, before anything is trained
@@ -82,10 +85,13 @@ def conduct(
         out.mkdir(parents=True, exist_ok=True)
         mark(out, "study")
     tuned: dict[str, list[dict[str, Any]]] = {}
+    trial_runs: list[dict[str, Any]] = []
     if study.tuning.trials:
         trials = studies.trials(study.tuning)
         by_arm = {name: _trials(study, out, name, trials) for name in study.arms}
-        found = _all([t for own in by_arm.values() for t in own], workers, say)
+        every = [task for own in by_arm.values() for task in own]
+        found = _all(every, known, workers, say)
+        trial_runs = [_line(task, out, found[task.folder]) for task in every]
         for name, own in by_arm.items():
             tuned[name] = [
                 {**trial, "score": found[task.folder]["score"]}
@@ -93,21 +99,19 @@ def conduct(
             ]
             best[name] = min(zip(tuned[name], trials, strict=True), key=lambda p: p[0]["score"])[1]
         todo = tasks(study, out, best)
-    seconds = _speeds(study, best, out, say)
-    done = _all(todo, workers, say)
+    seconds, timed = _speeds(study, best, out, say, before)
+    done = _all(todo, known, workers, say)
     runs = [
-        {
-            "arm": task.arm,
-            "point": task.point,
-            "seed": task.seed,
-            "run": str(task.folder.relative_to(out)),
-            **done[task.folder],
+        _line(task, out, done[task.folder])
+        | {
             "seconds_alone": sum(
                 stage.images * seconds[task.arm][name] for name, stage in task.run.stages.items()
-            ),
+            )
         }
         for task in todo
     ]
+    asked = {run["run"] for run in (*runs, *trial_runs)}
+    earlier = [run for run in record.runs_of(before).values() if run["run"] not in asked]
     results = {
         "underpaint": __version__,
         "study": config.to_dict(study),
@@ -118,13 +122,25 @@ def conduct(
         "notes": _notes(study, best),
         "seconds_an_image": seconds,
         "start_flops": {name: _charged(arm.start) for name, arm in study.arms.items()},
-        "runs": runs,
         **_verdicts(study, runs),
+        **record.of_arms({"runs": runs, "trials": trial_runs, "earlier": earlier}, timed),
     }
-    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    text = record.text(results)
     with writing(out):
         replace_text(out / "results.json", text)
     return dict(json.loads(text))
+
+
+def _line(task: Task, out: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What results.json holds of a run, its settings still in full."""
+    return {
+        "arm": task.arm,
+        "point": task.point,
+        "seed": task.seed,
+        "run": str(task.folder.relative_to(out)),
+        "settings": config.to_dict(task.run),
+        **found,
+    }
 
 
 def _notes(study: Study, best: dict[str, dict[str, Any]]) -> list[str]:
@@ -231,8 +247,10 @@ def _same_images(study: Study) -> None:
 # --- running -----------------------------------------------------------------------------------
 
 
-def _all(todo: list[Task], workers: int, say: Say) -> dict[Path, dict[str, Any]]:
-    """Run and score every task; long ones first, so that no core waits at the end."""
+def _all(
+    todo: list[Task], known: dict[Path, dict[str, Any]], workers: int, say: Say
+) -> dict[Path, dict[str, Any]]:
+    """Run and score every task that is not `known`; long ones first, so that no core waits."""
     found: dict[Path, dict[str, Any]] = {}
 
     def done(task: Task, told: dict[str, Any]) -> None:
@@ -242,8 +260,35 @@ def _all(todo: list[Task], workers: int, say: Say) -> dict[Path, dict[str, Any]]
             f"{task.score} {told['score']:.5g}"
         )
 
-    gather(sorted(todo, key=lambda task: -task.point), _one, workers, _name, done)
+    recorded = {task.folder: _recorded(task, known.get(task.folder)) for task in todo}
+    left = []
+    for task in sorted(todo, key=lambda task: -task.point):
+        if there := recorded[task.folder]:
+            done(task, there)
+        else:
+            left.append(task)
+    gather(left, _one, workers, _name, done)
     return found
+
+
+def _recorded(task: Task, known: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What results.json holds of a task, if it was scored as the study says now."""
+    if known is None:
+        return None
+    if not record.same(known["settings"], task.run):
+        raise UserError(
+            f"{task.folder}: stands in results.json with other settings than the study has now; "
+            "give another --out, or remove its line"
+        )
+    if known["protocol"] != _protocol(task):
+        return None
+    return {name: known[name] for name in ("protocol", "score", "images", "flops", "seconds")}
+
+
+def _protocol(task: Task) -> dict[str, Any]:
+    """How a task is scored."""
+    protocol = {"score": task.score, "half": task.half, "images": task.images}
+    return protocol | ({"features": task.extractor} if task.score == "FD" else {})
 
 
 def _name(task: Task) -> str:
@@ -257,9 +302,7 @@ def _one(task: Task) -> dict[str, Any]:
     """Train what is left of a task, and score it once."""
     torch.set_num_threads(1)
     kept = task.folder / "study.json"
-    protocol = {"score": task.score, "half": task.half, "images": task.images}
-    if task.score == "FD":
-        protocol["features"] = task.extractor
+    protocol = _protocol(task)
     recipe = task.folder / "config.yaml"
     begun = recipe.is_file()
     # loaded, so that a setting that is new since then stands at its default
@@ -311,11 +354,15 @@ def _charged(start: str, key: str = "flops") -> float:
 
 
 def _speeds(
-    study: Study, best: dict[str, dict[str, Any]], out: Path, say: Say
-) -> dict[str, dict[str, float]]:
-    """Seconds an image of each stage of each arm."""
+    study: Study, best: dict[str, dict[str, Any]], out: Path, say: Say, before: dict[str, Any]
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Seconds an image of each stage of each arm, and the settings they were measured with."""
     runs = {name: _task(study, name, best[name], 1.0, 0, out, "B").run for name in study.arms}
-    return timing.measured(runs, out / "speeds.json", say)
+    timed = {name: config.to_dict(run) for name, run in runs.items()}
+    stages = {name: settings["stages"] for name, settings in timed.items()}
+    if record.timed_stages(before) == json.loads(json.dumps(stages)):
+        return dict(before["seconds_an_image"]), timed
+    return timing.measured(runs, out / "speeds.json", say), timed
 
 
 # --- verdicts ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from underpaint.compare import record
 from underpaint.io import writing
 from underpaint.report import summary
 from underpaint.report.charts import Chart
@@ -29,7 +30,7 @@ WAYS = {
 def write(results: dict[str, Any], out: Path) -> Path:
     """Write `comparison.html` and `results.json` into `out`; returns the page's path.
 
-    `results`: of `compare.runner.conduct` or `compare.compare_runs.compare`.
+    `results`: of `compare.runner` or `compare.compare_runs`.
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def write(results: dict[str, Any], out: Path) -> Path:
         charts=_charts(results),
         recipe=json.dumps(study, indent=1, ensure_ascii=False) if study else "",
     )
-    write_page(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_page(out / "results.json", record.text(results))
     return write_page(out / "comparison.html", page)
 
 
