@@ -27,8 +27,8 @@ from underpaint import config
 from underpaint.hardware import has_amx, keep_freed_memory
 from underpaint.planning import devices
 from underpaint.planning.measure import stage_plan
-from underpaint.training.distributed import World
 from underpaint.training.checkpointing import Progress
+from underpaint.training.distributed import World
 from underpaint.training.step import training_flops
 from underpaint.training.throughput import step_seconds
 from underpaint.training.train_state import Learner

@@ -266,7 +266,10 @@ def test_wrong_flags(flags: list[str], message: str) -> None:
             "sampling.steps 20: the noise has a grid of 10 levels",
         ),
         (whole() | {"sampling": {"snr": 0}}, "sampling.snr 0: give a number above 0"),
-        (whole() | {"sampling": {"sampler": "pc", "snr": 0.6}}, "sampling.snr 0.6: give at most 0.5"),
+        (
+            whole() | {"sampling": {"sampler": "pc", "snr": 0.6}},
+            "sampling.snr 0.6: give at most 0.5",
+        ),
         (
             whole() | {"sampling": {"sampler": "langevin", "corrections": 0}},
             "sampling.corrections 0: sampler langevin needs at least 1",

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from underpaint.training.loop import train
 
 from underpaint import config, hardware
 from underpaint.model import load
-from underpaint.training.loop import train
 
 ROUNDS = 20
 STEPS = """

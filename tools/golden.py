@@ -23,9 +23,8 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.systems import save_autoencoder
-
 import underpaint as up
+from tests.systems import save_autoencoder
 
 HERE = Path(__file__).parent
 STEPS = 10

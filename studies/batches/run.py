@@ -50,7 +50,7 @@ def recipe(way: Way, scale: float) -> Any:
     alone = {"threads": 1, "sample_every": -1, "check_every": -1}
     run = config.from_dict(
         config.Run,
-        {"noise": units.INDEPENDENT, "stages": stages, "train": alone, "preview": units.EULER},
+        {"noise": units.INDEPENDENT, "stages": stages, "train": alone, "sampling": units.EULER},
         "batches: ",
         config.preset("quickstart"),
     )

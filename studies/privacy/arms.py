@@ -165,7 +165,7 @@ def recipe(arm: str, seed: int, length: float, scale: float, work: Path) -> Any:
         "train": {"threads": 1, "seed": seed, "sample_every": -1, "check_every": -1, "keep": 1000}
         | {"ema": 0.99, "weight_decay": 0.0},
         # 20 steps of Euler, as many evaluations, left grain on the flat grounds of some networks
-        "preview": {"sampler": "heun", "steps": 10},
+        "sampling": {"sampler": "heun", "steps": 10},
     }
     if arm == "public-dp":  # its last stage has few steps
         settings["train"]["ema"] = 0.98

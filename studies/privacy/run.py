@@ -134,7 +134,7 @@ def measure(
     result = {
         "title": design.ARMS[arm].title,
         "precision": loaded.precision,  # of samples and attacks
-        "sampling": {key: getattr(loaded.spec.preview, key) for key in ("sampler", "steps")},
+        "sampling": {key: getattr(loaded.spec.sampling, key) for key in ("sampler", "steps")},
         **{key: _ends(folder)[-1][key] for key in ("flops", "seconds")},
         **_seen(arm, run, scale),
         "curve": curve,

@@ -61,7 +61,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
         | {"held_out": "2000"},
         "stages": stages,
         "train": {"threads": 1, "seed": 1, "sample_every": -1, "check_every": -1},
-        "preview": units.EULER,
+        "sampling": units.EULER,
     }
     run = config.from_dict(config.Run, changes, "small: ", config.preset(f"small-{size}"))
     folder = work / unit

@@ -63,13 +63,13 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "title": "U-ViT, flow matching",
         "preset": "quickstart",
         "recipe": "quickstart --network.kind uvit",
-        "settings": {"network": UVIT, "noise": units.INDEPENDENT, "preview": units.EULER},
+        "settings": {"network": UVIT, "noise": units.INDEPENDENT, "sampling": units.EULER},
     },
     "maskdm": {
         "title": "MaskDM: U-ViT, DDPM's noise",
         "preset": "quickstart",
         "recipe": "maskdm-celebahq256",
-        "settings": {"network": UVIT, "noise": DDPM, "preview": ANCESTRAL},
+        "settings": {"network": UVIT, "noise": DDPM, "sampling": ANCESTRAL},
     },
     "maskdm-wavelets": {
         "title": "MaskDM on wavelets",
@@ -79,13 +79,13 @@ SYSTEMS: dict[str, dict[str, Any]] = {
             "network": UVIT,
             "space": {"kind": "wavelets", "patch": 2},
             "noise": DDPM,
-            "preview": ANCESTRAL,
+            "sampling": ANCESTRAL,
         },
     },
     "dit": {
         "title": "DiT, flow matching",
         "preset": "quickstart",
-        "settings": {"noise": units.INDEPENDENT, "preview": units.EULER},
+        "settings": {"noise": units.INDEPENDENT, "sampling": units.EULER},
     },
     "maskdit": {
         "title": "MaskDiT: encoder and decoder, EDM",
@@ -107,7 +107,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
                 "hidden_weight": 0.1,
             },
             "stages": {"masked": {"rate": 0.5}},
-            "preview": HEUN,
+            "sampling": HEUN,
         },
     },
     "ncsn": {
@@ -115,7 +115,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "preset": "ncsn-small",
         "recipe": "ncsn-small",
         "budget": 3e13,
-        "settings": {"stages": {"masked": {"mask": "block"}}, "preview": {"steps": 40}},
+        "settings": {"stages": {"masked": {"mask": "block"}}, "sampling": {"steps": 40}},
     },
     "unet": {
         "title": "Convolutional U-Net on crops, flow matching",
@@ -124,7 +124,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "settings": {
             "noise": units.INDEPENDENT,
             "stages": {"masked": {"mask": "crop"}},
-            "preview": units.EULER,
+            "sampling": units.EULER,
         },
     },
     "latents": {
@@ -135,7 +135,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "settings": {
             "space": {"kind": "latents", "patch": 1, "factor": 4, "latent_channels": 4},
             "noise": DDPM | {"process": "vp-linear"},
-            "preview": units.EULER | {"clip": "none"},
+            "sampling": units.EULER | {"clip": "none"},
         },
     },
 }

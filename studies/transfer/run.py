@@ -107,7 +107,7 @@ def finetune(unit: str, work: Path, scale: float) -> dict[str, Any]:
                 "checkpoint_every": every,
                 "keep": 1000,  # all: a run that was stopped has more than its points
             },
-            "preview": units.EULER,
+            "sampling": units.EULER,
         },
         "transfer: ",
         config.preset("quickstart"),

@@ -14,8 +14,8 @@ from underpaint import config
 from underpaint.dp import step
 from underpaint.dp.step import clipped_sum, draws, gaussian, gradients, poisson
 from underpaint.training import distributed, stages
-from underpaint.training.stages import Plan
 from underpaint.training.checkpointing import Progress
+from underpaint.training.stages import Plan
 from underpaint.training.train_state import Learner
 
 pytest.importorskip("opacus")

@@ -19,9 +19,9 @@ from underpaint.errors import UserError
 from underpaint.evaluation.early_stopping import judge
 from underpaint.model import find
 from underpaint.training import early, train
+from underpaint.training.checkpointing import Progress, RunFolder, read_progress
 from underpaint.training.distributed import World
 from underpaint.training.monitor import Finding
-from underpaint.training.checkpointing import Progress, RunFolder, read_progress
 
 LEVELS = np.random.default_rng(0).normal(0, 0.1, 32)
 

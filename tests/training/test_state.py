@@ -16,7 +16,7 @@ from tests.training.runs import metrics
 from underpaint import config, model
 from underpaint.errors import UserError
 from underpaint.io import writing
-from underpaint.training import checkpointing, train
+from underpaint.training import train
 
 
 def test_no_space_leaves_the_last_checkpoint_whole(

@@ -66,7 +66,7 @@ class Backbone(nn.Module):
 
     stride: int = 1  # sides and corners of a crop mask are multiples of this many patches
 
-    _built: tuple[type[Backbone], counting.Arguments]
+    _built: tuple[Callable[..., nn.Module], counting.Arguments]
 
     def __init__(self, grid: tuple[int, int], patch_dim: int, classes: int) -> None:
         super().__init__()

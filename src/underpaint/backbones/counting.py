@@ -14,20 +14,17 @@ of a dense one. Training costs three times the forward.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from underpaint.core.masks import Mask
-
-if TYPE_CHECKING:
-    from underpaint.backbones.base import Backbone
 
 __all__ = ["Arguments", "Flops", "activation_bytes", "flops"]
 
@@ -45,7 +42,7 @@ class Flops(NamedTuple):
 
 
 @functools.cache
-def flops(kind: type[Backbone], arguments: Arguments, visible: int, mask: str) -> Flops:
+def flops(kind: Callable[..., nn.Module], arguments: Arguments, visible: int, mask: str) -> Flops:
     """FLOPs of a forward pass of `kind(**arguments)` on `visible` patches under this mask."""
     counter = FlopCounterMode(display=False, custom_mapping={_FUSED: _attention})
     with _without_memory(), torch.no_grad():
@@ -58,7 +55,7 @@ def flops(kind: type[Backbone], arguments: Arguments, visible: int, mask: str) -
 
 @functools.cache
 def activation_bytes(
-    kind: type[Backbone],
+    kind: Callable[..., nn.Module],
     arguments: Arguments,
     visible: int,
     mask: str,
@@ -81,7 +78,7 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
 
-def _kept(network: Backbone, inputs: tuple[Any, ...]) -> int:
+def _kept(network: Any, inputs: tuple[Any, ...]) -> int:
     """Bytes of the floating-point tensors, weights apart, that a forward pass keeps."""
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -112,7 +109,7 @@ def _without_memory(half: bool = False) -> Iterator[None]:
         yield
 
 
-def _inputs(network: Backbone, visible: int, mask: str, batch: int) -> tuple[Any, ...]:
+def _inputs(network: Any, visible: int, mask: str, batch: int) -> tuple[Any, ...]:
     """Patches, c_noise, labels and a mask with the shapes of `batch` images."""
     N = network.grid[0] * network.grid[1]
     if not 0 < visible <= N:
@@ -125,6 +122,6 @@ def _inputs(network: Backbone, visible: int, mask: str, batch: int) -> tuple[Any
     if visible < N:
         window = ids(4) if mask == "crop" else None
         shown = Mask(network.grid, ids(visible), ids(N - visible), window)
-    patches = torch.zeros(batch, visible if network.sees == "visible" else N, network.patch_dim)
+    patches = torch.zeros(batch, visible, network.patch_dim)
     labels = ids(1)[:, 0] if network.classes else None
     return patches, torch.zeros(batch), labels, shown

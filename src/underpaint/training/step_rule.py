@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from underpaint import config
 from underpaint.registry import wing
+from underpaint.training.checkpointing import Progress, RunFolder
 from underpaint.training.log import Log
 from underpaint.training.stages import PreparedStage
-from underpaint.training.checkpointing import Progress, RunFolder
 from underpaint.training.step import compute, step
 from underpaint.training.train_state import TrainState
 

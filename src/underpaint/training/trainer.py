@@ -18,7 +18,7 @@ from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
 from underpaint.model import read_spec
 from underpaint.registry import wing
-from underpaint.training import distributed, early, provenance, warm_start
+from underpaint.training import distributed, early, handover, provenance
 from underpaint.training.batch import microbatch
 from underpaint.training.checkpointing import Progress, RunFolder, read_progress
 from underpaint.training.log import Log, tracker, tracker_library
@@ -107,7 +107,7 @@ def train(
             _same_data(folder, stages, began["data"])
             notes += provenance.keep_precision(run.train, began, world.device)
         else:
-            state, start_notes = warm_start.begin(run, stages, start, world)
+            state, start_notes = handover.begin(run, stages, start, world)
             notes += start_notes
             run, stages = freeze(run, stages, world)
             if world.first:
@@ -193,7 +193,7 @@ class Trainer:
     def _enter_stage(self) -> None:
         """The next stage, from where `progress` stands in it."""
         stage, run, progress = self.stages[self.progress.stage], self.run, self.progress
-        self.state, notes = warm_start.enter(stage, run, self.state, progress)
+        self.state, notes = handover.enter(stage, run, self.state, progress)
         for note in notes:
             self.log.say(note)
         self.every = Cadence.of(run.train, self.log.total, stage)

@@ -14,12 +14,8 @@ from torch import Tensor
 from underpaint import backbones, config, factory
 from underpaint.errors import UserError
 from underpaint.model import Model, find, read_spec, read_weights
-from underpaint.training.checkpointing import Progress
-from underpaint.training.distributed import World
-from underpaint.training.stages import PreparedStage
-from underpaint.training.train_state import TrainState
 
-__all__ = ["adapt", "adopt", "begin", "enter", "read"]
+__all__ = ["adapt", "adopt", "read"]
 
 # May differ between a checkpoint and the recipe that goes on from it.
 FREE = {
@@ -46,43 +42,6 @@ def read(source: str) -> tuple[config.ModelSpec, dict[str, Tensor]]:
     """Spec and averaged weights of the model in `source`."""
     folder = find(source)
     return read_spec(folder), read_weights(folder, "ema")
-
-
-def begin(
-    run: config.Run, stages: list[PreparedStage], start: str | None, world: World
-) -> tuple[TrainState, list[str]]:
-    """The state that a run begins with, from drawn weights or those of `start`, and notes."""
-    state = TrainState(stages[0].spec, run.train, world)
-    if start is None:
-        return state, []
-    spec, weights = read(start)
-    adapted, notes = adapt(weights, spec, state.model, start)
-    state.load(adapted, adapted, 0)
-    return state, [f"weights from {start}", *notes]
-
-
-def enter(
-    stage: PreparedStage, run: config.Run, state: TrainState, progress: Progress
-) -> tuple[TrainState, list[str]]:
-    """The state for this stage: the same, or rebuilt where size or labels change; and notes."""
-    notes: list[str] = []
-    if state.spec != stage.spec:
-        entered = TrainState(stage.spec, run.train, state.world)
-        weights, average = state.weights()
-        before = "the stage before"
-        model, notes = adapt(weights, state.spec, entered.model, before)
-        ema, _ = adapt(average, state.spec, entered.model, before)
-        entered.load(model, ema, state.ema.steps)
-        if state.power and entered.power:
-            averages = state.power.state().items()
-            entered.power.load(
-                {name: adapt(x, state.spec, entered.model, before)[0] for name, x in averages}
-            )
-        entered.load_optimizer(state.optimizer_state())
-        state = entered
-    if progress.stage_images == 0 and not stage.settings.keep_optimizer:
-        state.optimizer.state.clear()
-    return state, [f"stage {stage.name}: {note}" for note in notes]
 
 
 def adapt(

@@ -1,0 +1,49 @@
+"""What a run begins with, and what a stage takes over from the one before."""
+
+from __future__ import annotations
+
+from underpaint import config
+from underpaint.training.checkpointing import Progress
+from underpaint.training.distributed import World
+from underpaint.training.stages import PreparedStage
+from underpaint.training.train_state import TrainState
+from underpaint.training.warm_start import adapt, read
+
+__all__ = ["begin", "enter"]
+
+
+def begin(
+    run: config.Run, stages: list[PreparedStage], start: str | None, world: World
+) -> tuple[TrainState, list[str]]:
+    """The state that a run begins with, from drawn weights or those of `start`, and notes."""
+    state = TrainState(stages[0].spec, run.train, world)
+    if start is None:
+        return state, []
+    spec, weights = read(start)
+    adapted, notes = adapt(weights, spec, state.model, start)
+    state.load(adapted, adapted, 0)
+    return state, [f"weights from {start}", *notes]
+
+
+def enter(
+    stage: PreparedStage, run: config.Run, state: TrainState, progress: Progress
+) -> tuple[TrainState, list[str]]:
+    """The state for this stage: the same, or rebuilt where size or labels change; and notes."""
+    notes: list[str] = []
+    if state.spec != stage.spec:
+        entered = TrainState(stage.spec, run.train, state.world)
+        weights, average = state.weights()
+        before = "the stage before"
+        model, notes = adapt(weights, state.spec, entered.model, before)
+        ema, _ = adapt(average, state.spec, entered.model, before)
+        entered.load(model, ema, state.ema.steps)
+        if state.power and entered.power:
+            averages = state.power.state().items()
+            entered.power.load(
+                {name: adapt(x, state.spec, entered.model, before)[0] for name, x in averages}
+            )
+        entered.load_optimizer(state.optimizer_state())
+        state = entered
+    if progress.stage_images == 0 and not stage.settings.keep_optimizer:
+        state.optimizer.state.clear()
+    return state, [f"stage {stage.name}: {note}" for note in notes]
