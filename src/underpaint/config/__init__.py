@@ -7,7 +7,7 @@ place, what was given and what was expected.
 
 from __future__ import annotations
 
-from underpaint.config.checks import check, check_data, check_labels
+from underpaint.config.cross_checks import check, check_data, check_labels
 from underpaint.config.reading import (
     apply_flags,
     flag_names,
