@@ -1,7 +1,7 @@
 """How fast a training step is at several mask rates, against what its FLOPs allow.
 
     python benchmarks/step.py                                             # CPU, 256 patches
-    python benchmarks/step.py --batch 4 --rates 0 [--compile]             # as `own` takes them:
+    python benchmarks/step.py --batch 4 --rates 0 [--compile]             # as `default` takes them:
     python benchmarks/step.py --batch 16 --rates 0 0.9 [--compile]        # whole, masked
     python benchmarks/step.py … --give-back                               # malloc left alone
     python benchmarks/step.py --device cuda --preset maskdm-celebahq256   # GPU: also MFU and memory

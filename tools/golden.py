@@ -121,7 +121,7 @@ def main() -> int:
                 "differs" if wrong and wrong[-1][0] == key else "",
                 flush=True,
             )
-        model = up.load(os.environ.get("GOLDEN_PACKAGED", "primer:lorelei"), device="cpu")
+        model = up.load(os.environ.get("GOLDEN_PACKAGED", "pretrained:lorelei"), device="cpu")
         labels = list(model.label_names)
         found["packaged"] = {"samples": digest(model.sample(8, seed=1, steps=6, labels=labels))}
         if known and found["packaged"] != known["packaged"]:

@@ -204,7 +204,7 @@ def train(folder: Path, run: Any, count: int) -> dict[str, Any]:
     from underpaint.model import load
 
     if (folder / "config.yaml").is_file():
-        api.train(None, folder, resume=True, quiet=True)
+        api.resume(folder, quiet=True)
     else:
         api.train(run, folder, quiet=True)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -16,7 +16,7 @@ __all__ = ["arguments", "run"]
 def arguments(parser: Parser, verb: str) -> None:
     """Flags."""
     add = parser.add_argument
-    add("source", metavar="RUN", help="a run, a checkpoint, an exported model or primer:NAME")
+    add("source", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
     add(
         "--attacks",
         metavar="NAMES",

@@ -25,7 +25,8 @@ def arguments(parser: Parser, verb: str) -> None:
         "source",
         metavar="RUN|FOLDER",
         nargs="+",
-        help="a run, a checkpoint, an exported model, primer:NAME, or images as `prepare` reads",
+        help="a run, a checkpoint, an exported model, pretrained:NAME, or images as `prepare` "
+        "reads",
     )
     add(
         "--reference",

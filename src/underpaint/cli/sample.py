@@ -24,7 +24,7 @@ MOST_COLUMNS = 10  # of labels in a grid
 def arguments(parser: Parser, verb: str) -> None:
     """Flags; what is left out is taken from the model's own `sampling` settings."""
     add = parser.add_argument
-    add("model", metavar="RUN", help="a run, a checkpoint, an exported model or primer:NAME")
+    add("model", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
     add("-n", type=int, default=64, metavar="N", help="images (default: %(default)s)")
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
     add("--steps", type=int, help="sampling steps (default: the model's own)")

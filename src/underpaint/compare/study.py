@@ -101,7 +101,7 @@ def load(path: str | Path) -> Study:
     if study.recipe.endswith((".yaml", ".yml")):
         study.recipe = str(path.parent / study.recipe)
     for arm in study.arms.values():
-        if arm.start and not arm.start.startswith("primer:"):
+        if arm.start and not arm.start.startswith("pretrained:"):
             arm.start = str(path.parent / arm.start)
     study.baseline = study.baseline or next(iter(study.arms), "")
     _check(study, path.name)

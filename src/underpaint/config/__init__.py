@@ -16,6 +16,7 @@ from underpaint.config.reading import (
     preset,
     preset_names,
     preset_text,
+    presets,
     to_dict,
     to_yaml,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "preset",
     "preset_names",
     "preset_text",
+    "presets",
     "setting",
     "to_dict",
     "to_yaml",

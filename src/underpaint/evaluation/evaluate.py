@@ -150,7 +150,7 @@ def evaluate(
 
 def _is_model(source: str | Path) -> bool:
     """Whether `model.find` is to open it; else it is images."""
-    if str(source).startswith("primer:"):
+    if str(source).startswith("pretrained:"):
         return True
     path = Path(source)
     return (path / "config.json").is_file() or (path / "config.yaml").is_file()

@@ -5,7 +5,7 @@
   where it was tried.
 - network: the largest of `NETWORKS` with at most one parameter for `VALUES` numbers of the training
   images, that sees `ENOUGH` images and `PATCHES` patches a parameter: as wide as the budget can
-  teach, and too narrow to hold the images. Fewer than `FEW` images get the primer's.
+  teach, and too narrow to hold the images. Fewer than `FEW` images get that of the packaged weights.
 - prediction: the velocity, as the presets; x0, with min-SNR weights, where the network has no more
   features than a patch has numbers. On heads of 32×32 in patches of 48 numbers (8,000 images, one
   seed) the error through 48 features was 0.083 with velocity and 0.051 with x0; through 64, 0.047
@@ -18,7 +18,7 @@
   MaskDM's published one 2e-4.
 - augmentation, dropout and label drop: between those of the presets small-300, small-3000 and
   small-30000, linear in the logarithm of the number of images.
-- batch: of whole images that of `own` on a CPU, for small ones learned more at equal compute, up to
+- batch: of whole images that of `default` on a CPU, for small ones learned more at equal compute, up to
   MaskDM's on a GPU; of masked images as many times that as in the prior's study.
 
 These rules are ours and have not been tried against others; what they decided is told as a reason.
@@ -57,9 +57,9 @@ __all__ = [
 # (width, depth, heads): the quick start's, and ours up to DiT-S, one between, and DiT-B
 NETWORKS = ((128, 5, 4), (192, 7, 6), (256, 9, 8), (384, 12, 6), (512, 12, 8), (768, 12, 12))
 SMALL = ("small-300", "small-3000", "small-30000")
-FEW = 1000  # images: below, start from a primer and keep to few epochs
-ENOUGH = 50_000  # images seen: about what `own` sees in its ten minutes on one thread
-PATCHES = 50  # seen for each parameter: our primer 20, MaskDM's published recipe 555
+FEW = 1000  # images: below, start from the packaged weights and keep to few epochs
+ENOUGH = 50_000  # images seen: about what `default` sees in its ten minutes on one thread
+PATCHES = 50  # seen for each parameter: our packaged weights 20, MaskDM's published recipe 555
 VALUES = 10  # numbers of the training images for each parameter
 LEAST_GRID = 16  # patches an image, without which there is nothing to plan
 QUICK_GRID = 64  # patches an image of the quick start; no fewer are proposed where more can be had
@@ -280,7 +280,7 @@ def _network(
         elif best is None:
             best, why = run, "the smallest"
             if images.count < FEW:
-                why = f"the primer's and quick start's, for fewer than {FEW:,} images"
+                why = f"that of the quick start and the packaged weights, for fewer than {FEW:,} images"
                 break
             continue
         elif size > values / VALUES:
@@ -325,8 +325,8 @@ def _sight(
 
 
 def _own(shape: tuple[int, int, int], patch: int) -> config.Run:
-    """The preset `own` with another network and patch."""
-    run = config.preset("own")
+    """The preset `default` with another network and patch."""
+    run = config.preset("default")
     width, depth, heads = shape
     run.space = dataclasses.replace(run.space, patch=patch)
     run.network = dataclasses.replace(run.network, width=width, depth=depth, heads=heads)
@@ -383,7 +383,7 @@ def _batches(
         + (
             f"the largest up to {LARGEST_BATCH} that leaves {STEPS:,} steps of whole images"
             if machine.gpu
-            else "of whole images as in `own`, since at equal compute small batches learned more"
+            else "of whole images as in `default`, since at equal compute small batches learned more"
         )
     )
 

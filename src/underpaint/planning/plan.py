@@ -30,7 +30,7 @@ from underpaint.planning.measure import Tell, Timed
 
 __all__ = ["Plan", "Row", "propose", "seconds_of", "shown"]
 
-PRIMER = "primer:lorelei"
+PRETRAINED = "pretrained:lorelei"
 EVALUATIONS = 8  # of a run, as without settings: grids and overfit checks
 EVALUATING = 0.1  # share of the budget that they may take
 A_STEP = 1.0  # seconds that a timed step may take; a larger batch is scaled from a smaller one
@@ -125,7 +125,7 @@ def propose(
     _lengths(run, counts, shares, an_image, evaluations.seconds, budget)
     _settle(run, evaluations)
     rows = [_row(k, stage, run, machine, backbone, an_image[k]) for k, stage in run.stages.items()]
-    start = PRIMER if images.count < FEW and _fits_primer(run, images) else None
+    start = PRETRAINED if images.count < FEW and _fits_pretrained(run, images) else None
     _remarks(images, rows, start, reasons)
     config.check(run)
     return Plan(
@@ -341,9 +341,9 @@ def _remarks(images: Images, rows: list[Row], start: str | None, reasons: list[s
         )
 
 
-def _fits_primer(run: config.Run, images: Images) -> bool:
-    """Whether the primer's weights fit this network."""
-    spec = read_spec(find(PRIMER))
+def _fits_pretrained(run: config.Run, images: Images) -> bool:
+    """Whether the packaged weights fit this network."""
+    spec = read_spec(find(PRETRAINED))
     own, its = run.network, spec.network
     same = all(getattr(own, k) == getattr(its, k) for k in ("kind", "width", "depth", "heads"))
     return same and run.space == spec.space and images.channels == spec.channels

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.io import appearing, check_place, holds_only, writing
-from underpaint.model import build, read_spec, read_weights
+from underpaint.model import MODEL, build, read_spec, read_weights, write_model
 from underpaint.training import warm_start
-from underpaint.training.checkpointing import MODEL, read_snapshot, snapshots, write_model
+from underpaint.training.checkpointing import read_snapshot, snapshots
 from underpaint.training.seeding import seed_from
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Weights for a run that another run began: `--from RUN|CHECKPOINT|primer:NAME`.
+"""Weights for a run that another run began: `--from RUN|CHECKPOINT|pretrained:NAME`.
 
 The network, the space and the prediction must be the same. Another number of patches is met by
 interpolating the positions, other labels by matching their names.
