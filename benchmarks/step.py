@@ -136,7 +136,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="own")
+    parser.add_argument("--preset", default="default")
     parser.add_argument("--size", type=int, default=None, help="pixels (default: the preset's)")
     parser.add_argument("--mask", default="patch", help="kind of mask; crop for a U-Net")
     parser.add_argument("--rates", type=float, nargs="+", default=None)
@@ -156,7 +156,7 @@ def main() -> None:
         arguments.compile = cuda
     if arguments.rates is None:
         arguments.rates = [0.0, 0.5, 0.9] if cuda else [0.0, 0.5, 0.75, 0.9]
-    if arguments.size is None and arguments.preset == "own":
+    if arguments.size is None and arguments.preset == "default":
         arguments.size = 64
     torch.set_num_threads(arguments.threads)
     result = measure(arguments)

@@ -53,7 +53,14 @@ def page() -> str:
     lines += [
         f"| [`{n}`](../src/underpaint/presets/{n}.yaml) | {s} |" for n, s in presets().items()
     ]
-    lines += ["", "An example, `default`:", "", "```yaml", config.preset_text("default").rstrip(), "```"]
+    lines += [
+        "",
+        "An example, `default`:",
+        "",
+        "```yaml",
+        config.preset_text("default").rstrip(),
+        "```",
+    ]
     for section in sections():
         lines += ["", f"## {section.name}", "", section.summary, ""]
         if section.name == "stages.NAME":

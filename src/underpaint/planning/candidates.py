@@ -5,7 +5,7 @@
   where it was tried.
 - network: the largest of `NETWORKS` with at most one parameter for `VALUES` numbers of the training
   images, that sees `ENOUGH` images and `PATCHES` patches a parameter: as wide as the budget can
-  teach, and too narrow to hold the images. Fewer than `FEW` images get that of the packaged weights.
+  teach, and too narrow to hold the images. Fewer than `FEW` images get the packaged weights'.
 - prediction: the velocity, as the presets; x0, with min-SNR weights, where the network has no more
   features than a patch has numbers. On heads of 32×32 in patches of 48 numbers (8,000 images, one
   seed) the error through 48 features was 0.083 with velocity and 0.051 with x0; through 64, 0.047
