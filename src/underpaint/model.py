@@ -448,9 +448,9 @@ def load(
         spec = _moved(spec, str(vae))
     model = build(spec)
     state = read_weights(folder, weights)
-    own = model.denoiser.backbone.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        if name not in own or name not in state or own[name].shape != state[name].shape:
+    expected = model.denoiser.backbone.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in expected or name not in state or expected[name].shape != state[name].shape:
             raise UserError(f"{folder}: '{name}' does not fit the network that config.json names")
     model.denoiser.backbone.load_state_dict(state)
     keep_freed_memory()

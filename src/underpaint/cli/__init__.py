@@ -70,9 +70,9 @@ def _dispatch(argv: list[str]) -> None:
     elif first not in VERBS:
         raise UserError(f"'{first}' is not a command; {closest(first, [*VERBS])}")
     else:
-        own = parser(first)
-        args, others = own.parse_known_args(argv[1:])
-        own.refuse(others)
+        verb_parser = parser(first)
+        args, others = verb_parser.parse_known_args(argv[1:])
+        verb_parser.refuse(others)
         importlib.import_module(f"underpaint.cli.{VERBS[first][0]}").run(args, others)
 
 

@@ -141,7 +141,7 @@ def _print(results: list[dict[str, Any]], warnings: list[str]) -> None:
         for key, name in names.items():
             table.add_row(name, *(_cell(key, result["scores"][column]) for column in columns))
         out.print(table)
-        out.print(_told(protocol))
+        out.print(_protocol_line(protocol))
         for note in result["warnings"]:
             out.print(f"note: {note}")
     for warning in warnings:
@@ -159,17 +159,19 @@ def _cell(key: str, scores: dict[str, Any]) -> str:
     return f"{value:{digits}}"
 
 
-def _told(protocol: dict[str, Any]) -> str:
+def _protocol_line(protocol: dict[str, Any]) -> str:
     """The protocol in a line."""
     parts = [
         f"{protocol['count']:,} images a side of {protocol['reference']['source']}",
         f"{protocol['extractor']} {protocol['extractor_sha256'][:8]}",
     ]
     if protocol["sampling"]:
-        own = protocol["sampling"]
+        sampling = protocol["sampling"]
         first, last = protocol["seeds"]
-        parts.append(f"{own['sampler']} {own['steps']} steps, guidance {own['guidance']:g}")
-        parts.append(own["precision"])
+        parts.append(
+            f"{sampling['sampler']} {sampling['steps']} steps, guidance {sampling['guidance']:g}"
+        )
+        parts.append(sampling["precision"])
         parts.append(f"seeds {first} to {last}")
         ema = f" {protocol['ema']:g}" if protocol["ema"] else ""
         parts.append(f"weights {protocol['weights']}{ema}")

@@ -170,12 +170,12 @@ def _labels(model: Model, args: argparse.Namespace) -> list[str] | None:
 
 
 def _about(model: Model, args: argparse.Namespace) -> dict[str, Any]:
-    own = model.spec.sampling
+    defaults = model.spec.sampling
     about = {"model": args.model, "weights": args.weights, "precision": model.precision}
     about["seed"] = args.seed
     for name in ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr"):
         given = getattr(args, name)
-        about[name] = getattr(own, name) if given is None else given
+        about[name] = getattr(defaults, name) if given is None else given
     return about
 
 

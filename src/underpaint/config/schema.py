@@ -375,8 +375,8 @@ def network_of(run: Run) -> Network:
 
     All stages have the same layers, so that weights go from one to the next.
     """
-    told = run.network.augment or any(stage.augment > 0 for stage in run.stages.values())
-    return dataclasses.replace(run.network, augment=told)
+    augmented = run.network.augment or any(stage.augment > 0 for stage in run.stages.values())
+    return dataclasses.replace(run.network, augment=augmented)
 
 
 def image_size(size: tuple[int, ...]) -> tuple[int, int] | None:

@@ -44,8 +44,8 @@ def score(real: Tensor, samples: Tensor, *, interval: bool = True) -> dict[str, 
         found = metrics.jackknife(metrics.frechet_distance, real, samples, distance)
         result["frechet_interval"] = [max(0.0, found.low), found.high]
         if deviation is None:  # one subset, which is all there is: nothing else tells its spread
-            own = metrics.jackknife(metrics.mmd2, real, samples, kernel)
-            result["kernel_interval"] = [own.low, own.high]
+            interval_of_kernel = metrics.jackknife(metrics.mmd2, real, samples, kernel)
+            result["kernel_interval"] = [interval_of_kernel.low, interval_of_kernel.high]
     return result
 
 

@@ -18,8 +18,8 @@
   MaskDM's published one 2e-4.
 - augmentation, dropout and label drop: between those of the presets small-300, small-3000 and
   small-30000, linear in the logarithm of the number of images.
-- batch: of whole images that of `default` on a CPU, for small ones learned more at equal compute, up to
-  MaskDM's on a GPU; of masked images as many times that as in the prior's study.
+- batch: of whole images that of `default` on a CPU, for small ones learned more at equal compute,
+  up to MaskDM's on a GPU; of masked images as many times that as in the study of the evidence.
 
 These rules are ours and have not been tried against others; what they decided is told as a reason.
 """
@@ -104,8 +104,8 @@ def choose(
     cell = evidence.load().nearest(patches)
     doubt = cell.sentence()
     if cell.verdict == "pays" and cell.low is not None and cell.high is not None:
-        told: list[str] = []
-        run = _proposed(images, machine, budget, patch, cell, told)
+        more: list[str] = []
+        run = _proposed(images, machine, budget, patch, cell, more)
         times = _slowdown(run, cell, counted(run, images), machine)
         low, high = times * cell.low, times * cell.high
         doubt += f"; in time {low:.2f} to {high:.2f} on {machine.name}"
@@ -114,7 +114,7 @@ def choose(
             reasons.append(
                 f"masked stage: for {patches} patches an image the prior says of {doubt}{likely}"
             )
-            reasons += told
+            reasons += more
             return run, cell
         doubt += ", where a masked step does fewer FLOPs a second"
         cell = dataclasses.replace(cell, verdict="does not pay" if low > 1 else "undecided")
@@ -210,7 +210,7 @@ def _patch(images: Images, machine: Machine, budget: float, reasons: list[str]) 
     height, width = images.size
     fine = [p for p in fitting if height * width >= QUICK_GRID * p * p]
     for patch in fine or fitting[:1]:
-        run = _own(NETWORKS[0], patch)
+        run = _default(NETWORKS[0], patch)
         backbone = counted(run, images)
         patches = math.prod(backbone.grid)
         batch = run.stages["whole"].batch
@@ -280,7 +280,7 @@ def _network(
         elif best is None:
             best, why = run, "the smallest"
             if images.count < FEW:
-                why = f"that of the quick start and the packaged weights, for fewer than {FEW:,} images"
+                why = f"that of the packaged weights, for fewer than {FEW:,} images"
                 break
             continue
         elif size > values / VALUES:
@@ -297,15 +297,17 @@ def _network(
             continue
         break
     assert best is not None
-    own = best.network
+    settings = best.network
     reasons.append(
-        f"network: width {own.width}, depth {own.depth}: {why} (rules of thumb, not measured)"
+        f"network: width {settings.width}, depth {settings.depth}: {why} (rules of thumb, not "
+        "measured)"
     )
     if best.noise.prediction == "x0":
         numbers = counted(best, images).patch_dim
         reasons.append(
             f"prediction x0: a patch has {numbers} numbers, too many to predict noise through the "
-            f"network's {own.width} features, but clean images need fewer; weighting min-snr, so "
+            f"network's {settings.width} features, but clean images need fewer; weighting "
+            "min-snr, so "
             "that the noisiest levels do not drown the details"
         )
     return best
@@ -324,7 +326,7 @@ def _sight(
     return images, patches
 
 
-def _own(shape: tuple[int, int, int], patch: int) -> config.Run:
+def _default(shape: tuple[int, int, int], patch: int) -> config.Run:
     """The preset `default` with another network and patch."""
     run = config.preset("default")
     width, depth, heads = shape
@@ -334,7 +336,7 @@ def _own(shape: tuple[int, int, int], patch: int) -> config.Run:
 
 
 def _recipe(images: Images, shape: tuple[int, int, int], patch: int, cell: Cell) -> config.Run:
-    run, own = _own(shape, patch), small(images.count)
+    run, settings = _default(shape, patch), small(images.count)
     run.data = dataclasses.replace(
         run.data,
         source=images.source,
@@ -342,10 +344,10 @@ def _recipe(images: Images, shape: tuple[int, int, int], patch: int, cell: Cell)
         channels=images.channels,
     )
     run.network = dataclasses.replace(
-        run.network, dropout=_rounded(own.dropout), label_drop=_rounded(own.label_drop)
+        run.network, dropout=_rounded(settings.dropout), label_drop=_rounded(settings.label_drop)
     )
-    rate = _rounded(own.learning_rate * config.Network().width / shape[0])
-    changes = {"learning_rate": rate, "augment": _rounded(own.augment), "minutes": 0.0}
+    rate = _rounded(settings.learning_rate * config.Network().width / shape[0])
+    changes = {"learning_rate": rate, "augment": _rounded(settings.augment), "minutes": 0.0}
     whole = config.from_dict(config.Stage, changes, "plan: ", run.stages["whole"])
     hiding = {"mask": cell.mask, "rate": cell.rate, "batch": cell.batch * whole.batch}
     if cell.mask == "block":
@@ -375,11 +377,11 @@ def _batches(
         name: dataclasses.replace(stage, batch=stage.batch * batch // whole.batch)
         for name, stage in run.stages.items()
     }
-    told = f"batch {batch} of whole images"
+    more = f"batch {batch} of whole images"
     if len(run.stages) > 1:
-        told = f"batch {run.stages['masked'].batch} of masked and {batch} of whole images"
+        more = f"batch {run.stages['masked'].batch} of masked and {batch} of whole images"
     reasons.append(
-        f"{told}: "
+        f"{more}: "
         + (
             f"the largest up to {LARGEST_BATCH} that leaves {STEPS:,} steps of whole images"
             if machine.gpu

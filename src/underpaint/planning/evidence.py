@@ -19,7 +19,7 @@ from typing import Any
 from underpaint.compare.verdict import Answer
 from underpaint.io import replace_text
 
-__all__ = ["Cell", "Prior", "load", "write"]
+__all__ = ["Cell", "Evidence", "load", "write"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Prior:
+class Evidence:
     """All cells, and where they come from."""
 
     about: str
@@ -73,17 +73,17 @@ class Prior:
         return min((cell for cell in self.cells if cell.patches == there), key=rank)
 
 
-def load() -> Prior:
+def load() -> Evidence:
     """The prior of this version of the package."""
     file = resources.files("underpaint") / "planning" / "evidence.json"
     found = json.loads(file.read_text(encoding="utf-8"))
-    return Prior(found["about"], tuple(Cell(**cell) for cell in found["cells"]))
+    return Evidence(found["about"], tuple(Cell(**cell) for cell in found["cells"]))
 
 
-def write(prior: Prior, path: Path) -> None:
+def write(evidence: Evidence, path: Path) -> None:
     """Write `prior` as the file that `load` reads; for the script of a study."""
     values: dict[str, Any] = {
-        "about": prior.about,
-        "cells": [dataclasses.asdict(cell) for cell in prior.cells],
+        "about": evidence.about,
+        "cells": [dataclasses.asdict(cell) for cell in evidence.cells],
     }
     replace_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")

@@ -49,7 +49,7 @@ __all__ = [
 RATES = (0.0, 0.5, 0.75, 0.9)
 
 Clock = Callable[[], float]  # seconds
-Tell = Callable[[int, int], None]  # called with (seconds spent, seconds in all)
+Report = Callable[[int, int], None]  # called with (seconds spent, seconds in all)
 
 
 class Probe(NamedTuple):
@@ -175,7 +175,10 @@ def timed_stage(
 
 
 def take(
-    steps: Mapping[Hashable, Callable[[], float]], seconds: float, tell: Tell, rounds: int = 2
+    steps: Mapping[Hashable, Callable[[], float]],
+    seconds: float,
+    progress: Report,
+    rounds: int = 2,
 ) -> list[float]:
     """The least seconds of each of `steps`, which take turns for `seconds`, `rounds` at least."""
     least = dict.fromkeys(steps, float("inf"))
@@ -183,7 +186,7 @@ def take(
     while done < rounds or time.monotonic() - began < seconds:
         for name, step in steps.items():
             least[name] = min(least[name], step())
-            tell(min(int(time.monotonic() - began), int(seconds)), int(seconds))
+            progress(min(int(time.monotonic() - began), int(seconds)), int(seconds))
         done += 1
     return list(least.values())
 
@@ -191,7 +194,7 @@ def take(
 def calibrate(
     device: torch.device,
     seconds: float,
-    tell: Tell,
+    progress: Report,
     probes: Sequence[Probe] = (),
     clock: Clock = time.perf_counter,
     rounds: int = 2,
@@ -216,7 +219,7 @@ def calibrate(
         works.append(pace.work(state.model.backbone, visible, probe.batch, bytes_per))
     for step in steps.values():
         step()  # allocates
-    least = take(steps, seconds, tell, rounds)
+    least = take(steps, seconds, progress, rounds)
     return [Timed(*pair) for pair in zip(works, least, strict=True)]
 
 
@@ -227,7 +230,7 @@ def rates(
     batch: int,
     device: torch.device,
     seconds: float,
-    tell: Tell,
+    progress: Report,
 ) -> dict[int, Timed]:
     """Steps of `run`'s network at RATES, by the number of visible patches."""
     world = World(0, 1, device)
@@ -244,7 +247,7 @@ def rates(
         works[visible] = pace.work(state.model.backbone, visible, batch, bytes_per)
     for step in steps.values():
         step(), step()  # allocates and compiles
-    least = take(steps, seconds, tell)
+    least = take(steps, seconds, progress)
     return {V: Timed(works[V], t) for V, t in zip(works, least, strict=True)}
 
 

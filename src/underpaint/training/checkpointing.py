@@ -354,9 +354,9 @@ def read_snapshot(folder: Path) -> int:
 def read_progress(checkpoint: Path) -> Progress:
     """`state.json` of a checkpoint. Raises UserError if it is damaged."""
     try:
-        told = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        told.pop("history", None)  # of runs before the checks were judged by their records
-        return Progress(**{**told, "cooldown": tuple(told.get("cooldown", (0, 0)))})
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state.pop("history", None)  # of runs before the checks were judged by their records
+        return Progress(**{**state, "cooldown": tuple(state.get("cooldown", (0, 0)))})
     except (OSError, ValueError, TypeError):
         raise UserError(f"{checkpoint}: its state.json is missing or damaged") from None
 

@@ -247,7 +247,7 @@ class Trainer:
                 if found is not None and decision.back:  # why the stage goes back
                     say_finding(found, self.log)
                     found = None
-                self._heed(decision)
+                self._follow(decision)
         ends = decision.ends or self._at_end()
         if state.power and first and self._due(self.run.train.snapshots, before, ends):
             averages = state.power.state()
@@ -270,7 +270,7 @@ class Trainer:
     def _at_end(self) -> bool:
         return self.progress.stage_images >= self.stage.images
 
-    def _heed(self, decision: early.Decision) -> None:
+    def _follow(self, decision: early.Decision) -> None:
         """Do what was decided after a check."""
         progress = self.progress
         if decision.gain:
