@@ -385,7 +385,7 @@ def _batches(
         + (
             f"the largest up to {LARGEST_BATCH} that leaves {STEPS:,} steps of whole images"
             if machine.gpu
-            else "of whole images as in `default`, since at equal compute small batches learned more"
+            else "of whole images as in `default`, since at equal compute small ones learned more"
         )
     )
 

@@ -57,7 +57,7 @@ def train(
 ) -> Path:
     """Train by the recipe `run` into the folder `out`, and return that folder.
 
-    `start`: where the weights come from (a run, a checkpoint, `pretrained:NAME`), else they are drawn.
+    `start`: weights to begin with (a run, a checkpoint, `pretrained:NAME`), else they are drawn.
     `resume`: go on with the run in `out` by its own recipe; `run` may then be None.
     `make_check`: builds what is measured on held-out images as training goes on.
     `preparing`: called with (done, total) images while data are decoded for the first time.
