@@ -46,7 +46,7 @@ def arguments(parser: Parser, verb: str) -> None:
         help="feature space; only inception gives an FID (default: %(default)s)",
     )
     add("--weights-file", metavar="FILE", help="weights of the feature network")
-    add("--held-out", metavar="WISH", help="as in `prepare` (default: as in the run, else auto)")
+    add("--held-out", metavar="SPEC", help="as in `prepare` (default: as in the run, else auto)")
     add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels of the reference")
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
     add("--steps", type=int, help="sampling steps (default: the model's own)")

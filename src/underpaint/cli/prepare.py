@@ -55,7 +55,7 @@ def arguments(parser: Parser, verb: str) -> None:
     parser.add_argument(
         "--held-out",
         default=defaults.held_out,
-        metavar="WISH",
+        metavar="SPEC",
         help="images kept for judging: auto, a number, none, or DATA (default: %(default)s)",
     )
     parser.add_argument(

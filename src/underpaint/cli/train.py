@@ -34,7 +34,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--channels", type=int, choices=(1, 3), help="colour or grey (data.channels)")
     add(
         "--held-out",
-        metavar="WISH",
+        metavar="SPEC",
         help="images for judging: auto, a number, none, or another source (data.held_out)",
     )
     add(
@@ -208,7 +208,7 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     given += [args.track, args.compile or None, args.stop]
     if others or any(value is not None for value in given):
         console(stderr=True, quiet=args.quiet).print(
-            f"going on by the run's own recipe, {out}/config.yaml; other settings are not read"
+            f"resuming with the saved config, {out}/config.yaml; other settings are not read"
         )
     from underpaint import api
 
@@ -272,7 +272,7 @@ def _print(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    columns = ("stage", "mask", "hidden", "patches", "GFLOP/image", "cheaper", "length", "memory")
+    columns = ("stage", "mask", "hidden", "patches", "GFLOP/image", "cost", "length", "memory")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < 2 else "right")
     for stage in found["stages"]:
@@ -283,7 +283,7 @@ def _print(found: dict[str, Any]) -> None:
             f"{stage['rate']:.1%}",
             f"{stage['visible']:.4g} of {stage['patches']}",
             f"{stage['flops_per_image'] / 1e9:,.4g}",
-            f"{stage['times_cheaper']:.2f}×",
+            f"1/{stage['times_cheaper']:.3g}",
             length,
             f"{stage['memory'] / 2**30:.2f} GiB",
         )

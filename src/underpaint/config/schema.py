@@ -253,7 +253,7 @@ class Stage:
     augment: float = setting(
         0.0,
         "probability of each change (flip, quarter turn, shift, scale, brightness, contrast, "
-        "saturation) that the network is told of, so that samples do not show it",
+        "saturation); the network is given it, so that it does not leak into samples",
         Range(0, 1, "a probability from 0 to 1"),
     )
     size: tuple[int, ...] = setting((), "pixels; empty: as data.size. Positions are interpolated")
@@ -272,7 +272,7 @@ class Train:
     betas: tuple[float, float] = setting((0.9, 0.99), "AdamW's betas", FRACTION)
     weight_decay: float = setting(0.01, "AdamW's weight decay", Range(0))
     decay: Literal["matrices", "all"] = setting("matrices", "tensors that are decayed")
-    ema: float = setting(0.999, "decay of the weights' average, a step", FRACTION)
+    ema: float = setting(0.999, "decay of the weights' average per step", FRACTION)
     device: str = setting("auto", "auto, cpu, cuda or mps")
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "auto: bf16 on GPUs and on CPUs with AMX"

@@ -94,7 +94,7 @@ class Small(NamedTuple):
 def choose(
     images: Images, machine: Machine, budget: float, reasons: list[str]
 ) -> tuple[config.Run, Cell]:
-    """A recipe without lengths, and the cell of the prior that decided on its masks.
+    """A recipe without lengths, and the study that decided on its masks.
 
     Adds a sentence to `reasons` for each choice. Raises UserError where no patch divides the images
     or the smallest network does not fit in the memory.
@@ -112,7 +112,7 @@ def choose(
         if low * high < 1:
             likely = "" if high < 1 else ": undecided, but it is likelier to pay than not"
             reasons.append(
-                f"masked stage: for {patches} patches an image the prior says of {doubt}{likely}"
+                f"masked stage, for {patches} patches an image: in our studies {doubt}{likely}"
             )
             reasons += more
             return run, cell
@@ -122,7 +122,7 @@ def choose(
     if cell.verdict == "undecided":
         answer = "it is undecided whether masking pays"
     reasons.append(
-        f"no masked stage: for {patches} patches an image {answer}; the prior says of {doubt}"
+        f"no masked stage: for {patches} patches an image {answer}; in our studies {doubt}"
     )
     return _proposed(images, machine, budget, patch, cell, reasons), cell
 
@@ -284,7 +284,7 @@ def _network(
                 break
             continue
         elif size > values / VALUES:
-            why = f"the next has a parameter for less than {VALUES} numbers of the images"
+            why = f"a larger network would overfit (over 1 parameter per {VALUES} pixel values)"
         elif seen < ENOUGH:
             why = f"the next would see {seen:,.0f} images, where {ENOUGH:,} are wanted"
         elif looked < PATCHES * size:

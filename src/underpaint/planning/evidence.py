@@ -42,11 +42,11 @@ class Cell:
         """What was found, for a person."""
         ratio = ""
         if self.low is not None and self.high is not None:
-            ratio = f", {self.low:.2f} to {self.high:.2f} of the compute of training unmasked"
+            ratio = f", {self.low:.2f} to {self.high:.2f} of the compute"
         seeds = f"{self.seeds} seed" + ("s" if self.seeds != 1 else "")
         kind = f"mask {self.mask}" + (f" {self.block}×{self.block}" if self.block > 1 else "")
         return (
-            f"{self.patches} patches an image, {kind} at {self.rate:g}: {self.verdict}{ratio} "
+            f"at {self.patches} patches {kind} at {self.rate:g}: {self.verdict}{ratio} "
             f"({seeds}; {self.source})"
         )
 

@@ -73,7 +73,7 @@ def adapt(
     if old_names != model.label_names:
         kept = [name for name in model.label_names if name in old_names]
         notes.append(
-            f"{len(kept)} of {len(model.label_names)} labels known to the source; the rest are new"
+            f"{len(kept)} of {len(model.label_names)} labels carried over; the rest are new"
         )
     adapted = {}
     for name, tensor in fresh_state.items():
