@@ -121,8 +121,8 @@ class Backbone(nn.Module):
     ) -> int:
         """Bytes an image that training keeps from the forward for the backward pass.
 
-        Without dropout, in float32 (`bytes_per` 4) or under bf16 autocast (2), which leaves some of
-        it in float32. Not `fused`: with the weights of all pairs of tokens in attention.
+        In float32 (`bytes_per` 4) or under bf16 autocast (2), which leaves some of it in float32.
+        Not `fused`: with the weights of all pairs of tokens in attention.
         """
         kind = self._kind(visible, mask)
         return counting.activation_bytes(*self._built, visible, kind, bytes_per < 4, fused)
