@@ -64,8 +64,7 @@ def shrunk(name: str, source: Path, vae: Path):
     train = run.train
     train.threads, train.precision, train.device, train.seed = 1, "fp32", "cpu", 3
     train.microbatch, train.log_every, train.sample_every = 4, 8, -1
-    sampling = getattr(run, "sampling", None) or run.preview
-    sampling.steps, sampling.count = 4, 2
+    run.sampling.steps, run.sampling.count = 4, 2
     train.check_every, train.check_images = 8 * STEPS, 8
     return run
 

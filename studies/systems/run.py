@@ -264,9 +264,9 @@ def speed(unit: str, work: Path, rounds: int) -> dict[str, float]:
     run = recipe(unit, 1.0, work)
     world = distributed.start("cpu")
     try:
-        plans = stages.plans(run, lambda _: None, None)
+        prepared = stages.prepare_stages(run, lambda _: None, None)
         found = [
-            {plan.name: throughput.speed(plan, run, world, 1.0) for plan in plans}
+            {stage.name: throughput.speed(stage, run, world, 1.0) for stage in prepared}
             for _ in range(rounds)
         ]
     finally:

@@ -1,7 +1,7 @@
 """Runs a study: every arm at every ladder point with every seed, then the verdicts.
 
 ```
-STUDY/.underpaint                the mark of a folder that a study began
+STUDY/.underpaint                the mark of a folder that a study began (a record is one, too)
 STUDY/tuning/ARM/learning_rate-0.002-batch-16  …   the trials, ordinary run folders
 STUDY/runs/ARM/0.25/seed-1  …    the runs that are reported
 STUDY/speeds.json                seconds an image of each arm's stages, measured alone
@@ -71,7 +71,8 @@ def conduct(
     these names are in a folder that no study began. `say` gets a line for each finished run. Raises
     UserError where the study cannot work, Interrupted after Ctrl-C.
     """
-    if not is_marked(out, "study"):
+    begun = is_marked(out, "study") or record.is_record(out / "results.json")
+    if not begun:
         check_new([out / name for name in RESULTS], overwrite)
     workers = workers or len(os.sched_getaffinity(0))
     before = record.read(out / "results.json")
@@ -83,7 +84,8 @@ def conduct(
     todo = tasks(study, out, best)  # refuses what cannot work, before anything is trained
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        mark(out, "study")
+        if not begun:
+            mark(out, "study")
     tuned: dict[str, list[dict[str, Any]]] = {}
     trial_runs: list[dict[str, Any]] = []
     if study.tuning.trials:
