@@ -8,8 +8,9 @@ from torch import nn
 
 from tests import systems
 from underpaint import backbones, config, model
-from underpaint.core import denoiser, masks, schedules
-from underpaint.core.loss import masked_loss
+from underpaint.core import masks, preconditioning, schedules
+from underpaint.core.loss import DenoisingLoss
+from underpaint.core.masks import MaskSpec
 from underpaint.errors import UserError
 
 SUITS = {  # METHODS §5
@@ -34,7 +35,7 @@ def spec(network: str, prediction: str, process: str) -> config.ModelSpec:
 
 
 def test_the_lists_are_whole() -> None:
-    assert SUITS.keys() == denoiser.PROCESSES.keys() == set(config_choices("prediction"))
+    assert SUITS.keys() == preconditioning.SCHEDULES.keys() == set(config_choices("prediction"))
     assert (
         set.union(*SUITS.values()) == schedules.TIME_LAWS.keys() == set(config_choices("process"))
     )
@@ -70,10 +71,11 @@ def test_works_or_is_refused(network: str, prediction: str, process: str) -> Non
     g = torch.Generator().manual_seed(0)
     patches, n = (torch.randn(4, *built_shape(built), generator=g) for _ in range(2))
     labels = torch.tensor([0, 1, -1, 0])
-    for mask in (masks.draw("patch", built.space.grid, 4, 0.5, generator=g), masks.whole((2, 2))):
+    for mask in (masks.draw(MaskSpec("patch", 0.5), (2, 2), 4, g), masks.whole((2, 2))):
         built.denoiser.zero_grad()
         t = built.denoiser.process.draw_t(4, g)
-        masked_loss(built.denoiser, patches, labels, mask, t=t, noise=n).mean.backward()
+        visible, noise = (masks.gather(x, mask.visible) for x in (patches, n))
+        DenoisingLoss(built.denoiser)(visible, labels, mask, t, noise).mean.backward()
         grads = [p.grad for p in built.denoiser.parameters() if p.grad is not None]
         assert all(bool(grad.isfinite().all()) for grad in grads)
         assert sum(float(grad.abs().sum()) for grad in grads) > 0

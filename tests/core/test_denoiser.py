@@ -1,12 +1,14 @@
-"""Parameterisations and the denoiser: every output means the same x0 and the same noise."""
+"""Preconditioning and the denoiser: every output means the same x0 and the same noise."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from underpaint import config
-from underpaint.core import denoiser, schedules
-from underpaint.core.masks import Mask, draw, whole
+from underpaint import config, factory
+from underpaint.core import denoiser, preconditioning, schedules
+from underpaint.core.guidance import guided
+from underpaint.core.masks import Mask, MaskSpec, draw, whole
+from underpaint.core.preconditioning import Preconditioning
 from underpaint.errors import UserError
 
 NAMES = ["eps", "x0", "v", "flow", "score", "edm"]
@@ -29,26 +31,20 @@ PAIRS = [
     ("ve", "score"),
     ("ve", "edm"),
 ]
-TIME = {
-    "vp-linear": "uniform",
-    "vp-cosine": "uniform",
-    "flow": "uniform",
-    "edm": "log-normal",
-    "ve": "log-uniform",
-}
 every = pytest.mark.parametrize("name", NAMES)
 
 
-def settings(process: str, prediction: str) -> config.Noise:
-    return config.Noise(process=process, prediction=prediction, time=TIME[process])
+def build(backbone: nn.Module, process: str, prediction: str) -> denoiser.Denoiser:
+    said = preconditioning.build(prediction, process)
+    return denoiser.Denoiser(backbone, schedules.build(process), said)
 
 
 class Oracle(nn.Module):
     """A backbone that knows x0 and the noise of all patches, and answers as it was asked to."""
 
-    def __init__(self, x0: Tensor, n: Tensor, answer, sees: str = "visible") -> None:
+    def __init__(self, x0: Tensor, n: Tensor, answer) -> None:
         super().__init__()
-        self.grid, self.patch_dim, self.classes, self.sees = (2, 3), x0.shape[-1], 0, sees
+        self.grid, self.patch_dim, self.classes = (2, 3), x0.shape[-1], 0
         self.x0, self.n, self.answer = x0, n, answer
         self.got: tuple = ()
 
@@ -75,8 +71,7 @@ def per_image(values: Tensor) -> Tensor:
 @pytest.mark.parametrize(("process", "prediction"), PAIRS)
 def test_output_of_the_definition_gives_back_x0_and_noise(process: str, prediction: str) -> None:
     """The targets as METHODS §5 defines them, in alpha and sigma_t, not in our coefficients."""
-    kind = settings(process, prediction)
-    steps = schedules.build(kind)
+    steps = schedules.build(process)
     x0, n = data()
     t = torch.tensor([0.02, 0.3, 0.7, 0.95], dtype=torch.float64)
     alpha, sigma_t, sigma = map(per_image, (steps.alpha(t), steps.sigma_t(t), steps.sigma(t)))
@@ -91,7 +86,7 @@ def test_output_of_the_definition_gives_back_x0_and_noise(process: str, predicti
         "score": -n,
         "edm": (x0 - c_skip * x_t) / c_out,
     }[prediction]
-    said = denoiser.parameterisation(kind)
+    said = preconditioning.build(prediction, process)
     x, levels = x_t / alpha, steps.sigma(t)
     torch.testing.assert_close(said.x0(x, F, levels), x0)
     torch.testing.assert_close(said.eps(x, F, levels), n)
@@ -102,7 +97,7 @@ def test_output_of_the_definition_gives_back_x0_and_noise(process: str, predicti
 def test_lines_are_each_others_inverse(name: str) -> None:
     """x = D + sigma·eps whatever F is, and the target is the F that gives x0 and n back."""
     s = torch.logspace(-4, 3, 50, dtype=torch.float64)
-    a, b, c, d, e, f = denoiser.Parameterisation(name).coefficients(s)
+    a, b, c, d, e, f = Preconditioning(name).coefficients(s)
     one, zero = torch.ones_like(s), torch.zeros_like(s)
     for left, right in [
         (a + s * c, one),
@@ -113,12 +108,12 @@ def test_lines_are_each_others_inverse(name: str) -> None:
         (c * s + d * f, one),
     ]:
         torch.testing.assert_close(left, right, rtol=0, atol=1e-12 * 1e4)
-    torch.testing.assert_close(denoiser.Parameterisation(name).b(s), b)
+    torch.testing.assert_close(Preconditioning(name).b(s), b)
 
 
 @every
 def test_no_cancellation_in_float32(name: str) -> None:
-    said = denoiser.Parameterisation(name)
+    said = Preconditioning(name)
     s = torch.logspace(-4, 3, 500)  # float32
     for single, double in zip(said.coefficients(s), said.coefficients(s.double()), strict=True):
         torch.testing.assert_close(single.double(), double, rtol=5e-7, atol=0)
@@ -127,7 +122,7 @@ def test_no_cancellation_in_float32(name: str) -> None:
 @pytest.mark.parametrize("name", ["eps", "v", "flow", "score", "edm"])
 def test_noise_is_exact_at_tiny_sigma(name: str) -> None:
     """At sigma 1e-4, (x − D)/sigma would be off by 6e-4 in float32: the direct line is not."""
-    said = denoiser.Parameterisation(name)
+    said = Preconditioning(name)
     x0, n = data()
     s = torch.full((4,), 1e-4, dtype=torch.float64)
     x, F = (x0 + per_image(s) * n).float(), said.target(x0, n, s).float()
@@ -137,18 +132,15 @@ def test_noise_is_exact_at_tiny_sigma(name: str) -> None:
 
 
 @pytest.mark.parametrize(("process", "prediction"), PAIRS)
-@pytest.mark.parametrize("sees", ["visible", "all"])
-def test_denoiser_returns_the_visible_patches(process: str, prediction: str, sees: str) -> None:
-    kind = settings(process, prediction)
-    said = denoiser.parameterisation(kind)
+def test_denoiser_returns_the_visible_patches(process: str, prediction: str) -> None:
+    said = preconditioning.build(prediction, process)
     x0, n = data()
     sigma = torch.tensor([0.01, 0.5, 3.0, 40.0], dtype=torch.float64)
-    mask = draw("patch", (2, 3), 4, 0.5, generator=torch.Generator().manual_seed(1))
-    backbone = Oracle(x0, n, lambda x0, n: said.target(x0, n, sigma), sees)
-    model = denoiser.Denoiser(backbone, schedules.build(kind), said)
+    mask = draw(MaskSpec("patch", 0.5), (2, 3), 4, torch.Generator().manual_seed(1))
+    model = build(Oracle(x0, n, lambda x0, n: said.target(x0, n, sigma)), process, prediction)
     i = torch.arange(4)[:, None]
     x = x0 + per_image(sigma) * n
-    seen = x[i, mask.visible] if sees == "visible" else x
+    seen = x[i, mask.visible]
     torch.testing.assert_close(model.denoise(seen, sigma, None, mask), x0[i, mask.visible])
     torch.testing.assert_close(model.eps(seen, sigma, None, mask), n[i, mask.visible])
     torch.testing.assert_close(model.denoise(x, sigma), x0)  # no mask: the whole image
@@ -164,10 +156,9 @@ def test_denoiser_returns_the_visible_patches(process: str, prediction: str, see
     ],
 )
 def test_what_the_backbone_is_given(process: str, c_in, c_noise) -> None:
-    kind = settings(process, "eps")
     x0, n = data(dtype=torch.float32)
     backbone = Oracle(x0, n, lambda x0, n: n)
-    model = denoiser.Denoiser(backbone, schedules.build(kind), denoiser.parameterisation(kind))
+    model = build(backbone, process, "eps")
     labels = torch.tensor([0, 1, 2, -1])
     model.denoise(x0, 0.7, labels)
     x, told, given, mask = backbone.got
@@ -183,8 +174,7 @@ def test_what_the_backbone_is_given(process: str, c_in, c_noise) -> None:
 def test_a_number_is_a_level_for_each_image() -> None:
     x0, n = data(dtype=torch.float32)
     backbone = Oracle(x0, n, lambda x0, n: n)
-    kind = settings("flow", "eps")
-    model = denoiser.Denoiser(backbone, schedules.build(kind), denoiser.parameterisation(kind))
+    model = build(backbone, "flow", "eps")
     expected = model.denoise(x0, torch.full((4,), 0.3))
     for same in (0.3, torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64)):
         assert torch.equal(model.denoise(x0, same), expected)
@@ -192,7 +182,7 @@ def test_a_number_is_a_level_for_each_image() -> None:
 
 def test_float32_outside_the_network_under_autocast() -> None:
     class Linear(nn.Module):
-        grid, sees = (2, 3), "visible"
+        grid = (2, 3)
 
         def __init__(self) -> None:
             super().__init__()
@@ -202,8 +192,7 @@ def test_float32_outside_the_network_under_autocast() -> None:
             self.dtype = self.map(x).dtype
             return denoiser.Prediction(self.map(x), self.map(x))
 
-    kind = settings("edm", "edm")
-    model = denoiser.Denoiser(Linear(), schedules.build(kind), denoiser.parameterisation(kind))
+    model = build(Linear(), "edm", "edm")
     x = torch.randn(4, 6, 5)
     plain = model.denoise(x, 1e-3)
     with torch.autocast("cpu", torch.bfloat16):
@@ -224,14 +213,14 @@ def test_float32_outside_the_network_under_autocast() -> None:
     ("process", "prediction"),
     [
         (process, prediction)
-        for process in TIME
+        for process in schedules.TIME_LAWS
         for prediction in NAMES
         if (process, prediction) not in PAIRS
     ],
 )
 def test_other_combinations_are_refused_in_one_line(process: str, prediction: str) -> None:
-    with pytest.raises(UserError) as error:
-        denoiser.parameterisation(settings(process, prediction))
+    with pytest.raises(ValueError, match="does not go with") as error:
+        preconditioning.build(prediction, process)
     says = str(error.value)
     assert f"'{prediction}' does not go with process {process}, since it" in says
     assert "; use eps, x0" in says
@@ -239,8 +228,15 @@ def test_other_combinations_are_refused_in_one_line(process: str, prediction: st
 
 
 def test_unknown_prediction_is_refused() -> None:
-    with pytest.raises(UserError, match="'noise' is unknown; use one of eps"):
-        denoiser.parameterisation(config.Noise(prediction="noise"))
+    with pytest.raises(ValueError, match="'noise' is unknown; use one of eps"):
+        preconditioning.build("noise", "flow")
+
+
+def test_settings_of_a_recipe_are_refused_by_their_name() -> None:
+    with pytest.raises(UserError, match=r"^noise\.prediction 'noise' is unknown; use one of eps"):
+        factory.check_noise(config.Noise(prediction="noise"))
+    with pytest.raises(UserError, match=r"^noise\.prediction 'v' does not go with process flow"):
+        factory.check_noise(config.Noise(prediction="v"))
 
 
 def test_guidance() -> None:
@@ -258,6 +254,6 @@ def test_guidance() -> None:
         asked, unasked = denoise(x, sigma, labels), denoise(x, sigma, null)
         calls.clear()
         for scale in (1.0, 0.0, 2.5):
-            got = denoiser.guided(denoise, labels, null, scale)(x, sigma)
+            got = guided(denoise, labels, null, scale)(x, sigma)
             torch.testing.assert_close(got, unasked + scale * (asked - unasked))
         assert calls == [3, 6, 6]  # one call each; without guidance not twice the batch

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from underpaint import config
 from underpaint.backbones import Backbone, Prediction, UViT
-from underpaint.core import denoiser as denoisers
-from underpaint.core import masks, schedules
-from underpaint.core.loss import masked_loss, predict
+from underpaint.core import masks, preconditioning, schedules
+from underpaint.core.denoiser import Denoiser
+from underpaint.core.loss import DenoisingLoss
+from underpaint.core.masks import MaskSpec
 
 GRID, P = (2, 3), 2
 COMBINATIONS = [
@@ -29,22 +29,22 @@ COMBINATIONS = [
 class Linear(Backbone):
     """F = W x over the flattened visible patches of one fixed mask."""
 
-    def __init__(self, count, sees="visible"):
+    def __init__(self, count):
         super().__init__(GRID, P, 0)
-        self.sees = sees
         self.matrix = nn.Parameter(torch.zeros(count * P, count * P, dtype=torch.float64))
 
     def forward(self, patches, c_noise, labels, mask):
-        x = masks.gather(patches, mask.visible) if self.sees == "all" else patches
-        return Prediction((x.flatten(1) @ self.matrix.T).unflatten(1, (-1, P)))
+        return Prediction((patches.flatten(1) @ self.matrix.T).unflatten(1, (-1, P)))
 
 
 def denoiser(backbone, process="flow", prediction="flow"):
-    law = {"flow": "logit-normal", "edm": "log-normal", "ve": "log-uniform"}.get(process, "uniform")
-    settings = config.Noise(process=process, prediction=prediction, time=law)
-    return denoisers.Denoiser(
-        backbone, schedules.build(settings), denoisers.parameterisation(settings)
-    )
+    return Denoiser(backbone, schedules.build(process), preconditioning.build(prediction, process))
+
+
+def loss_of(model, patches, mask, t, noise, **settings):
+    """The loss of clean `patches` and `noise` of whole images [B, N, P] at times `t` [B]."""
+    patches, noise = (masks.gather(x, mask.visible) for x in (patches, noise))
+    return DenoisingLoss(model, **settings)(patches, None, mask, t, noise)
 
 
 def times(model, sigma, batch):
@@ -93,7 +93,7 @@ def test_gaussian_data_are_learned_as_their_posterior(process, prediction, visib
 
     def loss(matrix):
         backbone.matrix = nn.Parameter(matrix)
-        return masked_loss(model, x0, None, mask, t=t, noise=n)
+        return loss_of(model, x0, mask, t, n)
 
     lowest = loss(best)
     lowest.mean.backward()
@@ -108,7 +108,7 @@ def test_gaussian_data_are_learned_as_their_posterior(process, prediction, visib
 def random_problem(batch=5):
     torch.manual_seed(3)
     patches, n = torch.randn(batch, 6, P).double(), torch.randn(batch, 6, P).double()
-    mask = masks.draw("patch", GRID, batch, 0.5, generator=torch.Generator().manual_seed(0))
+    mask = masks.draw(MaskSpec("patch", 0.5), GRID, batch, torch.Generator().manual_seed(0))
     backbone = Linear(3)
     nn.init.normal_(backbone.matrix, std=0.3)
     return backbone, patches, n, mask
@@ -118,7 +118,7 @@ def test_output_weight_on_eps_is_ddpms_loss():
     backbone, patches, n, mask = random_problem()
     model = denoiser(backbone, "vp-linear", "eps")
     t = torch.linspace(0.01, 0.99, 5, dtype=torch.float64)
-    loss = masked_loss(model, patches, None, mask, t=t, noise=n)
+    loss = loss_of(model, patches, mask, t, n)
     x0, eps = masks.gather(patches, mask.visible), masks.gather(n, mask.visible)
     alpha, sigma_t = (f(t)[:, None, None] for f in (model.process.alpha, model.process.sigma_t))
     x_t = alpha * x0 + sigma_t * eps
@@ -141,9 +141,7 @@ def test_weights_are_those_of_the_literature(process, prediction):
     b, snr = model.prediction.b(sigma), 1 / sigma**2
     weights = {"output": 1 / b**2, "x0": 1, "min-snr": snr.clamp(max=gamma)}
     for weighting, w in weights.items():
-        loss = masked_loss(
-            model, patches, None, mask, t=t, noise=n, weighting=weighting, gamma=gamma
-        )
+        loss = loss_of(model, patches, mask, t, n, weighting=weighting, gamma=gamma)
         torch.testing.assert_close(loss.per_image, w * error, rtol=1e-6, atol=0)
         torch.testing.assert_close(loss.x0_mse, error, rtol=1e-6, atol=0)
         assert not loss.x0_mse.requires_grad
@@ -163,9 +161,7 @@ def test_min_snr_on_the_output(process, prediction, factor):
     model = denoiser(backbone, process, prediction)
     sigma = torch.tensor([0.1, 0.4, 0.5, 2.0, 9.0], dtype=torch.float64)
     plain, weighted = (
-        masked_loss(
-            model, patches, None, mask, t=model.process.t(sigma), noise=n, weighting=weighting
-        ).per_image
+        loss_of(model, patches, mask, model.process.t(sigma), n, weighting=weighting).per_image
         for weighting in ("output", "min-snr")
     )
     snr = 1 / sigma**2
@@ -178,7 +174,7 @@ def test_output_weight_on_score_is_ncsns_loss(process):
     backbone, patches, n, mask = random_problem()
     model = denoiser(backbone, process, "score")
     sigma = torch.tensor([0.01, 0.1, 0.5, 2.0, 50.0], dtype=torch.float64)
-    loss = masked_loss(model, patches, None, mask, t=model.process.t(sigma), noise=n)
+    loss = loss_of(model, patches, mask, model.process.t(sigma), n)
     level, eps = sigma[:, None, None], masks.gather(n, mask.visible)
     x = masks.gather(patches, mask.visible) + level * eps
     score = (model.denoise(x, sigma, None, mask) - x) / level**2
@@ -191,31 +187,20 @@ def test_edm_weighs_its_output_by_one():
     backbone, patches, n, mask = random_problem()
     model = denoiser(backbone, "edm", "edm")
     sigma = torch.tensor([0.002, 0.1, 0.5, 2.0, 80.0], dtype=torch.float64)
-    loss = masked_loss(model, patches, None, mask, t=model.process.t(sigma), noise=n)
+    loss = loss_of(model, patches, mask, model.process.t(sigma), n)
     weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
     torch.testing.assert_close(loss.per_image, weight * loss.x0_mse, rtol=1e-6, atol=0)
-
-
-def test_a_network_that_sees_all_is_judged_on_the_visible():
-    backbone, patches, n, mask = random_problem()
-    dense = Linear(3, sees="all")
-    dense.load_state_dict(backbone.state_dict())
-    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
-    sparse, full = (
-        masked_loss(denoiser(b), patches, None, mask, t=t, noise=n) for b in (backbone, dense)
-    )
-    torch.testing.assert_close(full.per_image, sparse.per_image)
 
 
 def test_hidden_pixels_are_never_touched():
     network = UViT(GRID, P, 0, width=8, depth=3, heads=2)
     patches, n = torch.randn(4, 6, P), torch.randn(4, 6, P)
-    mask = masks.draw("patch", GRID, 4, 0.5, generator=torch.Generator().manual_seed(0))
+    mask = masks.draw(MaskSpec("patch", 0.5), GRID, 4, torch.Generator().manual_seed(0))
     t = torch.tensor([0.01, 0.3, 0.6, 0.99])
 
     def run():
         network.zero_grad()
-        loss = masked_loss(denoiser(network), patches, None, mask, t=t, noise=n)
+        loss = loss_of(denoiser(network), patches, mask, t, n)
         loss.mean.backward()
         return [*loss, *(p.grad.clone() for p in network.parameters())]
 
@@ -232,33 +217,25 @@ def test_the_loss_is_float32_under_autocast():
     patches, n = torch.randn(4, 6, P), torch.randn(4, 6, P)
     t = torch.tensor([0.01, 0.3, 0.6, 0.99])
     with torch.autocast("cpu", torch.bfloat16):
-        loss = masked_loss(denoiser(network), patches, None, masks.whole(GRID), t=t, noise=n)
+        loss = loss_of(denoiser(network), patches, masks.whole(GRID), t, n)
     assert {x.dtype for x in loss} == {torch.float32}
 
 
 def test_an_unknown_weighting_is_an_error():
     backbone, patches, n, mask = random_problem()
     with pytest.raises(ValueError, match="cube"):
-        masked_loss(
-            denoiser(backbone),
-            patches,
-            None,
-            mask,
-            t=torch.full((5,), 0.5),
-            noise=n,
-            weighting="cube",
-        )
+        loss_of(denoiser(backbone), patches, mask, torch.full((5,), 0.5), n, weighting="cube")
 
 
 def test_weights_of_a_mask_multiply_the_errors_of_its_patches():
     backbone, patches, n, mask = random_problem()
     t, weights = torch.linspace(0.1, 0.9, 5, dtype=torch.float64), torch.rand(5, 3).double()
     model = denoiser(backbone)
-    plain = masked_loss(model, patches, None, mask, t=t, noise=n)
-    weighted = masked_loss(
-        model, patches, None, mask._replace(weights=weights), t=t, noise=n, weighting="output"
-    )
-    output = predict(model, patches, None, mask, t=t, noise=n).visible
+    plain = loss_of(model, patches, mask, t, n)
+    weighted = loss_of(model, patches, mask._replace(weights=weights), t, n, weighting="output")
+    sigma = model.process.sigma(t)
+    x = masks.gather(patches + sigma[:, None, None] * n, mask.visible)
+    output = model.predict(x, sigma, None, mask).visible
     target = masks.gather(n - patches, mask.visible)  # flow
     errors = (output - target).square().mean(2)  # [B, V]
     torch.testing.assert_close(plain.per_image, errors.mean(1))

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from underpaint.core import masks
-from underpaint.errors import UserError
+from underpaint.core.masks import MaskSpec
 
 sides = st.integers(1, 12)
 grids = st.tuples(sides, sides)
@@ -33,18 +33,18 @@ def hidden_map(mask: masks.Mask, batch: int) -> torch.Tensor:
 @given(kinds, grids, rates, st.integers(1, 4), st.integers(0, 2**32))
 def test_visible_and_hidden_split_the_grid(kind, grid, rate, block, seed):
     block = min(block, *grid)
-    N, B = grid[0] * grid[1], 5
+    spec, N, B = MaskSpec(kind, rate, block=block), grid[0] * grid[1], 5
     try:
-        V = masks.visible_count(kind, grid, rate, block=block)
-    except UserError:
+        V = masks.visible_count(spec, grid)
+    except ValueError:
         assert kind == "crop"  # the others keep a patch at any rate below 1
         assert (1 - rate) * N < 1
         return
     contrast = torch.rand(B, N, generator=seeded(seed))
-    mask = masks.draw(kind, grid, B, rate, block=block, generator=seeded(seed), contrast=contrast)
+    mask = masks.draw(spec, grid, B, seeded(seed), contrast=contrast)
     assert mask.grid == grid
     assert 1 <= V <= N
-    assert masks.realised_rate(kind, grid, rate, block=block) == pytest.approx(1 - V / N)
+    assert masks.realised_rate(spec, grid) == pytest.approx(1 - V / N)
     if V == N:
         assert mask == masks.whole(grid)
         return
@@ -60,7 +60,7 @@ def test_visible_and_hidden_split_the_grid(kind, grid, rate, block, seed):
 @pytest.mark.parametrize("kind", ["patch", "block", "crop"])
 def test_a_generator_determines_the_masks(kind):
     first, again, other = (
-        masks.draw(kind, (8, 8), 16, 0.5, generator=seeded(seed)).visible for seed in (1, 1, 2)
+        masks.draw(MaskSpec(kind, 0.5), (8, 8), 16, seeded(seed)).visible for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -68,7 +68,7 @@ def test_a_generator_determines_the_masks(kind):
 
 @pytest.mark.parametrize("kind", ["patch", "block", "crop"])
 def test_images_of_a_batch_have_their_own_masks(kind):
-    visible = masks.draw(kind, (8, 8), 64, 0.5, generator=seeded(0)).visible
+    visible = masks.draw(MaskSpec(kind, 0.5), (8, 8), 64, seeded(0)).visible
     assert len(visible.unique(dim=0)) > 5
 
 
@@ -77,8 +77,9 @@ def test_with_a_generator_for_each_image_a_mask_depends_on_its_own(kind):
     contrast = torch.rand(3, 64, generator=seeded(0))
 
     def draw(seeds, rows, rate=0.6):
-        own = [seeded(seed) for seed in seeds]
-        return masks.draw(kind, (8, 8), len(own), rate, generator=own, contrast=contrast[rows])
+        generators = [seeded(seed) for seed in seeds]
+        spec = MaskSpec(kind, rate)
+        return masks.draw(spec, (8, 8), len(seeds), generators, contrast=contrast[rows])
 
     three = draw([5, 6, 7], [0, 1, 2])
     assert torch.equal(three.visible[1:], draw([6, 7], [1, 2]).visible)
@@ -111,7 +112,7 @@ def test_with_a_generator_for_each_image_a_mask_depends_on_its_own(kind):
     ],
 )
 def test_rounding_is_the_published_one(kind, grid, rate, block, visible):
-    assert masks.visible_count(kind, grid, rate, block=block) == visible
+    assert masks.visible_count(MaskSpec(kind, rate, block=block), grid) == visible
 
 
 # --- each kind is what its name says
@@ -119,7 +120,7 @@ def test_rounding_is_the_published_one(kind, grid, rate, block, visible):
 
 def test_patches_are_hidden_uniformly():
     B = 4000
-    hidden = hidden_map(masks.draw("patch", (4, 4), B, 0.5, generator=seeded(3)), B).float()
+    hidden = hidden_map(masks.draw(MaskSpec("patch", 0.5), (4, 4), B, seeded(3)), B).float()
     deviation = math.sqrt(0.25 / B)
     assert (hidden.mean(0) - 0.5).abs().max() < 5 * deviation
     pair = (hidden[:, 0, 0] * hidden[:, 0, 1]).mean()  # neighbours are not tied: 8/16 · 7/15
@@ -129,7 +130,7 @@ def test_patches_are_hidden_uniformly():
 @pytest.mark.parametrize("block", [2, 4])
 def test_blocks_are_hidden_whole_and_uniformly(block):
     B, grid = 2000, (8, 16)
-    mask = masks.draw("block", grid, B, 0.5, block=block, generator=seeded(4))
+    mask = masks.draw(MaskSpec("block", 0.5, block=block), grid, B, seeded(4))
     hidden = hidden_map(mask, B)
     cells = hidden.unfold(1, block, block).unfold(2, block, block).flatten(3)  # [B, ., ., b²]
     assert torch.equal(cells.any(-1), cells.all(-1))
@@ -141,7 +142,7 @@ def test_blocks_are_hidden_whole_and_uniformly(block):
 @given(grids, rates, st.integers(2, 5), st.integers(0, 2**32))
 def test_at_most_one_block_is_hidden_in_part(grid, rate, block, seed):
     block = min(block, *grid)
-    mask = masks.draw("block", grid, 4, rate, block=block, generator=seeded(seed))
+    mask = masks.draw(MaskSpec("block", rate, block=block), grid, 4, seeded(seed))
     for hidden in hidden_map(mask, 4):
         partial = 0
         for rows in hidden.split(block, 0):
@@ -153,7 +154,7 @@ def test_at_most_one_block_is_hidden_in_part(grid, rate, block, seed):
 
 def test_a_crop_shows_its_window_and_nothing_else():
     B, grid = 400, (6, 9)
-    mask = masks.draw("crop", grid, B, 0.5, generator=seeded(5))
+    mask = masks.draw(MaskSpec("crop", 0.5), grid, B, seeded(5))
     shown = ~hidden_map(mask, B)
     for image, (top, left, height, width) in zip(shown, mask.window.tolist(), strict=True):
         assert image[top : top + height, left : left + width].all()
@@ -164,7 +165,7 @@ def test_a_crop_shows_its_window_and_nothing_else():
 
 def test_only_crops_have_a_window():
     for kind in ("patch", "block"):
-        assert masks.draw(kind, (4, 4), 2, 0.5, generator=seeded(0)).window is None
+        assert masks.draw(MaskSpec(kind, 0.5), (4, 4), 2, seeded(0)).window is None
 
 
 # --- what a network gets
@@ -181,42 +182,40 @@ def test_gather_is_indexing(B, N, rest, data):
     assert masks.gather(x, None) is x
 
 
-def test_see_gives_visible_patches_or_all():
+def test_of_a_whole_image_all_patches_are_visible():
     x = torch.randn(2, 16, 3)
-    mask = masks.draw("patch", (4, 4), 2, 0.5, generator=seeded(0))
-    assert masks.see(x, mask, "all") is x
-    assert torch.equal(masks.see(x, mask, "visible"), masks.gather(x, mask.visible))
-    assert masks.see(x, masks.whole((4, 4)), "visible") is x
+    assert masks.gather(x, masks.whole((4, 4)).visible) is x
 
 
 # --- rates over a stage
 
 
 def test_a_constant_rate_is_one_level():
-    assert masks.rate_levels("patch", (8, 8), 0.75, 0.1, "constant") == [(0.0, 0.75)]
-    assert masks.rate_levels("none", (8, 8), 0.75, 0.1, "linear") == [(0.0, 0.0)]
+    assert masks.rate_levels(MaskSpec("patch", 0.75), (8, 8), 0.1, "constant") == [(0.0, 0.75)]
+    assert masks.rate_levels(MaskSpec("none", 0.75), (8, 8), 0.1, "linear") == [(0.0, 0.0)]
 
 
 @settings(max_examples=100, deadline=None)
 @given(grids, rates, rates, st.sampled_from(["linear", "cos4"]))
 def test_levels_go_from_start_to_end_in_few_shapes(grid, rate, rate_end, schedule):
-    levels = masks.rate_levels("patch", grid, rate, rate_end, schedule)
+    spec = MaskSpec("patch", rate)
+    levels = masks.rate_levels(spec, grid, rate_end, schedule)
     starts = [start for start, _ in levels]
     assert starts[0] == 0
     assert starts == sorted(set(starts))
     assert starts[-1] < 1
-    counts = [masks.visible_count("patch", grid, r) for _, r in levels]
+    counts = [masks.visible_count(spec.at(r), grid) for _, r in levels]
     assert len(counts) <= 8
     assert len(set(counts)) == len(counts)  # no shape comes twice
     assert counts == sorted(counts, reverse=rate < rate_end)
-    assert counts[0] == masks.visible_count("patch", grid, rate)
-    assert counts[-1] == masks.visible_count("patch", grid, rate_end)
+    assert counts[0] == masks.visible_count(spec, grid)
+    assert counts[-1] == masks.visible_count(spec.at(rate_end), grid)
 
 
 def test_schedules_follow_their_formula():
-    linear = masks.rate_levels("patch", (64, 64), 0.7, 0.0, "linear")
+    linear = masks.rate_levels(MaskSpec("patch", 0.7), (64, 64), 0.0, "linear")
     assert [r for _, r in linear] == pytest.approx([0.7 * (1 - i / 7) for i in range(8)])
-    cos4 = masks.rate_levels("patch", (64, 64), 0.5, 0.0, "cos4")
+    cos4 = masks.rate_levels(MaskSpec("patch", 0.5), (64, 64), 0.0, "cos4")
     expected = [0.5 * math.cos(math.pi / 2 * i / 7) ** 4 for i in range(8)]
     assert [r for _, r in cos4] == pytest.approx(expected)
     assert [start for start, _ in cos4] == [i / 8 for i in range(8)]
@@ -239,8 +238,8 @@ def test_schedules_follow_their_formula():
     ],
 )
 def test_impossible_masks_are_refused(kind, grid, rate, block, words):
-    with pytest.raises(UserError, match=words) as raised:
-        masks.visible_count(kind, grid, rate, block=block)
+    with pytest.raises(ValueError, match=words) as raised:
+        masks.visible_count(MaskSpec(kind, rate, block=block), grid)
     assert "\n" not in str(raised.value)
 
 
@@ -253,15 +252,16 @@ def test_impossible_masks_are_refused(kind, grid, rate, block, words):
 @given(grids, rates, st.integers(1, 4), st.integers(0, 2**32))
 def test_crops_keep_to_multiples(grid, rate, multiple, seed):
     grid = (grid[0] * multiple, grid[1] * multiple)
+    spec = MaskSpec("crop", rate, multiple=multiple)
     try:
-        V = masks.visible_count("crop", grid, rate, multiple=multiple)
-    except UserError:
+        V = masks.visible_count(spec, grid)
+    except ValueError:
         assert (1 - rate) * grid[0] * grid[1] < 1
         return
     height, width = masks.crop_sides(grid, V, multiple)
     assert height * width == V
     assert height % multiple == width % multiple == 0
-    mask = masks.draw("crop", grid, 5, rate, multiple=multiple, generator=seeded(seed))
+    mask = masks.draw(spec, grid, 5, seeded(seed))
     if grid[0] * grid[1] == V:
         assert mask == masks.whole(grid)
         return
@@ -280,8 +280,9 @@ def test_crops_keep_to_multiples(grid, rate, multiple, seed):
     [(0.9, 1, 10), (0.9, 8, 8), (0.75, 8, 16), (0.5, 8, 24), (0.1, 8, 32), (0.99, 8, 8)],
 )
 def test_a_crop_is_rounded_to_the_nearest_multiple(rate, multiple, side):
-    assert masks.visible_count("crop", (32, 32), rate, multiple=multiple) == side**2
-    realised = masks.realised_rate("crop", (32, 32), rate, multiple=multiple)
+    spec = MaskSpec("crop", rate, multiple=multiple)
+    assert masks.visible_count(spec, (32, 32)) == side**2
+    realised = masks.realised_rate(spec, (32, 32))
     assert realised == pytest.approx(1 - (side / 32) ** 2)
 
 
@@ -289,25 +290,26 @@ def test_a_crop_is_rounded_to_the_nearest_multiple(rate, multiple, side):
 def test_a_crop_loses_no_row_to_rounding(side):
     """√(1 − 0.91) is 0.3, in floating point a little less."""
     assert int(math.sqrt(1 - 0.91) * side) < 0.3 * side
-    assert masks.visible_count("crop", (side, side), 0.91) == (3 * side // 10) ** 2
+    assert masks.visible_count(MaskSpec("crop", 0.91), (side, side)) == (3 * side // 10) ** 2
 
 
 def test_every_corner_on_the_multiples_is_drawn():
-    window = masks.draw("crop", (8, 8), 400, 0.75, multiple=2, generator=seeded(6)).window
+    window = masks.draw(MaskSpec("crop", 0.75, multiple=2), (8, 8), 400, seeded(6)).window
     corners = {tuple(corner) for corner in window[:, :2].tolist()}
     assert corners == {(top, left) for top in (0, 2, 4) for left in (0, 2, 4)}
 
 
 @pytest.mark.parametrize("kind", ["patch", "block"])
 def test_other_masks_know_no_multiples(kind):
-    plain = masks.draw(kind, (8, 8), 3, 0.5, generator=seeded(7)).visible
-    again = masks.draw(kind, (8, 8), 3, 0.5, multiple=4, generator=seeded(7)).visible
+    plain = masks.draw(MaskSpec(kind, 0.5), (8, 8), 3, seeded(7)).visible
+    again = masks.draw(MaskSpec(kind, 0.5, multiple=4), (8, 8), 3, seeded(7)).visible
     assert torch.equal(plain, again)
 
 
 def test_levels_of_a_crop_count_its_multiples():
-    levels = masks.rate_levels("crop", (32, 32), 0.9, 0.0, "linear", multiple=8)
-    counts = [masks.visible_count("crop", (32, 32), rate, multiple=8) for _, rate in levels]
+    spec = MaskSpec("crop", 0.9, multiple=8)
+    levels = masks.rate_levels(spec, (32, 32), 0.0, "linear")
+    counts = [masks.visible_count(spec.at(rate), (32, 32)) for _, rate in levels]
     assert counts == sorted(set(counts))
     assert counts[0] == 64
     assert counts[-1] == 1024

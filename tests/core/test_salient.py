@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from underpaint.core import masks
+from underpaint.core.masks import MaskSpec
 from underpaint.core.salient import chances, local_variance, systematic
 from underpaint.core.spaces import Pixels
 
@@ -95,17 +96,9 @@ def test_inclusion_probabilities_and_weights_are_exact(V, temperature):
 def test_masks_are_drawn_by_their_chances_and_carry_their_weights():
     B, grid = 6000, (3, 4)
     contrast = torch.rand(12, generator=torch.Generator().manual_seed(1)).pow(4).expand(B, 12)
-    mask = masks.draw(
-        "salient",
-        grid,
-        B,
-        0.6,
-        generator=torch.Generator().manual_seed(0),
-        contrast=contrast,
-        temperature=0.5,
-        reweight=True,
-    )
-    V = masks.visible_count("salient", grid, 0.6)
+    spec = MaskSpec("salient", 0.6, temperature=0.5, reweight=True)
+    mask = masks.draw(spec, grid, B, torch.Generator().manual_seed(0), contrast=contrast)
+    V = masks.visible_count(spec, grid)
     assert mask.visible.shape == mask.weights.shape == (B, V) == (B, 12 - 7)
     pi = chances(contrast[:1], V, 0.5)[0]
     shown = torch.zeros(B, 12).scatter_(1, mask.visible, 1.0).mean(0)
@@ -114,10 +107,10 @@ def test_masks_are_drawn_by_their_chances_and_carry_their_weights():
 
 
 def test_weights_come_only_where_they_are_asked_for():
-    contrast = torch.rand(2, 16)
-    assert masks.draw("salient", (4, 4), 2, 0.5, generator=None, contrast=contrast).weights is None
+    spec, contrast = MaskSpec("salient", 0.5), torch.rand(2, 16)
+    assert masks.draw(spec, (4, 4), 2, None, contrast=contrast).weights is None
     with pytest.raises(ValueError, match="contrast"):
-        masks.draw("salient", (4, 4), 2, 0.5, generator=None)
+        masks.draw(spec, (4, 4), 2, None)
 
 
 def test_local_variance_is_within_channels():

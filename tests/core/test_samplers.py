@@ -9,12 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from tests.core.gaussian import Gaussian
-from underpaint.core import denoiser, schedules
-from underpaint.core.samplers import SAMPLERS, Churn, Langevin, SeededNoise, sample, sigmas
+from underpaint import config, factory
+from underpaint.core import denoiser, samplers, schedules
+from underpaint.core.preconditioning import Preconditioning
+from underpaint.core.samplers import SAMPLERS, Sampling, SeededNoise, sigmas
 from underpaint.errors import UserError
 
 DATA = Gaussian([1.0, 0.3, 0.05])
-STEADY = Churn(amount=30.0, low=0.0, high=math.inf, noise=1.0)
+STEADY = {"churn": 30.0, "churn_min": 0.0, "churn_max": math.inf, "churn_noise": 1.0}
+
+
+def sample(denoise, x: Tensor, levels: Tensor, sampler: str, **changes) -> Tensor:
+    """`samplers.sample`, by default without clipping, which Gaussian data would not survive."""
+    manners = {k: changes.pop(k) for k in ("noise", "callback") if k in changes}
+    sampling = Sampling(sampler, **{"clip": "none", **changes})
+    return samplers.sample(denoise, x, levels, sampling, **manners)
 
 
 def drawing(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64):
@@ -31,7 +40,7 @@ def drawing(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.fl
         ("euler", {}, 1),
         ("ancestral", {"eta": 0.0, "noise": drawing((8, 3))}, 1),
         ("heun", {}, 2),
-        ("churn", {"churn": Churn(amount=0.0), "noise": drawing((8, 3))}, 2),
+        ("churn", {"churn": 0.0, "noise": drawing((8, 3))}, 2),
         ("dpm++", {}, 2),
     ],
 )
@@ -85,9 +94,9 @@ def test_few_steps_from_pure_noise_come_near(process, sampler: str, kind: str) -
     [
         ("ancestral", {"eta": 1.0}),
         ("ancestral", {"eta": 0.5}),
-        ("churn", {"churn": STEADY}),
+        ("churn", STEADY),
         ("pc", {}),
-        ("pc", {"langevin": Langevin(corrections=3, snr=0.1)}),
+        ("pc", {"corrections": 3, "snr": 0.1}),
     ],
 )
 def test_mean_and_covariance(sampler: str, options: dict) -> None:
@@ -109,25 +118,24 @@ def test_mean_and_covariance(sampler: str, options: dict) -> None:
     assert float((end - deterministic).std()) > 0.1
 
 
-@pytest.mark.parametrize(
-    ("langevin", "apart"), [(Langevin(corrections=5), 0.3), (Langevin(25, 0.25), 0.03)]
-)
-def test_annealed_langevin_in_mean_and_covariance(langevin: Langevin, apart: float) -> None:
+@pytest.mark.parametrize(("corrections", "snr", "apart"), [(5, 0.16, 0.3), (25, 0.25, 0.03)])
+def test_annealed_langevin_in_mean_and_covariance(
+    corrections: int, snr: float, apart: float
+) -> None:
     """Near the data, and exactly where the chain's own recursion is.
 
     With a = δ r²/2(v + r²) a step is x ← x − a (x − mean) + √δ r z for a direction of variance v:
     the variance goes to (1 − a)² variance + δ r².
     """
-    count, delta = 10_000, 4 * langevin.snr**2
+    count, delta = 10_000, 4 * snr**2
     levels = torch.logspace(1, -1.5, 101, dtype=torch.float64)
     x = DATA.draw(count, 10.0)
-    end = sample(
-        DATA.denoise, x, levels, "langevin", noise=drawing((count, 3), 7), langevin=langevin
-    )
+    given = {"corrections": corrections, "snr": snr}
+    end = sample(DATA.denoise, x, levels, "langevin", noise=drawing((count, 3), 7), **given)
     v = DATA.values
     variance = v + levels[0] ** 2
     for r in levels[1:]:
-        for _ in range(langevin.corrections):
+        for _ in range(corrections):
             variance = (1 - delta * r**2 / (v + r**2) / 2) ** 2 * variance + delta * r**2
     assert (end.mean(0) - DATA.mean).abs().max() < 0.03
     y = (end - end.mean(0)) @ DATA.axes
@@ -135,7 +143,7 @@ def test_annealed_langevin_in_mean_and_covariance(langevin: Langevin, apart: flo
     torch.testing.assert_close(scaled, torch.eye(3, dtype=torch.float64), rtol=0, atol=0.05)
     truth = v + levels[-1] ** 2
     assert ((variance / truth - 1).abs() < apart).all()
-    lag = math.log(10) * 2.5 / 100 / (2 * langevin.corrections * langevin.snr**2)
+    lag = math.log(10) * 2.5 / 100 / (2 * corrections * snr**2)
     assert float(variance[0] / truth[0] - 1) == pytest.approx(lag, rel=0.5)
 
 
@@ -146,8 +154,8 @@ def test_langevin_steps_forget_where_they_came_from() -> None:
     """
     r, snr, count = 2.0, 0.3, 20_000
     x = torch.full((count, 3), 9.0, dtype=torch.float64)
-    langevin, levels = Langevin(corrections=100, snr=snr), torch.tensor([r * 1.0001, r])
-    end = sample(DATA.denoise, x, levels, "langevin", noise=drawing((count, 3)), langevin=langevin)
+    given, levels = {"corrections": 100, "snr": snr}, torch.tensor([r * 1.0001, r])
+    end = sample(DATA.denoise, x, levels, "langevin", noise=drawing((count, 3)), **given)
     V = DATA.values + r**2
     wide = V / (1 - 4 * snr**2 * r**2 / V / 4)
     assert (end.mean(0) - DATA.mean).abs().max() < 0.06
@@ -159,8 +167,7 @@ def test_predictor_without_corrections_is_ddpm() -> None:
     """Song's predictor for variance exploding noise, x + (s² − r²) score + r √(s² − r²)/s z."""
     levels = sigmas(schedules.VE(), 12)
     x = DATA.draw(5, 50.0)
-    none = Langevin(corrections=0)
-    pc = sample(DATA.denoise, x, levels, "pc", noise=drawing((5, 3)), langevin=none)
+    pc = sample(DATA.denoise, x, levels, "pc", noise=drawing((5, 3)), corrections=0)
     assert torch.equal(pc, sample(DATA.denoise, x, levels, "ancestral", noise=drawing((5, 3))))
     z = drawing((5, 3))
     for s, r in pairwise(levels.tolist()):
@@ -184,7 +191,7 @@ def test_corrections_are_asked_at_the_level_they_correct() -> None:
         ("pc", [4, 2, 2, 2, 1, 1, 1]),
     ):
         asked.clear()
-        sample(denoise, x, levels, sampler, noise=lambda: x, langevin=Langevin(corrections=2))
+        sample(denoise, x, levels, sampler, noise=lambda: x, corrections=2)
         assert asked == expected
 
 
@@ -199,8 +206,8 @@ def test_churn_goes_up_by_its_amount_between_its_bounds() -> None:
     x = torch.zeros(1, 2)
     for amount, gamma in ((0.3, 0.1), (99.0, math.sqrt(2) - 1)):
         asked.clear()
-        churn = Churn(amount=amount, low=2.0, high=7.0)
-        sample(denoise, x, levels, "churn", churn=churn, noise=lambda: x)
+        given = {"churn": amount, "churn_min": 2.0, "churn_max": 7.0}
+        sample(denoise, x, levels, "churn", noise=lambda: x, **given)
         # twice a step; only 5 lies within the bounds
         assert asked == pytest.approx([10, 5, 5 * (1 + gamma), 1, 1])
 
@@ -329,7 +336,7 @@ def test_euler_and_flows_uniform_grid_are_flow_match_euler(shift: float) -> None
 class Toy(nn.Module):
     """A smooth nothing in the place of a network."""
 
-    grid, sees = (1, 1), "visible"
+    grid = (1, 1)
 
     def raw(self, x: Tensor, c_noise: Tensor) -> Tensor:
         return torch.sin(2 * x + 0.01 * c_noise.view(-1, *[1] * (x.ndim - 1)))
@@ -345,7 +352,7 @@ def test_edm_denoiser_and_karras_grid_are_diffusers_edm() -> None:
     levels = sigmas(process, 20, "karras")
     torch.testing.assert_close(scheduler.sigmas.double(), levels, rtol=1e-5, atol=0)
     toy = Toy()
-    model = denoiser.Denoiser(toy, process, denoiser.Parameterisation("edm"))
+    model = denoiser.Denoiser(toy, process, Preconditioning("edm"))
     end, steps = trace("euler", levels, model.denoise)
     x = start(float(levels[0]))
     for i, t in enumerate(scheduler.timesteps):
@@ -369,7 +376,7 @@ def test_discrete_denoiser_and_uniform_grid_are_diffusers(ours, theirs, schedule
     process = schedules.Discrete("vp-linear" if schedule == "linear" else "vp-cosine")
     levels = sigmas(process, 28, "uniform")  # 999, 962, …, 0: whole steps of 37
     toy = Toy()
-    model = denoiser.Denoiser(toy, process, denoiser.Parameterisation(ours))
+    model = denoiser.Denoiser(toy, process, Preconditioning(ours))
     scheduler.set_timesteps(28)
     scheduler.num_inference_steps = 27  # it computes the step before as t − 1000 // this: 37
     skip = 1 if schedule != "linear" else 0  # the last cosine step has sigma 20,000, ours 1000
@@ -504,26 +511,48 @@ def test_dynamic_clipping_is_per_sample() -> None:
 def test_wrong_use() -> None:
     process, x, levels = schedules.EDM(), torch.zeros(1, 3), torch.tensor([1.0, 0.0])
     for call, says in [
-        (lambda: sigmas(process, 0), "0 sampling steps"),
+        (lambda: sigmas(process, 0), "steps 0: give at least 1"),
         (lambda: sigmas(process, 5, "cosine"), "grid 'cosine' does not exist; use karras"),
         (lambda: sigmas(schedules.Discrete("vp-linear"), 2000, "uniform"), "grid of 1000"),
         (lambda: sample(DATA.denoise, x, levels, "huen"), "did you mean 'heun'?"),
-        (lambda: sample(DATA.denoise, x, levels, clip="hard"), "clip 'hard' does not exist"),
+        (
+            lambda: sample(DATA.denoise, x, levels, "heun", clip="hard"),
+            "clip 'hard' does not exist",
+        ),
         (
             lambda: sample(DATA.denoise, x, levels, "ancestral", eta=-1, noise=lambda: x),
             "eta -1",
         ),
         (
-            lambda: sample(DATA.denoise, x, levels, "langevin", langevin=Langevin(0)),
+            lambda: sample(DATA.denoise, x, levels, "langevin", corrections=0),
             "sampler langevin needs at least 1",
         ),
         (
-            lambda: sample(DATA.denoise, x, levels, "pc", langevin=Langevin(snr=0.9)),
+            lambda: sample(DATA.denoise, x, levels, "pc", snr=0.9),
             "snr 0.9: give a number above 0, up to 0.5",
         ),
     ]:
-        with pytest.raises(UserError) as error:
+        with pytest.raises(ValueError) as error:  # noqa: PT011
             call()
         assert says in str(error.value)
     with pytest.raises(ValueError, match="pass noise="):
         sample(DATA.denoise, x, levels, "churn")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"sampler": "huen"}, "sampling.sampler 'huen' does not exist; did you mean 'heun'?"),
+        ({"grid": "cosine"}, "sampling.grid 'cosine' does not exist; use karras"),
+        ({"clip": "hard"}, "sampling.clip 'hard' does not exist; use none"),
+        ({"steps": 0}, "sampling.steps 0: give at least 1"),
+        ({"sampler": "ancestral", "eta": -1.0}, "sampling.eta -1: give 0"),
+        ({"sampler": "langevin", "corrections": 0}, "sampling.corrections 0: sampler langevin"),
+        ({"sampler": "pc", "snr": 0.9}, "sampling.snr 0.9: give a number above 0, up to 0.5"),
+    ],
+)
+def test_wrong_settings_are_named(given: dict, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        factory.sampling(config.Sampling(**given))
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from underpaint import config
+from underpaint import config, factory
 from underpaint.core import schedules
 from underpaint.errors import UserError
 
@@ -249,7 +249,7 @@ def test_stratified_times_fill_their_law(name: str) -> None:
 
 def test_the_recipe_says_whether_times_are_stratified() -> None:
     for wanted in (False, True):
-        assert schedules.build(config.Noise(stratified=wanted)).stratified is wanted
+        assert factory.noise_schedule(config.Noise(stratified=wanted)).stratified is wanted
 
 
 def test_geometric_levels_of_score_networks() -> None:
@@ -264,7 +264,7 @@ def test_geometric_levels_of_score_networks() -> None:
     assert process.sigma(process.times(10)).tolist() == pytest.approx(expected.flip(0).tolist())
     assert (process.times(4) * 9).tolist() == pytest.approx([9, 6, 3, 0])
     assert schedules.VE().times(3).tolist() == pytest.approx([1, 0.5, 0])
-    with pytest.raises(UserError, match="grid of 10"):
+    with pytest.raises(ValueError, match="grid of 10"):
         process.times(11)
 
 
@@ -276,7 +276,7 @@ def test_times_of_the_uniform_grid() -> None:
     # T − 1, not T
     steps = (schedules.Discrete("vp-linear").times(4) * 1000).tolist()
     assert steps == pytest.approx([999, 666, 333, 0])
-    with pytest.raises(UserError, match="grid of 1000"):
+    with pytest.raises(ValueError, match="grid of 1000"):
         schedules.Discrete("vp-linear").times(1001)
 
 
@@ -294,7 +294,8 @@ def test_times_of_the_uniform_grid() -> None:
     ],
 )
 def test_build(settings: dict, kind: type) -> None:
-    assert isinstance(schedules.build(config.Noise(**settings)), kind)
+    assert isinstance(schedules.build(**settings), kind)
+    assert isinstance(factory.noise_schedule(config.Noise(**settings)), kind)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +319,10 @@ def test_build(settings: dict, kind: type) -> None:
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict, says: str) -> None:
-    with pytest.raises(UserError) as error:
-        schedules.build(config.Noise(**settings))
-    assert says in str(error.value)
+    with pytest.raises(UserError) as named:
+        factory.noise_schedule(config.Noise(**settings))
+    assert says in str(named.value)
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        schedules.build(**{"time": config.Noise().time, **settings})
+    assert str(error.value) == str(named.value).removeprefix("noise.")
     assert "\n" not in str(error.value)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from underpaint import config
+from underpaint import config, factory
 from underpaint.core import spaces
 from underpaint.errors import UserError
 
@@ -60,17 +60,21 @@ def test_colours_outside_the_range_are_clipped():
 
 @pytest.mark.parametrize(("size", "patch"), [((30, 32), 4), ((32, 30), 4), ((32, 32), 0)])
 def test_a_patch_must_divide_the_size(size, patch):
+    with pytest.raises(ValueError, match=f"size {size[0]}×{size[1]} .* patch {patch}"):
+        spaces.build("pixels", size, 3, patch=patch)
     with pytest.raises(UserError, match=f"size {size[0]}×{size[1]} .* patch {patch}"):
-        spaces.build(config.Space(patch=patch), size, 3)
+        factory.space(config.Space(patch=patch), size, 3)
 
 
 def test_an_unknown_space_is_refused():
-    with pytest.raises(UserError, match="fourier"):
-        spaces.build(config.Space(kind="fourier"), (8, 8), 3)
+    with pytest.raises(ValueError, match="fourier"):
+        spaces.build("fourier", (8, 8), 3)
+    with pytest.raises(UserError, match=r"^space\.kind 'fourier'"):
+        factory.space(config.Space(kind="fourier"), (8, 8), 3)
 
 
 def test_build_gives_the_configured_space():
-    space = spaces.build(config.Space(patch=2), (8, 12), 1)
+    space = factory.space(config.Space(patch=2), (8, 12), 1)
     assert (space.size, space.channels, space.grid, space.patch_dim) == ((8, 12), 1, (4, 6), 4)
 
 
@@ -123,7 +127,7 @@ def test_every_band_reaches_from_minus_one_to_one(levels):
 
 
 def test_build_gives_wavelets():
-    space = spaces.build(config.Space(kind="wavelets", patch=4), (256, 256), 3)
+    space = factory.space(config.Space(kind="wavelets", patch=4), (256, 256), 3)
     assert (space.grid, space.patch_dim) == ((32, 32), 12 * 16)
 
 
@@ -132,7 +136,7 @@ def test_build_gives_wavelets():
     [((33, 32), 1, 1), ((32, 36), 4, 1), ((32, 32), 4, 4), ((32, 32), 4, 0), ((32, 32), 0, 1)],
 )
 def test_wavelets_need_sides_that_can_be_halved(size, patch, levels):
-    chosen = config.Space(kind="wavelets", patch=patch, levels=levels)
-    with pytest.raises(UserError, match=f"size {size[0]}×{size[1]}.* sides divisible by") as raised:
-        spaces.build(chosen, size, 3)
+    says = f"size {size[0]}×{size[1]}.* sides divisible by"
+    with pytest.raises(ValueError, match=says) as raised:
+        spaces.build("wavelets", size, 3, patch=patch, levels=levels)
     assert "\n" not in str(raised.value)
