@@ -30,7 +30,7 @@ def crops(recipe: config.Run) -> config.Run:
 def test_crops_of_a_run_are_whole_strides(crops: config.Run, tmp_path: Path) -> None:
     run = train(crops, tmp_path / "run", make_check=OverfitCheck.of, quiet=True)
     records = metrics(run)
-    masked, whole = (r for r in records if r["kind"] == "stage" and r["event"] == "start")
+    masked, _ = (r for r in records if r["kind"] == "stage" and r["event"] == "start")
     assert (masked["visible"], masked["patches"]) == (36, 64)
     assert masked["rate"] == pytest.approx(1 - 36 / 64)
     flops = {r["stage"]: r["flops_per_image"] for r in records if r["kind"] == "step"}

@@ -17,8 +17,7 @@ from underpaint import config
 from underpaint.cli import main
 from underpaint.errors import UserError
 from underpaint.model import load
-from underpaint.training import step_rule
-from underpaint.training import train
+from underpaint.training import step_rule, train
 from underpaint.training.posthoc import (
     GAMMAS,
     TRACKED,

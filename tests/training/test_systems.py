@@ -13,8 +13,7 @@ from tests.training.runs import assert_same_run, metrics, weights
 from underpaint import config
 from underpaint.core.spaces import from_uint8
 from underpaint.model import load
-from underpaint.training import distributed, stages, train
-from underpaint.training import step_rule
+from underpaint.training import distributed, stages, step_rule, train
 from underpaint.training.batch import draw_batch
 from underpaint.training.train_state import TrainState
 from underpaint.training.training_set import ImageSet
