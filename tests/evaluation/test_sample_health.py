@@ -11,10 +11,12 @@ from PIL import Image, ImageFilter
 
 from tests.report.synthetic import write_images, write_run
 from underpaint import config, report
+from underpaint.core.masks import MaskSpec
 from underpaint.data import prepare
 from underpaint.evaluation.sample_health import Health, judge, sentence, texture
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.model import build
+from underpaint.training.training_set import ImageSet
 
 Images = NDArray[np.uint8]
 N, SIDE = 96, 32
@@ -194,14 +196,15 @@ def test_the_check_of_a_run_judges_its_samples(tmp_path: Path) -> None:
     dataset = prepare(config.Data(source=str(tmp_path / "disks.npy"), held_out="none"))
     noise = np.random.default_rng(1).integers(0, 256, (8, SIDE, SIDE, 3), dtype=np.uint8)
     model = build(config.ModelSpec(size=(SIDE, SIDE)))
-    check = OverfitCheck.of(dataset, model, 0, 8)
+    images = ImageSet(dataset, config.Stage(), model.space, MaskSpec())
+    check = OverfitCheck.of(images, model, 0, 8)
     assert check is not None
     record = check.health(noise, (100, 1000))
     assert record is not None
     assert record["verdict"] == "noise"
     assert "after 100 of 1,000 images" in record["sentence"]
     assert record == json.loads(json.dumps(record))
-    again = OverfitCheck.of(dataset, model, 0, 8)
+    again = OverfitCheck.of(images, model, 0, 8)
     assert again is not None
     assert again.health(noise, (100, 1000)) == record  # a resumed run says the same
     assert check.health(noise[:, :16], (100, 1000)) is None  # of another size

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from underpaint.core.masks import MaskSpec
+from underpaint.core.spaces import Pixels
 from underpaint.errors import UserError
 from underpaint.evaluation.early_stopping import judge
 from underpaint.evaluation.sample_metrics import Drawn, comparable, recorded
@@ -93,10 +95,13 @@ def test_samples_have_the_labels_of_training_images_and_fixed_noises() -> None:
 
 
 def test_sealed_data_cannot_be_compared_with() -> None:
-    from underpaint.sealed.format import Sealed
+    from underpaint.sealed.training_set import SealedSet
 
+    about = {"size": (8, 8), "channels": 1, "labels": np.zeros(4), "label_names": ()}
+    sealed: Any = SimpleNamespace(**about, held_out_ids=np.arange(0), key="sealed")
+    images = SealedSet(sealed, Pixels((8, 8), 1, 4), MaskSpec("patch", 0.5), np.arange(4))
     with pytest.raises(UserError, match=r"train\.check_samples"):
-        Drawn(Sealed.__new__(Sealed), 8, 0)
+        Drawn(images, 8, 0)
 
 
 # --- from `evaluate`, and into the finding -------------------------------------------------------
