@@ -13,8 +13,8 @@ from tests.training.runs import metrics, weights
 from underpaint import config
 from underpaint.errors import RunFailed, UserError
 from underpaint.model import build, load
-from underpaint.training import checkpointing, train
 from underpaint.training import step as stepping
+from underpaint.training import train, trainer
 from underpaint.training.stages import prepare_stages
 
 
@@ -102,7 +102,7 @@ def test_endless_divergence_ends_the_run(
         train(recipe, tmp_path / "run", quiet=True)
     returns = [m for m in metrics(tmp_path / "run") if m["kind"] == "rollback"]
     assert len(returns) == 1  # earlier ones were cut back with the metrics after the checkpoint
-    assert returns[0]["learning_rate_factor"] == 0.5**checkpointing.RETURNS
+    assert returns[0]["learning_rate_factor"] == 0.5**trainer.RETURNS
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, when: object) -> None:

@@ -166,9 +166,9 @@ class Writer:
     def _begin(self, pixels: NDArray[np.uint8]) -> NearDuplicates:
         """What the first image decides: the grid, V and P."""
         height, width, channels = pixels.shape
-        self.space = Pixels((height, width), channels, self.patch)
-        h, w = self.space.grid
         try:
+            self.space = Pixels((height, width), channels, self.patch)
+            h, w = self.space.grid
             self.V = masks.visible_count(self.spec, (h, w))
         except ValueError as error:
             raise UserError(str(error)) from None

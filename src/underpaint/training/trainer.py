@@ -165,8 +165,9 @@ class Trainer:
                 try:
                     ends = self._enter_stage()
                     while not ends:
-                        before = self.progress.images
-                        self._step()
+                        before, began = self.progress.images, time.perf_counter()
+                        self.rule.step(self.run, self.state, self.progress, self.folder)
+                        self.progress.seconds += time.perf_counter() - began
                         ends, changed = self._report(before)
                         if ends:
                             self._finish_stage()
@@ -225,11 +226,6 @@ class Trainer:
         return self.make_check(
             images, averaged, train.seed, train.check_images, train.check_samples
         )
-
-    def _step(self) -> None:
-        began = time.perf_counter()
-        self.rule.step(self.run, self.state, self.progress, self.folder)
-        self.progress.seconds += time.perf_counter() - began
 
     def _report(self, before: int) -> tuple[bool, bool]:
         """Lines, checks, snapshots and grids that are due after a step.
