@@ -35,7 +35,7 @@ import torch
 from underpaint.planning import measure, memory, pace
 from underpaint.planning.measure import Probe
 from underpaint.training.distributed import World
-from underpaint.training.train_state import Learner
+from underpaint.training.train_state import TrainState
 
 TIME, MEMORY = 0.20, 0.25  # goals
 WARM = Probe(32, 1, 1, 32, 0.0, 1)
@@ -115,16 +115,16 @@ def inside(probe: Probe | None, device: torch.device) -> dict[str, float]:
         return {"base": memory.resident() if device.type == "cpu" else 0}
     run = measure.recipe(probe, device)
     kind = "patch" if probe.rate else "none"
-    plan = measure.stage_plan(run, (probe.size, probe.size), probe.rate, probe.batch, kind)
-    learner = Learner(plan.spec, run.train, World(0, 1, device))
-    step = measure.stepper(plan, run, learner)
+    stage = measure.timed_stage(run, (probe.size, probe.size), probe.rate, probe.batch, kind)
+    state = TrainState(stage.spec, run.train, World(0, 1, device))
+    step = measure.stepper(stage, run, state)
     for _ in range(STEPS):
         step()
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = greatest()
-    backbone, visible = learner.model.backbone, plan.levels[0].visible
+    backbone, visible = state.model.backbone, stage.levels[0].visible
     bytes_per = measure.bytes_per(run.train, device)
     own = memory.peak(backbone, probe.depth, visible, probe.batch, base=0.0, bytes_per=bytes_per)
     return {"peak": peak, "network": own}

@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py [--samples 500] [--work runs/precision]
 
-Drawing: the built-in primer draws the same seeds in float32 and in bf16; seconds in turn, how far
+Drawing: the packaged weights draws the same seeds in float32 and in bf16; seconds in turn, how far
 the pixels of each pair lie apart, and the Fréchet distance of both to 1,000 of its training images
 (MobileNetV2 features, no FID). Audit: a network that saw each of 200 images 120 times is attacked
 in both, on as many members and 800 held-out images; seconds, and the AUC of each attack at its best
@@ -45,7 +45,7 @@ LEARNED = {
 
 def drawing(count: int) -> dict[str, Any]:
     """Seconds, distance of the pixels in levels of 255, Fréchet distances."""
-    loaded = model.load("primer:lorelei", device="cpu")
+    loaded = model.load("pretrained:lorelei", device="cpu")
     seconds = dict.fromkeys(PRECISIONS, 0.0)
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in PRECISIONS}
     for start in range(0, count, -(-count // ROUNDS)):

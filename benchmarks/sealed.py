@@ -30,9 +30,9 @@ def losses(folder: Path, steps: int) -> dict[str, list[float]]:
     import torch
 
     from underpaint import config
-    from underpaint.core.masks import draw, gather
+    from underpaint.core.masks import MaskSpec, draw, gather
     from underpaint.core.spaces import Pixels
-    from underpaint.data import digests, prepare
+    from underpaint.data import digests, fixed_masks, prepare
     from underpaint.sealed.writer import seal
     from underpaint.training import train
 
@@ -45,9 +45,10 @@ def losses(folder: Path, steps: int) -> dict[str, list[float]]:
     # the images in the order of the records: their masks and patches tell which is which
     space = Pixels((SIDE, SIDE), 3, PATCH)
     every = space.encode(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
-    own = [sealed.mask_seed(bytes(range(32)), digests.of_array(image)) for image in images]
-    generators = [torch.Generator().manual_seed(seed) for seed in own]
-    mask = draw("block", space.grid, IMAGES, RATE, block=2, generator=generators)
+    key = bytes(range(32))
+    seeds = [fixed_masks.seed_of(key, digests.of_array(image)) for image in images]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    mask = draw(MaskSpec("block", RATE, block=2), space.grid, IMAGES, generators)
     kept = gather(every, mask.visible).numpy()
     assert mask.visible is not None
     number = {

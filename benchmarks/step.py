@@ -1,7 +1,7 @@
 """How fast a training step is at several mask rates, against what its FLOPs allow.
 
     python benchmarks/step.py                                             # CPU, 256 patches
-    python benchmarks/step.py --batch 4 --rates 0 [--compile]             # as `own` takes them:
+    python benchmarks/step.py --batch 4 --rates 0 [--compile]             # as `default` takes them:
     python benchmarks/step.py --batch 16 --rates 0 0.9 [--compile]        # whole, masked
     python benchmarks/step.py … --give-back                               # malloc left alone
     python benchmarks/step.py --device cuda --preset maskdm-celebahq256   # GPU: also MFU and memory
@@ -26,12 +26,12 @@ import torch
 from underpaint import config
 from underpaint.hardware import has_amx, keep_freed_memory
 from underpaint.planning import devices
-from underpaint.planning.measure import stage_plan
+from underpaint.planning.measure import timed_stage
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.step import training_flops
 from underpaint.training.throughput import step_seconds
-from underpaint.training.train_state import Learner
+from underpaint.training.train_state import TrainState
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 
@@ -52,18 +52,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     kept = not arguments.give_back and keep_freed_memory()
     world = World(0, 1, torch.device(arguments.device))
     torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
-    plans = {}
+    stages = {}
     for rate in arguments.rates:
         batch = arguments.batch
-        plans[rate] = stage_plan(run, size, rate, batch, arguments.mask if rate else "none")
+        stages[rate] = timed_stage(run, size, rate, batch, arguments.mask if rate else "none")
     run.network.labels = False
-    learner = Learner(plans[arguments.rates[0]].spec, run.train, world)
+    state = TrainState(stages[arguments.rates[0]].spec, run.train, world)
     times: dict[float, list[float]] = {rate: [] for rate in arguments.rates}
     memory: dict[float, int] = {}
     progress = Progress()
 
     def timed(rate: float) -> float:
-        return step_seconds(plans[rate], run, learner, progress)
+        return step_seconds(stages[rate], run, state, progress)
 
     for rate in arguments.rates:
         if world.device.type == "cuda":
@@ -79,11 +79,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             times[rate] += [timed(rate) for _ in range(arguments.repeat)]
     peak = peak_flops(world.device)
     seconds = {rate: statistics.median(values) for rate, values in times.items()}
-    whole_flops = training_flops(learner, plans[0.0].levels[0].visible, "none")
+    whole_flops = training_flops(state, stages[0.0].levels[0].visible, "none")
     rows = []
     for rate in arguments.rates:
-        level = plans[rate].levels[0]
-        flops = training_flops(learner, level.visible, plans[rate].stage.mask)
+        level = stages[rate].levels[0]
+        flops = training_flops(state, level.visible, stages[rate].settings.mask)
         speed, ratio = arguments.batch / seconds[rate], seconds[0.0] / seconds[rate]
         row: dict[str, Any] = {
             "rate": rate,
@@ -104,12 +104,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "preset": arguments.preset,
         "size": list(size),
-        "patches": plans[0.0].levels[0].visible,
-        "parameters": sum(p.numel() for p in learner.backbone.parameters()),
+        "patches": stages[0.0].levels[0].visible,
+        "parameters": sum(p.numel() for p in state.backbone.parameters()),
         "device": device,
         "peak_flop_per_s": peak,
         "threads": torch.get_num_threads(),
-        "precision": "bf16" if learner.bf16 else "fp32",
+        "precision": "bf16" if state.bf16 else "fp32",
         "amx": device == "cpu" and has_amx(),
         "compiled": arguments.compile,
         "freed_memory_kept": kept,
@@ -136,7 +136,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="own")
+    parser.add_argument("--preset", default="default")
     parser.add_argument("--size", type=int, default=None, help="pixels (default: the preset's)")
     parser.add_argument("--mask", default="patch", help="kind of mask; crop for a U-Net")
     parser.add_argument("--rates", type=float, nargs="+", default=None)
@@ -156,7 +156,7 @@ def main() -> None:
         arguments.compile = cuda
     if arguments.rates is None:
         arguments.rates = [0.0, 0.5, 0.9] if cuda else [0.0, 0.5, 0.75, 0.9]
-    if arguments.size is None and arguments.preset == "own":
+    if arguments.size is None and arguments.preset == "default":
         arguments.size = 64
     torch.set_num_threads(arguments.threads)
     result = measure(arguments)

@@ -13,18 +13,19 @@ RATE, ROWS = 0.75, 2
 OUT = Path("masks.png")
 
 heads = up.prepare(config.Data(source="avatars:lorelei"))
-space = spaces.build(config.Space(patch=4), heads.size, heads.channels)  # 8×8 patches of 4×4
+space = spaces.build("pixels", heads.size, heads.channels, patch=4)  # 8×8 patches of 4×4
 patches = space.encode(spaces.from_uint8(heads.images[:ROWS]))  # [B, N, P]
 generator = torch.Generator().manual_seed(0)
 
 shown = []
 for kind in KINDS:
-    mask = masks.draw(kind, space.grid, len(patches), RATE, generator=generator)
+    spec = masks.MaskSpec(kind, RATE if kind != "none" else 0.0)
+    mask = masks.draw(spec, space.grid, len(patches), generator)
     canvas = patches.clone()
     if mask.hidden is not None:  # None: nothing is hidden
         canvas.scatter_(1, mask.hidden[:, :, None].expand(-1, -1, space.patch_dim), 0.0)  # grey
     shown.append(spaces.to_uint8(space.decode(canvas)))
-    rate = masks.realised_rate(kind, space.grid, RATE if kind != "none" else 0)
+    rate = masks.realised_rate(spec, space.grid)
     print(f"{kind}: {rate:.1%} of {patches.shape[1]} patches hidden")
 
 images = torch.stack(shown, dim=1).flatten(0, 1).numpy()  # a row an avatar, a column a kind

@@ -10,7 +10,7 @@ from underpaint.core import masks, spaces
 STEPS, BATCH = 60, 32
 
 heads = up.prepare(config.Data(source="avatars:lorelei"))
-space = spaces.build(config.Space(patch=4), heads.size, heads.channels)
+space = spaces.build("pixels", heads.size, heads.channels, patch=4)
 torch.manual_seed(0)
 network = UViT(space.grid, space.patch_dim, width=64, depth=3, heads=4)
 optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
@@ -18,7 +18,7 @@ optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
 losses = []
 for step in range(STEPS):
     images = heads.batch(heads.train_ids[step * BATCH :][:BATCH])
-    mask = masks.draw("patch", space.grid, BATCH, 0.75, generator=None)
+    mask = masks.draw(masks.MaskSpec("patch", 0.75), space.grid, BATCH, generator=None)
     x0 = masks.gather(space.encode(spaces.from_uint8(images)), mask.visible)  # [B, V, P]
     noise, t = torch.randn_like(x0), torch.rand(BATCH)
     x_t = (1 - t[:, None, None]) * x0 + t[:, None, None] * noise

@@ -63,11 +63,11 @@ DATA = [
 ]
 TRAINING = [
     Box("mask, gather", ("V of N patches stay:", "[B, V, P]"), "core/masks.py"),
-    Box("noise", ("x = x0 + σ n", "at the visible patches"), "core/noise.py"),
+    Box("noise", ("x = x0 + σ n", "at the visible patches"), "core/schedules.py"),
     Box("backbone", ("positions, c_noise,", "labels → F"), "backbones/"),
-    Box("loss", ("F against its target,", "mean an image"), "core/objective.py"),
+    Box("loss", ("F against its target,", "mean an image"), "core/loss.py"),
     Box("gradient", ("over microbatches and", "processes, clipped"), "training/step.py"),
-    Box("AdamW, EMA", ("weights, and their", "running average"), "training/optimiser.py"),
+    Box("AdamW, EMA", ("weights, and their", "running average"), "training/optim.py"),
 ]
 SAMPLING = [
     Box("seeds", ("one a sample: its noise", "x = σ_max n [B, N, P]"), "core/samplers.py"),
@@ -178,7 +178,7 @@ def _draws(x: list[int], data: float, training: float) -> list[str]:
         _path(f"M{right + 352} {y} H{batch} V{data + BOX_H + 8}", "seed"),
         _head(batch, data + BOX_H, "seedhead", "up"),
         _text(right + 48, y + 4, "a key of seed, stage, position", "note seedtext"),
-        _text(right + 240, y + 4, "training/draws.py", "file"),
+        _text(right + 240, y + 4, "training/seeding.py", "file"),
     ]
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from underpaint import config
-from underpaint.cli.presets import summaries
 from underpaint.cli.settings import sections
+from underpaint.config import presets
 
 __all__ = ["page"]
 
@@ -25,7 +25,7 @@ is there and change it:
 
 ```
 underpaint presets                       # what there is
-underpaint presets own > my.yaml         # copy one
+underpaint presets default > my.yaml         # copy one
 underpaint train --config my.yaml --data photos --size 64
 ```
 
@@ -51,9 +51,16 @@ def page() -> str:
     """The whole file."""
     lines = [INTRO, "| preset | what it is |", "| --- | --- |"]
     lines += [
-        f"| [`{n}`](../src/underpaint/presets/{n}.yaml) | {s} |" for n, s in summaries().items()
+        f"| [`{n}`](../src/underpaint/presets/{n}.yaml) | {s} |" for n, s in presets().items()
     ]
-    lines += ["", "An example, `own`:", "", "```yaml", config.preset_text("own").rstrip(), "```"]
+    lines += [
+        "",
+        "An example, `default`:",
+        "",
+        "```yaml",
+        config.preset_text("default").rstrip(),
+        "```",
+    ]
     for section in sections():
         lines += ["", f"## {section.name}", "", section.summary, ""]
         if section.name == "stages.NAME":

@@ -41,7 +41,7 @@ def step_ratios() -> str:
     threads = "one thread" if full["threads"] == 1 else f"{full['threads']} threads"
     return "\n".join(
         [
-            f"A training step of the network of `own` ({full['parameters']:,} parameters, "
+            f"A training step of the network of `default` ({full['parameters']:,} parameters, "
             f"{full['patches']} patches",
             f"an image, batch {full['rows'][0]['batch']}) on {threads} of a "
             f"{full['device'].upper()}{' with AMX' * full['amx']}, by `python benchmarks/step.py`:",
@@ -56,7 +56,7 @@ def step_ratios() -> str:
 
 
 def _compiled(measured: dict[str, Any]) -> str:
-    """What torch.compile saves of the steps of `own`, whole and masked."""
+    """What torch.compile saves of the steps of `default`, whole and masked."""
     told = []
     for batch, rate in ((4, 0.0), (16, 0.9)):
         name = f"cpu-own-bf16-batch{batch}"
@@ -83,7 +83,7 @@ def precision() -> str:
     distance = drawing["FD-MobileNetV2"]
     return (
         f"On one thread of a CPU{' with AMX' * told['amx']}, {drawing['samples']} samples of the "
-        f"built-in primer took {drawing['seconds']['fp32']:.0f} s in float32 and "
+        f"packaged weights took {drawing['seconds']['fp32']:.0f} s in float32 and "
         f"{drawing['seconds']['bf16']:.0f} s in bf16.\n"
         f"The median image differs by {drawing['mean_levels_apart']['median']:.1f} of 255 levels a "
         f"pixel, the one that differs most by {drawing['mean_levels_apart']['most']:.0f}; the "

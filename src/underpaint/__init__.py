@@ -2,7 +2,7 @@
 
     import underpaint as up
 
-    run = up.preset("own")
+    run = up.preset("default")
     run.data.source, run.data.size = "photos", (64,)
     up.train(run, "runs/photos")
     images = up.load("runs/photos").sample(16, seed=0)  # uint8 [16, 64, 64, 3]
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from underpaint._version import __version__
 
 if TYPE_CHECKING:
-    from underpaint.api import finetune, train
-    from underpaint.config import Run, preset
+    from underpaint.api import audit, evaluate, finetune, resume, train
+    from underpaint.config import Run, preset, presets
     from underpaint.data import prepare
     from underpaint.errors import Interrupted, RunFailed, UserError
     from underpaint.model import Model, load
@@ -32,24 +32,23 @@ __all__ = [
     "RunFailed",
     "UserError",
     "__version__",
+    "audit",
+    "evaluate",
     "finetune",
     "load",
     "prepare",
     "preset",
+    "presets",
+    "resume",
     "train",
 ]
 
 _HOME = {
-    "train": "api",
-    "finetune": "api",
-    "Run": "config",
-    "preset": "config",
+    **dict.fromkeys(["train", "resume", "finetune", "evaluate", "audit"], "api"),
+    **dict.fromkeys(["Run", "preset", "presets"], "config"),
+    **dict.fromkeys(["Interrupted", "RunFailed", "UserError"], "errors"),
+    **dict.fromkeys(["Model", "load"], "model"),
     "prepare": "data",
-    "Interrupted": "errors",
-    "RunFailed": "errors",
-    "UserError": "errors",
-    "Model": "model",
-    "load": "model",
 }
 
 

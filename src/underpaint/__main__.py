@@ -1,4 +1,4 @@
-"""`python -m underpaint VERB …`, and with it `torchrun -m underpaint train …`."""
+"""`python -m underpaint COMMAND …`, and with it `torchrun -m underpaint train …`."""
 
 import sys
 

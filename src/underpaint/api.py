@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from underpaint import config, report
+from underpaint.errors import UserError
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.training import adopt
 from underpaint.training import train as train_loop
 
-__all__ = ["finetune", "recipe", "train"]
+__all__ = ["audit", "evaluate", "finetune", "only_stages", "resume", "train"]
+
+Preparing = Callable[[int, int], None]
 
 
-def recipe(source: config.Run | str | Path) -> config.Run:
+def _recipe(source: config.Run | str | Path) -> config.Run:
     """A recipe from a preset's name or a YAML file; a `Run` is returned as it is."""
     if isinstance(source, config.Run):
         return source
@@ -24,23 +29,111 @@ def recipe(source: config.Run | str | Path) -> config.Run:
 
 
 def train(
-    source: config.Run | str | Path | None,
+    source: config.Run | str | Path,
     out: str | Path,
     *,
     start: str | None = None,
-    resume: bool = False,
     overwrite: bool = False,
-    preparing: Callable[[int, int], None] | None = None,
+    preparing: Preparing | None = None,
     quiet: bool = False,
     write_report: bool = True,
 ) -> Path:
     """Train by a recipe (a `Run`, a preset's name or a YAML file), and write the report.
 
     `out`: the run's folder, which is returned. `start`: weights to begin with (a run, a checkpoint
-    or `primer:NAME`). `resume`: go on with the run in `out`; `source` may then be None.
+    or `pretrained:NAME`). `preparing`: called with (done, total) images while they are decoded.
     Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
     """
-    run = None if source is None else recipe(source)
+    return _run(
+        _recipe(source),
+        out,
+        start=start,
+        overwrite=overwrite,
+        preparing=preparing,
+        quiet=quiet,
+        write_report=write_report,
+    )
+
+
+def resume(
+    out: str | Path,
+    *,
+    preparing: Preparing | None = None,
+    quiet: bool = False,
+    write_report: bool = True,
+) -> Path:
+    """Go on with the run in `out` by its saved recipe. Returns and raises as `train`."""
+    return _run(None, out, resume=True, preparing=preparing, quiet=quiet, write_report=write_report)
+
+
+def finetune(
+    start: str | Path,
+    data: str | Path | config.Data,
+    out: str | Path,
+    *,
+    recipe: config.Run | str | Path | None = None,
+    overwrite: bool = False,
+    preparing: Preparing | None = None,
+    quiet: bool = False,
+    write_report: bool = True,
+) -> Path:
+    """Train the model in `start` on the images `data`, as `underpaint finetune` does.
+
+    The whole-image stages of `recipe` are trained; without a recipe those of the preset `default`,
+    with the network, space and noise of the model. Returns and raises as `train`.
+    """
+    run = adopt(config.preset("default"), str(start)) if recipe is None else _recipe(recipe)
+    if isinstance(data, (str, Path)):
+        data = dataclasses.replace(run.data, source=str(data))
+    run = only_stages(dataclasses.replace(run, data=data), masked=False)
+    return train(
+        run,
+        out,
+        start=str(start),
+        overwrite=overwrite,
+        preparing=preparing,
+        quiet=quiet,
+        write_report=write_report,
+    )
+
+
+def only_stages(run: config.Run, *, masked: bool) -> config.Run:
+    """The recipe with its masked stages alone, or with those on whole images.
+
+    Raises UserError if it has none.
+    """
+    stages = {k: stage for k, stage in run.stages.items() if (stage.mask != "none") == masked}
+    if run.stages and not stages:
+        kind, verb = ("masked", "pretrain") if masked else ("whole-image", "finetune")
+        raise UserError(f"the recipe has no {kind} stage, so there is nothing to {verb}; use train")
+    return dataclasses.replace(run, stages=stages)
+
+
+def evaluate(source: str | Path, reference: str | None = None, **settings: Any) -> dict[str, Any]:
+    """Scores of a model or of images against real images: see `evaluation.evaluate.evaluate`."""
+    from underpaint.evaluation.evaluate import evaluate as score
+
+    return score(source, reference, **settings) or {}
+
+
+def audit(source: str | Path, **settings: Any) -> dict[str, Any]:
+    """What a model reveals about its training images: see `privacy.audit.audit`."""
+    from underpaint.privacy.audit import audit as attack
+
+    return attack(source, **settings).result
+
+
+def _run(
+    run: config.Run | None,
+    out: str | Path,
+    *,
+    start: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    preparing: Preparing | None,
+    quiet: bool,
+    write_report: bool,
+) -> Path:
     folder = train_loop(
         run,
         out,
@@ -54,19 +147,3 @@ def train(
     if write_report and os.environ.get("RANK", "0") == "0":  # the first process of `torchrun`
         report.build(folder)
     return folder
-
-
-def finetune(
-    source: config.Run | str | Path,
-    out: str | Path,
-    start: str,
-    *,
-    overwrite: bool = False,
-    quiet: bool = False,
-) -> Path:
-    """Train on from the model in `start`, whose space, network and noise replace the recipe's.
-
-    Arguments and errors as in `train`.
-    """
-    adopted = adopt(recipe(source), start)
-    return train(adopted, out, start=start, overwrite=overwrite, quiet=quiet)

@@ -70,8 +70,8 @@ def use_bf16(precision: Precision, device: torch.device) -> bool:
 
 def has_amx() -> bool:
     """Whether this CPU multiplies matrices in bf16 (AMX tiles)."""
-    told = getattr(torch.cpu, "get_capabilities", None)  # not in older torch
-    return bool(told and told().get("amx_bf16"))
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in older torch
+    return bool(capabilities and capabilities().get("amx_bf16"))
 
 
 def keep_freed_memory() -> bool:
@@ -82,8 +82,8 @@ def keep_freed_memory() -> bool:
     of a small masked one (benchmarks/step.py --give-back). It is told for the whole process; GPUs'
     allocators keep such memory by themselves.
     """
-    tell = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if tell is None:  # another C library
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:  # another C library
         return False
-    held = any(tell(MMAP_THRESHOLD, size) for size in LARGEST)
-    return bool(held and tell(TRIM_THRESHOLD, KEPT))
+    held = any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST)
+    return bool(held and mallopt(TRIM_THRESHOLD, KEPT))

@@ -2,7 +2,7 @@
 
 A model's folder is self-contained: `config.json` (a `ModelSpec`, and the sha256 of each weight
 file) beside `ema.safetensors` and `model.safetensors`. A run, one of its checkpoints, an exported
-folder and `primer:NAME` all lead to such a folder.
+folder and `pretrained:NAME` all lead to such a folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -20,12 +21,13 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from underpaint import backbones, config, factory
 from underpaint import vae as autoencoders
+from underpaint._version import __version__
 from underpaint.core import samplers, spaces
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.guidance import guided
@@ -33,10 +35,12 @@ from underpaint.core.masks import whole
 from underpaint.core.samplers import Sampling
 from underpaint.errors import UserError
 from underpaint.hardware import Precision, keep_freed_memory, pick_device, use_bf16
-from underpaint.io import numbered
+from underpaint.io import appearing, check_place, holds_only, numbered, writing
 from underpaint.vae import VAE
 
 __all__ = [
+    "FORMAT",
+    "MODEL",
     "Found",
     "Model",
     "build",
@@ -47,7 +51,11 @@ __all__ = [
     "read_spec",
     "read_weights",
     "sha256",
+    "write_model",
 ]
+
+FORMAT = 2  # of a model's folder
+MODEL = ("config.json", "model.safetensors")  # files of an exported model
 
 Weights = Literal["ema", "model", "narrow", "wide"]  # the last two: training/posthoc.py
 
@@ -59,6 +67,38 @@ class Model:
         self.spec = spec
         self.denoiser = denoiser
         self.space = space
+
+    def __repr__(self) -> str:
+        """One line: network, parameters, images, labels, device."""
+        count = sum(p.numel() for p in self.denoiser.parameters())
+        height, width = self.spec.size
+        labels = f", {len(self.label_names)} labels" if self.label_names else ""
+        return (
+            f"<Model {self.spec.network.kind}, {count:,} parameters, images of "
+            f"{height}×{width}×{self.spec.channels}{labels}, on {self.device}>"
+        )
+
+    def to(self, device: str | torch.device) -> Model:
+        """Move the weights; returns the model. Raises UserError for a device that is not there."""
+        self.denoiser.to(pick_device(str(device)))
+        return self
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write the weights and `config.json` into `folder`, which `load` reads; returns it.
+
+        Raises UserError if it exists, unless it holds a model and `overwrite` is given.
+        """
+        out = Path(folder).expanduser()
+        if out.exists() and not overwrite:
+            raise UserError(f"{out}: exists already; add overwrite=True or choose another folder")
+        if out.exists() and not holds_only(out, MODEL):
+            raise UserError(f"{out}: holds other files than a model; choose another folder")
+        check_place(out.parent)
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with appearing(out, MODEL) as temporary:
+                write_model(temporary, self.spec, {"model": self.backbone.state_dict()})
+        return out
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -253,19 +293,19 @@ def build(spec: config.ModelSpec) -> Model:
 
 
 def find(source: str | Path) -> Path:
-    """The model's folder behind a run, a checkpoint, an exported folder or `primer:NAME`.
+    """The model's folder behind a run, a checkpoint, an exported folder or `pretrained:NAME`.
 
     Of a run the checkpoint that `newest` finds; a note is said on stderr. Raises UserError if there
     is none.
     """
     text = str(source)
-    if text.startswith("primer:"):
-        primers = Path(str(resources.files("underpaint"))) / "primers"
-        name = text.removeprefix("primer:")
-        if not (primers / name / "config.json").is_file():
-            known = ", ".join(f"primer:{p.name}" for p in sorted(primers.glob("*/"))) or "none"
-            raise UserError(f"{text}: there is no such primer; known: {known}")
-        return primers / name
+    if text.startswith("pretrained:"):
+        packaged = Path(str(resources.files("underpaint"))) / "pretrained"
+        name = text.removeprefix("pretrained:")
+        if not (packaged / name / "config.json").is_file():
+            known = ", ".join(f"pretrained:{p.name}" for p in sorted(packaged.glob("*/"))) or "none"
+            raise UserError(f"{text}: there are no such weights in the package; known: {known}")
+        return packaged / name
     folder = Path(source)
     if not folder.exists():
         raise UserError(f"{text}: no such folder; give a run, a checkpoint or an exported model")
@@ -348,6 +388,11 @@ def read_card(folder: Path) -> dict[str, Any]:
             raise ValueError
     except (ValueError, OSError):
         raise UserError(f"{path}: is damaged or not a model of underpaint") from None
+    if card.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: has format {card.get('format')}, and this underpaint reads format {FORMAT}; "
+            "train again, or use the version that wrote it"
+        )
     return card
 
 
@@ -365,7 +410,8 @@ def sha256(path: Path) -> str:
 def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
     """The tensors of a model's folder in float32, after their checksum was compared.
 
-    A folder with one weight file (an exported model, a primer) has it as `model.safetensors`.
+    A folder with one weight file (an exported model, packaged weights) calls it
+    `model.safetensors`.
     """
     digests = read_card(folder).get("sha256", {})
     alone = list(digests) == ["model.safetensors"]
@@ -402,9 +448,9 @@ def load(
         spec = _moved(spec, str(vae))
     model = build(spec)
     state = read_weights(folder, weights)
-    own = model.denoiser.backbone.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        if name not in own or name not in state or own[name].shape != state[name].shape:
+    expected = model.denoiser.backbone.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in expected or name not in state or expected[name].shape != state[name].shape:
             raise UserError(f"{folder}: '{name}' does not fit the network that config.json names")
     model.denoiser.backbone.load_state_dict(state)
     keep_freed_memory()
@@ -420,3 +466,29 @@ def _moved(spec: config.ModelSpec, folder: str) -> config.ModelSpec:
     spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=folder))
     autoencoders.of_space(spec.space, spec.channels, "--vae")
     return spec
+
+
+def write_model(
+    folder: Path, spec: config.ModelSpec, weights: Mapping[str, dict[str, Tensor]]
+) -> None:
+    """Write `NAME.safetensors` for each set of weights, and `config.json`."""
+    digests = {}
+    for name, tensors in weights.items():
+        path = folder / f"{name}.safetensors"
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+        with safe_open(path, "pt"):  # whole: it compares the header with the length of the file
+            path.chmod(0o666 & ~umask())  # safetensors writes files that only their owner can read
+        digests[path.name] = sha256(path)
+    card = {
+        "format": FORMAT,
+        "underpaint": __version__,
+        "model": config.to_dict(spec),
+        "sha256": digests,
+    }
+    (folder / "config.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -62,12 +62,14 @@ def run(
         if name == "scratch":  # as many images as the transfer, however fast the machine is now
             recipe.stages = config.load(folders["transfer"] / "config.yaml").stages
         try:
+            if begun[name]:
+                api.resume(folders[name], write_report=False)
+                continue
             api.train(
                 recipe,
                 folders[name],
                 start=str(out) if name == "transfer" else None,
-                overwrite=overwrite and not begun[name],
-                resume=begun[name],
+                overwrite=overwrite,
                 write_report=False,
             )
         except Interrupted:

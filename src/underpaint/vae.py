@@ -103,11 +103,11 @@ def of_space(space: config.Space, channels: int, flag: str = "--space.vae") -> V
         )
     vae = read(space.vae, channels)
     for name in ("latent_channels", "factor"):
-        own, asked = getattr(vae, name), getattr(space, name)
-        if own != asked:
+        actual, asked = getattr(vae, name), getattr(space, name)
+        if actual != asked:
             raise UserError(
-                f"space.vae {space.vae}: its {name} is {own}, space.{name} is {asked}; "
-                f"set --space.{name} {own} or give another autoencoder"
+                f"space.vae {space.vae}: its {name} is {actual}, space.{name} is {asked}; "
+                f"set --space.{name} {actual} or give another autoencoder"
             )
     return vae
 

@@ -50,7 +50,7 @@ QUESTIONS = {
     "transfer": "Do weights learned on hidden images help to learn another style from few images?",
     "privacy": "Does training on parts protect?",
     "systems": "Does every system learn in two stages?",
-    "masks": "Which masked stage is best at 256 patches? (for `acceleration` and `own`)",
+    "masks": "Which masked stage is best at 256 patches? (for `acceleration` and `default`)",
     "batches": "How many images a step? (for `quickstart`)",
     "times": "How should training times be drawn? (for all presets)",
     "small": "Which batch and learning rate for few images? (for `small-*`)",

@@ -23,6 +23,7 @@ def scored(folder: Path, images: int, count: int) -> dict[str, float]:
 
     from underpaint import config, data, model
     from underpaint.evaluation.validation import OverfitCheck
+    from underpaint.training.training_set import Array
 
     dataset = data.prepare(config.load(folder / "config.yaml").data)
     loaded = model.load(folder / "checkpoints" / f"{images:012d}", device="cpu")
@@ -38,7 +39,7 @@ def scored(folder: Path, images: int, count: int) -> dict[str, float]:
         _real(dataset, "A", count), _real(dataset, "B", count)
     )
     check = OverfitCheck(
-        dataset.batch(ids[:256]),
+        Array(dataset.batch(ids[:256]), loaded.space),
         None,
         loaded.space,
         loaded.denoiser.process,

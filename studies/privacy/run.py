@@ -195,22 +195,17 @@ def own_masks(run: Any, source: Path) -> Any:
     """The fixed mask of each image, as the run's first stage gives it or would have given it."""
     import torch
 
-    from underpaint import config, data
+    from underpaint import config, data, factory
     from underpaint.core.masks import draw
-    from underpaint.training.step import mask_seed
+    from underpaint.data import fixed_masks
 
     stage = next(iter(run.stages.values()))
     dataset = data.prepare(config.Data(source=str(source), size=(32,), held_out="none"))
     n, side = len(dataset.images), 32 // run.space.patch
-    seeds = [mask_seed(None, dataset, i) for i in range(n)]
-    return draw(
-        stage.mask,
-        (side, side),
-        n,
-        stage.rate,
-        block=stage.block,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-    )
+    digests = dataset.pixel_digests
+    seeds = [fixed_masks.seed_of(None, digests[i].tobytes()) for i in range(n)]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return draw(factory.mask_spec(stage, 1), (side, side), n, generators)
 
 
 def completed(loaded: Any, members: Any, others: Any) -> dict[str, Any]:

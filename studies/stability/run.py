@@ -98,7 +98,10 @@ def train(folder: Path, run: Any) -> dict[str, Any]:
     failed = None
     try:
         resume = (folder / "checkpoints" / "LATEST").is_file()
-        api.train(run, folder, resume=resume, overwrite=not resume, quiet=True, write_report=False)
+        if resume:
+            api.resume(folder, quiet=True, write_report=False)
+        else:
+            api.train(run, folder, overwrite=True, quiet=True, write_report=False)
     except RunFailed as error:
         failed = str(error)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -204,7 +204,7 @@ def train(folder: Path, run: Any, count: int) -> dict[str, Any]:
     from underpaint.model import load
 
     if (folder / "config.yaml").is_file():
-        api.train(None, folder, resume=True, quiet=True)
+        api.resume(folder, quiet=True)
     else:
         api.train(run, folder, quiet=True)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -264,9 +264,9 @@ def speed(unit: str, work: Path, rounds: int) -> dict[str, float]:
     run = recipe(unit, 1.0, work)
     world = distributed.start("cpu")
     try:
-        plans = stages.plans(run, lambda _: None, None)
+        prepared = stages.prepare_stages(run, lambda _: None, None)
         found = [
-            {plan.name: throughput.speed(plan, run, world, 1.0) for plan in plans}
+            {stage.name: throughput.speed(stage, run, world, 1.0) for stage in prepared}
             for _ in range(rounds)
         ]
     finally:

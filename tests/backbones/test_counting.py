@@ -66,8 +66,7 @@ def test_activations_are_what_the_backward_formulas_read(V):
     assert Embedding(GRID, P).activation_bytes(V) == 4 * patches
     assert Attending(GRID, P).activation_bytes(V) == 4 * kept
     assert Embedding(GRID, P).activation_bytes(V, bytes_per=2) == 2 * patches
-    weights = Attending(GRID, P).activation_bytes(V, fused=False) - 4 * kept
-    assert weights >= 4 * 2 * V**2 - 4 * 2 * (x + V)  # of two heads, and no sums of them
+    assert Attending(GRID, P).activation_bytes(V, fused=False) >= 4 * 2 * V**2  # of two heads
 
 
 @pytest.mark.parametrize(("classes", "augment"), [(0, False), (3, True)])
@@ -113,7 +112,8 @@ def test_counting_leaves_no_trace():
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         kept = network.activation_bytes(11)
     with torch.device("meta"):
-        assert DiT(GRID, P, width=24, depth=1, heads=2).activation_bytes(11) == kept
+        other = DiT(GRID, P, width=24, depth=1, heads=2, dropout=0.5)
+        assert other.activation_bytes(11) == kept
         assert network.flops(11) == network.flops(11, "block")
     assert torch.equal(torch.random.get_rng_state(), state)
     assert network.training

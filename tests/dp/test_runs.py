@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from tests.training.runs import metrics, weights
-from underpaint import api, config, model
+from underpaint import api, config, factory, model
 from underpaint.cli import main
 from underpaint.dp import scope, step
+from underpaint.dp import stage as private
 from underpaint.errors import UserError
-from underpaint.training import cost, loop, stages, train
+from underpaint.training import cost, stages, train
 from underpaint.training.checkpointing import read_progress
 
 pytest.importorskip("opacus")
@@ -109,7 +110,7 @@ def test_a_run_says_what_it_spent_and_nothing_of_its_images(finished: Path) -> N
 def test_a_run_resumed_at_a_checkpoint_has_spent_what_one_that_was_not(
     private_run: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, counted = loop.private_step, []
+    real, counted = private.private_step, []
 
     def until(steps: int) -> None:
         def step(*arguments: object) -> None:
@@ -118,7 +119,7 @@ def test_a_run_resumed_at_a_checkpoint_has_spent_what_one_that_was_not(
             counted.append(arguments)
             real(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(loop, "private_step", step)
+        monkeypatch.setattr(private, "private_step", step)
 
     out = tmp_path / "run"
     until(5)  # two steps after the checkpoint at 3, and a sixth that was begun
@@ -154,7 +155,7 @@ def test_going_back_to_an_earlier_checkpoint_buys_nothing(
     first = "000000000000"
     (out / "checkpoints" / "LATEST").write_text(first + "\n")
     before = weights(out)
-    monkeypatch.setattr(loop, "private_step", None)  # is not called
+    monkeypatch.setattr(private, "private_step", None)  # is not called
     train(None, out, resume=True, quiet=True)
     assert lines(out) == STEPS
     progress = read_progress(model.find(out))
@@ -177,14 +178,14 @@ def test_going_back_to_an_earlier_checkpoint_buys_nothing(
 def test_killed_between_two_checkpoints(
     private_run: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real = tmp_path / "run", loop.private_step
+    out, real = tmp_path / "run", private.private_step
 
     def killed(*arguments: object) -> None:
         real(*arguments)  # type: ignore[arg-type]
         if lines(out) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(loop, "private_step", killed)
+    monkeypatch.setattr(private, "private_step", killed)
     process = multiprocessing.get_context("fork").Process(
         target=train, args=(private_run, out), kwargs={"quiet": True}
     )
@@ -319,29 +320,29 @@ def test_weights_of_which_nobody_knows_get_a_note(
     private_run: config.Run, finished: Path, tmp_path: Path
 ) -> None:
     exported = shutil.copytree(model.find(finished), tmp_path / "exported")
-    plans = stages.plans(private_run, lambda _: None, None)
-    (note,) = scope.check_covered(plans, str(exported), 1)
+    prepared = stages.prepare_stages(private_run, lambda _: None, None)
+    (note,) = scope.check_scope(prepared, str(exported), 1)
     assert f"cannot be compared with those that the weights of {exported}" in note
 
 
 def test_several_processes(private_run: config.Run) -> None:
-    plans = stages.plans(private_run, lambda _: None, None)
+    prepared = stages.prepare_stages(private_run, lambda _: None, None)
     with pytest.raises(UserError, match=r"stages\.whole\.dp: works with one process so far, not 2"):
-        scope.check_covered(plans, None, 2)
+        scope.check_scope(prepared, None, 2)
 
 
 def test_two_private_stages_on_the_same_images_add_up(private_run: config.Run) -> None:
     private_run.stages["again"] = private_run.stages["whole"]
-    plans = stages.plans(private_run, lambda _: None, None)
-    (note,) = scope.check_covered(plans, None, 1)
+    prepared = stages.prepare_stages(private_run, lambda _: None, None)
+    (note,) = scope.check_scope(prepared, None, 1)
     assert note.endswith("together they spend up to epsilon 16 at delta 2e-05")
 
 
 def test_batch_norm(private_run: config.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    plans = stages.plans(private_run, lambda _: None, None)
-    monkeypatch.setattr(scope, "network", lambda _: nn.Sequential(nn.BatchNorm2d(3)))
+    prepared = stages.prepare_stages(private_run, lambda _: None, None)
+    monkeypatch.setattr(factory, "unallocated_network", lambda _: nn.Sequential(nn.BatchNorm2d(3)))
     with pytest.raises(UserError, match=r"stages\.whole\.dp: network\.kind dit has batch norm"):
-        scope.check_covered(plans, None, 1)
+        scope.check_scope(prepared, None, 1)
 
 
 def test_opacus_missing(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

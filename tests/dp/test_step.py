@@ -11,12 +11,17 @@ import torch
 from scipy import stats
 
 from underpaint import config
+from underpaint.core import spaces
+from underpaint.core.masks import MaskSpec
 from underpaint.dp import step
 from underpaint.dp.step import clipped_sum, draws, gaussian, gradients, poisson
+from underpaint.sealed.format import Sealed
+from underpaint.sealed.training_set import SealedSet
 from underpaint.training import distributed, stages
 from underpaint.training.checkpointing import Progress
-from underpaint.training.stages import Plan
-from underpaint.training.train_state import Learner
+from underpaint.training.stages import PreparedStage
+from underpaint.training.train_state import TrainState
+from underpaint.training.training_set import ImageSet
 
 pytest.importorskip("opacus")
 
@@ -31,7 +36,7 @@ NETWORKS = {
     },
     "unet": {"width": 8, "depth": 1, "heads": 1, "options": {"multipliers": [1, 2]}},
 }
-Prepared = tuple[Plan, config.Run, Learner]
+Prepared = tuple[PreparedStage, config.Run, TrainState]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
     pixels = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "images.npz", images=pixels, labels=np.arange(40) % 2)
 
-    def prepare(kind: str = "uvit", **stage: object) -> Prepared:
+    def prepare(kind: str = "uvit", **settings: object) -> Prepared:
         mask = "crop" if kind == "unet" else "patch"
         dp = {"epsilon": 8, "clip": 1.0, "multiplicity": 3, "labels": ["0", "1"]}
         own = {"images": 40, "batch": 10, "mask": mask, "rate": 0.5, "flip": True, "dp": dp}
@@ -51,17 +56,17 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
             "space": {"patch": 2},
             "network": {"kind": kind, **NETWORKS[kind]},
             "noise": {"hidden_weight": 0.1 if kind == "maskdit" else 0.0},
-            "stages": {"private": {**own, **stage}},
+            "stages": {"private": {**own, **settings}},
         }
         run = config.from_dict(config.Run, recipe, "test: ")
         config.check(run)
-        (plan,) = stages.plans(run, lambda _: None, None)
-        learner = Learner(plan.spec, run.train, distributed.start("cpu"))
+        (stage,) = stages.prepare_stages(run, lambda _: None, None)
+        state = TrainState(stage.spec, run.train, distributed.start("cpu"))
         torch.manual_seed(1)
         with torch.no_grad():
-            for p in learner.backbone.parameters():
+            for p in state.backbone.parameters():
                 p.add_(0.1 * torch.randn_like(p))
-        return plan, run, learner
+        return stage, run, state
 
     return prepare
 
@@ -75,11 +80,11 @@ def flat(gradient: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([g.flatten() for g in gradient.values()])
 
 
-def taken(monkeypatch: pytest.MonkeyPatch, learner: Learner) -> list[torch.Tensor]:
+def taken(monkeypatch: pytest.MonkeyPatch, state: TrainState) -> list[torch.Tensor]:
     """The gradients with which the optimiser's next steps are made."""
     found: list[torch.Tensor] = []
-    learner.optimizer.register_step_pre_hook(
-        lambda *_: found.append(flat({n: p.grad for n, p in learner.loss.named_parameters()}))
+    state.optimizer.register_step_pre_hook(
+        lambda *_: found.append(flat({n: p.grad for n, p in state.loss.named_parameters()}))
     )
     return found
 
@@ -93,23 +98,21 @@ def test_it_is_the_mean_over_draws_one_by_one_clipped_once(
 ) -> None:
     if kind == "unet":
         pytest.importorskip("diffusers")
-    plan, run, learner = prepared(kind, **({} if kind == "unet" else {"augment": 0.3}))
-    level = plan.level(0)
-    batches = [draws(plan, run, learner, level, image, 0) for image in (3, 7, 8)]
+    stage, run, state = prepared(kind, **({} if kind == "unet" else {"augment": 0.3}))
+    level = stage.level(0)
+    batches = [draws(stage, run, state, level, image, 0) for image in (3, 7, 8)]
     means = []
     for batch in batches:
         single = []
         for k in range(3):
             one = [None if x is None else x[k : k + 1] for x in step._tensors(batch)]
-            patches, labels, t, noise, condition, *mask = one
-            grid_mask = batch.mask._replace(**dict(zip(batch.mask._fields[1:], mask, strict=True)))
-            loss = learner.loss(patches, labels, grid_mask, t, noise, condition).mean
+            patches, labels, t, noise, condition, hidden, hidden_noise, *mask = one
+            own = batch.mask._replace(**dict(zip(batch.mask._fields[1:], mask, strict=True)))
+            arguments = (patches, labels, own, t, noise, condition, hidden, hidden_noise)
+            loss = state.loss(*arguments).mean
             single.append(
                 torch.cat(
-                    [
-                        g.flatten()
-                        for g in torch.autograd.grad(loss, list(learner.loss.parameters()))
-                    ]
+                    [g.flatten() for g in torch.autograd.grad(loss, list(state.loss.parameters()))]
                 )
             )
         assert not torch.allclose(single[0], single[1], rtol=0.1)  # the draws differ
@@ -117,26 +120,27 @@ def test_it_is_the_mean_over_draws_one_by_one_clipped_once(
     norms = sorted(float(m.norm()) for m in means)
     clip = (norms[0] + norms[1]) / 2  # clips two of the three
     expected = sum(m * min(1.0, clip / float(m.norm())) for m in means)
-    found = flat(clipped_sum(gradients(learner, batches), clip))
+    found = flat(clipped_sum(gradients(state, batches), clip))
     assert float((found - expected).norm()) < 1e-4 * float(expected.norm())
 
 
 def test_its_draws_depend_on_itself_and_the_step_alone(prepared: Callable[..., Prepared]) -> None:
-    plan, run, learner = prepared()
-    level = plan.level(0)
+    stage, run, state = prepared()
+    level = stage.level(0)
 
     def noise(image: int, number: int) -> torch.Tensor:
-        return draws(plan, run, learner, level, image, number).noise
+        return draws(stage, run, state, level, image, number).noise
 
     assert torch.equal(noise(5, 0), noise(5, 0))
     assert not torch.equal(noise(5, 0), noise(5, 1))
     assert not torch.equal(noise(5, 0), noise(6, 0))
     # without image 3 the others are numbered anew, and still draw the same
-    pixels = np.roll(plan.dataset.pixel_digests, 1, axis=0)
-    moved = dataclasses.replace(
-        plan, dataset=dataclasses.replace(plan.dataset, pixel_digests=pixels)
-    )
-    there = draws(moved, run, learner, level, 6, 0).noise
+    images = stage.training_set
+    assert isinstance(images, ImageSet)
+    pixels = np.roll(images.dataset.pixel_digests, 1, axis=0)
+    other = dataclasses.replace(images.dataset, pixel_digests=pixels)
+    moved = dataclasses.replace(stage, training_set=dataclasses.replace(images, dataset=other))
+    there = draws(moved, run, state, level, 6, 0).noise
     assert torch.equal(there, noise(5, 0))
 
 
@@ -211,52 +215,52 @@ def within(noise: torch.Tensor, deviation: float) -> bool:
 def test_a_step_that_meets_no_image_is_noise_of_the_stated_size(
     prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, run, learner = prepared()
-    assert plan.guarantee is not None
-    empty = dataclasses.replace(plan.guarantee, sampling_rate=0.0, clip=0.25)
-    plan = dataclasses.replace(plan, guarantee=empty)
-    found, progress = taken(monkeypatch, learner), Progress()
+    stage, run, state = prepared()
+    assert stage.guarantee is not None
+    empty = dataclasses.replace(stage.guarantee, sampling_rate=0.0, clip=0.25)
+    stage = dataclasses.replace(stage, guarantee=empty)
+    found, progress = taken(monkeypatch, state), Progress()
     for _ in range(2):
-        step.private_step(plan, run, learner, progress, seeded(progress.images))
+        step.private_step(stage, run, state, progress, seeded(progress.images))
     deviation = empty.noise_multiplier * 0.25 / 10
     assert within(torch.cat(found), deviation)
     assert not torch.equal(found[0], found[1])
     assert progress.images == 20
     assert progress.privacy["private"]["spent_steps"] == 2
-    assert learner.ema.steps == 2
+    assert state.ema.steps == 2
 
 
 def test_a_step_is_the_clipped_sum_and_the_noise_over_the_expected_batch(
     prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, run, learner = prepared()
+    stage, run, state = prepared()
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, microbatch=4))
-    own = plan.guarantee
+    own = stage.guarantee
     assert own is not None
-    chosen = poisson(plan.order.ids, own.sampling_rate, seeded(3))
-    assert len(chosen) not in (0, plan.stage.batch)  # divided by the expected size all the same
-    one = [draws(plan, run, learner, plan.level(0), i, 0) for i in chosen]
-    signal = flat(clipped_sum(gradients(learner, one), own.clip))
-    found = taken(monkeypatch, learner)
-    step.private_step(plan, run, learner, Progress(), seeded(3))
-    noise = found[0] * plan.stage.batch - signal
+    chosen = poisson(stage.order.ids, own.sampling_rate, seeded(3))
+    assert len(chosen) not in (0, stage.batch)  # divided by the expected size all the same
+    one = [draws(stage, run, state, stage.level(0), i, 0) for i in chosen]
+    signal = flat(clipped_sum(gradients(state, one), own.clip))
+    found = taken(monkeypatch, state)
+    step.private_step(stage, run, state, Progress(), seeded(3))
+    noise = found[0] * stage.batch - signal
     assert within(noise, own.noise_multiplier * own.clip)
     # and along the signal it is the signal: a single normal number beside it
     length = float(signal.norm())
-    along = float(found[0] @ signal) * plan.stage.batch / length
+    along = float(found[0] @ signal) * stage.batch / length
     assert abs(along - length) < 4 * own.noise_multiplier < length
 
 
 def test_the_seed_decides_neither_noise_nor_batch(prepared: Callable[..., Prepared]) -> None:
-    plan, run, learner = prepared()
-    start, _ = learner.weights()
+    stage, run, state = prepared()
+    start, _ = state.weights()
     start = {name: tensor.clone() for name, tensor in start.items()}
 
     def after(*source: step.Random) -> torch.Tensor:
-        learner.load(start, start, 0)
-        learner.optimizer.state.clear()
-        step.private_step(plan, run, learner, Progress(), *source)
-        return flat(dict(learner.backbone.named_parameters())).detach().clone()
+        state.load(start, start, 0)
+        state.optimizer.state.clear()
+        step.private_step(stage, run, state, Progress(), *source)
+        return flat(dict(state.backbone.named_parameters())).detach().clone()
 
     assert torch.equal(after(seeded()), after(seeded()))
     assert not torch.equal(after(), after())  # the operating system's
@@ -266,7 +270,7 @@ def test_the_seed_decides_neither_noise_nor_batch(prepared: Callable[..., Prepar
 def test_an_image_that_breaks_the_network_does_not_stop_the_stage(
     prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, run, learner = prepared()
+    stage, run, state = prepared()
     real = step.draws
 
     def broken(*arguments: object) -> object:
@@ -274,11 +278,11 @@ def test_an_image_that_breaks_the_network_does_not_stop_the_stage(
         return batch._replace(noise=batch.noise * float("nan"))
 
     monkeypatch.setattr(step, "draws", broken)
-    found, progress = taken(monkeypatch, learner), Progress()
+    found, progress = taken(monkeypatch, state), Progress()
     for _ in range(4):  # more than what an ordinary stage would bear
-        step.private_step(plan, run, learner, progress, seeded(progress.images))
-    assert plan.guarantee is not None
-    assert within(torch.cat(found), plan.guarantee.noise_multiplier / 10)
+        step.private_step(stage, run, state, progress, seeded(progress.images))
+    assert stage.guarantee is not None
+    assert within(torch.cat(found), stage.guarantee.noise_multiplier / 10)
     assert (progress.skipped, progress.skipped_in_row) == (0, 0)
 
 
@@ -294,11 +298,11 @@ def test_gradients_are_in_float32_whatever_the_precision(
 def test_many_images_are_met_in_parts_that_fit(
     prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, run, learner = prepared()
-    level = plan.level(0)
-    assert step._at_once(learner, run, plan, level) == plan.stage.batch
+    stage, run, state = prepared()
+    level = stage.level(0)
+    assert step._at_once(state, run, stage, level) == stage.batch
     monkeypatch.setattr(step, "MEMORY", 1)
-    assert step._at_once(learner, run, plan, level) == 1
+    assert step._at_once(state, run, stage, level) == 1
     whole = after_step(prepared, monkeypatch, 1)
     monkeypatch.undo()
     assert torch.allclose(whole, after_step(prepared, monkeypatch, 2**30), atol=1e-5)
@@ -308,21 +312,25 @@ def after_step(
     prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> torch.Tensor:
     monkeypatch.setattr(step, "MEMORY", memory)
-    plan, run, learner = prepared()
-    found = taken(monkeypatch, learner)
-    step.private_step(plan, run, learner, Progress(), seeded())
+    stage, run, state = prepared()
+    found = taken(monkeypatch, state)
+    step.private_step(stage, run, state, Progress(), seeded())
     return found[0]
 
 
 def test_sealed_images_are_known_by_their_patches(tmp_path: Path) -> None:
     patches = np.random.default_rng(0).integers(0, 256, (3, 2, 9), dtype=np.uint8)
     positions = np.tile(np.array([0, 3], np.uint16), (3, 1))
-    from underpaint.sealed.format import Sealed
-
     none = np.zeros(0, np.int64)
-    sealed = Sealed(patches, positions, {}, none, none, none, "key")
-    names = [step._content(sealed, i) for i in range(3)]
+    about = {"size": [6, 6], "channels": 1, "label_names": []}
+    sealed = Sealed(patches, positions, about, none, none, none, "key")
+
+    def content(sealed: Sealed, image: int) -> str:
+        space, spec = spaces.Pixels((6, 6), 1, 3), MaskSpec("patch", 0.5)
+        return SealedSet(sealed, space, spec, none).content(image)
+
+    names = [content(sealed, i) for i in range(3)]
     assert len(set(names)) == 3
     alone = dataclasses.replace(sealed, patches=patches[:1], positions=positions[:1])
-    assert names[0] == step._content(alone, 0)
-    assert names[0] != step._content(dataclasses.replace(sealed, positions=positions + 1), 0)
+    assert names[0] == content(alone, 0)
+    assert names[0] != content(dataclasses.replace(sealed, positions=positions + 1), 0)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from underpaint import config
 from underpaint.core import schedules, spaces
-from underpaint.core.masks import gather
+from underpaint.core.masks import MaskSpec, gather
 from underpaint.evaluation.validation import OverfitCheck, log_snr_edges
+from underpaint.training.training_set import Array
 
-FLOW = schedules.build(config.Noise())
+FLOW = schedules.build("flow", time="mixed")
 SPACE = spaces.Pixels((16, 16), 1, 4)
 TRAIN = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 1), dtype=np.uint8)
 HELD_OUT = np.random.default_rng(1).integers(0, 256, (40, 16, 16, 1), dtype=np.uint8)
@@ -23,9 +23,9 @@ SIGMAS = [math.exp(-(-6 + 1.5 * i + 0.75) / 2) for i in range(8)]  # the middles
 class Double(nn.Module):
     """A denoiser that is a function of (x, sigma [B, 1, 1], labels), on the visible patches."""
 
-    def __init__(self, function, sees="visible"):
+    def __init__(self, function):
         super().__init__()
-        self.function, self.backbone = function, SimpleNamespace(sees=sees)
+        self.function = function
         self.stride = 1
         self.calls = []
 
@@ -33,20 +33,23 @@ class Double(nn.Module):
         assert torch.is_inference_mode_enabled()
         assert not self.training
         self.calls.append((x, sigma, labels, mask))
-        seen = x if self.backbone.sees == "visible" else gather(x, mask.visible)
-        return self.function(seen, sigma[:, None, None], labels)
+        return self.function(x, sigma[:, None, None], labels)
 
 
 def zeros():
     return Double(lambda x, sigma, labels: torch.zeros_like(x))
 
 
-def identity(sees="visible"):
-    return Double(lambda x, sigma, labels: x, sees)
+def identity():
+    return Double(lambda x, sigma, labels: x)
+
+
+def array(images):
+    return Array(images, SPACE)
 
 
 def check(**options):
-    return OverfitCheck(TRAIN, HELD_OUT, SPACE, FLOW, 3, **options)
+    return OverfitCheck(array(TRAIN), array(HELD_OUT), SPACE, FLOW, 3, **options)
 
 
 def test_the_error_of_zeros_is_the_mean_square_of_the_images():
@@ -74,7 +77,7 @@ def test_gaussian_images_reach_the_closed_form():
     pixels = np.random.default_rng(2).normal(0, s, (128, 16, 16, 1))
     images = np.clip(np.round((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
     posterior = Double(lambda x, sigma, labels: x * s**2 / (s**2 + sigma**2))
-    record = OverfitCheck(images, None, SPACE, FLOW, 0).measure(posterior)
+    record = OverfitCheck(array(images), None, SPACE, FLOW, 0).measure(posterior)
     expected = [s**2 * v**2 / (s**2 + v**2) for v in SIGMAS]
     assert record["train"] == pytest.approx(expected, rel=0.05)
 
@@ -94,23 +97,24 @@ def test_a_memoriser_has_a_gap_and_a_fair_denoiser_has_none():
 
 
 def test_at_a_mask_only_visible_patches_count_and_the_noise_is_the_same():
-    both = check().run(SimpleNamespace(denoiser=identity()), config.Stage(mask="patch"), 0.75)
+    masks = MaskSpec("patch", 0.75)
+    both = check().run(SimpleNamespace(denoiser=identity()), masks)
     whole, masked = both
     assert (masked["mask"], masked["rate"]) == ("stage", 0.75)
     assert masked["held_out"] == pytest.approx(whole["held_out"], rel=0.1)
     assert masked["held_out"] != whole["held_out"]
 
-    seen, everything = identity(), identity(sees="all")
-    record = check().measure(seen, "patch", 0.75)
-    assert record == check().measure(everything, "patch", 0.75)
+    seen, everything = identity(), identity()
+    assert check().measure(seen, masks) == masked
+    assert check().measure(everything) == whole
     assert seen.calls[0][0].shape == (64, 4, 16)
     assert everything.calls[0][0].shape == (64, 16, 16)
-    for (x, *_), (all_of_x, _, _, mask) in zip(seen.calls, everything.calls, strict=True):
+    for (x, _, _, mask), (all_of_x, *_) in zip(seen.calls, everything.calls, strict=True):
         torch.testing.assert_close(gather(all_of_x, mask.visible), x, rtol=0, atol=0)
 
 
 def test_a_stage_without_mask_has_one_record():
-    records = check().run(SimpleNamespace(denoiser=zeros()), config.Stage(), 0.0)
+    records = check().run(SimpleNamespace(denoiser=zeros()), MaskSpec())
     assert [record["mask"] for record in records] == ["whole"]
 
 
@@ -118,7 +122,13 @@ def test_labels_reach_the_denoiser_image_by_image():
     labels = np.arange(40) % 3 - 1
     double = Double(lambda x, sigma, labels: torch.zeros_like(x))
     OverfitCheck(
-        TRAIN[:40], HELD_OUT, SPACE, FLOW, 0, train_labels=labels, held_out_labels=labels[::-1]
+        array(TRAIN[:40]),
+        array(HELD_OUT),
+        SPACE,
+        FLOW,
+        0,
+        train_labels=labels,
+        held_out_labels=labels[::-1],
     ).measure(double)
     given = [call[2].tolist() for call in double.calls]
     assert given[0] == labels.tolist()
@@ -131,22 +141,22 @@ def test_it_is_repeatable_and_leaves_no_trace():
             super().__init__(lambda x, sigma, labels: self.dropout(x))
             self.dropout = nn.Dropout(0.5)
 
-    double, own = Noisy().train(), check()
+    double, own, masks = Noisy().train(), check(), MaskSpec("block", 0.5)
     before = torch.get_rng_state()
-    first = own.measure(double, "block", 0.5)
+    first = own.measure(double, masks)
     assert torch.equal(torch.get_rng_state(), before)
     assert double.training
     assert double.dropout.training
     torch.manual_seed(99)
-    assert own.measure(double, "block", 0.5) == first
-    assert check().measure(double, "block", 0.5) == first
-    other = OverfitCheck(TRAIN, HELD_OUT, SPACE, FLOW, 4).measure(double, "block", 0.5)
+    assert own.measure(double, masks) == first
+    assert check().measure(double, masks) == first
+    other = OverfitCheck(array(TRAIN), array(HELD_OUT), SPACE, FLOW, 4).measure(double, masks)
     assert other["held_out"] != first["held_out"]
 
 
 def test_without_held_out_images_there_is_no_gap():
-    for held_out in (None, HELD_OUT[:0]):
-        record = OverfitCheck(TRAIN, held_out, SPACE, FLOW, 0).measure(zeros())
+    for held_out in (None, array(HELD_OUT[:0])):
+        record = OverfitCheck(array(TRAIN), held_out, SPACE, FLOW, 0).measure(zeros())
         assert record["train_mean"] > 0
         fields = ("held_out", "held_out_mean", "held_out_se", "gap", "held_out_images")
         assert all(record[field] is None for field in fields)
@@ -158,30 +168,32 @@ def test_a_run_takes_at_most_the_limit_and_keeps_to_the_split():
         train_ids=np.arange(10, 100),
         held_out_ids=np.arange(10),
         labels=np.arange(100),
-        batch=lambda ids: images[ids],
-        latents=None,
+        images=images,
+        size=(16, 16),
+        channels=1,
+        examples=lambda ids: array(images[ids]),
     )
     model = SimpleNamespace(label_names=("a",), space=SPACE, denoiser=SimpleNamespace(process=FLOW))
     own = OverfitCheck.of(dataset, model, 0, limit=30)
     (train, labels), (held_out, _) = own.sides
-    assert train.shape == (30, 16, 16, 1)
-    assert train[:, 0, 0, 0].min() >= 10
-    assert labels.tolist() == train[:, 0, 0, 0].tolist()
-    assert held_out[:, 0, 0, 0].tolist() == list(range(10))
+    assert train.images.shape == (30, 16, 16, 1)
+    assert train.images[:, 0, 0, 0].min() >= 10
+    assert labels.tolist() == train.images[:, 0, 0, 0].tolist()
+    assert held_out.images[:, 0, 0, 0].tolist() == list(range(10))
     assert labels.max() > 60  # not the first thirty, which may all have one label
 
 
 @pytest.mark.parametrize(
-    ("process", "prediction", "time"),
+    ("process", "time"),
     [
-        ("vp-linear", "eps", "uniform"),
-        ("vp-cosine", "eps", "uniform"),
-        ("flow", "flow", "uniform"),
-        ("edm", "edm", "log-normal"),
+        ("vp-linear", "uniform"),
+        ("vp-cosine", "uniform"),
+        ("flow", "uniform"),
+        ("edm", "log-normal"),
     ],
 )
-def test_every_process_reaches_all_bins(process, prediction, time):
-    built = schedules.build(config.Noise(process=process, prediction=prediction, time=time))
+def test_every_process_reaches_all_bins(process, time):
+    built = schedules.build(process, time=time)
     assert log_snr_edges(built) == [-6 + 1.5 * i for i in range(9)]
 
 

@@ -25,9 +25,12 @@ from underpaint.training.stages import Level
 TRUE = Pace((1e-4, 6e-9, 8e-12, 2e-11, 1e-9, 1e-7))  # about what two cores here do
 
 
-def of(patch: int = 4, width: int = 32, depth: int = 3, size: int = 32) -> backbones.Backbone:
+def of(
+    patch: int = 4, width: int = 32, depth: int = 3, size: int = 32, kind: str = "dit"
+) -> backbones.Backbone:
     run = config.Run(
-        space=config.Space(patch=patch), network=config.Network(width=width, depth=depth, heads=2)
+        space=config.Space(patch=patch),
+        network=config.Network(kind=kind, width=width, depth=depth, heads=2),
     )
     return candidates.counted(run, Images("x", 1, 0, (size, size), 3))
 
@@ -56,11 +59,12 @@ def plan_for(
 # --- time --------------------------------------------------------------------------------------
 
 
-def test_work_is_counted_by_the_network() -> None:
-    backbone, V, batch = of(), 16, 8
+@pytest.mark.parametrize(("kind", "more"), [("dit", 0), ("uvit", 1)])  # a token of the time
+def test_work_is_counted_by_the_network(kind: str, more: int) -> None:
+    backbone, V, batch = of(kind=kind), 16, 8
     found = pace.work(backbone, V, batch)
     assert found.linear + found.attention == 3 * batch * backbone.flops(V)
-    tokens = V + 1  # one for the time
+    tokens = V + more
     assert found.attention == 3 * batch * 3 * 4 * tokens**2 * 32  # in each of three blocks
     assert found.parameters == sum(p.numel() for p in backbone.parameters())
     assert found.tensors == len(list(backbone.parameters()))
@@ -122,11 +126,14 @@ def test_a_machine_is_measured_by_real_steps() -> None:
 
 def test_a_timed_stage_is_a_stage_of_the_recipe() -> None:
     run = config.preset("small-300")
-    plan = measure.stage_plan(run, (64, 64), 0.75, 8, "patch", classes=3)
-    assert plan.levels == (Level(0, 0.75, 0.75, 64),)
-    assert plan.spec.network.augment  # the layer that is told of augmentation is timed, too
-    assert plan.stage.augment == 0.4
-    assert len(plan.spec.label_names) == 3
+    stage = measure.timed_stage(run, (64, 64), 0.75, 8, "patch", classes=3)
+    assert stage.levels == (Level(0, 0.75, 0.75, 64),)
+    assert stage.spec.network.augment  # the layer that is told of augmentation is timed, too
+    assert stage.settings.augment == 0.4
+    assert len(stage.spec.label_names) == 3
+    seen = stage.training_set.visible(np.arange(8), 0.75, 0, torch.Generator().manual_seed(0))
+    assert seen.patches.shape == (8, 64, 48)
+    assert seen.condition is not None  # images are augmented as in training
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from underpaint import config
 from underpaint.core import schedules
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.masks import Mask, gather
@@ -23,18 +22,15 @@ def draws(count: int, seed: int) -> Tensor:
 
 
 class Known(Denoiser):
-    """A Denoiser without a network."""
+    """A Denoiser without a network; takes nothing but the visible patches."""
 
-    def __init__(self, sees: str = "visible") -> None:
+    def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.process = schedules.build(
-            config.Noise(process="edm", prediction="edm", time="log-normal")
-        )
+        self.process = schedules.build("edm", time="log-normal")
         self.stride = 1
         self.anchor = nn.Parameter(torch.zeros(1))
         self.backbone = nn.Identity()
-        self.backbone.sees, self.backbone.grid = sees, GRID  # type: ignore[assignment]
-        self.seen: list[Tensor] = []
+        self.backbone.grid = GRID  # type: ignore[assignment]
 
     def x0(self, x: Tensor, sigma: float, mask: Mask) -> Tensor:
         raise NotImplementedError
@@ -48,7 +44,8 @@ class Known(Denoiser):
     ) -> Tensor:
         mask = Mask(GRID) if mask is None else mask
         level = float(sigma if not isinstance(sigma, Tensor) else sigma.flatten()[0])
-        return self.x0(self._visible(x, mask).double(), level, mask).to(x.dtype)
+        assert x.shape[1] == (math.prod(GRID) if mask.visible is None else mask.visible.shape[1])
+        return self.x0(x.double(), level, mask).to(x.dtype)
 
     def eps(
         self,
@@ -58,14 +55,14 @@ class Known(Denoiser):
         mask: Mask | None = None,
     ) -> Tensor:
         level = float(sigma if not isinstance(sigma, Tensor) else sigma.flatten()[0])
-        return (self._visible(x, mask) - self.denoise(x, sigma, labels, mask)) / level
+        return (x - self.denoise(x, sigma, labels, mask)) / level
 
 
 class Memoriser(Known):
     """The posterior mean of the empirical distribution: D = Σ_i softmax(−‖x − x_i‖²/2σ²) x_i."""
 
-    def __init__(self, images: Tensor, sees: str = "visible") -> None:
-        super().__init__(sees)
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
         self.images = images.double()
 
     def x0(self, x: Tensor, sigma: float, mask: Mask) -> Tensor:

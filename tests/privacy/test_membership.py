@@ -16,7 +16,7 @@ from underpaint.privacy.membership import MembershipData, load, subsample
 from underpaint.sealed.format import Sealed
 from underpaint.sealed.writer import seal
 from underpaint.training import stages
-from underpaint.training.step import draw_batch
+from underpaint.training.batch import draw_batch
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,9 @@ def test_fixed_masks_are_those_of_training(fixed: Path) -> None:
     assert seen == "of each image the patches of its own fixed mask"
     assert ensemble[:2] == ("patch", 0.5)
     run = config.load(fixed / "config.yaml")
-    (plan,) = stages.plans(run, lambda _: None, None)
-    batch = draw_batch(plan, run, loaded, 0.5, 0, 30, 0)
-    ids = plan.order.at(0, 30)  # one epoch: each of the 30 members once
+    (stage,) = stages.prepare_stages(run, lambda _: None, None)
+    batch = draw_batch(stage, run, loaded, 0.5, 0, 30, 0)
+    ids = stage.order.at(0, 30)  # one epoch: each of the 30 members once
     assert sorted(ids) == own.ids.tolist()
     assert masks[0] is not None
     assert masks[0].visible is not None

@@ -17,8 +17,9 @@ import torch
 from tests.data.pictures import noise, png, write_folder
 from underpaint import config
 from underpaint.core import masks
+from underpaint.core.masks import MaskSpec
 from underpaint.core.spaces import Pixels
-from underpaint.data import digests, source
+from underpaint.data import digests, fixed_masks, source
 from underpaint.errors import UserError
 from underpaint.sealed import format as sealed
 from underpaint.sealed.writer import seal
@@ -79,9 +80,9 @@ def test_each_image_gives_its_patches_under_the_keys_mask(
     image = originals(file, images)
     assert sorted(image) == list(range(40))
     assert image.tolist() != list(range(40))  # 1 in 40! by chance
-    seeds = [sealed.mask_seed(KEY, digests.of_array(images[i])) for i in image]
+    seeds = [fixed_masks.seed_of(KEY, digests.of_array(images[i])) for i in image]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    expected = masks.draw(kind, GRID, 40, 0.75, generator=generators)
+    expected = masks.draw(MaskSpec(kind, 0.75), GRID, 40, generators)
     got, at = file.batch(np.arange(40))
     assert np.array_equal(at, expected.visible.numpy())
     assert np.array_equal(got, np.take_along_axis(patches(images)[image], at[:, :, None], 1))

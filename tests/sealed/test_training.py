@@ -13,6 +13,7 @@ from tests.training.runs import assert_same_run, metrics
 from underpaint import config
 from underpaint.cli import main
 from underpaint.core import masks
+from underpaint.core.masks import MaskSpec
 from underpaint.core.spaces import Pixels
 from underpaint.sealed import format as sealed
 from underpaint.sealed.writer import seal
@@ -81,8 +82,8 @@ def test_losses_are_those_of_the_images_bit_for_bit(
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (6, 2)])
 @pytest.mark.parametrize("kind", sealed.KINDS)
 def test_a_mask_is_restored_from_what_it_shows(kind: str, grid: tuple[int, int]) -> None:
-    mask = masks.draw(kind, grid, 9, 0.6, generator=torch.Generator().manual_seed(0))
-    restored = masks.showing(grid, mask.visible, kind)
+    mask = masks.draw(MaskSpec(kind, 0.6), grid, 9, torch.Generator().manual_seed(0))
+    restored = masks.from_visible(grid, mask.visible, kind)
     assert torch.equal(restored.hidden, mask.hidden)
     assert torch.equal(restored.visible, mask.visible)
     assert (restored.window is None) == (mask.window is None)

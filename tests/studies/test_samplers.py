@@ -45,5 +45,7 @@ def test_ways_of_sampling_call_the_network_as_often_as_is_told() -> None:
             return torch.zeros_like(x)
 
         levels = samplers.sigmas(Flow(), way.steps, way.grid)
-        samplers.sample(denoise, torch.randn(1, 4, 3), levels, way.sampler)
+        samplers.sample(
+            denoise, torch.randn(1, 4, 3), levels, samplers.Sampling(sampler=way.sampler)
+        )
         assert len(calls) == way.calls

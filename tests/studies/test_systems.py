@@ -71,4 +71,4 @@ def test_the_committed_picture_has_the_samples_of_every_system() -> None:
 def test_studies_draw_their_samples_as_when_they_began(tmp_path: Path) -> None:
     runs = [systems.recipe(f"{name}_whole", 1.0, tmp_path) for name in ("dit", "uvit", "unet")]
     runs += [batches.recipe(way, 1.0) for way in batches.WAYS.values()]
-    assert {(run.preview.sampler, run.preview.steps) for run in runs} == {("euler", 30)}
+    assert {(run.sampling.sampler, run.sampling.steps) for run in runs} == {("euler", 30)}

@@ -29,7 +29,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         original(self, dynamic=dynamic, backend=backend, fullgraph=True)
 
     monkeypatch.setattr(nn.Module, "compile", compile)
-    monkeypatch.setattr("underpaint.training.learner.check_compiler", lambda _: None)
+    monkeypatch.setattr("underpaint.training.train_state.check_compiler", lambda _: None)
     return found
 
 

@@ -12,7 +12,7 @@ def recipe(**stages: dict[str, object]) -> config.Run:
     return config.from_dict(
         config.Run,
         {
-            "network": {"width": 32, "depth": 3, "heads": 2},
+            "network": {"width": 48, "depth": 3, "heads": 2},
             "stages": stages,
             "train": {"device": "cpu"},
         },

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.training.runs import assert_same_run, metrics
 from underpaint import api, config
+from underpaint.core.masks import MaskSpec
 from underpaint.errors import UserError
 from underpaint.evaluation.early_stopping import judge
 from underpaint.model import find
@@ -32,7 +33,7 @@ class Written:
     def __init__(self, turn: int, rise: float, images: int) -> None:
         self.turn, self.rise, self.images = turn, rise, images
 
-    def run(self, model: Any, stage: config.Stage, rate: float) -> list[dict[str, Any]]:
+    def run(self, model: Any, spec: MaskSpec) -> list[dict[str, Any]]:
         self.images += 8
         seen = min(self.images, self.turn) - self.rise * max(0, self.images - self.turn)
         held_out = LEVELS + 1 - seen / 1000
@@ -205,8 +206,11 @@ def test_the_next_stage_begins_with_the_best_weights(one: config.Run, tmp_path: 
 def test_a_long_warm_up_is_waited_for() -> None:
     world = World(0, 1, torch.device("cpu"))
     found = Finding("stop", "", 8, 24, False, {})
-    plan: Any = SimpleNamespace(stage=config.Stage(batch=8, warmup=64), images=240)
-    at = {n: early.decide(found, plan, Progress(stage_images=n, images=n), world) for n in (64, 72)}
+    settings = config.Stage(batch=8, warmup=64)
+    stage: Any = SimpleNamespace(settings=settings, batch=8, images=240)
+    at = {
+        n: early.decide(found, stage, Progress(stage_images=n, images=n), world) for n in (64, 72)
+    }
     assert not at[64].ends
     assert at[72].ends
 
@@ -289,12 +293,12 @@ def test_the_other_processes_hear_the_decision(one: config.Run) -> None:
             assert values == [0.0, 0.0, 0.0]
             return [80.0, 2.0, 0.0]
 
-    plan: Any = SimpleNamespace(stage=one.stages["whole"], images=240)
+    stage: Any = SimpleNamespace(settings=one.stages["whole"], batch=8, images=240)
     at = Progress(stage_images=104, images=104)
     first = World(0, 1, torch.device("cpu"))
     found = Finding("stop", "", 80, 24, False, {})
-    heard = early.decide(None, plan, at, Other(1, 2, torch.device("cpu")))
-    assert heard == early.decide(found, plan, at, first) == early.Decision(back=80, ends=True)
+    heard = early.decide(None, stage, at, Other(1, 2, torch.device("cpu")))
+    assert heard == early.decide(found, stage, at, first) == early.Decision(back=80, ends=True)
 
 
 # --- real checks ---------------------------------------------------------------------------------

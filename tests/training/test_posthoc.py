@@ -17,8 +17,7 @@ from underpaint import config
 from underpaint.cli import main
 from underpaint.errors import UserError
 from underpaint.model import load
-from underpaint.training import loop as looping
-from underpaint.training import train
+from underpaint.training import step_rule, train
 from underpaint.training.posthoc import (
     GAMMAS,
     TRACKED,
@@ -131,20 +130,18 @@ def test_rebuilt_averages_are_those_tracked_directly(
     widths = [0.05, 0.07, 0.1, 0.15, 0.2, 0.25]
     tracked: dict[float, dict[str, torch.Tensor]] = {}
     final: dict[str, torch.Tensor] = {}
-    original = looping.step
+    original = step_rule.step
 
-    def step(plan, run, learner, progress):  # type: ignore[no-untyped-def]
-        original(plan, run, learner, progress)
-        final.update(
-            {k: p.detach().double().clone() for k, p in learner.backbone.named_parameters()}
-        )
-        t = learner.ema.steps
+    def step(stage, run, state, progress):  # type: ignore[no-untyped-def]
+        original(stage, run, state, progress)
+        final.update({k: p.detach().double().clone() for k, p in state.backbone.named_parameters()})
+        t = state.ema.steps
         for width in widths:
             beta = (1 - 1 / t) ** (exponent(width) + 1)
             old = tracked.get(width, final)
             tracked[width] = {k: beta * old[k] + (1 - beta) * final[k] for k in final}
 
-    monkeypatch.setattr(looping, "step", step)
+    monkeypatch.setattr(step_rule, "step", step)
     run = train(tracking, tmp_path / "run", quiet=True)
     errors = rebuild(run, widths)
     assert list(errors) == [str(run / "ema" / f"{width:g}") for width in widths]
@@ -166,17 +163,17 @@ def test_a_resumed_run_tracks_the_same(
     class Cut(Exception):
         pass
 
-    original = looping.step
+    original = step_rule.step
 
-    def step(plan, run, learner, progress):  # type: ignore[no-untyped-def]
+    def step(stage, run, state, progress):  # type: ignore[no-untyped-def]
         if progress.images >= 520:  # snapshots at 440, 480 and 520 are after the checkpoint's
             raise Cut
-        original(plan, run, learner, progress)
+        original(stage, run, state, progress)
 
-    monkeypatch.setattr(looping, "step", step)
+    monkeypatch.setattr(step_rule, "step", step)
     with pytest.raises(Cut):
         train(tracking, tmp_path / "cut", quiet=True)
-    monkeypatch.setattr(looping, "step", original)
+    monkeypatch.setattr(step_rule, "step", original)
     train(None, tmp_path / "cut", resume=True, quiet=True)
     assert_same_run(whole, tmp_path / "cut")
     same_files(whole, tmp_path / "cut", 21)
@@ -194,17 +191,17 @@ def same_files(a: Path, b: Path, count: int) -> None:
 def test_a_return_takes_its_snapshots_back(
     tracking: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, seen = looping.step, []
+    original, seen = step_rule.step, []
 
-    def step(plan, run, learner, progress):  # type: ignore[no-untyped-def]
+    def step(stage, run, state, progress):  # type: ignore[no-untyped-def]
         if progress.images == 300 and not seen:
             seen.append(sorted(p.name for p in (tmp_path / "run" / "snapshots").iterdir()))
             raise Diverged("made up")
         if progress.images == 200 and seen and len(seen) == 1:
             seen.append(sorted(p.name for p in (tmp_path / "run" / "snapshots").iterdir()))
-        original(plan, run, learner, progress)
+        original(stage, run, state, progress)
 
-    monkeypatch.setattr(looping, "step", step)
+    monkeypatch.setattr(step_rule, "step", step)
     tracking.stages["masked"].batch = 4  # 300 is a whole number of steps
     train(tracking, tmp_path / "run", quiet=True)
     before, after = seen

@@ -11,13 +11,12 @@ import torch
 
 from tests.training.runs import assert_same_run, metrics, weights
 from underpaint import config
-from underpaint.core.masks import gather
 from underpaint.core.spaces import from_uint8
 from underpaint.model import load
-from underpaint.training import distributed, stages, train
-from underpaint.training import loop as looping
-from underpaint.training.step import draw_batch
-from underpaint.training.train_state import Learner
+from underpaint.training import distributed, stages, step_rule, train
+from underpaint.training.batch import draw_batch
+from underpaint.training.train_state import TrainState
+from underpaint.training.training_set import ImageSet
 
 MASKDIT = {
     "kind": "maskdit",
@@ -65,17 +64,17 @@ def test_trains_resumes_and_samples(
     class Cut(Exception):
         pass
 
-    original = looping.step
+    original = step_rule.step
 
-    def step(plan, run, learner, progress):  # type: ignore[no-untyped-def]
+    def step(stage, run, state, progress):  # type: ignore[no-untyped-def]
         if progress.images >= 80:
             raise Cut
-        original(plan, run, learner, progress)
+        original(stage, run, state, progress)
 
-    monkeypatch.setattr(looping, "step", step)
+    monkeypatch.setattr(step_rule, "step", step)
     with pytest.raises(Cut):
         train(run, tmp_path / "cut", quiet=True)
-    monkeypatch.setattr(looping, "step", original)
+    monkeypatch.setattr(step_rule, "step", original)
     train(None, tmp_path / "cut", resume=True, quiet=True)
     assert_same_run(whole, tmp_path / "cut")
 
@@ -84,20 +83,20 @@ def test_learned_weights_stay_out_of_the_model(recipe: config.Run, tmp_path: Pat
     plain = weights(train(recipe, tmp_path / "plain", quiet=True))
     run = changed(recipe, SYSTEMS["learned weights"] | {"train": {"decay": "all"}})
     learned = weights(train(run, tmp_path / "learned", quiet=True))
-    beside = {"loss.levels/value", "loss.levels/exp_avg", "loss.levels/exp_avg_sq"}
-    assert learned.keys() - plain.keys() == beside | {"loss.levels/step"}
-    assert learned["loss.levels/value"].abs().max() > 0
+    beside = {"loss.uncertainty/value", "loss.uncertainty/exp_avg", "loss.uncertainty/exp_avg_sq"}
+    assert learned.keys() - plain.keys() == beside | {"loss.uncertainty/step"}
+    assert learned["loss.uncertainty/value"].abs().max() > 0
     name = "model/head.weight"
     assert not torch.equal(plain[name], learned[name])
 
 
 def test_the_logged_loss_is_that_before_learned_weights(recipe: config.Run) -> None:
     run = changed(recipe, SYSTEMS["learned weights"])
-    learner, plan = learner_and_plan(run)
-    batch = draw_batch(plan, run, learner.model, 0.5, 0, 8, attempt=0)
+    state, stage = state_and_stage(run)
+    batch = draw_batch(stage, run, state.model, 0.5, 0, 8, attempt=0)
     with torch.no_grad():
-        learner.levels.weight[0] = 0.1  # type: ignore[union-attr]  # u = 1 everywhere
-    loss = learner.loss(*batch)
+        state.uncertainty.weight[0] = 0.1  # type: ignore[union-attr]  # u = 1 everywhere
+    loss = state.loss(*batch)
     torch.testing.assert_close(loss.mean, (loss.per_image / math.e + 1).mean())
 
 
@@ -105,10 +104,10 @@ def test_augmentation_is_drawn_by_position_beside_all_else(recipe: config.Run) -
     batches = []
     for p in (0.0, 0.5, 1e-12):
         run = changed(recipe, {"stages": {"masked": {"augment": p}}})
-        learner, plan = learner_and_plan(run)
-        batches.append(draw_batch(plan, run, learner.model, 0.5, 8, 8, attempt=0))
-        assert plan.spec.network.augment == (p > 0)
-        again = draw_batch(plan, run, learner.model, 0.5, 8, 8, attempt=0)
+        state, stage = state_and_stage(run)
+        batches.append(draw_batch(stage, run, state.model, 0.5, 8, 8, attempt=0))
+        assert stage.spec.network.augment == (p > 0)
+        again = draw_batch(stage, run, state.model, 0.5, 8, 8, attempt=0)
         assert torch.equal(batches[-1].patches, again.patches)
     plain, augmented, never = batches
     assert plain.condition is None
@@ -151,9 +150,9 @@ def test_samples_are_asked_for_without_augmentation(recipe: config.Run, tmp_path
     assert np.array_equal(model.sample(2, steps=2), before)
 
 
-def learner_and_plan(run: config.Run) -> tuple[Learner, stages.Plan]:
-    plan = stages.plans(run, lambda _: None, None)[0]
-    return Learner(plan.spec, run.train, distributed.start("cpu")), plan
+def state_and_stage(run: config.Run) -> tuple[TrainState, stages.PreparedStage]:
+    stage = stages.prepare_stages(run, lambda _: None, None)[0]
+    return TrainState(stage.spec, run.train, distributed.start("cpu")), stage
 
 
 def test_a_fixed_mask_is_that_of_its_image_for_ever(recipe: config.Run) -> None:
@@ -162,12 +161,12 @@ def test_a_fixed_mask_is_that_of_its_image_for_ever(recipe: config.Run) -> None:
         run = changed(recipe, SYSTEMS["fixed"])
         run.train = dataclasses.replace(run.train, seed=seed)
         run.stages = {order: run.stages["masked"]}
-        learner, plan = learner_and_plan(run)
+        state, stage = state_and_stage(run)
         for position in range(0, 180, 8):
-            ids = plan.order.at(position, 8)
-            mask = draw_batch(plan, run, learner.model, 0.5, position, 8, attempt=seed)[2]
+            ids = stage.order.at(position, 8)
+            mask = draw_batch(stage, run, state.model, 0.5, position, 8, attempt=seed)[2]
             for i, visible in zip(ids, mask.visible.tolist(), strict=True):  # type: ignore[union-attr]
-                shown.setdefault(plan.dataset.pixel_sha256[i], set()).add(tuple(visible))
+                shown.setdefault(stage.training_set.content(i), set()).add(tuple(visible))
     assert len(shown) > 30
     assert all(len(masks) == 1 for masks in shown.values())
     assert len(set.union(*shown.values())) > 30  # each image has its own
@@ -175,23 +174,25 @@ def test_a_fixed_mask_is_that_of_its_image_for_ever(recipe: config.Run) -> None:
 
 def test_salient_masks_prefer_the_bright_half_with_more_contrast(recipe: config.Run) -> None:
     run = changed(recipe, SYSTEMS["salient"])
-    learner, plan = learner_and_plan(run)
-    patches, _, mask, *_ = draw_batch(plan, run, learner.model, 0.75, 0, 48, attempt=0)
-    variance = patches.var(dim=2)
-    assert gather(variance, mask.visible).mean() > variance.mean()
+    state, stage = state_and_stage(run)
+    patches, _, mask, *_ = draw_batch(stage, run, state.model, 0.75, 0, 48, attempt=0)
+    assert isinstance(stage.training_set, ImageSet)
+    images = stage.training_set.dataset.batch(stage.order.at(0, 48))
+    of_all = stage.space.encode(from_uint8(images)).var(dim=2)  # whether mirrored or not
+    assert patches.var(dim=2).mean() > of_all.mean()
     assert mask.weights is not None
     assert mask.weights.shape == (48, 4)
-    assert patches.shape == plan.space.encode(from_uint8(plan.dataset.batch(np.arange(48)))).shape
+    assert patches.shape == (48, 4, stage.space.patch_dim)
 
 
 def test_the_hidden_loss_is_added_by_its_weight(recipe: config.Run) -> None:
     losses = {}
     for weight in (0.0, 0.1, 0.2):
         run = changed(recipe, SYSTEMS["maskdit"] | {"noise": EDM | {"hidden_weight": weight}})
-        learner, plan = learner_and_plan(run)
-        batch = draw_batch(plan, run, learner.model, 0.5, 0, 8, attempt=0)
+        state, stage = state_and_stage(run)
+        batch = draw_batch(stage, run, state.model, 0.5, 0, 8, attempt=0)
         torch.manual_seed(0)
-        losses[weight] = learner.loss(*batch)
+        losses[weight] = state.loss(*batch)
     without, one, two = losses.values()
     assert torch.equal(without.x0_mse, two.x0_mse)
     added = one.per_image - without.per_image

@@ -40,8 +40,8 @@ __all__ = [
     "check_features",
     "check_hidden",
     "interpolate_positions",
+    "is_augment_embedding",
     "is_label_table",
-    "is_told",
     "kinds",
     "position_ids",
     "register",
@@ -57,9 +57,9 @@ class Backbone(nn.Module):
     Every parameter gets a gradient (perhaps zero) from any batch: masked or whole, all labels real
     or all null.
 
-    A kind whose constructor names `augment` has, where that is true, one more layer, `told`
-    (`layers.told`): it takes the keyword `condition` [B, D] of `core/augmentation.py`, and None is
-    the zero vector.
+    A kind whose constructor names `augment` has, where that is true, one more layer,
+    `augment_embedding` (`layers.augment_embedding`): it takes the keyword `condition` [B, D] of
+    `core/augmentation.py`, and None is the zero vector.
     """
 
     predicts_hidden: ClassVar[bool] = False  # whether a decoder predicts the hidden patches as well
@@ -121,8 +121,8 @@ class Backbone(nn.Module):
     ) -> int:
         """Bytes an image that training keeps from the forward for the backward pass.
 
-        Without dropout, in float32 (`bytes_per` 4) or under bf16 autocast (2), which leaves some of
-        it in float32. Not `fused`: with the weights of all pairs of tokens in attention.
+        In float32 (`bytes_per` 4) or under bf16 autocast (2), which leaves some of it in float32.
+        Not `fused`: with the weights of all pairs of tokens in attention.
         """
         kind = self._kind(visible, mask)
         return counting.activation_bytes(*self._built, visible, kind, bytes_per < 4, fused)
@@ -297,9 +297,9 @@ def interpolate_positions(
     return {name: _resampled(name, x, old_grid, new_grid) for name, x in state.items()}
 
 
-def is_told(name: str) -> bool:
+def is_augment_embedding(name: str) -> bool:
     """Whether the weight `name` tells the network of augmentation: zero before it is trained."""
-    return name.split(".")[-2:] == ["told", "weight"]
+    return name.split(".")[-2:] == ["augment_embedding", "weight"]
 
 
 def is_label_table(name: str) -> bool:

@@ -1,8 +1,8 @@
 """What a network costs an image, counted on tensors that have shapes but no memory.
 
     FLOPs         of a forward pass, 2 a multiply-add of linear layers, convolutions and attention
-    activations   bytes that the forward pass keeps for the backward pass: what a second image adds
-                  to those of one, so that tables and copies of weights do not count
+    activations   bytes that the forward pass keeps for the backward pass: what one image more adds,
+                  so that tables and copies of weights do not count
 
 The network is built anew from its constructor's arguments and sees zeros in the shapes that a mask
 leaves. Everything depends on shapes alone, so an answer is kept for the life of the process.
@@ -46,7 +46,7 @@ def flops(kind: Callable[..., nn.Module], arguments: Arguments, visible: int, ma
     """FLOPs of a forward pass of `kind(**arguments)` on `visible` patches under this mask."""
     counter = FlopCounterMode(display=False, custom_mapping={_FUSED: _attention})
     with _without_memory(), torch.no_grad():
-        network = kind(**dict(arguments)).eval()  # without dropout's masks
+        network = kind(**dict(arguments))
         inputs = _inputs(network, visible, mask, 1)
         with counter:
             network(*inputs)
@@ -68,9 +68,10 @@ def activation_bytes(
     """
     backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fused else [SDPBackend.MATH]
     with _without_memory(half), sdpa_kernel(backends):
-        network = kind(**dict(arguments)).eval()
-        one, two = (_kept(network, _inputs(network, visible, mask, batch)) for batch in (1, 2))
-    return two - one
+        network = kind(**dict(arguments))  # as it trains: with dropout's masks
+        # from two on: some copies of a batch are views where it has one image
+        two, three = (_kept(network, _inputs(network, visible, mask, batch)) for batch in (2, 3))
+    return three - two
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

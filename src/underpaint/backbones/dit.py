@@ -21,7 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from underpaint.backbones.base import Backbone, Prediction, position_ids, register
-from underpaint.backbones.layers import MLP, Attention, SinCosPositions, sinusoid, tell, told
+from underpaint.backbones.layers import (
+    MLP,
+    Attention,
+    SinCosPositions,
+    add_augmentation,
+    augment_embedding,
+    sinusoid,
+)
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 
@@ -97,7 +104,7 @@ class DiT(Backbone):
         self.head = nn.Linear(width, patch_dim)
         initialise(self)
         nn.init.zeros_(self.head.weight)
-        self.told = told(width) if augment else None
+        self.augment_embedding = augment_embedding(width) if augment else None
 
     def forward(
         self,
@@ -127,7 +134,9 @@ class DiT(Backbone):
     def _condition(
         self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None = None
     ) -> Tensor:
-        c = tell(self.told, self.time(sinusoid(c_noise, FREQUENCIES, shift=1)), condition)
+        c = add_augmentation(
+            self.augment_embedding, self.time(sinusoid(c_noise, FREQUENCIES, shift=1)), condition
+        )
         if self.labels is None:
             return c
         if labels is None:

@@ -25,9 +25,9 @@ __all__ = [
     "MLP",
     "Attention",
     "SinCosPositions",
+    "add_augmentation",
+    "augment_embedding",
     "sinusoid",
-    "tell",
-    "told",
 ]
 
 
@@ -125,7 +125,7 @@ class MLP(nn.Module):
         return self.fall(self.gelu(self.rise(x)))
 
 
-def told(width: int) -> nn.Linear:
+def augment_embedding(width: int) -> nn.Linear:
     """From what an image's augmentation was to the time's embedding; it starts at zero.
 
     Without a bias: a condition of zero adds nothing, whatever was learned.
@@ -135,7 +135,9 @@ def told(width: int) -> nn.Linear:
     return layer
 
 
-def tell(layer: nn.Linear | None, embedding: Tensor, condition: Tensor | None) -> Tensor:
+def add_augmentation(
+    layer: nn.Linear | None, embedding: Tensor, condition: Tensor | None
+) -> Tensor:
     """The time's embedding [B, width], with the `condition` [B, D] or its None added."""
     if layer is None:
         if condition is not None:

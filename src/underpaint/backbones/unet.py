@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from underpaint.backbones.base import Backbone, Prediction, position_ids, register
-from underpaint.backbones.layers import tell, told
+from underpaint.backbones.layers import add_augmentation, augment_embedding
 from underpaint.core.masks import Mask, crop_sides, gather
 from underpaint.errors import UserError
 
@@ -73,7 +73,7 @@ class UNet(Backbone):
         self.labels = nn.Embedding(classes + 1, 4 * width) if classes else None  # the last is null
         self.unet = _unet(self.settings)
         self._initialise()
-        self.told = told(4 * width) if augment else None
+        self.augment_embedding = augment_embedding(4 * width) if augment else None
 
     def forward(
         self,
@@ -117,7 +117,7 @@ class UNet(Backbone):
             raise ValueError("a network with classes needs labels; -1 is the null label")
         else:
             rows = self.labels(torch.where(labels < 0, self.classes, labels))
-        rows = tell(self.told, rows, condition)
+        rows = add_augmentation(self.augment_embedding, rows, condition)
         return None if self.settings["class_embed_type"] is None else rows
 
     def _scattered(self, visible: Tensor, ids: Tensor) -> Tensor:

@@ -21,7 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from underpaint.backbones.base import Backbone, Prediction, position_ids, register
-from underpaint.backbones.layers import MLP, Attention, sinusoid, tell, told
+from underpaint.backbones.layers import (
+    MLP,
+    Attention,
+    add_augmentation,
+    augment_embedding,
+    sinusoid,
+)
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 
@@ -82,7 +88,7 @@ class UViT(Backbone):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, patch_dim)
         self.apply(_initialise)
-        self.told = told(width) if augment else None
+        self.augment_embedding = augment_embedding(width) if augment else None
 
     def forward(
         self,
@@ -112,7 +118,7 @@ class UViT(Backbone):
         """The tokens in front of the patches [B, 1 or 2, width]."""
         zero = torch.zeros_like(c_noise, dtype=torch.long)
         time = sinusoid(c_noise, self.width) + self.time_position(zero)
-        tokens = [tell(self.told, time, condition)]
+        tokens = [add_augmentation(self.augment_embedding, time, condition)]
         if self.labels is not None:
             if labels is None:
                 raise ValueError("a network with classes needs labels; -1 is the null label")

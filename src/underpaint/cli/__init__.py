@@ -27,7 +27,7 @@ VERBS = {  # verb: (module of this package, one line)
     "finetune": ("train", "the whole-image stages of a recipe alone, from other weights"),
     "sample": ("sample", "draw images from a trained model"),
     "evaluate": ("evaluate", "score samples against training and held-out images"),
-    "compare": ("compare", "say whether an arm pays: compute to the baseline's score"),
+    "compare": ("compare", "compare the compute needed to reach the baseline's score"),
     "audit": ("audit", "attack a trained model: what does it reveal about its training images?"),
     "ema": ("ema", "rebuild averages of the weights of any width, after training"),
     "report": ("report", "write the page that tells what happened in a run"),
@@ -70,9 +70,9 @@ def _dispatch(argv: list[str]) -> None:
     elif first not in VERBS:
         raise UserError(f"'{first}' is not a command; {closest(first, [*VERBS])}")
     else:
-        own = parser(first)
-        args, others = own.parse_known_args(argv[1:])
-        own.refuse(others)
+        verb_parser = parser(first)
+        args, others = verb_parser.parse_known_args(argv[1:])
+        verb_parser.refuse(others)
         importlib.import_module(f"underpaint.cli.{VERBS[first][0]}").run(args, others)
 
 
@@ -80,13 +80,13 @@ def _overview() -> str:
     lines = [f"  {verb:<12}{line}" for verb, (_, line) in VERBS.items()]
     return "\n".join(
         [
-            "usage: underpaint VERB …",
+            "usage: underpaint COMMAND …",
             "",
             "Train image diffusion models in two stages: masked patches first, whole images after.",
             "",
             *lines,
             "",
-            "underpaint VERB --help tells more; underpaint --version says which one this is.",
+            "underpaint COMMAND --help says more; underpaint --version says which one this is.",
         ]
     )
 

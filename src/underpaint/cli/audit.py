@@ -16,7 +16,7 @@ __all__ = ["arguments", "run"]
 def arguments(parser: Parser, verb: str) -> None:
     """Flags."""
     add = parser.add_argument
-    add("source", metavar="RUN", help="a run, a checkpoint, an exported model or primer:NAME")
+    add("source", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
     add(
         "--attacks",
         metavar="NAMES",
@@ -139,19 +139,19 @@ def _print(result: dict[str, Any], page: object) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for i, column in enumerate(("attack", "AUC", "interval", "balanced accuracy")):
         table.add_column(column, justify="right" if i else "left")
-    for name, own in result["membership"].items():
-        found = own["auc"]
+    for name, record in result["membership"].items():
+        found = record["auc"]
         table.add_row(
             name,
             f"{found['value']:.3f}",
             f"{found['low']:.3f} to {found['high']:.3f}",
-            f"{own['balanced_accuracy']['value']:.3f}",
+            f"{record['balanced_accuracy']['value']:.3f}",
         )
     out = console()
     out.print(table)
-    for space, own in (result["copies"] or {}).get("spaces", {}).items():
-        count = own["ratios"]["second"]["third"]["count"]
-        out.print(f"copies by {space}: {count} of {own['samples']} samples")
+    for space, record in (result["copies"] or {}).get("spaces", {}).items():
+        count = record["ratios"]["second"]["third"]["count"]
+        out.print(f"copies by {space}: {count} of {record['samples']} samples")
     if result["completion"]:
         out.print(f"completion: advantage {result['completion']['advantage']:+.4f}")
     out.print(f"data set as a whole: p = {result['dataset']['p_value']:.2g}")

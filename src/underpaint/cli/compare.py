@@ -50,9 +50,9 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         out = out or (path.parent if path.stem == "study" else Path("studies") / path.stem)
         if out.exists() and not out.is_dir():
             raise UserError(f"{out}: is a file; choose another --out")
-        told = console(stderr=True, quiet=args.quiet)
+        stderr = console(stderr=True, quiet=args.quiet)
         results = runner.conduct(
-            chosen, out, workers=args.workers, overwrite=args.overwrite, say=told.print
+            chosen, out, workers=args.workers, overwrite=args.overwrite, say=stderr.print
         )
     else:
         from underpaint.compare import compare_runs

@@ -25,7 +25,8 @@ def arguments(parser: Parser, verb: str) -> None:
         "source",
         metavar="RUN|FOLDER",
         nargs="+",
-        help="a run, a checkpoint, an exported model, primer:NAME, or images as `prepare` reads",
+        help="a run, a checkpoint, an exported model, pretrained:NAME, or images as `prepare` "
+        "reads",
     )
     add(
         "--reference",
@@ -45,7 +46,7 @@ def arguments(parser: Parser, verb: str) -> None:
         help="feature space; only inception gives an FID (default: %(default)s)",
     )
     add("--weights-file", metavar="FILE", help="weights of the feature network")
-    add("--held-out", metavar="WISH", help="as in `prepare` (default: as in the run, else auto)")
+    add("--held-out", metavar="SPEC", help="as in `prepare` (default: as in the run, else auto)")
     add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels of the reference")
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
     add("--steps", type=int, help="sampling steps (default: the model's own)")
@@ -140,7 +141,7 @@ def _print(results: list[dict[str, Any]], warnings: list[str]) -> None:
         for key, name in names.items():
             table.add_row(name, *(_cell(key, result["scores"][column]) for column in columns))
         out.print(table)
-        out.print(_told(protocol))
+        out.print(_protocol_line(protocol))
         for note in result["warnings"]:
             out.print(f"note: {note}")
     for warning in warnings:
@@ -158,17 +159,19 @@ def _cell(key: str, scores: dict[str, Any]) -> str:
     return f"{value:{digits}}"
 
 
-def _told(protocol: dict[str, Any]) -> str:
+def _protocol_line(protocol: dict[str, Any]) -> str:
     """The protocol in a line."""
     parts = [
         f"{protocol['count']:,} images a side of {protocol['reference']['source']}",
         f"{protocol['extractor']} {protocol['extractor_sha256'][:8]}",
     ]
     if protocol["sampling"]:
-        own = protocol["sampling"]
+        sampling = protocol["sampling"]
         first, last = protocol["seeds"]
-        parts.append(f"{own['sampler']} {own['steps']} steps, guidance {own['guidance']:g}")
-        parts.append(own["precision"])
+        parts.append(
+            f"{sampling['sampler']} {sampling['steps']} steps, guidance {sampling['guidance']:g}"
+        )
+        parts.append(sampling["precision"])
         parts.append(f"seeds {first} to {last}")
         ema = f" {protocol['ema']:g}" if protocol["ema"] else ""
         parts.append(f"weights {protocol['weights']}{ema}")

@@ -71,9 +71,9 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     """Measure, propose, write the recipe, and print what it will take."""
     if not 0 < args.seconds < float("inf"):
         raise UserError(f"--seconds {args.seconds:g}: give a number above 0")
-    wish = config.Data(source=args.data, size=tuple(args.size or ()), channels=args.channels)
-    config.check_data(wish)
-    out = Path(args.out or _default_out(wish))
+    wanted = config.Data(source=args.data, size=tuple(args.size or ()), channels=args.channels)
+    config.check_data(wanted)
+    out = Path(args.out or _default_out(wanted))
     from underpaint import data
     from underpaint.planning.plan import propose, seconds_of, shown
 
@@ -85,17 +85,17 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
             f"a budget of {shown(budget)} is too small: measuring this machine takes "
             f"{shown(args.seconds)} of it; give at least {shown(LEAST * args.seconds)}"
         )
-    if wish.size:
-        candidates.patches_that_fit((wish.size[0], wish.size[-1]))  # refuses, before decoding
-    if sealed.is_sealed(wish.source):
+    if wanted.size:
+        candidates.patches_that_fit((wanted.size[0], wanted.size[-1]))  # refuses, before decoding
+    if sealed.is_sealed(wanted.source):
         raise UserError(
-            f"'{wish.source}' is sealed, and its masks are decided; plan with the images that it "
+            f"'{wanted.source}' is sealed, and its masks are decided; plan with the images that it "
             "was made of"
         )
     with Bar("decoding", quiet=args.quiet) as bar:
-        dataset = data.prepare(wish, progress=bar)
+        dataset = data.prepare(wanted, progress=bar)
     images = candidates.Images(
-        source=wish.source,
+        source=wanted.source,
         count=len(dataset.train_ids),
         held_out=len(dataset.held_out_ids),
         size=dataset.size,
@@ -108,13 +108,13 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         found = machine.find(args.device, half, bar)
     compiled = found.compiles if args.compile is None else args.compile
     with Bar("measuring the network, seconds", quiet=args.quiet) as bar:
-        plan = propose(images, found, budget, seconds=half, compile=compiled, tell=bar)
+        plan = propose(images, found, budget, seconds=half, compile=compiled, progress=bar)
     write.write(plan, out)
     print_json(_values(plan, out)) if args.json else _print(plan, out, args.explain)
 
 
-def _default_out(wish: config.Data) -> str:
-    parts = ["plan", name_of(wish.source), "x".join(map(str, wish.size))]
+def _default_out(wanted: config.Data) -> str:
+    parts = ["plan", name_of(wanted.source), "x".join(map(str, wanted.size))]
     return "-".join(part for part in parts if part) + ".yaml"
 
 
@@ -151,8 +151,8 @@ def _print(plan: Plan, out: Path, explain: bool) -> None:
 
     run, images, machine = plan.run, plan.images, plan.machine
     height, width = images.size
-    told = console()
-    told.print(
+    out_console = console()
+    out_console.print(
         f"{images.count:,} images of {height}×{width}×{images.channels}, "
         f"{images.classes or 'no'} labels; {plan.patches} patches of {run.space.patch}×"
         f"{run.space.patch}; {plan.parameters:,} parameters; learning rate "
@@ -175,16 +175,16 @@ def _print(plan: Plan, out: Path, explain: bool) -> None:
             f"{row.memory / 2**30:.2f} GiB",
         )
     table.add_row("grids, checks", "", "", "", "", "", shown(plan.evaluating), "")
-    told.print(table)
+    out_console.print(table)
     if machine.measured:
-        told.print(f"in all about {shown(plan.seconds)}, measured here ({machine.shown})")
+        out_console.print(f"in all about {shown(plan.seconds)}, measured here ({machine.shown})")
     else:
-        told.print(
+        out_console.print(
             f"in all about {shown(plan.seconds)} on one {machine.name}: computed, not measured "
             f"({machine.source}; the share of its peak that training reaches is assumed)"
         )
     for reason in plan.reasons:
         if explain or not reason.startswith(CHOICES):
-            told.print(f"- {reason}")
+            out_console.print(f"- {reason}")
     start = f" --from {plan.start}" if plan.start else ""
-    told.print(f"recipe   {out}\ntrain    underpaint train --config {out}{start}")
+    out_console.print(f"recipe   {out}\ntrain    underpaint train --config {out}{start}")

@@ -17,7 +17,7 @@ __all__ = ["arguments", "run", "shown"]
 
 def arguments(parser: Parser, verb: str) -> None:
     """Flags."""
-    own = config.Data()
+    defaults = config.Data()
     parser.add_argument(
         "data",
         metavar="DATA",
@@ -27,31 +27,35 @@ def arguments(parser: Parser, verb: str) -> None:
         "--size", type=int, nargs="+", metavar=("H", "W"), help="pixels; without: the images' own"
     )
     parser.add_argument(
-        "--channels", type=int, choices=(1, 3), default=own.channels, help="default: %(default)s"
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        default=defaults.channels,
+        help="default: %(default)s",
     )
     parser.add_argument(
         "--fit",
         choices=choices(config.Data, "fit"),
-        default=own.fit,
+        default=defaults.fit,
         help="how another aspect is met (default: %(default)s)",
     )
     parser.add_argument(
         "--background",
-        default=own.background,
+        default=defaults.background,
         metavar="COLOUR",
         help="behind transparent pixels and padding (default: %(default)s)",
     )
     parser.add_argument(
         "--max-bad",
         type=float,
-        default=own.max_bad,
+        default=defaults.max_bad,
         metavar="SHARE",
         help="share of unreadable files that is skipped (default: %(default)s)",
     )
     parser.add_argument(
         "--held-out",
-        default=own.held_out,
-        metavar="WISH",
+        default=defaults.held_out,
+        metavar="SPEC",
         help="images kept for judging: auto, a number, none, or DATA (default: %(default)s)",
     )
     parser.add_argument(
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     """Prepare and print what was found."""
     from underpaint import data
 
-    wish = config.Data(
+    wanted = config.Data(
         source=args.data,
         size=tuple(args.size or ()),
         channels=args.channels,
@@ -76,9 +80,9 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         max_bad=args.max_bad,
         held_out=args.held_out,
     )
-    config.check_data(wish)
+    config.check_data(wanted)
     with Bar("decoding", quiet=args.quiet) as bar:
-        dataset = data.prepare(wish, progress=bar)
+        dataset = data.prepare(wanted, progress=bar)
     if args.latents:
         dataset = _latents(dataset, args)
     if args.json:

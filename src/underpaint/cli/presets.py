@@ -7,7 +7,7 @@ import argparse
 from underpaint import config
 from underpaint.cli.parser import Parser, print_json
 
-__all__ = ["arguments", "run", "summaries"]
+__all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -25,18 +25,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         print_json({"name": args.name, "yaml": text}) if args.json else print(text, end="")
         return
     if args.json:
-        print_json({"presets": summaries()})
+        print_json({"presets": config.presets()})
         return
-    found = summaries()
+    found = config.presets()
     column = max(map(len, found)) + 2
     for name, line in found.items():
         print(f"{name:<{column}}{line}")
     print("\nunderpaint presets NAME > my.yaml makes one your own.")
-
-
-def summaries() -> dict[str, str]:
-    """The first line of each recipe."""
-    return {
-        name: config.preset_text(name).splitlines()[0].removeprefix("#").strip()
-        for name in config.preset_names()
-    }

@@ -24,7 +24,7 @@ MOST_COLUMNS = 10  # of labels in a grid
 def arguments(parser: Parser, verb: str) -> None:
     """Flags; what is left out is taken from the model's own `sampling` settings."""
     add = parser.add_argument
-    add("model", metavar="RUN", help="a run, a checkpoint, an exported model or primer:NAME")
+    add("model", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
     add("-n", type=int, default=64, metavar="N", help="images (default: %(default)s)")
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
     add("--steps", type=int, help="sampling steps (default: the model's own)")
@@ -170,12 +170,12 @@ def _labels(model: Model, args: argparse.Namespace) -> list[str] | None:
 
 
 def _about(model: Model, args: argparse.Namespace) -> dict[str, Any]:
-    own = model.spec.sampling
+    defaults = model.spec.sampling
     about = {"model": args.model, "weights": args.weights, "precision": model.precision}
     about["seed"] = args.seed
     for name in ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr"):
         given = getattr(args, name)
-        about[name] = getattr(own, name) if given is None else given
+        about[name] = getattr(defaults, name) if given is None else given
     return about
 
 

@@ -16,7 +16,7 @@ __all__ = ["arguments", "run"]
 
 def arguments(parser: Parser, verb: str) -> None:
     """Flags."""
-    own, add = config.Data(), parser.add_argument
+    defaults, add = config.Data(), parser.add_argument
     add("data", metavar="DATA", nargs="?", help="images, as underpaint prepare reads them")
     add("--verify", metavar="FILE", help="instead: read a sealed file and show what it holds")
     add("--out", metavar="FILE", help="the file to write, for example sealed.up")
@@ -40,29 +40,35 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--key", metavar="FILE", help="key of the masks; without: a random one, which is forgotten")
     add("--labels", action="store_true", help="keep the images' labels (names of folders)")
     add("--drop-duplicates", action="store_true", help="keep one of images that are nearly equal")
-    add("--channels", type=int, choices=(1, 3), default=own.channels, help="default: %(default)s")
+    add(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        default=defaults.channels,
+        help="default: %(default)s",
+    )
     add(
         "--fit",
         choices=choices(config.Data, "fit"),
-        default=own.fit,
+        default=defaults.fit,
         help="how another aspect is met (default: %(default)s)",
     )
     add(
         "--background",
-        default=own.background,
+        default=defaults.background,
         metavar="COLOUR",
         help="behind transparent pixels and padding (default: %(default)s)",
     )
     add(
         "--max-bad",
         type=float,
-        default=own.max_bad,
+        default=defaults.max_bad,
         metavar="SHARE",
         help="share of unreadable files that is skipped (default: %(default)s)",
     )
     add(
         "--held-out",
-        default=own.held_out,
+        default=defaults.held_out,
         metavar="SPEC",
         help="images kept for evaluation: auto, a number or none (default: %(default)s)",
     )

@@ -19,7 +19,7 @@ from underpaint.training import cost
 
 __all__ = ["arguments", "name_of", "recipe", "run"]
 
-OWN = "own"  # the preset for somebody's own images
+DEFAULT = "default"  # the preset for somebody's own images
 ASSUMED = (64, 64)  # pixels, where the dry run of a named preset is told of no size
 
 
@@ -34,7 +34,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--channels", type=int, choices=(1, 3), help="colour or grey (data.channels)")
     add(
         "--held-out",
-        metavar="WISH",
+        metavar="SPEC",
         help="images for judging: auto, a number, none, or another source (data.held_out)",
     )
     add(
@@ -43,15 +43,15 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="SHARE",
         help="set aside a random share as non-members for `audit`, as 0.5 (data.audit_split)",
     )
-    add("--preset", metavar="NAME", help=f"recipe of the package (default: {OWN})")
+    add("--preset", metavar="NAME", help=f"recipe of the package (default: {DEFAULT})")
     add("--config", metavar="FILE", help="recipe in YAML; with --preset: on top of it")
     add("--out", metavar="RUN", help="folder of the run (default: runs/ and the name of DATA)")
     add(
         "--from",
         dest="start",
         metavar="RUN",
-        help="begin with the weights of a run, a checkpoint or primer:NAME; without --preset and "
-        "--config their network is taken, too",
+        help="begin with the weights of a run, a checkpoint or pretrained:NAME; without --preset "
+        "and --config their network is taken, too",
     )
     add("--minutes", type=float, metavar="M", help="length of all stages together, in proportion")
     add(
@@ -76,7 +76,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--dry-run", action="store_true", help="say what it would cost; train nothing")
     add_output(parser)
-    parser.settings = config.flag_names(config.preset(OWN))
+    parser.settings = config.flag_names(config.preset(DEFAULT))
     parser.epilog = as_help(width())
 
 
@@ -114,9 +114,9 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
     if args.config:
         chosen = config.load(args.config, base)
     else:
-        chosen = base or config.preset(OWN)
+        chosen = base or config.preset(DEFAULT)
     if args.verb == "finetune" and not args.start and not args.dry_run:
-        raise UserError("finetune needs --from RUN, a checkpoint or primer:NAME; or use train")
+        raise UserError("finetune needs --from RUN, a checkpoint or pretrained:NAME; or use train")
     if args.start and not (args.preset or args.config):
         from underpaint.training import adopt
 
@@ -139,19 +139,13 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
     chosen = config.from_dict(config.Run, flags, "--", chosen)
     chosen = config.apply_flags(chosen, others)
     if args.verb != "train":
-        chosen = _half(chosen, masked=args.verb == "pretrain")
+        from underpaint.api import only_stages
+
+        chosen = only_stages(chosen, masked=args.verb == "pretrain")
     if args.minutes is not None:
         chosen = _within(chosen, args.minutes)
     config.check(chosen)
     return chosen
-
-
-def _half(run: config.Run, *, masked: bool) -> config.Run:
-    stages = {k: stage for k, stage in run.stages.items() if (stage.mask != "none") == masked}
-    if run.stages and not stages:
-        kind, verb = ("masked", "pretrain") if masked else ("whole-image", "finetune")
-        raise UserError(f"the recipe has no {kind} stage, so there is nothing to {verb}; use train")
-    return dataclasses.replace(run, stages=stages)
 
 
 def _within(run: config.Run, minutes: float) -> config.Run:
@@ -214,12 +208,12 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     given += [args.track, args.compile or None, args.stop]
     if others or any(value is not None for value in given):
         console(stderr=True, quiet=args.quiet).print(
-            f"going on by the run's own recipe, {out}/config.yaml; other settings are not read"
+            f"resuming with the saved config, {out}/config.yaml; other settings are not read"
         )
     from underpaint import api
 
     with Bar("decoding", quiet=args.quiet) as bar:
-        folder = api.train(None, out, resume=True, preparing=bar, quiet=args.quiet)
+        folder = api.resume(out, preparing=bar, quiet=args.quiet)
     _finish(folder, args)
 
 
@@ -278,7 +272,7 @@ def _print(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    columns = ("stage", "mask", "hidden", "patches", "GFLOP/image", "cheaper", "length", "memory")
+    columns = ("stage", "mask", "hidden", "patches", "GFLOP/image", "cost", "length", "memory")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < 2 else "right")
     for stage in found["stages"]:
@@ -289,7 +283,7 @@ def _print(found: dict[str, Any]) -> None:
             f"{stage['rate']:.1%}",
             f"{stage['visible']:.4g} of {stage['patches']}",
             f"{stage['flops_per_image'] / 1e9:,.4g}",
-            f"{stage['times_cheaper']:.2f}×",
+            f"1/{stage['times_cheaper']:.3g}",
             length,
             f"{stage['memory'] / 2**30:.2f} GiB",
         )

@@ -80,8 +80,8 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
         "baseline": base,
         "runs": runs,
         "verdicts": {
-            name: dataclasses.asdict(verdict(name, own, arms[base], score=SCORE, against=base))
-            for name, own in arms.items()
+            name: dataclasses.asdict(verdict(name, scores, arms[base], score=SCORE, against=base))
+            for name, scores in arms.items()
             if name != base
         },
         "notes": notes,
@@ -90,9 +90,13 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
 
 def _seeds_in_pairs(arms: dict[str, dict[int, list[Point]]], base: str) -> None:
     """One run an arm is a pair, whatever its seeds are."""
-    for name, own in arms.items():
-        if name != base and len(own) == len(arms[base]) == 1 and not set(own) & set(arms[base]):
-            arms[name] = {next(iter(arms[base])): next(iter(own.values()))}
+    for name, scores in arms.items():
+        if (
+            name != base
+            and len(scores) == len(arms[base]) == 1
+            and not set(scores) & set(arms[base])
+        ):
+            arms[name] = {next(iter(arms[base])): next(iter(scores.values()))}
 
 
 def _read(path: Path) -> tuple[config.Run, str, str]:
@@ -105,8 +109,8 @@ def _read(path: Path) -> tuple[config.Run, str, str]:
         key = str(environment["data"][list(recipe.stages)[-1]])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: its env.json is missing or damaged") from None
-    own = final_data(recipe)
-    images = f"{key} {own.limit} {own.held_out}"
+    scores = final_data(recipe)
+    images = f"{key} {scores.limit} {scores.held_out}"
     return recipe, images, environment.get("start") or ""
 
 

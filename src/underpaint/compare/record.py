@@ -23,7 +23,17 @@ from typing import Any
 from underpaint import config
 from underpaint.errors import UserError
 
-__all__ = ["changed", "differences", "of_arms", "read", "runs_of", "same", "text", "timed_stages"]
+__all__ = [
+    "changed",
+    "differences",
+    "is_record",
+    "of_arms",
+    "read",
+    "runs_of",
+    "same",
+    "text",
+    "timed_stages",
+]
 
 PARTS = ("runs", "trials", "earlier")
 ROWS = {
@@ -43,6 +53,14 @@ def read(path: Path) -> Values:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError:
         raise UserError(f"{path}: is not valid JSON; restore it, or give another --out") from None
+
+
+def is_record(path: Path) -> bool:
+    """Whether the file is what a study wrote, wherever it was copied or checked out."""
+    try:
+        return {"underpaint", "study", "runs"} <= read(path).keys()
+    except (UserError, TypeError):
+        return False
 
 
 def runs_of(results: Values) -> dict[str, Values]:

@@ -1,7 +1,7 @@
 """Runs a study: every arm at every ladder point with every seed, then the verdicts.
 
 ```
-STUDY/.underpaint                the mark of a folder that a study began
+STUDY/.underpaint                the mark of a folder that a study began (a record is one, too)
 STUDY/tuning/ARM/learning_rate-0.002-batch-16  …   the trials, ordinary run folders
 STUDY/runs/ARM/0.25/seed-1  …    the runs that are reported
 STUDY/speeds.json                seconds an image of each arm's stages, measured alone
@@ -71,7 +71,8 @@ def conduct(
     these names are in a folder that no study began. `say` gets a line for each finished run. Raises
     UserError where the study cannot work, Interrupted after Ctrl-C.
     """
-    if not is_marked(out, "study"):
+    begun = is_marked(out, "study") or record.is_record(out / "results.json")
+    if not begun:
         check_new([out / name for name in RESULTS], overwrite)
     workers = workers or len(os.sched_getaffinity(0))
     before = record.read(out / "results.json")
@@ -83,19 +84,20 @@ def conduct(
     todo = tasks(study, out, best)  # refuses what cannot work, before anything is trained
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        mark(out, "study")
+        if not begun:
+            mark(out, "study")
     tuned: dict[str, list[dict[str, Any]]] = {}
     trial_runs: list[dict[str, Any]] = []
     if study.tuning.trials:
         trials = studies.trials(study.tuning)
         by_arm = {name: _trials(study, out, name, trials) for name in study.arms}
-        every = [task for own in by_arm.values() for task in own]
+        every = [task for of_arm in by_arm.values() for task in of_arm]
         found = _all(every, known, workers, say)
         trial_runs = [_line(task, out, found[task.folder]) for task in every]
-        for name, own in by_arm.items():
+        for name, of_arm in by_arm.items():
             tuned[name] = [
                 {**trial, "score": found[task.folder]["score"]}
-                for trial, task in zip(trials, own, strict=True)
+                for trial, task in zip(trials, of_arm, strict=True)
             ]
             best[name] = min(zip(tuned[name], trials, strict=True), key=lambda p: p[0]["score"])[1]
         todo = tasks(study, out, best)
@@ -228,7 +230,7 @@ def _task(
 
 def _same_images(study: Study) -> None:
     """Raise UserError if the arms would be judged on different images."""
-    first, own = "", b""
+    first, key_of_first = "", b""
     for name in study.arms:
         wanted = final_data(studies.recipe(study, name))
         if not wanted.source:
@@ -236,12 +238,12 @@ def _same_images(study: Study) -> None:
         dataset = data.prepare(wanted)
         half(dataset, "A", study.images)  # raises where too few are held out
         key = dataset.key.encode() + dataset.train_ids.tobytes() + dataset.held_out_ids.tobytes()
-        if own and key != own:
+        if key_of_first and key != key_of_first:
             raise UserError(
                 f"arms {first} and {name} end on different images; scores of different data cannot "
                 "be compared, so give all arms the same data and size in their last stage"
             )
-        first, own = first or name, key
+        first, key_of_first = first or name, key
 
 
 # --- running -----------------------------------------------------------------------------------
@@ -253,11 +255,11 @@ def _all(
     """Run and score every task that is not `known`; long ones first, so that no core waits."""
     found: dict[Path, dict[str, Any]] = {}
 
-    def done(task: Task, told: dict[str, Any]) -> None:
-        found[task.folder] = told
+    def done(task: Task, record: dict[str, Any]) -> None:
+        found[task.folder] = record
         say(
             f"{len(found)} of {len(todo)}: {task.arm} at {task.point:g}, seed {task.seed}: "
-            f"{task.score} {told['score']:.5g}"
+            f"{task.score} {record['score']:.5g}"
         )
 
     recorded = {task.folder: _recorded(task, known.get(task.folder)) for task in todo}
@@ -312,9 +314,9 @@ def _one(task: Task) -> dict[str, Any]:
             "--out, or remove it"
         )
     try:
-        told = json.loads(kept.read_text(encoding="utf-8"))
-        if told["protocol"] == protocol:
-            return dict(told)
+        record = json.loads(kept.read_text(encoding="utf-8"))
+        if record["protocol"] == protocol:
+            return dict(record)
     except (OSError, ValueError, KeyError):
         pass
     resumable = begun and bool(numbered(task.folder / "checkpoints"))
@@ -328,9 +330,9 @@ def _one(task: Task) -> dict[str, Any]:
         quiet=True,
     )
     score = measure(task.folder, task.score, task.half, most=task.images, extractor=task.extractor)
-    told = {"protocol": protocol, "score": score, **_spent(task.folder)}
-    replace_text(kept, json.dumps(told, indent=1) + "\n")
-    return told
+    record = {"protocol": protocol, "score": score, **_spent(task.folder)}
+    replace_text(kept, json.dumps(record, indent=1) + "\n")
+    return record
 
 
 def _spent(folder: Path) -> dict[str, float]:

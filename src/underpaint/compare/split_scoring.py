@@ -31,8 +31,8 @@ Half = Literal["A", "B"]
 def final_data(run: config.Run) -> config.Data:
     """The images of a recipe's last stage, on which it is judged."""
     stage = list(run.stages.values())[-1]
-    own = stage.data or run.data
-    return dataclasses.replace(own, size=stage.size) if stage.size else own
+    images = stage.data or run.data
+    return dataclasses.replace(images, size=stage.size) if stage.size else images
 
 
 def half(dataset: Dataset, which: Half, most: int) -> np.ndarray:

@@ -101,7 +101,7 @@ def load(path: str | Path) -> Study:
     if study.recipe.endswith((".yaml", ".yml")):
         study.recipe = str(path.parent / study.recipe)
     for arm in study.arms.values():
-        if arm.start and not arm.start.startswith("primer:"):
+        if arm.start and not arm.start.startswith("pretrained:"):
             arm.start = str(path.parent / arm.start)
     study.baseline = study.baseline or next(iter(study.arms), "")
     _check(study, path.name)
@@ -128,12 +128,12 @@ def recipe(study: Study, name: str, trial: dict[str, Any] | None = None) -> conf
     asked = arm.settings.get("stages") or {}
     for name_of, stage in run.stages.items():
         fixed = asked.get(name_of) or {}  # what makes the arm is not tuned away
-        own = {
+        changes = {
             key: chosen[key]
             for key in ("learning_rate", "batch")
             if key in chosen and key not in fixed
         }
-        run.stages[name_of] = dataclasses.replace(stage, **own)
+        run.stages[name_of] = dataclasses.replace(stage, **changes)
     unknown = [stage for stage in arm.shares if stage not in run.stages]
     if unknown:
         raise UserError(
@@ -165,9 +165,9 @@ def scaled(
         if shares.get(name, 0.0) > 0
     }
     found = cost.describe(run, size, channels, classes)
-    for told in found["stages"]:
-        name, stage = told["name"], run.stages[told["name"]]
-        an_image = told["flops_per_image"]
+    for cost_of in found["stages"]:
+        name, stage = cost_of["name"], run.stages[cost_of["name"]]
+        an_image = cost_of["flops_per_image"]
         batches = int(shares[name] * point * budget / (an_image * stage.batch) + 0.5)
         if batches < 1:
             least = an_image * stage.batch / (shares[name] * point)

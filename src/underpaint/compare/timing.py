@@ -50,8 +50,8 @@ def measured(
         found[name][stage] = seconds
     with writing(kept.parent):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        told = {"seconds_an_image": found, "stages": of}
-        replace_text(kept, json.dumps(told, indent=1) + "\n")
+        record = {"seconds_an_image": found, "stages": of}
+        replace_text(kept, json.dumps(record, indent=1) + "\n")
     return found
 
 

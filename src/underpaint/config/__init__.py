@@ -7,7 +7,7 @@ place, what was given and what was expected.
 
 from __future__ import annotations
 
-from underpaint.config.checks import check, check_data, check_labels
+from underpaint.config.cross_checks import check, check_data, check_labels
 from underpaint.config.reading import (
     apply_flags,
     flag_names,
@@ -16,6 +16,7 @@ from underpaint.config.reading import (
     preset,
     preset_names,
     preset_text,
+    presets,
     to_dict,
     to_yaml,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "preset",
     "preset_names",
     "preset_text",
+    "presets",
     "setting",
     "to_dict",
     "to_yaml",

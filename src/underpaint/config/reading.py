@@ -33,6 +33,7 @@ __all__ = [
     "preset",
     "preset_names",
     "preset_text",
+    "presets",
     "to_dict",
     "to_yaml",
 ]
@@ -164,6 +165,13 @@ def preset_names() -> list[str]:
 def preset(name: str) -> Run:
     """A recipe of the package by its name."""
     return from_dict(Run, _parse(preset_text(name), name), f"{name}.yaml: ")
+
+
+def presets() -> dict[str, str]:
+    """The recipes of the package: names, each with one line on what it is."""
+    return {
+        name: preset_text(name).splitlines()[0].removeprefix("#").strip() for name in preset_names()
+    }
 
 
 def preset_text(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ __all__ = [
     "ModelSpec",
     "Network",
     "Noise",
+    "Range",
     "Run",
     "Sampling",
     "Space",
@@ -25,11 +27,35 @@ __all__ = [
 ]
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field with its default and the sentence that `--help` and docs/recipes.md print."""
+@dataclass(frozen=True)
+class Range:
+    """The values that a setting may have, and how to ask for them."""
+
+    least: float
+    most: float = math.inf
+    wanted: str = ""  # after "give"
+    open: str = ""  # which ends are left out: "least", "most", "both"
+
+    def refusal(self, value: float) -> str:
+        """Why `value` is not in it; empty if it is. Infinity never is, nor is not-a-number."""
+        above = value > self.least if self.open in ("least", "both") else value >= self.least
+        below = value < self.most if self.open in ("most", "both") else value <= self.most
+        if above and below and not math.isinf(value):
+            return ""
+        return f"{value:g}: give {self.wanted or f'a number from {self.least:g} up'}"
+
+
+POSITIVE = Range(0, wanted="a number above 0", open="least")
+FRACTION = Range(0, 1, "a number from 0 to below 1", "most")
+HIDDEN_SHARE = Range(0, 1, "the hidden share, from 0 to below 1", "most")
+
+
+def setting(default: Any, help: str, allowed: Range | None = None) -> Any:
+    """A field with its default, the sentence that `--help` and docs/recipes.md print, its range."""
+    metadata = {"help": help, "allowed": allowed}
     if isinstance(default, dict) or dataclasses.is_dataclass(default):
-        return field(default_factory=type(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=type(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)
@@ -49,14 +75,20 @@ class Data:
         "crop", "how another aspect is met: crop the centre, pad with the background, or stretch"
     )
     background: str = setting("white", "colour behind transparent pixels and padding")
-    max_bad: float = setting(0.01, "share of unreadable files that is skipped; beyond it: error")
+    max_bad: float = setting(
+        0.01,
+        "share of unreadable files that is skipped; beyond it: error",
+        Range(0, 1, "a share from 0 to 1"),
+    )
     held_out: str = setting(
         "auto", "images kept for judging: auto (5 %), a number, none, or another data source"
     )
     audit_split: float = setting(
-        0.0, "share of the images set aside as non-members for `audit`, as 0.5; 0: those held out"
+        0.0,
+        "share of the images set aside as non-members for `audit`, as 0.5; 0: those held out",
+        Range(0, 1, "a share from 0 to below 1", "most"),
     )
-    limit: int = setting(0, "use this many training images only (chosen by hash); 0: all")
+    limit: int = setting(0, "use this many training images only (chosen by hash); 0: all", Range(0))
     only: str = setting(
         "", "file of sha256 sums, one a line: train on these images alone, whatever is held out"
     )
@@ -71,13 +103,14 @@ class Space:
         4,
         "side of a patch in pixels (wavelets: in coefficients, each 2^levels pixels wide); height "
         "and width must be divisible by it",
+        Range(1),
     )
-    levels: int = setting(1, "levels of the Haar transform (wavelets)")
+    levels: int = setting(1, "levels of the Haar transform (wavelets)", Range(1))
     vae: str = setting(
         "", "folder of a diffusers AutoencoderKL or AutoencoderTiny, which you have (latents)"
     )
-    factor: int = setting(8, "pixels a side that one latent stands for (latents)")
-    latent_channels: int = setting(4, "channels of the autoencoder's latents (latents)")
+    factor: int = setting(8, "pixels a side that one latent stands for (latents)", Range(1))
+    latent_channels: int = setting(4, "channels of the autoencoder's latents (latents)", Range(1))
 
 
 @dataclass(kw_only=True)
@@ -86,17 +119,21 @@ class Network:
 
     kind: str = setting("dit", "dit, uvit, maskdit or unet")
     width: int = setting(128, "features of a token")
-    depth: int = setting(5, "transformer blocks (uvit: an even number has its middle block extra)")
+    depth: int = setting(
+        5, "transformer blocks (uvit: an even number has its middle block extra)", Range(1)
+    )
     heads: int = setting(4, "attention heads; width must be divisible by it")
-    mlp_ratio: float = setting(4.0, "hidden width of the MLP over the token width")
-    dropout: float = setting(0.0, "dropout probability")
+    mlp_ratio: float = setting(4.0, "hidden width of the MLP over the token width", POSITIVE)
+    dropout: float = setting(0.0, "dropout probability", FRACTION)
     qk_norm: bool = setting(
         False, "bring the attention's queries and keys to length one a number (uvit, dit, maskdit)"
     )
     augment: bool = setting(False, "be told of augmentation; on where a stage's augment is above 0")
     labels: bool = setting(True, "learn the labels of the data, if it has any")
     label_drop: float = setting(
-        0.1, "probability that a training label is replaced by the null label (for guidance)"
+        0.1,
+        "probability that a training label is replaced by the null label (for guidance)",
+        Range(0, 1, "a number from 0 to 1"),
     )
     options: dict[str, Any] = setting({}, "settings that only this kind of network has")
 
@@ -128,12 +165,14 @@ class Noise:
     weighting: Literal["output", "x0", "min-snr"] = setting(
         "output", "squared error of the network's output, of x0, or of x0 weighted min(SNR, gamma)"
     )
-    gamma: float = setting(5.0, "gamma of the min-snr weighting")
+    gamma: float = setting(5.0, "gamma of the min-snr weighting", POSITIVE)
     learned_weights: bool = setting(
         False, "divide the error at each noise level by its size there, learned as training goes on"
     )
     hidden_weight: float = setting(
-        0.0, "weight of MaskDiT's loss on hidden patches (its paper: 0.1); needs a decoder"
+        0.0,
+        "weight of MaskDiT's loss on hidden patches (its paper: 0.1); needs a decoder",
+        Range(0),
     )
 
 
@@ -141,11 +180,19 @@ class Noise:
 class DP:
     """Differential privacy of a stage's images (extra `dp`; docs/privacy-dp.md)."""
 
-    epsilon: float = setting(8.0, "privacy budget of the whole stage; smaller: more noise")
-    delta: float = setting(1e-5, "probability with which the budget may not hold; far below 1/n")
-    clip: float = setting(1.0, "largest norm of one image's gradient")
+    epsilon: float = setting(
+        8.0, "privacy budget of the whole stage; smaller: more noise", POSITIVE
+    )
+    delta: float = setting(
+        1e-5,
+        "probability with which the budget may not hold; far below 1/n",
+        Range(0, 1, "a probability, such as 1e-5", "both"),
+    )
+    clip: float = setting(1.0, "largest norm of one image's gradient", POSITIVE)
     multiplicity: int = setting(
-        4, "draws of time, noise, mask and augmentation that one image's gradient is the mean of"
+        4,
+        "draws of time, noise, mask and augmentation that one image's gradient is the mean of",
+        Range(1),
     )
     labels: tuple[str, ...] = setting(
         (), "the names of the labels, which you say are public; needed where only the images know"
@@ -165,14 +212,16 @@ class Stage:
         "what hides patches: none, single patches, blocks of patches, all outside a crop, or "
         "patches of little contrast first (salient)",
     )
-    rate: float = setting(0.0, "share of the patches that is hidden, below 1")
+    rate: float = setting(0.0, "share of the patches that is hidden, below 1", HIDDEN_SHARE)
     rate_end: float = setting(0.0, "share at the stage's end, where rate_schedule is not constant")
     rate_schedule: Literal["constant", "linear", "cos4"] = setting(
         "constant", "how the rate goes from rate to rate_end (at most 8 distinct levels)"
     )
-    block: int = setting(2, "side of a block in patches (mask: block)")
+    block: int = setting(2, "side of a block in patches (mask: block)", Range(1))
     temperature: float = setting(
-        1.0, "how strictly contrast decides: above 1 nearer to chance, below 1 stricter (salient)"
+        1.0,
+        "how strictly contrast decides: above 1 nearer to chance, below 1 stricter (salient)",
+        POSITIVE,
     )
     reweight: bool = setting(
         False, "weight patches by how rarely they are shown (Horvitz-Thompson; mask: salient)"
@@ -181,25 +230,31 @@ class Stage:
     fixed_key: str = setting(
         "", "key file of underpaint seal: fixed masks are then those of the sealed data"
     )
-    batch: int = setting(32, "images a step, over all devices")
-    learning_rate: float = setting(1e-3, "peak learning rate")
-    warmup: int = setting(0, "images over which the learning rate rises linearly")
+    batch: int = setting(32, "images a step, over all devices", Range(1))
+    learning_rate: float = setting(1e-3, "peak learning rate", POSITIVE)
+    warmup: int = setting(0, "images over which the learning rate rises linearly", Range(0))
     schedule: Literal["constant", "cosine", "cooldown"] = setting(
         "constant", "learning rate after the warm-up; cooldown: constant, then linear to 0"
     )
-    cooldown: float = setting(0.25, "share of the stage that the cool-down takes")
-    clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
+    cooldown: float = setting(
+        0.25,
+        "share of the stage that the cool-down takes",
+        Range(0, 1, "a share above 0, up to 1", "least"),
+    )
+    clip: float = setting(1.0, "largest gradient norm; 0: no clipping", Range(0))
     clip_percentile: float = setting(
         0.0,
         "also clip at this percentile (up to 100) of the stage's last 200 gradient norms; 0: no",
+        Range(0, 100, "a percentile from 0 to 100"),
     )
     flip: bool = setting(False, "mirror images at random")
-    shift: int = setting(0, "largest random shift in pixels (edges are repeated)")
+    shift: int = setting(0, "largest random shift in pixels (edges are repeated)", Range(0))
     keep_optimizer: bool = setting(True, "keep the optimiser's state from the stage before")
     augment: float = setting(
         0.0,
         "probability of each change (flip, quarter turn, shift, scale, brightness, contrast, "
-        "saturation) that the network is told of, so that samples do not show it",
+        "saturation); the network is given it, so that it does not leak into samples",
+        Range(0, 1, "a probability from 0 to 1"),
     )
     size: tuple[int, ...] = setting((), "pixels; empty: as data.size. Positions are interpolated")
     data: Data | None = setting(None, "other images than the run's (transfer)")
@@ -213,11 +268,11 @@ class Train:
     """How the loop runs: seed, optimiser, EMA, device, and what is written when."""
 
     seed: int = setting(0, "seed of everything random")
-    microbatch: int = setting(0, "images a forward pass and device; 0: batch / devices")
-    betas: tuple[float, float] = setting((0.9, 0.99), "AdamW's betas")
-    weight_decay: float = setting(0.01, "AdamW's weight decay")
+    microbatch: int = setting(0, "images a forward pass and device; 0: batch / devices", Range(0))
+    betas: tuple[float, float] = setting((0.9, 0.99), "AdamW's betas", FRACTION)
+    weight_decay: float = setting(0.01, "AdamW's weight decay", Range(0))
     decay: Literal["matrices", "all"] = setting("matrices", "tensors that are decayed")
-    ema: float = setting(0.999, "decay of the weights' average, a step")
+    ema: float = setting(0.999, "decay of the weights' average per step", FRACTION)
     device: str = setting("auto", "auto, cpu, cuda or mps")
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "auto: bf16 on GPUs and on CPUs with AMX"
@@ -225,28 +280,40 @@ class Train:
     compile: bool = setting(
         False, "compile the network with torch.compile; on a CPU it needs a C++ compiler"
     )
-    threads: int = setting(0, "CPU threads; 0: as torch chooses")
-    log_every: int = setting(0, "images between two lines of metrics; 0: a 400th of the run")
-    check_every: int = setting(0, "images between overfit checks; 0: an 8th of the run; -1: none")
-    check_images: int = setting(128, "images of each side (train, held-out) in an overfit check")
+    threads: int = setting(0, "CPU threads; 0: as torch chooses", Range(0))
+    log_every: int = setting(
+        0, "images between two lines of metrics; 0: a 400th of the run", Range(0)
+    )
+    check_every: int = setting(
+        0, "images between overfit checks; 0: an 8th of the run; -1: none", Range(-1)
+    )
+    check_images: int = setting(
+        128, "images of each side (train, held-out) in an overfit check", Range(1)
+    )
     check_samples: int = setting(
         0,
         "samples drawn at a check for their Fréchet distance to training and held-out images "
         "(64 of each at least) and the share of near copies; 0: none",
+        Range(0),
     )
     stop: Literal["none", "auto"] = setting(
         "none",
         "auto: end a stage where its checks (then 16 a stage) stop gaining or show copying, after "
         "its cool-down if it has one, and keep the weights of its best check",
     )
-    sample_every: int = setting(0, "images between sample grids; 0: an 8th of the run; -1: none")
-    checkpoint_every: int = setting(0, "images between two checkpoints; 0: an 8th of the run")
+    sample_every: int = setting(
+        0, "images between sample grids; 0: an 8th of the run; -1: none", Range(-1)
+    )
+    checkpoint_every: int = setting(
+        0, "images between two checkpoints; 0: an 8th of the run", Range(0)
+    )
     snapshots: int = setting(
         0,
         "images between two snapshots of the averages from which `underpaint ema` rebuilds any "
         "width, each twice as large as the weights; 0: none",
+        Range(0),
     )
-    keep: int = setting(2, "checkpoints kept, besides each stage's last")
+    keep: int = setting(2, "checkpoints kept, besides each stage's last", Range(1))
     track: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
         "none", "also send metrics to this tracker"
     )
@@ -256,21 +323,25 @@ class Train:
 class Sampling:
     """How the run draws its sample grids, and the defaults of `underpaint sample`."""
 
-    count: int = setting(32, "samples in a grid")
+    count: int = setting(32, "samples in a grid", Range(1))
     sampler: Literal["euler", "heun", "dpm++", "ancestral", "churn", "langevin", "pc"] = setting(
         "heun", "sampling method"
     )
-    steps: int = setting(20, "sampling steps")
+    steps: int = setting(20, "sampling steps", Range(1))
     grid: Literal["karras", "uniform", "log-snr"] = setting("uniform", "noise levels of the steps")
-    guidance: float = setting(1.0, "classifier-free guidance; 1: none")
+    guidance: float = setting(1.0, "classifier-free guidance; 1: none", Range(0))
     clip: Literal["none", "static", "dynamic"] = setting("static", "clipping of x0 while sampling")
-    eta: float = setting(1.0, "noise of the ancestral sampler (0: DDIM)")
-    corrections: int = setting(1, "Langevin steps at each noise level (langevin, pc)")
-    snr: float = setting(0.16, "size of a Langevin step: it adds 2·snr of the level's noise")
-    churn: float = setting(40.0, "noise that the churn sampler adds over all steps (EDM's S_churn)")
-    churn_min: float = setting(0.05, "noise level from which it adds some (churn)")
-    churn_max: float = setting(50.0, "noise level up to which it adds some (churn)")
-    churn_noise: float = setting(1.003, "scale of the added noise (churn)")
+    eta: float = setting(1.0, "noise of the ancestral sampler (0: DDIM)", Range(0))
+    corrections: int = setting(1, "Langevin steps at each noise level (langevin, pc)", Range(0))
+    snr: float = setting(
+        0.16, "size of a Langevin step: it adds 2·snr of the level's noise", POSITIVE
+    )
+    churn: float = setting(
+        40.0, "noise that the churn sampler adds over all steps (EDM's S_churn)", Range(0)
+    )
+    churn_min: float = setting(0.05, "noise level from which it adds some (churn)", Range(0))
+    churn_max: float = setting(50.0, "noise level up to which it adds some (churn)", Range(0))
+    churn_noise: float = setting(1.003, "scale of the added noise (churn)", POSITIVE)
 
 
 @dataclass(kw_only=True)
@@ -304,8 +375,8 @@ def network_of(run: Run) -> Network:
 
     All stages have the same layers, so that weights go from one to the next.
     """
-    told = run.network.augment or any(stage.augment > 0 for stage in run.stages.values())
-    return dataclasses.replace(run.network, augment=told)
+    augmented = run.network.augment or any(stage.augment > 0 for stage in run.stages.values())
+    return dataclasses.replace(run.network, augment=augmented)
 
 
 def image_size(size: tuple[int, ...]) -> tuple[int, int] | None:

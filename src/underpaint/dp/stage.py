@@ -42,9 +42,7 @@ class Private:
         """Draws in an image's gradient."""
         return self.guarantee.multiplicity
 
-    def begin(
-        self, folder: RunFolder, progress: Progress, say: Callable[[str], None]
-    ) -> PreparedStage:
+    def begin(self, folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> None:
         """The stage by the guarantee it began with; steps that were lost are spent.
 
         Whoever stopped the run may have seen something of the steps after its last checkpoint, or
@@ -70,7 +68,6 @@ class Private:
                 "privacy is spent; the stage goes on after them"
             )
         progress.privacy[name] = self.guarantee.record(begun)
-        return self.stage
 
     def step(
         self, run: config.Run, state: TrainState, progress: Progress, folder: RunFolder

@@ -118,9 +118,9 @@ def _drawn(
         ("frechet_held_out", "to held-out images", "{:.4g}"),
         ("copies", "near copies among samples", "{:.1%}"),
     ):
-        own = [r for r in records if r["kind"] == "scores" and r.get(key) is not None]
-        own = own if key == "copies" else comparable(own)
-        within = [r for r in own if first <= r["images"] <= last]
+        scored = [r for r in records if r["kind"] == "scores" and r.get(key) is not None]
+        scored = scored if key == "copies" else comparable(scored)
+        within = [r for r in scored if first <= r["images"] <= last]
         if len(within) > 1:
             evidence[key] = [within[0][key], within[-1][key]]
             one, two = (shown.format(value) for value in evidence[key])

@@ -150,7 +150,7 @@ def evaluate(
 
 def _is_model(source: str | Path) -> bool:
     """Whether `model.find` is to open it; else it is images."""
-    if str(source).startswith("primer:"):
+    if str(source).startswith("pretrained:"):
         return True
     path = Path(source)
     return (path / "config.json").is_file() or (path / "config.yaml").is_file()
@@ -175,18 +175,23 @@ def _reference(
             raise UserError(f"{source}: to score images, add --reference DATA, the real ones")
         return config.Data(source=reference, size=size, held_out=held_out or "auto")
     spec = model.read_spec(model.find(source))
-    own = _own_data(model.find(source))
-    if own is None or not own.source:
+    data_of_run = _own_data(model.find(source))
+    if data_of_run is None or not data_of_run.source:
         if reference is None:
             raise UserError(f"{source}: does not say what it was trained on; add --reference DATA")
-        own = config.Data(source="")
+        data_of_run = config.Data(source="")
     if size and config.image_size(size) != spec.size:
         given, right = (_shown(s) for s in (config.image_size(size) or (0, 0), spec.size))
         raise UserError(f"--size {given}: this model draws {right}; leave --size out")
-    own = replace(own, size=spec.size, channels=spec.channels, held_out=held_out or own.held_out)
-    if reference is not None and reference != own.source:
-        own = replace(own, source=reference, limit=0, held_out=held_out or "auto")
-    return own
+    data_of_run = replace(
+        data_of_run,
+        size=spec.size,
+        channels=spec.channels,
+        held_out=held_out or data_of_run.held_out,
+    )
+    if reference is not None and reference != data_of_run.source:
+        data_of_run = replace(data_of_run, source=reference, limit=0, held_out=held_out or "auto")
+    return data_of_run
 
 
 def _own_data(folder: Path) -> config.Data | None:
@@ -239,14 +244,14 @@ def _model(
 ) -> Judged:
     folder = model.find(source)
     digests = model.read_card(folder)["sha256"]
-    own = {name: getattr(loaded.spec.sampling, name) for name in SAMPLING}
+    data_of_run = {name: getattr(loaded.spec.sampling, name) for name in SAMPLING}
     labels, rule = _labels(loaded, real, seed)
     run = _run_of(folder)
     trained = config.load(run / "config.yaml") if run else None
     state = folder / "state.json"
     about = {
         "images": read_progress(folder).images if state.is_file() else None,
-        "sampling": {**own, **sampling, "labels": rule, "precision": loaded.precision},
+        "sampling": {**data_of_run, **sampling, "labels": rule, "precision": loaded.precision},
         "weights": weights,
         "ema": trained.train.ema if trained and weights == "ema" else None,
         "weights_sha256": digests.get(f"{weights}.safetensors", digests.get("model.safetensors")),
@@ -281,11 +286,14 @@ def _labels(
     if not names:
         return None, "none"
     if names == real.label_names:
-        own = real.labels[real.train_ids]
+        data_of_run = real.labels[real.train_ids]
 
         def drawn(start: int, count: int) -> list[int]:
             rng = np.random.default_rng([seed, start])
-            return [int(v) for v in own[rng.integers(0, len(own), feature_cache.BLOCK)[:count]]]
+            return [
+                int(v)
+                for v in data_of_run[rng.integers(0, len(data_of_run), feature_cache.BLOCK)[:count]]
+            ]
 
         return drawn, f"as frequent as in {real.key[:12]}"
     return lambda start, count: [i % len(names) for i in range(start, start + count)], "in turn"

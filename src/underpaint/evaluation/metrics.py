@@ -107,8 +107,8 @@ def mmd2(x: Tensor, y: Tensor) -> float:
     """Unbiased MMD² of x [n, D] and y [m, D]; can be slightly negative."""
     n, m = len(x), len(y)
     xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
-    own = (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1))
-    return float(own - 2 * xy.mean())
+    radii = (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1))
+    return float(radii - 2 * xy.mean())
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -140,13 +140,13 @@ def manifold(
     centre = real.mean(0)  # ‖a‖² + ‖b‖² − 2 a·b cancels least around the origin
     real, samples = real - centre, samples - centre
     radii = _radii(real, (near, dense), memory)  # [n, 2]
-    own = _radii(samples, (near,), memory)[:, 0]  # [m]
+    radii = _radii(samples, (near,), memory)[:, 0]  # [m]
     inside = torch.zeros(len(samples), dtype=torch.bool, device=real.device)
     balls = recalled = covered = 0
     for part in _parts(len(real), len(samples), memory):
         squares = _squares(real[part], samples)  # [rows, m]
         inside |= (squares <= radii[part, :1]).any(0)
-        recalled += int((squares <= own).any(1).sum())
+        recalled += int((squares <= radii).any(1).sum())
         hits = squares < radii[part, 1:]
         balls += int(hits.sum())
         covered += int(hits.any(1).sum())

@@ -104,11 +104,11 @@ def _nearest(
     """Squared distances and ids of the nearest of `a` [n, d]."""
     best = np.empty((len(a), 0))
     best_ids = np.empty((len(a), 0), np.int64)
-    own = np.square(a).sum(1, keepdims=True)
+    squared_norms = np.square(a).sum(1, keepdims=True)
     for start in range(0, len(ids), rows):
         block = ids[start : start + rows]
         b = _flat(images[block])
-        squares = own + np.square(b).sum(1) - 2 * (a @ b.T)  # [n, rows]
+        squares = squared_norms + np.square(b).sum(1) - 2 * (a @ b.T)  # [n, rows]
         # earlier blocks stand first and the sort is stable: that settles ties
         squares = np.concatenate([best, squares], 1)
         candidates = np.concatenate([best_ids, np.broadcast_to(block, (len(a), len(block)))], 1)

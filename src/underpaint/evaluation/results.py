@@ -4,7 +4,7 @@
     floor    held-out against each half of the training images: what equally many real images score
 
 All sets have the same count, for every distance falls with more images. Samples that are nearer to
-the training images than to the held-out ones, by more than the floor's halves differ, are the
+the training images than to the held-out ones, by more than the floor's parts differ, are the
 first sign of copying.
 """
 
@@ -44,8 +44,8 @@ def score(real: Tensor, samples: Tensor, *, interval: bool = True) -> dict[str, 
         found = metrics.jackknife(metrics.frechet_distance, real, samples, distance)
         result["frechet_interval"] = [max(0.0, found.low), found.high]
         if deviation is None:  # one subset, which is all there is: nothing else tells its spread
-            own = metrics.jackknife(metrics.mmd2, real, samples, kernel)
-            result["kernel_interval"] = [own.low, own.high]
+            interval_of_kernel = metrics.jackknife(metrics.mmd2, real, samples, kernel)
+            result["kernel_interval"] = [interval_of_kernel.low, interval_of_kernel.high]
     return result
 
 
@@ -63,15 +63,15 @@ def score_all(
     `found`: features of the real images, `train` (up to 2·count) and perhaps `held_out` (count);
     `stores`: where they lie, which tells their content. `notes` begin the warnings.
     """
-    halves = [found["train"][:count], found["train"][count:]]
-    result = {"train": score(halves[0], samples, interval=interval)}
+    parts = [found["train"][:count], found["train"][count:]]
+    result = {"train": score(parts[0], samples, interval=interval)}
     if "held_out" in found:
         result["held_out"] = score(found["held_out"], samples, interval=interval)
-    if len(halves[1]) == count:
-        result["floor"] = _floor(halves, found.get("held_out"), count, stores)
+    if len(parts[1]) == count:
+        result["floor"] = _floor(parts, found.get("held_out"), count, stores)
     else:
         notes.append(
-            f"no noise floor: it needs two halves of {count:,} training images, and there are "
+            f"no noise floor: it needs two parts of {count:,} training images, and there are "
             f"{len(found['train']):,}"
         )
     width = samples.shape[1]
@@ -84,7 +84,7 @@ def score_all(
 
 
 def _floor(
-    halves: list[Tensor], held: Tensor | None, count: int, stores: dict[str, Path]
+    parts: list[Tensor], held: Tensor | None, count: int, stores: dict[str, Path]
 ) -> dict[str, Any]:
     """Mean of the scores of real images; kept in the cache, for it is the same for every model."""
     names = [stores[name].name for name in sorted(stores)]
@@ -94,9 +94,9 @@ def _floor(
     except (OSError, ValueError):
         pass
     if held is None:
-        each = [score(halves[0], halves[1], interval=False)]
+        each = [score(parts[0], parts[1], interval=False)]
     else:
-        each = [score(half, held, interval=False) for half in halves]
+        each = [score(half, held, interval=False) for half in parts]
     mean: dict[str, Any] = {}
     for name in each[0]:
         values = [part[name] for part in each]

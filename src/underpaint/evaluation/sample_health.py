@@ -40,7 +40,8 @@ Gaussian of 1 pixel) beside 64 real images. Grain, and the grain from which samp
     white noise of 50      45.1    25.6      12.1      4.5        20.9
 
 Of 60 draws of 4, 8 and 32 real images none was called anything but good, in fourteen sets, two
-of them mixed; of one or two images some were. What `primer:lorelei` draws: grain 1.4, detail 31.5.
+of them mixed; of one or two images some were. What `pretrained:lorelei` draws: grain 1.4, detail
+31.5.
 Sets without fine detail (smooth gradients) cannot show that samples are blurred.
 """
 

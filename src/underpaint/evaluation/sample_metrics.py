@@ -84,8 +84,8 @@ class Drawn:
                 drawn = torch.from_numpy(self.extractor(samples[:side]))
                 record["protocol"] = f"{self.extractor.distance} of {side:,} images a side"
             if name not in self._found:
-                own = self.extractor(np.take(self.images, ids, axis=0))
-                self._found[name] = torch.from_numpy(own)
+                extracted = self.extractor(np.take(self.images, ids, axis=0))
+                self._found[name] = torch.from_numpy(extracted)
             record[f"frechet_{name}"] = float(metrics.frechet_distance(self._found[name], drawn))
         return record
 
@@ -95,8 +95,8 @@ def recorded(run: Path) -> list[dict[str, Any]]:
     found = []
     for file in sorted((run / "evaluation").glob("scores-*.json")):
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            protocol, by_side = told["protocol"], told["scores"]
+            scores = json.loads(file.read_text(encoding="utf-8"))
+            protocol, by_side = scores["protocol"], scores["scores"]
             if protocol["images"] is None or protocol["weights"] != "ema":
                 continue
             sampling = ", ".join(str(v) for v in protocol["sampling"].values())

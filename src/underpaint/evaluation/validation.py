@@ -5,7 +5,7 @@ For fixed images x0, noises n and 8 noise levels it measures the mean squared er
     error(sigma) = mean over visible patches of (D(x0 + sigma n, sigma) − x0)²,   x0 in [-1, 1]
 
 on training and on held-out images. While a network learns the distribution both fall together; from
-the moment it learns single images by heart the held-out error stays or rises while the error on
+the moment it memorizes single images the held-out error stays or rises while the error on
 training images goes on falling. Their difference is the gap.
 
 The bins are equally spaced in log-SNR = −2 ln sigma, from −6 (sigma 20: almost only noise) to 6

@@ -5,7 +5,7 @@
   where it was tried.
 - network: the largest of `NETWORKS` with at most one parameter for `VALUES` numbers of the training
   images, that sees `ENOUGH` images and `PATCHES` patches a parameter: as wide as the budget can
-  teach, and too narrow to hold the images. Fewer than `FEW` images get the primer's.
+  teach, and too narrow to hold the images. Fewer than `FEW` images get the packaged weights'.
 - prediction: the velocity, as the presets; x0, with min-SNR weights, where the network has no more
   features than a patch has numbers. On heads of 32×32 in patches of 48 numbers (8,000 images, one
   seed) the error through 48 features was 0.083 with velocity and 0.051 with x0; through 64, 0.047
@@ -18,8 +18,8 @@
   MaskDM's published one 2e-4.
 - augmentation, dropout and label drop: between those of the presets small-300, small-3000 and
   small-30000, linear in the logarithm of the number of images.
-- batch: of whole images that of `own` on a CPU, for small ones learned more at equal compute, up to
-  MaskDM's on a GPU; of masked images as many times that as in the prior's study.
+- batch: of whole images that of `default` on a CPU, for small ones learned more at equal compute,
+  up to MaskDM's on a GPU; of masked images as many times that as in the study of the evidence.
 
 These rules are ours and have not been tried against others; what they decided is told as a reason.
 """
@@ -57,9 +57,9 @@ __all__ = [
 # (width, depth, heads): the quick start's, and ours up to DiT-S, one between, and DiT-B
 NETWORKS = ((128, 5, 4), (192, 7, 6), (256, 9, 8), (384, 12, 6), (512, 12, 8), (768, 12, 12))
 SMALL = ("small-300", "small-3000", "small-30000")
-FEW = 1000  # images: below, start from a primer and keep to few epochs
-ENOUGH = 50_000  # images seen: about what `own` sees in its ten minutes on one thread
-PATCHES = 50  # seen for each parameter: our primer 20, MaskDM's published recipe 555
+FEW = 1000  # images: below, start from the packaged weights and keep to few epochs
+ENOUGH = 50_000  # images seen: about what `default` sees in its ten minutes on one thread
+PATCHES = 50  # seen for each parameter: our packaged weights 20, MaskDM's published recipe 555
 VALUES = 10  # numbers of the training images for each parameter
 LEAST_GRID = 16  # patches an image, without which there is nothing to plan
 QUICK_GRID = 64  # patches an image of the quick start; no fewer are proposed where more can be had
@@ -94,7 +94,7 @@ class Small(NamedTuple):
 def choose(
     images: Images, machine: Machine, budget: float, reasons: list[str]
 ) -> tuple[config.Run, Cell]:
-    """A recipe without lengths, and the cell of the prior that decided on its masks.
+    """A recipe without lengths, and the study that decided on its masks.
 
     Adds a sentence to `reasons` for each choice. Raises UserError where no patch divides the images
     or the smallest network does not fit in the memory.
@@ -104,17 +104,17 @@ def choose(
     cell = evidence.load().nearest(patches)
     doubt = cell.sentence()
     if cell.verdict == "pays" and cell.low is not None and cell.high is not None:
-        told: list[str] = []
-        run = _proposed(images, machine, budget, patch, cell, told)
+        more: list[str] = []
+        run = _proposed(images, machine, budget, patch, cell, more)
         times = _slowdown(run, cell, counted(run, images), machine)
         low, high = times * cell.low, times * cell.high
         doubt += f"; in time {low:.2f} to {high:.2f} on {machine.name}"
         if low * high < 1:
             likely = "" if high < 1 else ": undecided, but it is likelier to pay than not"
             reasons.append(
-                f"masked stage: for {patches} patches an image the prior says of {doubt}{likely}"
+                f"masked stage, for {patches} patches an image: in our studies {doubt}{likely}"
             )
-            reasons += told
+            reasons += more
             return run, cell
         doubt += ", where a masked step does fewer FLOPs a second"
         cell = dataclasses.replace(cell, verdict="does not pay" if low > 1 else "undecided")
@@ -122,7 +122,7 @@ def choose(
     if cell.verdict == "undecided":
         answer = "it is undecided whether masking pays"
     reasons.append(
-        f"no masked stage: for {patches} patches an image {answer}; the prior says of {doubt}"
+        f"no masked stage: for {patches} patches an image {answer}; in our studies {doubt}"
     )
     return _proposed(images, machine, budget, patch, cell, reasons), cell
 
@@ -210,7 +210,7 @@ def _patch(images: Images, machine: Machine, budget: float, reasons: list[str]) 
     height, width = images.size
     fine = [p for p in fitting if height * width >= QUICK_GRID * p * p]
     for patch in fine or fitting[:1]:
-        run = _own(NETWORKS[0], patch)
+        run = _default(NETWORKS[0], patch)
         backbone = counted(run, images)
         patches = math.prod(backbone.grid)
         batch = run.stages["whole"].batch
@@ -280,11 +280,11 @@ def _network(
         elif best is None:
             best, why = run, "the smallest"
             if images.count < FEW:
-                why = f"the primer's and quick start's, for fewer than {FEW:,} images"
+                why = f"that of the packaged weights, for fewer than {FEW:,} images"
                 break
             continue
         elif size > values / VALUES:
-            why = f"the next has a parameter for less than {VALUES} numbers of the images"
+            why = f"a larger network would overfit (over 1 parameter per {VALUES} pixel values)"
         elif seen < ENOUGH:
             why = f"the next would see {seen:,.0f} images, where {ENOUGH:,} are wanted"
         elif looked < PATCHES * size:
@@ -297,15 +297,17 @@ def _network(
             continue
         break
     assert best is not None
-    own = best.network
+    settings = best.network
     reasons.append(
-        f"network: width {own.width}, depth {own.depth}: {why} (rules of thumb, not measured)"
+        f"network: width {settings.width}, depth {settings.depth}: {why} (rules of thumb, not "
+        "measured)"
     )
     if best.noise.prediction == "x0":
         numbers = counted(best, images).patch_dim
         reasons.append(
             f"prediction x0: a patch has {numbers} numbers, too many to predict noise through the "
-            f"network's {own.width} features, but clean images need fewer; weighting min-snr, so "
+            f"network's {settings.width} features, but clean images need fewer; weighting "
+            "min-snr, so "
             "that the noisiest levels do not drown the details"
         )
     return best
@@ -324,9 +326,9 @@ def _sight(
     return images, patches
 
 
-def _own(shape: tuple[int, int, int], patch: int) -> config.Run:
-    """The preset `own` with another network and patch."""
-    run = config.preset("own")
+def _default(shape: tuple[int, int, int], patch: int) -> config.Run:
+    """The preset `default` with another network and patch."""
+    run = config.preset("default")
     width, depth, heads = shape
     run.space = dataclasses.replace(run.space, patch=patch)
     run.network = dataclasses.replace(run.network, width=width, depth=depth, heads=heads)
@@ -334,7 +336,7 @@ def _own(shape: tuple[int, int, int], patch: int) -> config.Run:
 
 
 def _recipe(images: Images, shape: tuple[int, int, int], patch: int, cell: Cell) -> config.Run:
-    run, own = _own(shape, patch), small(images.count)
+    run, settings = _default(shape, patch), small(images.count)
     run.data = dataclasses.replace(
         run.data,
         source=images.source,
@@ -342,10 +344,10 @@ def _recipe(images: Images, shape: tuple[int, int, int], patch: int, cell: Cell)
         channels=images.channels,
     )
     run.network = dataclasses.replace(
-        run.network, dropout=_rounded(own.dropout), label_drop=_rounded(own.label_drop)
+        run.network, dropout=_rounded(settings.dropout), label_drop=_rounded(settings.label_drop)
     )
-    rate = _rounded(own.learning_rate * config.Network().width / shape[0])
-    changes = {"learning_rate": rate, "augment": _rounded(own.augment), "minutes": 0.0}
+    rate = _rounded(settings.learning_rate * config.Network().width / shape[0])
+    changes = {"learning_rate": rate, "augment": _rounded(settings.augment), "minutes": 0.0}
     whole = config.from_dict(config.Stage, changes, "plan: ", run.stages["whole"])
     hiding = {"mask": cell.mask, "rate": cell.rate, "batch": cell.batch * whole.batch}
     if cell.mask == "block":
@@ -375,15 +377,15 @@ def _batches(
         name: dataclasses.replace(stage, batch=stage.batch * batch // whole.batch)
         for name, stage in run.stages.items()
     }
-    told = f"batch {batch} of whole images"
+    more = f"batch {batch} of whole images"
     if len(run.stages) > 1:
-        told = f"batch {run.stages['masked'].batch} of masked and {batch} of whole images"
+        more = f"batch {run.stages['masked'].batch} of masked and {batch} of whole images"
     reasons.append(
-        f"{told}: "
+        f"{more}: "
         + (
             f"the largest up to {LARGEST_BATCH} that leaves {STEPS:,} steps of whole images"
             if machine.gpu
-            else "of whole images as in `own`, since at equal compute small batches learned more"
+            else "of whole images as in `default`, since at equal compute small ones learned more"
         )
     )
 

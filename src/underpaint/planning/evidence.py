@@ -19,7 +19,7 @@ from typing import Any
 from underpaint.compare.verdict import Answer
 from underpaint.io import replace_text
 
-__all__ = ["Cell", "Prior", "load", "write"]
+__all__ = ["Cell", "Evidence", "load", "write"]
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Cell:
         """What was found, for a person."""
         ratio = ""
         if self.low is not None and self.high is not None:
-            ratio = f", {self.low:.2f} to {self.high:.2f} of the compute of training unmasked"
+            ratio = f", {self.low:.2f} to {self.high:.2f} of the compute"
         seeds = f"{self.seeds} seed" + ("s" if self.seeds != 1 else "")
         kind = f"mask {self.mask}" + (f" {self.block}×{self.block}" if self.block > 1 else "")
         return (
-            f"{self.patches} patches an image, {kind} at {self.rate:g}: {self.verdict}{ratio} "
+            f"at {self.patches} patches {kind} at {self.rate:g}: {self.verdict}{ratio} "
             f"({seeds}; {self.source})"
         )
 
 
 @dataclass(frozen=True)
-class Prior:
+class Evidence:
     """All cells, and where they come from."""
 
     about: str
@@ -73,17 +73,17 @@ class Prior:
         return min((cell for cell in self.cells if cell.patches == there), key=rank)
 
 
-def load() -> Prior:
+def load() -> Evidence:
     """The prior of this version of the package."""
     file = resources.files("underpaint") / "planning" / "evidence.json"
     found = json.loads(file.read_text(encoding="utf-8"))
-    return Prior(found["about"], tuple(Cell(**cell) for cell in found["cells"]))
+    return Evidence(found["about"], tuple(Cell(**cell) for cell in found["cells"]))
 
 
-def write(prior: Prior, path: Path) -> None:
+def write(evidence: Evidence, path: Path) -> None:
     """Write `prior` as the file that `load` reads; for the script of a study."""
     values: dict[str, Any] = {
-        "about": prior.about,
-        "cells": [dataclasses.asdict(cell) for cell in prior.cells],
+        "about": evidence.about,
+        "cells": [dataclasses.asdict(cell) for cell in evidence.cells],
     }
     replace_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")

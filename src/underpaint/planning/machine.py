@@ -10,7 +10,7 @@ import torch
 from underpaint import config
 from underpaint.hardware import pick_device
 from underpaint.planning import devices, measure, memory, pace
-from underpaint.planning.measure import Probe, Tell, Timed
+from underpaint.planning.measure import Probe, Report, Timed
 from underpaint.planning.pace import Pace
 
 __all__ = ["Machine", "find", "here", "is_known", "of_sheet"]
@@ -52,27 +52,27 @@ class Machine:
         return self.device is not None
 
 
-def is_known(wish: str) -> bool:
+def is_known(name: str) -> bool:
     """Whether `wish` is a GPU known by name, and not a device of this machine.
 
     Raises UserError where it is neither.
     """
-    if wish in KINDS or wish.startswith("cuda:"):
-        pick_device(wish)
+    if name in KINDS or name.startswith("cuda:"):
+        pick_device(name)
         return False
-    devices.of_name(wish)
+    devices.of_name(name)
     return True
 
 
-def find(wish: str, seconds: float, tell: Tell) -> Machine:
+def find(name: str, seconds: float, progress: Report) -> Machine:
     """The device of `--device`: known by name, or here, and then measured for about `seconds`."""
-    if is_known(wish):
-        return of_sheet(devices.of_name(wish))
-    return here(pick_device(wish), seconds, tell)
+    if is_known(name):
+        return of_sheet(devices.of_name(name))
+    return here(pick_device(name), seconds, progress)
 
 
 def here(
-    device: torch.device, seconds: float, tell: Tell, probes: tuple[Probe, ...] = ()
+    device: torch.device, seconds: float, progress: Report, probes: tuple[Probe, ...] = ()
 ) -> Machine:
     """This machine, from steps that are timed for about `seconds`."""
     if device.type == "cuda":
@@ -80,7 +80,7 @@ def here(
     warm = Probe(32, 1, 1, 32, 0.0, 1)
     measure.calibrate(device, 0.0, lambda *_: None, (warm,))  # loads what a first step loads
     base = float(memory.resident()) if device.type == "cpu" else 0.0
-    timed = measure.calibrate(device, seconds, tell, probes)
+    timed = measure.calibrate(device, seconds, progress, probes)
     return Machine(
         name=_name(device),
         device=device,

@@ -14,13 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from underpaint import config, factory
 from underpaint.core import masks
-from underpaint.core.masks import Mask, MaskSpec
-from underpaint.core.spaces import Space, from_uint8
-from underpaint.data import Order
+from underpaint.data import Dataset, Order
 from underpaint.hardware import use_bf16
 from underpaint.planning import pace
 from underpaint.planning.pace import Work
@@ -29,16 +26,16 @@ from underpaint.training.distributed import World
 from underpaint.training.stages import Level, PreparedStage, stride
 from underpaint.training.throughput import step_seconds
 from underpaint.training.train_state import TrainState
-from underpaint.training.training_set import Array, Examples, Ids, Visible
+from underpaint.training.training_set import ImageSet
 
 __all__ = [
     "RATES",
     "Probe",
-    "RandomImages",
     "Timed",
     "bytes_per",
     "calibrate",
     "fits",
+    "random_images",
     "rates",
     "recipe",
     "stepper",
@@ -49,7 +46,7 @@ __all__ = [
 RATES = (0.0, 0.5, 0.75, 0.9)
 
 Clock = Callable[[], float]  # seconds
-Tell = Callable[[int, int], None]  # called with (seconds spent, seconds in all)
+Report = Callable[[int, int], None]  # called with (seconds spent, seconds in all)
 
 
 class Probe(NamedTuple):
@@ -98,48 +95,22 @@ CUDA = (
 )
 
 
-class RandomImages:
-    """A `TrainingSet` of images of chance, which need no files."""
-
-    held_out_ids = np.arange(0)
-    label_names: tuple[str, ...] = ()
-    key = "random"
-
-    def __init__(
-        self, size: tuple[int, int], channels: int, space: Space, spec: MaskSpec, count: int = 256
-    ) -> None:
-        rng = np.random.default_rng(0)
-        self.size, self.channels, self.space, self.spec = size, channels, space, spec
-        self.images: NDArray[np.uint8] | None
-        self.images = rng.integers(0, 256, (count, *size, channels), dtype=np.uint8)
-        self.labels = np.full(count, -1, np.int64)
-        self.train_ids = np.arange(count)
-
-    def visible(self, ids: Ids, rate: float, seed: int, generator: torch.Generator) -> Visible:
-        """Patches and masks, see `TrainingSet`."""
-        x0, mask = self._patches(ids, self.spec.at(rate), generator)
-        return Visible(x0, mask)
-
-    def examples(self, ids: Ids) -> Examples:
-        """See `TrainingSet`."""
-        assert self.images is not None
-        return Array(np.take(self.images, ids, axis=0), self.space)
-
-    def content(self, image: int) -> str:
-        """The image's number."""
-        return str(image)
-
-    def identities(self, ids: Ids) -> list[tuple[bytes, bytes]]:
-        """None: there are no files."""
-        return []
-
-    def _patches(
-        self, ids: Ids, spec: MaskSpec, generator: torch.Generator
-    ) -> tuple[torch.Tensor, Mask]:
-        assert self.images is not None
-        planes = from_uint8(np.take(self.images, ids, axis=0)).to(generator.device)
-        mask = masks.draw(spec, self.space.grid, len(ids), generator, device=generator.device)
-        return masks.gather(self.space.encode(planes), mask.visible), mask
+def random_images(size: tuple[int, int], channels: int, count: int = 256) -> Dataset:
+    """Images of chance, which need no files."""
+    rng = np.random.default_rng(0)
+    digests = rng.integers(0, 256, (count, 32), dtype=np.uint8)
+    return Dataset(
+        images=rng.integers(0, 256, (count, *size, channels), dtype=np.uint8),
+        labels=np.full(count, -1, np.int64),
+        label_names=(),
+        names=[str(i) for i in range(count)],
+        train_ids=np.arange(count),
+        held_out_ids=np.arange(0),
+        key="random",
+        report={},
+        file_digests=digests,
+        pixel_digests=digests,
+    )
 
 
 def timed_stage(
@@ -160,7 +131,9 @@ def timed_stage(
     space = factory.space(spec.space, size, spec.channels)
     mask = factory.mask_spec(settings, stride(spec))
     V = masks.visible_count(mask, space.grid)
-    images = RandomImages(size, spec.channels, space, mask)
+    keep_hidden = run.noise.hidden_weight > 0
+    drawn = random_images(size, spec.channels)
+    images = ImageSet(drawn, settings, space, mask, keep_hidden=keep_hidden)
     return PreparedStage(
         index=0,
         name="timed",
@@ -175,7 +148,10 @@ def timed_stage(
 
 
 def take(
-    steps: Mapping[Hashable, Callable[[], float]], seconds: float, tell: Tell, rounds: int = 2
+    steps: Mapping[Hashable, Callable[[], float]],
+    seconds: float,
+    progress: Report,
+    rounds: int = 2,
 ) -> list[float]:
     """The least seconds of each of `steps`, which take turns for `seconds`, `rounds` at least."""
     least = dict.fromkeys(steps, float("inf"))
@@ -183,7 +159,7 @@ def take(
     while done < rounds or time.monotonic() - began < seconds:
         for name, step in steps.items():
             least[name] = min(least[name], step())
-            tell(min(int(time.monotonic() - began), int(seconds)), int(seconds))
+            progress(min(int(time.monotonic() - began), int(seconds)), int(seconds))
         done += 1
     return list(least.values())
 
@@ -191,7 +167,7 @@ def take(
 def calibrate(
     device: torch.device,
     seconds: float,
-    tell: Tell,
+    progress: Report,
     probes: Sequence[Probe] = (),
     clock: Clock = time.perf_counter,
     rounds: int = 2,
@@ -216,7 +192,7 @@ def calibrate(
         works.append(pace.work(state.model.backbone, visible, probe.batch, bytes_per))
     for step in steps.values():
         step()  # allocates
-    least = take(steps, seconds, tell, rounds)
+    least = take(steps, seconds, progress, rounds)
     return [Timed(*pair) for pair in zip(works, least, strict=True)]
 
 
@@ -227,7 +203,7 @@ def rates(
     batch: int,
     device: torch.device,
     seconds: float,
-    tell: Tell,
+    progress: Report,
 ) -> dict[int, Timed]:
     """Steps of `run`'s network at RATES, by the number of visible patches."""
     world = World(0, 1, device)
@@ -244,7 +220,7 @@ def rates(
         works[visible] = pace.work(state.model.backbone, visible, batch, bytes_per)
     for step in steps.values():
         step(), step()  # allocates and compiles
-    least = take(steps, seconds, tell)
+    least = take(steps, seconds, progress)
     return {V: Timed(works[V], t) for V, t in zip(works, least, strict=True)}
 
 

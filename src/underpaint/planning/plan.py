@@ -26,11 +26,11 @@ from underpaint.planning import measure, memory, pace
 from underpaint.planning.candidates import FEW, Images, choose, counted, small, split, visible
 from underpaint.planning.evidence import Cell
 from underpaint.planning.machine import Machine
-from underpaint.planning.measure import Tell, Timed
+from underpaint.planning.measure import Report, Timed
 
 __all__ = ["Plan", "Row", "propose", "seconds_of", "shown"]
 
-PRIMER = "primer:lorelei"
+PRETRAINED = "pretrained:lorelei"
 EVALUATIONS = 8  # of a run, as without settings: grids and overfit checks
 EVALUATING = 0.1  # share of the budget that they may take
 A_STEP = 1.0  # seconds that a timed step may take; a larger batch is scaled from a smaller one
@@ -98,7 +98,7 @@ def propose(
     *,
     seconds: float = 10.0,
     compile: bool = False,
-    tell: Tell = lambda *_: None,
+    progress: Report = lambda *_: None,
 ) -> Plan:
     """The plan for `budget` seconds of training on `machine`.
 
@@ -111,7 +111,7 @@ def propose(
     run.train = dataclasses.replace(run.train, compile=compile)
     backbone = counted(run, images)
     _microbatch(run, images, machine, backbone, reasons)
-    timed = _timed(run, images, machine, backbone, seconds, tell)
+    timed = _timed(run, images, machine, backbone, seconds, progress)
     an_image = {
         name: _image_seconds(stage, run, machine, backbone, timed)
         for name, stage in run.stages.items()
@@ -125,7 +125,7 @@ def propose(
     _lengths(run, counts, shares, an_image, evaluations.seconds, budget)
     _settle(run, evaluations)
     rows = [_row(k, stage, run, machine, backbone, an_image[k]) for k, stage in run.stages.items()]
-    start = PRIMER if images.count < FEW and _fits_primer(run, images) else None
+    start = PRETRAINED if images.count < FEW and _fits_pretrained(run, images) else None
     _remarks(images, rows, start, reasons)
     config.check(run)
     return Plan(
@@ -185,7 +185,7 @@ def _timed(
     machine: Machine,
     backbone: Backbone,
     seconds: float,
-    tell: Tell,
+    progress: Report,
 ) -> dict[int, tuple[int, Timed]]:
     """The chosen network's steps, with their batch, by visible patches; none of a data sheet."""
     if machine.device is None:
@@ -198,7 +198,9 @@ def _timed(
         batch //= 2
     train = dataclasses.replace(run.train, device=machine.device.type, microbatch=0)
     alone = dataclasses.replace(run, train=train)
-    found = measure.rates(alone, images.size, images.classes, batch, machine.device, seconds, tell)
+    found = measure.rates(
+        alone, images.size, images.classes, batch, machine.device, seconds, progress
+    )
     return {V: (batch, timed) for V, timed in found.items()}
 
 
@@ -253,8 +255,8 @@ def _epochs(counts: dict[str, float], images: Images, reasons: list[str]) -> dic
     most = dict.fromkeys(counts, float(MOST * images.count))
     source = "MaskDM's published recipe on 30,000 faces"
     if images.count < FEW:
-        own = small(images.count)
-        most = {"masked": float(own.masked_images), "whole": float(own.whole_images)}
+        settings = small(images.count)
+        most = {"masked": float(settings.masked_images), "whole": float(settings.whole_images)}
         source = "the presets for so few"
     elif sum(counts.values()) > MOST * images.count:
         most = {k: n * MOST * images.count / sum(counts.values()) for k, n in counts.items()}
@@ -341,11 +343,11 @@ def _remarks(images: Images, rows: list[Row], start: str | None, reasons: list[s
         )
 
 
-def _fits_primer(run: config.Run, images: Images) -> bool:
-    """Whether the primer's weights fit this network."""
-    spec = read_spec(find(PRIMER))
-    own, its = run.network, spec.network
-    same = all(getattr(own, k) == getattr(its, k) for k in ("kind", "width", "depth", "heads"))
+def _fits_pretrained(run: config.Run, images: Images) -> bool:
+    """Whether the packaged weights fit this network."""
+    spec = read_spec(find(PRETRAINED))
+    settings, its = run.network, spec.network
+    same = all(getattr(settings, k) == getattr(its, k) for k in ("kind", "width", "depth", "heads"))
     return same and run.space == spec.space and images.channels == spec.channels
 
 

@@ -36,7 +36,7 @@ def write(plan: Plan, path: Path) -> None:
 
 def text(plan: Plan, name: str) -> str:
     """The recipe of `plan`, which `config.load` reads back to `plan.run`; `name`: of its file."""
-    run, own = config.to_dict(plan.run), config.to_dict(config.Run())
+    run, defaults = config.to_dict(plan.run), config.to_dict(config.Run())
     comments = _comments(plan)
     lines = _head(plan, name)
     for section in SECTIONS:
@@ -47,7 +47,7 @@ def text(plan: Plan, name: str) -> str:
                 body += [_line(2, f"{name}:", comments.get(name))]
                 body += _lines(4, stage, plain, name, comments)
         else:
-            body = _lines(2, values, own[section], section, comments)
+            body = _lines(2, values, defaults[section], section, comments)
         if body:
             lines += ["", f"{section}:", *body]
     return "\n".join(lines) + "\n"

@@ -11,9 +11,9 @@ with e(x, sigma) the model's noise (`Denoiser.eps`), every error a mean over the
     sima    |e(x0/alpha, sigma)|²: x0 as it is, fed as x_t     Rao et al. 2025
     masks   the loss under many random masks: do models trained on parts betray their parts? (ours)
 
-A mask makes it an attack with parts of images: what is hidden is never read, and a network that
-insists on all patches gets zeros there. The same noises and the same masks are used for every
-image, so that a score is a function of the image and the seed alone.
+A mask makes it an attack with parts of images: what is hidden is never read. The same noises and
+the same masks are used for every image, so that a score is a function of the image and the seed
+alone.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def _start(data: MembershipData) -> str | None:
     if data.place is None or not (data.place / "env.json").is_file():
         return None
     start = json.loads((data.place / "env.json").read_text(encoding="utf-8")).get("start")
-    if start and not start.startswith("primer:") and not Path(start).exists():
+    if start and not start.startswith("pretrained:") and not Path(start).exists():
         raise UserError(
             f"--against shadow: the run began with the weights of {start}, which is not there; "
             "put it back, or use a reference model"

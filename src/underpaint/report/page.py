@@ -175,7 +175,8 @@ def _numbers(
     whole = sum(stage.whole_flops for stage in stages)
     saved = sum(stage.saved_flops for stage in stages)
     if saved:
-        found.append(("of the compute saved by masks", summary.percent(round(saved / whole, 2))))
+        share = f"1/{whole / (whole - saved):.3g}"
+        found.append(("of the compute of whole images", share))
     checks = [r for r in metrics.of_kind(records, "check") if r["mask"] == "whole"]
     if checks and checks[-1]["held_out_mean"] is not None:
         found.append(("denoising error on held-out images", f"{checks[-1]['held_out_mean']:.4f}"))

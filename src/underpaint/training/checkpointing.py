@@ -29,12 +29,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from underpaint import config
-from underpaint._version import __version__
 from underpaint.errors import UserError
 from underpaint.io import (
     MARK,
@@ -51,20 +48,17 @@ from underpaint.io import (
     replace_text,
     writing,
 )
-from underpaint.model import Found, damage_of, newest, sha256
+from underpaint.model import MODEL, Found, damage_of, newest, write_model
 
 __all__ = [
-    "MODEL",
     "Progress",
     "RunFolder",
     "read_optimizer",
     "read_progress",
     "read_snapshot",
     "snapshots",
-    "write_model",
 ]
 
-MODEL = ("config.json", "model.safetensors")  # of an exported model
 WRITTEN = (  # in checkpoints and snapshots
     *MODEL,
     *("ema.safetensors", "narrow.safetensors", "wide.safetensors", "optimizer.pt", "state.json"),
@@ -357,32 +351,12 @@ def read_snapshot(folder: Path) -> int:
         raise UserError(f"{folder}: its state.json is missing or damaged") from None
 
 
-def write_model(
-    folder: Path, spec: config.ModelSpec, weights: Mapping[str, dict[str, Tensor]]
-) -> None:
-    """Write `NAME.safetensors` for each set of weights, and `config.json`."""
-    digests = {}
-    for name, tensors in weights.items():
-        path = folder / f"{name}.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-        with safe_open(path, "pt"):  # whole: it compares the header with the length of the file
-            path.chmod(0o666 & ~umask())  # safetensors writes files that only their owner can read
-        digests[path.name] = sha256(path)
-    card = {
-        "format": 1,
-        "underpaint": __version__,
-        "model": config.to_dict(spec),
-        "sha256": digests,
-    }
-    (folder / "config.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-
-
 def read_progress(checkpoint: Path) -> Progress:
     """`state.json` of a checkpoint. Raises UserError if it is damaged."""
     try:
-        told = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        told.pop("history", None)  # of runs before the checks were judged by their records
-        return Progress(**{**told, "cooldown": tuple(told.get("cooldown", (0, 0)))})
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state.pop("history", None)  # of runs before the checks were judged by their records
+        return Progress(**{**state, "cooldown": tuple(state.get("cooldown", (0, 0)))})
     except (OSError, ValueError, TypeError):
         raise UserError(f"{checkpoint}: its state.json is missing or damaged") from None
 
@@ -396,9 +370,3 @@ def read_optimizer(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: is missing or damaged ({reason})") from None
     return dict(state)
-
-
-def umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

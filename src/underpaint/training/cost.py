@@ -84,8 +84,8 @@ def _parameters(backbone: backbones.Backbone) -> int:
 def _stage(
     run: config.Run, stage: config.Stage, size: tuple[int, int], channels: int, classes: int
 ) -> dict[str, Any]:
-    own = config.image_size(stage.size or (stage.data.size if stage.data else ()))
-    backbone = network(run, own or size, channels, classes)
+    stage_size = config.image_size(stage.size or (stage.data.size if stage.data else ()))
+    backbone = network(run, stage_size or size, channels, classes)
     grid = backbone.grid
     N = grid[0] * grid[1]
     draws = stage.dp.multiplicity if stage.dp else 1  # of each image, in a private stage

@@ -43,11 +43,11 @@ def decide(
     found: Finding | None, stage: PreparedStage, progress: Progress, world: World
 ) -> Decision:
     """The same decision in all processes, of which the first alone has `found` something."""
-    told = [0.0, 0.0, 0.0]
+    sent = [0.0, 0.0, 0.0]
     if found is not None:
-        told = [found.best or 0, ANSWERS.index(found.answer), found.worse]
-    told = world.from_first([float(value) for value in told])
-    best, answer, worse = int(told[0]), ANSWERS[int(told[1])], bool(told[2])
+        sent = [found.best or 0, ANSWERS.index(found.answer), found.worse]
+    sent = world.from_first([float(value) for value in sent])
+    best, answer, worse = int(sent[0]), ANSWERS[int(sent[1])], bool(sent[2])
     gain = best == progress.images
     settings, seen = stage.settings, progress.stage_images
     if seen >= stage.images:

@@ -126,10 +126,10 @@ def restore_optimizer(
 ) -> None:
     """Take over the state of all tensors whose shape has not changed."""
     for name, parameter in model.named_parameters():
-        own = state.get(name)
-        if own and own["exp_avg"].shape == parameter.shape:
+        moments = state.get(name)
+        if moments and moments["exp_avg"].shape == parameter.shape:
             optimizer.state[parameter] = {
                 # the step count stays where AdamW keeps it: beside the parameter when fused
                 k: v.detach().clone().to(parameter.device)
-                for k, v in own.items()
+                for k, v in moments.items()
             }

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.io import appearing, check_place, holds_only, writing
-from underpaint.model import build, read_spec, read_weights
+from underpaint.model import MODEL, build, read_spec, read_weights, write_model
 from underpaint.training import warm_start
-from underpaint.training.checkpointing import MODEL, read_snapshot, snapshots, write_model
+from underpaint.training.checkpointing import read_snapshot, snapshots
 from underpaint.training.seeding import seed_from
 
 __all__ = [
@@ -105,8 +105,8 @@ class PowerAverages:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Both averages as states of the module."""
-        own = self.module.state_dict()
-        return {name: {**own, **average} for name, average in self._averages.items()}
+        tensors_of_model = self.module.state_dict()
+        return {name: {**tensors_of_model, **average} for name, average in self._averages.items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, dict[str, Tensor]]) -> None:
@@ -195,15 +195,18 @@ def rebuild(
                     total[k] = total[k] + term if k in total else term
         if progress:
             progress(i + 1, len(found))
-    own = model.denoiser.backbone.state_dict()
+    tensors_of_model = model.denoiser.backbone.state_dict()
     errors = {}
     for width, (_, error), total in zip(widths, solved, sums, strict=True):
         target = targets[width]
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             # whole-number buffers come out whole but for rounding, since the weights sum to one
-            rounded = {k: v if own[k].is_floating_point() else v.round() for k, v in total.items()}
-            tensors = {k: v.to(own[k].dtype) for k, v in rounded.items()}
+            rounded = {
+                k: v if tensors_of_model[k].is_floating_point() else v.round()
+                for k, v in total.items()
+            }
+            tensors = {k: v.to(tensors_of_model[k].dtype) for k, v in rounded.items()}
             with appearing(target, MODEL) as temporary:
                 write_model(temporary, spec, {"model": tensors})
         errors[str(target)] = error

@@ -24,13 +24,12 @@ __all__ = ["Ordinary", "StepRule", "rule_of"]
 class StepRule(Protocol):
     """What the trainer asks of a stage's rule."""
 
+    stage: PreparedStage  # as long as it has become: an early cool-down shortens it
     public: bool  # whether losses, checks and times may be shown
     draws: int  # forward and backward passes an image in a step
 
-    def begin(
-        self, folder: RunFolder, progress: Progress, say: Callable[[str], None]
-    ) -> PreparedStage:
-        """The stage as it goes on from `progress`."""
+    def begin(self, folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> None:
+        """Bring `stage` and `progress` to where the stage goes on from."""
 
     def step(
         self, run: config.Run, state: TrainState, progress: Progress, folder: RunFolder
@@ -63,11 +62,8 @@ class Ordinary:
     def __init__(self, stage: PreparedStage) -> None:
         self.stage = stage
 
-    def begin(
-        self, folder: RunFolder, progress: Progress, say: Callable[[str], None]
-    ) -> PreparedStage:
-        """The stage as it is."""
-        return self.stage
+    def begin(self, folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> None:
+        """Nothing."""
 
     def step(
         self, run: config.Run, state: TrainState, progress: Progress, folder: RunFolder

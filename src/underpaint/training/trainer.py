@@ -57,7 +57,7 @@ def train(
 ) -> Path:
     """Train by the recipe `run` into the folder `out`, and return that folder.
 
-    `start`: where the weights come from (a run, a checkpoint, `primer:NAME`), else they are drawn.
+    `start`: weights to begin with (a run, a checkpoint, `pretrained:NAME`), else they are drawn.
     `resume`: go on with the run in `out` by its own recipe; `run` may then be None.
     `make_check`: builds what is measured on held-out images as training goes on.
     `preparing`: called with (done, total) images while data are decoded for the first time.
@@ -84,7 +84,7 @@ def train(
     keep_freed_memory()
     world = distributed.start(run.train.device)
     torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
-    trainer = None
+    log = None
     try:
         if world.first and not resume:
             folder.check(overwrite)
@@ -116,14 +116,14 @@ def train(
                 folder.write("env.json", provenance.describe(stages, state, start))
                 folder.write("images.json", provenance.identities(stages))
         world.barrier()
-        trainer = Trainer(run, folder, world, stages, state, make_check=make_check, quiet=quiet)
-        trainer.log.tracker = tracker(run, folder) if world.first else None
+        log = Log(folder, sum(stage.images for stage in stages), world.first, quiet)
+        log.tracker = tracker(run, folder) if world.first else None
         for note in notes:
-            trainer.log.say(note)
-        return trainer.fit()
+            log.say(note)
+        return Trainer(run, folder, world, stages, state, log, make_check).fit()
     finally:
-        if trainer is not None:
-            trainer.log.close()
+        if log is not None:
+            log.close()
         folder.unlock()
         world.close()
 
@@ -138,37 +138,33 @@ class Trainer:
         world: distributed.World,
         stages: list[PreparedStage],
         state: TrainState | None,
-        *,
+        log: Log,
         make_check: MakeCheck | None,
-        quiet: bool,
     ) -> None:
         """`state` None: go on from the newest checkpoint in `folder`."""
         self.run, self.folder, self.world, self.stages = run, folder, world, stages
-        self.make_check = make_check
-        self.log = Log(folder, sum(stage.images for stage in stages), world.first, quiet)
+        self.log, self.make_check = log, make_check
         self.resumed = state is None
         if state is None:
             self.state, self.progress = self._restored()
         else:
-            self.state, self.progress = state, Progress(metrics_bytes=self.log.size())
-        self.stage, self.rule = stages[0], rule_of(stages[0])
-        self.check: Check | None = None
+            self.state, self.progress = state, Progress(metrics_bytes=log.size())
 
     def fit(self) -> Path:
         """Train to the end, through all stages; returns the run's folder."""
-        log, progress = self.log, self.progress
-        if self.resumed and progress.stage == len(self.stages):
-            log.say(f"{self.folder.path}: this run is finished ({progress.images:,} images)")
+        log = self.log
+        if self.resumed and self.progress.stage == len(self.stages):
+            log.say(f"{self.folder.path}: this run is finished ({self.progress.images:,} images)")
             return self.folder.path
         if self.resumed:
-            log.say(f"going on after {progress.images:,} images")
+            log.say(f"going on after {self.progress.images:,} images")
         else:
             self._save()
         with Signals() as signals:
             while self.progress.stage < len(self.stages):
                 try:
-                    self._enter_stage()
-                    while not self._at_end():
+                    ends = self._enter_stage()
+                    while not ends:
                         before = self.progress.images
                         self._step()
                         ends, changed = self._report(before)
@@ -176,39 +172,33 @@ class Trainer:
                             self._finish_stage()
                         stopping = self.world.sums([float(signals.received)])[0] > 0
                         if ends or changed or stopping or self._due(self.every.checkpoint, before):
-                            self.progress.stage_end = ends
                             self._save()
+                            if sentence := self.rule.saved(self.progress):
+                                log.say(sentence)
                         if stopping and self.progress.stage < len(self.stages):
                             images = self.progress.images
                             log.say(f"stopped after {images:,} images; go on{self.folder.advice}")
                             raise Interrupted
-                        if ends:
-                            break
                 except Diverged as error:
                     self._go_back(str(error))
         progress = self.progress
         log.say(f"done: {progress.images:,} images in {progress.seconds:,.0f} s of training")
         return self.folder.path
 
-    def _enter_stage(self) -> None:
-        """The next stage, from where `progress` stands in it."""
+    @property
+    def stage(self) -> PreparedStage:
+        """The stage that is trained now, as long as it has become by now."""
+        return self.rule.stage
+
+    def _enter_stage(self) -> bool:
+        """Begin the next stage, or go on with it; returns whether nothing is left to do in it."""
         stage, run, progress = self.stages[self.progress.stage], self.run, self.progress
         self.state, notes = handover.enter(stage, run, self.state, progress)
         for note in notes:
             self.log.say(note)
         self.every = Cadence.of(run.train, self.log.total, stage)
         self.rule = rule_of(stage)
-        checked = self.make_check and self.world.first and run.train.check_every >= 0
-        self.check = None
-        if checked and self.make_check and self.rule.public:
-            train = run.train
-            self.check = self.make_check(
-                stage.training_set,
-                self.state.averaged,
-                train.seed,
-                train.check_images,
-                train.check_samples,
-            )
+        self.check = self._make_check() if self.rule.public else None
         if progress.stage_images == 0:
             progress.best, progress.cooldown = 0, (0, 0)
             progress.norms = []  # other masks and images have other gradients
@@ -216,14 +206,25 @@ class Trainer:
             self.log.metric("stage", event="start", **record)
             say_stage(stage, self.rule, self.log)
         if progress.cooldown[1]:
-            stage = early.shortened(stage, *progress.cooldown)
-        self.stage = self.rule.begin(self.folder, progress, self.log.warn)
-        if not self.stage.guarantee:
-            self.stage = stage
-        if self._at_end():  # nothing is left of its budget
-            progress.sums = {"since": progress.seconds}
-            self._finish_stage()
-            self._save()
+            self.rule.stage = early.shortened(stage, *progress.cooldown)
+        self.rule.begin(self.folder, progress, self.log.warn)
+        progress.stage_end = False
+        if not self._at_end():
+            return False
+        progress.sums = {"since": progress.seconds}  # a private stage whose budget is spent
+        self._finish_stage()
+        self._save()
+        return True
+
+    def _make_check(self) -> Check | None:
+        """What is measured on held-out images, by the first process."""
+        train = self.run.train
+        if self.make_check is None or not self.world.first or train.check_every < 0:
+            return None
+        images, averaged = self.stage.training_set, self.state.averaged
+        return self.make_check(
+            images, averaged, train.seed, train.check_images, train.check_samples
+        )
 
     def _step(self) -> None:
         began = time.perf_counter()
@@ -247,7 +248,7 @@ class Trainer:
                 if found is not None and decision.back:  # why the stage goes back
                     say_finding(found, self.log)
                     found = None
-                self._heed(decision)
+                self._follow(decision)
         ends = decision.ends or self._at_end()
         if state.power and first and self._due(self.run.train.snapshots, before, ends):
             averages = state.power.state()
@@ -270,7 +271,7 @@ class Trainer:
     def _at_end(self) -> bool:
         return self.progress.stage_images >= self.stage.images
 
-    def _heed(self, decision: early.Decision) -> None:
+    def _follow(self, decision: early.Decision) -> None:
         """Do what was decided after a check."""
         progress = self.progress
         if decision.gain:
@@ -287,7 +288,7 @@ class Trainer:
         self.log.say(sentence)
         if decision.cooldown:
             progress.cooldown = (progress.stage_images, decision.cooldown)
-            self.stage = early.shortened(self.stage, *progress.cooldown)
+            self.rule.stage = early.shortened(self.stage, *progress.cooldown)
 
     def _finish_stage(self) -> None:
         """The end of a stage: `progress` belongs to the next one."""
@@ -312,8 +313,6 @@ class Trainer:
                 state.power.state() if state.power else {},
             )
         self.world.barrier()
-        if progress.images and (sentence := self.rule.saved(progress)):
-            self.log.say(sentence)
 
     def _restored(self) -> tuple[TrainState, Progress]:
         """State and progress of the newest checkpoint; metrics after it are forgotten."""
@@ -336,10 +335,9 @@ class Trainer:
         self.state, self.progress = self._restored()
         if self.world.first:
             self.folder.go_on(self.log.say)
-        self.progress.attempt = lost.attempt + 1
-        self.progress.rate_factor /= 2
+        factor = lost.rate_factor / 2  # also where two returns are to the same checkpoint
+        self.progress.attempt, self.progress.rate_factor = lost.attempt + 1, factor
         self.progress.stage_returns = returns
-        factor = self.progress.rate_factor
         self.log.metric(
             "rollback",
             images=lost.images,

@@ -1,4 +1,4 @@
-"""Weights for a run that another run began: `--from RUN|CHECKPOINT|primer:NAME`.
+"""Weights for a run that another run began: `--from RUN|CHECKPOINT|pretrained:NAME`.
 
 The network, the space and the prediction must be the same. Another number of patches is met by
 interpolating the positions, other labels by matching their names.
@@ -68,21 +68,21 @@ def adapt(
             f"positions interpolated from {old_grid[0]}×{old_grid[1]} "
             f"to {grid[0]}×{grid[1]} patches"
         )
-    own = model.denoiser.backbone.state_dict()
+    fresh_state = model.denoiser.backbone.state_dict()
     old_names = old.label_names if old.network.labels else ()
     if old_names != model.label_names:
         kept = [name for name in model.label_names if name in old_names]
         notes.append(
-            f"{len(kept)} of {len(model.label_names)} labels known to the source; the rest are new"
+            f"{len(kept)} of {len(model.label_names)} labels carried over; the rest are new"
         )
     adapted = {}
-    for name, tensor in own.items():
+    for name, tensor in fresh_state.items():
         theirs = state.get(name)
         if backbones.is_label_table(name):
             adapted[name] = _relabel(tensor, theirs, old_names, model.label_names)
         elif theirs is not None and theirs.shape == tensor.shape:
             adapted[name] = theirs
-        elif backbones.is_told(name) and theirs is None:  # fresh: it starts at zero
+        elif backbones.is_augment_embedding(name) and theirs is None:  # fresh: it starts at zero
             adapted[name] = tensor.detach().clone()
         else:
             raise UserError(f"{source}: its tensor '{name}' does not fit the recipe's network")

@@ -1,14 +1,19 @@
-"""What settings cannot work, alone or together: one sentence each, before anything is done."""
+"""What settings cannot work together: one sentence each, before anything is done.
+
+Each setting's own range stands with it in `schema`; `check_ranges` holds it to that.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+from typing import Any
 
-from underpaint.config.schema import DP, Data, Run, Space, Stage, image_size
+from underpaint.config.schema import DP, HIDDEN_SHARE, Data, Range, Run, Space, Stage, image_size
 from underpaint.errors import UserError
 
-__all__ = ["check", "check_data", "check_labels"]
+__all__ = ["check", "check_data", "check_labels", "check_ranges"]
 
 
 def check(run: Run) -> None:
@@ -20,45 +25,15 @@ def check(run: Run) -> None:
     check_data(run.data)
     _check_size("data.size", run.data.size, run.space)
     network, train, sampling = run.network, run.train, run.sampling
+    for section in ("space", "network", "noise", "train", "sampling"):
+        check_ranges(section, getattr(run, section))
     if network.heads < 1 or network.width < 1 or network.width % network.heads:
         raise UserError(
             f"network.width {network.width} is not divisible by network.heads {network.heads}; "
             "give a width that is a multiple of heads"
         )
-    small = {
-        "space.patch": (run.space.patch, 1),
-        "noise.hidden_weight": (run.noise.hidden_weight, 0),
-        "network.depth": (network.depth, 1),
-        "train.microbatch": (train.microbatch, 0),
-        "train.weight_decay": (train.weight_decay, 0),
-        "train.threads": (train.threads, 0),
-        "train.log_every": (train.log_every, 0),
-        "train.check_every": (train.check_every, -1),
-        "train.check_images": (train.check_images, 1),
-        "train.check_samples": (train.check_samples, 0),
-        "train.sample_every": (train.sample_every, -1),
-        "train.checkpoint_every": (train.checkpoint_every, 0),
-        "train.snapshots": (train.snapshots, 0),
-        "train.keep": (train.keep, 1),
-        "sampling.count": (sampling.count, 1),
-        "sampling.steps": (sampling.steps, 1),
-        "sampling.guidance": (sampling.guidance, 0),
-        "sampling.eta": (sampling.eta, 0),
-        "sampling.corrections": (sampling.corrections, 0),
-    }
-    for place, (value, least) in small.items():
-        _at_least(place, value, least)
     if train.stop == "auto" and train.check_every < 0:
         raise UserError("train.stop auto goes by the checks; leave train.check_every -1 out")
-    shares = {
-        "network.dropout": network.dropout,
-        "train.betas[0]": train.betas[0],
-        "train.betas[1]": train.betas[1],
-        "train.ema": train.ema,
-    }
-    for place, value in shares.items():
-        if not 0 <= value < 1:
-            raise UserError(f"{place} {value:g}: give a number from 0 to below 1")
     if sampling.grid == "uniform" and 0 < run.noise.steps < sampling.steps:
         raise UserError(
             f"sampling.steps {sampling.steps}: the noise has a grid of {run.noise.steps} levels "
@@ -80,14 +55,6 @@ def check(run: Run) -> None:
             f"sampling.guidance {sampling.guidance:g} guides towards labels, and network.labels is "
             "false; give guidance 1, or learn the labels"
         )
-    if not 0 <= network.label_drop <= 1:
-        raise UserError(f"network.label_drop {network.label_drop:g}: give a number from 0 to 1")
-    for place, value in {
-        "network.mlp_ratio": network.mlp_ratio,
-        "sampling.snr": sampling.snr,
-        "noise.gamma": run.noise.gamma,
-    }.items():
-        _above_zero(place, value)
 
 
 def check_labels(run: Run, source: str, label_names: tuple[str, ...]) -> None:
@@ -108,7 +75,7 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
     if bool(stage.images) == bool(stage.minutes):
         given = "both images and minutes are" if stage.images else "neither images nor minutes is"
         raise UserError(f"{place}: {given} given; give its length in one of them")
-    _at_least(f"{place}.batch", stage.batch, 1)
+    check_ranges(place, stage)
     if 0 < stage.images < stage.batch:
         raise UserError(
             f"{place}.images {stage.images} is less than one batch of {stage.batch}; give more "
@@ -122,9 +89,9 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
     rates = {"rate": stage.rate}
     if stage.rate_schedule != "constant":
         rates["rate_end"] = stage.rate_end
+        if refusal := HIDDEN_SHARE.refusal(stage.rate_end):
+            raise UserError(f"{place}.rate_end {refusal}")
     for key, rate in rates.items():
-        if not 0 <= rate < 1:  # also refuses nan
-            raise UserError(f"{place}.{key} {rate:g}: give the hidden share, from 0 to below 1")
         if rate and stage.mask == "none":
             raise UserError(
                 f"{place}: {key} {rate:g} hides nothing with mask none; "
@@ -139,8 +106,6 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
         raise UserError(
             f"{place}.reweight: mask {stage.mask} has no chances to weight by; use mask salient"
         )
-    if not 0 <= stage.augment <= 1:
-        raise UserError(f"{place}.augment {stage.augment:g}: give a probability from 0 to 1")
     if stage.augment and run.space.kind == "latents":
         raise UserError(
             f"{place}.augment {stage.augment:g}: latents are computed once, so they can be "
@@ -161,16 +126,6 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
             f"{place}.fixed: latents are drawn anew at each step, and their contrast with them; "
             "give mask patch, block or crop"
         )
-    _above_zero(f"{place}.temperature", stage.temperature)
-    _above_zero(f"{place}.learning_rate", stage.learning_rate)
-    if not 0 < stage.cooldown <= 1:
-        raise UserError(f"{place}.cooldown {stage.cooldown:g}: give a share above 0, up to 1")
-    if not 0 <= stage.clip_percentile <= 100:
-        raise UserError(
-            f"{place}.clip_percentile {stage.clip_percentile:g}: give a percentile from 0 to 100"
-        )
-    for key, least in {"warmup": 0, "clip": 0, "shift": 0, "block": 1}.items():
-        _at_least(f"{place}.{key}", getattr(stage, key), least)
     _check_size(f"{place}.size", stage.size, run.space)
     if stage.data is not None:
         check_data(stage.data, f"{place}.data")
@@ -181,11 +136,7 @@ def _check_stage(place: str, name: str, stage: Stage, run: Run) -> None:
 
 def _check_dp(place: str, stage: Stage, dp: DP, run: Run) -> None:
     """Raise UserError for what would publish, or let the noise depend on, single images."""
-    _above_zero(f"{place}.dp.epsilon", dp.epsilon)
-    _above_zero(f"{place}.dp.clip", dp.clip)
-    _at_least(f"{place}.dp.multiplicity", dp.multiplicity, 1)
-    if not 0 < dp.delta < 1:
-        raise UserError(f"{place}.dp.delta {dp.delta:g}: give a probability, such as 1e-5")
+    check_ranges(f"{place}.dp", dp)
     if stage.minutes:
         raise UserError(
             f"{place}.dp: the noise is found from the number of steps, so the stage's length must "
@@ -222,11 +173,7 @@ def check_data(data: Data, place: str = "data") -> None:
     """Raise UserError for settings of the images that cannot work."""
     if data.channels not in (1, 3):
         raise UserError(f"{place}.channels {data.channels}: give 3 (colour) or 1 (grey)")
-    if not 0 <= data.max_bad <= 1:
-        raise UserError(f"{place}.max_bad {data.max_bad:g}: give a share from 0 to 1")
-    _at_least(f"{place}.limit", data.limit, 0)
-    if not 0 <= data.audit_split < 1:
-        raise UserError(f"{place}.audit_split {data.audit_split:g}: give a share from 0 to below 1")
+    check_ranges(place, data)
     if data.audit_split and data.held_out != "auto":
         raise UserError(
             f"{place}: held_out {data.held_out} and audit_split both say what is not trained on; "
@@ -237,10 +184,7 @@ def check_data(data: Data, place: str = "data") -> None:
 
 def _check_size(place: str, size: tuple[int, ...], space: Space) -> None:
     found = image_size(size)
-    _at_least("space.patch", space.patch, 1)
-    _at_least("space.levels", space.levels, 1)
-    _at_least("space.factor", space.factor, 1)
-    _at_least("space.latent_channels", space.latent_channels, 1)
+    check_ranges("space", space)
     unit, named = space.patch, f"space.patch {space.patch}"
     if space.kind == "wavelets":
         unit, named = unit * 2**space.levels, f"{named} · 2^{space.levels} of the wavelets"
@@ -259,11 +203,14 @@ def _check_size(place: str, size: tuple[int, ...], space: Space) -> None:
         )
 
 
-def _at_least(place: str, value: float, least: int) -> None:
-    if not least <= value < math.inf:
-        raise UserError(f"{place} {value:g}: give a number from {least} up")
-
-
-def _above_zero(place: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise UserError(f"{place} {value:g}: give a number above 0")
+def check_ranges(place: str, section: Any) -> None:
+    """Raise UserError for the first setting of a section that is out of its range."""
+    for field in dataclasses.fields(section):
+        allowed: Range | None = field.metadata.get("allowed")
+        value = getattr(section, field.name)
+        if allowed is None:
+            continue
+        for i, number in enumerate(value if isinstance(value, tuple) else (value,)):
+            if refusal := allowed.refusal(number):
+                index = f"[{i}]" if isinstance(value, tuple) else ""
+                raise UserError(f"{place}.{field.name}{index} {refusal}")

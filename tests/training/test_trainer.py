@@ -15,7 +15,7 @@ from underpaint.errors import RunFailed, UserError
 from underpaint.model import build, load
 from underpaint.training import checkpointing, train
 from underpaint.training import step as stepping
-from underpaint.training.stages import plans
+from underpaint.training.stages import prepare_stages
 
 
 def test_a_run_leaves_a_whole_folder(recipe: config.Run, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_training_lowers_the_loss(recipe: config.Run, tmp_path: Path) -> None:
 def test_steps_without_a_finite_gradient_are_skipped(
     recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, lambda plan, position, attempt: position in (8, 24))
+    poison(monkeypatch, lambda stage, position, attempt: position in (8, 24))
     out = train(recipe, tmp_path / "run", quiet=True)
     last = [m for m in metrics(out) if m["kind"] == "step"][-1]
     assert last["skipped"] == 4  # two positions in each of the two stages
@@ -81,7 +81,7 @@ def test_divergence_returns_to_the_last_checkpoint_with_half_the_rate(
     recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # three steps in a row fail at the first attempt only
-    poison(monkeypatch, lambda plan, position, attempt: attempt == 0 and 40 <= position < 64)
+    poison(monkeypatch, lambda stage, position, attempt: attempt == 0 and 40 <= position < 64)
     out = train(recipe, tmp_path / "run", quiet=True)
     lines = metrics(out)
     (rollback,) = [m for m in lines if m["kind"] == "rollback"]
@@ -97,7 +97,7 @@ def test_divergence_returns_to_the_last_checkpoint_with_half_the_rate(
 def test_endless_divergence_ends_the_run(
     recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, lambda plan, position, attempt: position >= 40)
+    poison(monkeypatch, lambda stage, position, attempt: position >= 40)
     with pytest.raises(RunFailed, match=r"stages\.masked\.learning_rate"):
         train(recipe, tmp_path / "run", quiet=True)
     returns = [m for m in metrics(tmp_path / "run") if m["kind"] == "rollback"]
@@ -109,9 +109,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, when: object) -> None:
     """Make the noise of chosen microbatches infinite."""
     original = stepping.draw_batch
 
-    def draw(plan, run, model, rate, position, count, attempt):  # type: ignore[no-untyped-def]
-        batch = original(plan, run, model, rate, position, count, attempt)
-        if when(plan, position, attempt):  # type: ignore[operator]
+    def draw(stage, run, model, rate, position, count, attempt):  # type: ignore[no-untyped-def]
+        batch = original(stage, run, model, rate, position, count, attempt)
+        if when(stage, position, attempt):  # type: ignore[operator]
             batch = batch._replace(noise=torch.full_like(batch.noise, torch.inf))
         return batch
 
@@ -205,10 +205,10 @@ def test_a_tracker_that_is_not_installed(
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_labels_are_dropped_at_the_stated_rate(recipe: config.Run, share: float) -> None:
     recipe.network.label_drop = share
-    (plan, _) = plans(recipe, lambda _: None, None)
-    model = build(plan.spec)
-    batch = stepping.draw_batch(plan, recipe, model, 0.5, 0, 2000, 0)
-    true = torch.from_numpy(plan.dataset.labels[plan.order.at(0, 2000)])
+    (stage, _) = prepare_stages(recipe, lambda _: None, None)
+    model = build(stage.spec)
+    batch = stepping.draw_batch(stage, recipe, model, 0.5, 0, 2000, 0)
+    true = torch.from_numpy(stage.training_set.labels[stage.order.at(0, 2000)])
     assert batch.labels is not None
     kept = batch.labels >= 0
     assert torch.equal(batch.labels[kept], true[kept])

@@ -1,8 +1,8 @@
-"""Train a primer and put it into the package: `python tools/make_primer.py lorelei`.
+"""Train weights and put them into the package: `python tools/make_pretrained.py lorelei`.
 
-Trains by tools/primers/NAME.yaml (an hour or two on one CPU core; run it again to go on after a
+Trains by tools/pretrained/NAME.yaml (an hour or two on one CPU core; run it again to go on after a
 stop), then writes the averaged weights in float16, their config.json with the checksum, the recipe
-and the model card to src/underpaint/primers/NAME.
+and the model card to src/underpaint/pretrained/NAME.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 
 from underpaint import api, config
 from underpaint.errors import Interrupted
-from underpaint.model import find, read_spec
-from underpaint.training.checkpointing import write_model
+from underpaint.model import find, read_spec, write_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,14 +25,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name")
     name = parser.parse_args().name
-    run = ROOT / "runs" / f"primer-{name}"
-    recipe = ROOT / "tools" / "primers" / f"{name}.yaml"
+    run = ROOT / "runs" / f"pretrained-{name}"
+    recipe = ROOT / "tools" / "pretrained" / f"{name}.yaml"
     resume = (run / "checkpoints" / "LATEST").exists()
     try:
-        api.train(config.load(recipe), run, resume=resume)
+        api.resume(run) if resume else api.train(config.load(recipe), run)
     except Interrupted:
         raise SystemExit(130) from None
-    folder = ROOT / "src" / "underpaint" / "primers" / name
+    folder = ROOT / "src" / "underpaint" / "pretrained" / name
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = find(run)
     weights = load_file(checkpoint / "ema.safetensors")

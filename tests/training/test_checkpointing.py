@@ -16,13 +16,13 @@ from tests.training.runs import metrics
 from underpaint import config, model
 from underpaint.errors import UserError
 from underpaint.io import writing
-from underpaint.training import train
+from underpaint.training import checkpointing, train
 
 
 def test_no_space_leaves_the_last_checkpoint_whole(
     recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = state.save_file
+    original = checkpointing.save_file
 
     def full(tensors, path):  # type: ignore[no-untyped-def]
         if "000000000064" in str(path):
@@ -30,7 +30,7 @@ def test_no_space_leaves_the_last_checkpoint_whole(
             raise OSError(errno.ENOSPC, "No space left on device")
         original(tensors, path)
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(checkpointing, "save_file", full)
     with pytest.raises(UserError, match="no space left"):
         train(recipe, tmp_path / "run", quiet=True)
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -45,7 +45,7 @@ def test_no_space_leaves_the_last_checkpoint_whole(
 @pytest.mark.parametrize("large", ["model", "optimizer"])
 def test_what_the_system_refuses_to_write_is_one_line(large: str, tmp_path: Path) -> None:
     """Refused for real, by a limit on the size of files: libraries hide the reason differently."""
-    folder = state.RunFolder(tmp_path / "run")
+    folder = checkpointing.RunFolder(tmp_path / "run")
     folder.create()
     own = {name: torch.zeros(10**6 if name == large else 1) for name in ("model", "optimizer")}
     spec = config.ModelSpec(size=(8, 8), channels=3)
@@ -54,13 +54,13 @@ def test_what_the_system_refuses_to_write_is_one_line(large: str, tmp_path: Path
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
     try:
         with pytest.raises(UserError, match=r"cannot be written \(File too large\); choose"):
-            folder.save(spec, model, model, optimizer, state.Progress(), 1, {})
+            folder.save(spec, model, model, optimizer, checkpointing.Progress(), 1, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(folder.checkpoints.iterdir())
-    folder.save(spec, model, model, optimizer, state.Progress(), 1, {})
+    folder.save(spec, model, model, optimizer, checkpointing.Progress(), 1, {})
     assert torch.equal(
-        state.read_optimizer(folder.latest().folder)["w"]["exp_avg"], own["optimizer"]
+        checkpointing.read_optimizer(folder.latest().folder)["w"]["exp_avg"], own["optimizer"]
     )
 
 
@@ -134,7 +134,7 @@ def test_a_flipped_bit_of_the_optimizer_is_found(recipe: config.Run, tmp_path: P
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert state.RunFolder(out).latest().folder.name == "000000000128"
+    assert checkpointing.RunFolder(out).latest().folder.name == "000000000128"
 
 
 @pytest.mark.parametrize(
@@ -215,13 +215,13 @@ def test_the_optimizer_file_cannot_run_code(tmp_path: Path) -> None:
 
     torch.save({"x": Evil()}, tmp_path / "optimizer.pt")
     with pytest.raises(UserError, match=r"optimizer\.pt"):
-        state.read_optimizer(tmp_path)
+        checkpointing.read_optimizer(tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
 def test_half_written_and_later_checkpoints_are_cleared(recipe: config.Run, tmp_path: Path) -> None:
     out = train(recipe, tmp_path / "run", quiet=True)
-    folder = state.RunFolder(out)
+    folder = checkpointing.RunFolder(out)
     for name in (".000000000999.tmp", ".000000000999.123.tmp", "000000000999"):
         (folder.checkpoints / name).mkdir()
     (folder.checkpoints / ".mine.tmp").mkdir()
@@ -233,7 +233,7 @@ def test_half_written_and_later_checkpoints_are_cleared(recipe: config.Run, tmp_
 
 def test_two_processes_cannot_train_in_one_folder(recipe: config.Run, tmp_path: Path) -> None:
     out = train(recipe, tmp_path / "run", quiet=True)
-    holder = state.RunFolder(out)
+    holder = checkpointing.RunFolder(out)
     holder.lock()
     with pytest.raises(UserError, match="another process"):
         train(None, out, resume=True, quiet=True)
@@ -243,7 +243,7 @@ def test_two_processes_cannot_train_in_one_folder(recipe: config.Run, tmp_path: 
 def test_weight_files_are_readable_by_others(recipe: config.Run, tmp_path: Path) -> None:
     out = train(recipe, tmp_path / "run", quiet=True)
     mode = (model.find(out) / "model.safetensors").stat().st_mode & 0o777
-    assert mode == 0o666 & ~state.umask()
+    assert mode == 0o666 & ~checkpointing.umask()
 
 
 def test_config_json_describes_the_model(recipe: config.Run, tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""Names in the package are the field's words: no name of the private dialect that once stood here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "underpaint"
+PRIVATE = {
+    *("own", "told", "tell", "is_told", "wish", "wished", "carry", "carried", "twins", "halves"),
+    *("heed", "prior", "judges", "sides_of", "pace_of", "way", "covered_by"),
+}
+
+
+def names(tree: ast.AST) -> set[str]:
+    """All names that a file gives or uses."""
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name):
+                found.add(name)
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.alias(name=name):
+                found.add(name)
+            case ast.keyword(arg=str(name)):
+                found.add(name)
+    return found
+
+
+def private(text: str) -> set[str]:
+    return {name for name in names(ast.parse(text)) if name.strip("_").lower() in PRIVATE}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.name)
+def test_names_are_the_fields_words(path: Path) -> None:
+    assert private(path.read_text(encoding="utf-8")) == set()
+
+
+def test_a_private_word_is_found_wherever_it_is_a_name() -> None:
+    for line in ("own = 1", "def f(told): ...", "x.twins", "f(wish=1)", "class Tell: ..."):
+        assert private(line), line
+    assert not private("'own' + known")
