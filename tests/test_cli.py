@@ -127,7 +127,7 @@ def raiser(error: BaseException) -> Callable[..., None]:
 
 def test_a_closed_pipe_is_quiet() -> None:
     command = f"{sys.executable} -c 'import time, sys; time.sleep(1); import underpaint.cli as c; "
-    command += 'sys.exit(c.main(["presets", "own"]))\' | true; exit ${PIPESTATUS[0]}'
+    command += 'sys.exit(c.main(["presets", "default"]))\' | true; exit ${PIPESTATUS[0]}'
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
 
@@ -139,14 +139,14 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) ->
     path = tmp_path / "mine.yaml"
     path.write_text("train: {seed: 3, ema: 0.9}\nstages: {whole: {batch: 16, images: 640}}\n")
     run = recipe(
-        *("--preset", "own", "--config", str(path), "--data", "photos", "--size", "32", "48"),
+        *("--preset", "default", "--config", str(path), "--data", "photos", "--size", "32", "48"),
         *("--channels", "1", "--no-labels", "--train.seed", "7", "--stages.whole.batch=64"),
     )
     assert (run.train.seed, run.train.ema, run.stages["whole"].batch) == (7, 0.9, 64)
     assert (run.stages["whole"].images, run.stages["whole"].minutes) == (640, 0)
-    assert run.stages["masked"] == config.preset("own").stages["masked"]
+    assert run.stages["masked"] == config.preset("default").stages["masked"]
     assert run.data == dataclasses.replace(
-        config.preset("own").data, source="photos", size=(32, 48), channels=1
+        config.preset("default").data, source="photos", size=(32, 48), channels=1
     )
     assert not run.network.labels
 
@@ -161,7 +161,7 @@ def test_a_file_alone_is_a_whole_recipe(tmp_path: Path) -> None:
 def test_pretrain_and_finetune_are_the_two_halves() -> None:
     preset = "maskdm-celebahq256"
     masked = recipe("--preset", preset, verb="pretrain").stages
-    whole = recipe("--preset", preset, "--from", "primer:x", verb="finetune").stages
+    whole = recipe("--preset", preset, "--from", "pretrained:x", verb="finetune").stages
     assert list(masked) == ["masked90", "masked50"]
     assert list(whole) == ["whole"]
     assert masked | whole == config.preset(preset).stages
@@ -169,7 +169,7 @@ def test_pretrain_and_finetune_are_the_two_halves() -> None:
 
 def test_minutes_are_split_in_the_recipes_proportions(tmp_path: Path) -> None:
     stages = recipe("--minutes", "60").stages
-    own = config.preset("own").stages
+    own = config.preset("default").stages
     assert sum(stage.minutes for stage in stages.values()) == pytest.approx(60)
     assert stages["masked"].minutes / stages["whole"].minutes == pytest.approx(
         own["masked"].minutes / own["whole"].minutes
@@ -192,7 +192,7 @@ def test_minutes_are_split_in_the_recipes_proportions(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_is_named_after_its_images(source: str, verb: str, out: str) -> None:
-    run = config.preset("own")
+    run = config.preset("default")
     run.data.source = source
     assert training._default_out(run, verb) == out
 
@@ -204,13 +204,17 @@ def test_presets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["presets"]) == 0
     listed = capsys.readouterr().out
     names = config.preset_names()
-    assert {"quickstart", "own", "maskdm-celeba64", "maskdm-celebahq256", "maskdm-transfer"} < set(
-        names
-    )
+    assert {
+        "quickstart",
+        "default",
+        "maskdm-celeba64",
+        "maskdm-celebahq256",
+        "maskdm-transfer",
+    } < set(names)
     assert all(re.search(rf"^{name} +\S", listed, re.M) for name in names)
-    assert main(["presets", "own"]) == 0
+    assert main(["presets", "default"]) == 0
     (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
-    assert config.load(tmp_path / "mine.yaml") == config.preset("own")
+    assert config.load(tmp_path / "mine.yaml") == config.preset("default")
     assert main(["presets", "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)["presets"]) == names
 
@@ -313,7 +317,7 @@ def test_plan_for_a_gpu_that_is_not_here(
     text = capsys.readouterr().out
     assert "computed, not measured" in text
     assert "patches an image" in text  # the prior is cited
-    assert f"train --config {out} --from primer:lorelei" in text  # 24 images are few
+    assert f"train --config {out} --from pretrained:lorelei" in text  # 24 images are few
     assert "\n- patch 4" not in text
     assert main(["plan", *flags, "--overwrite", "--explain"]) == 0
     assert "\n- patch 4" in capsys.readouterr().out

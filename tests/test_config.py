@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from underpaint import config
-from underpaint.cli.presets import summaries
+from underpaint.config import presets
 from underpaint.errors import UserError
 from underpaint.training import cost
 
@@ -32,7 +32,7 @@ def whole(**changes: Any) -> dict[str, Any]:
 def test_a_preset_is_a_recipe_that_works(name: str, tmp_path: Path) -> None:
     run = config.preset(name)
     config.check(run)
-    assert len(summaries()[name]) <= 80
+    assert len(presets()[name]) <= 80
     path = tmp_path / "again.yaml"
     path.write_text(config.to_yaml(run))
     assert config.load(path) == run
@@ -105,7 +105,7 @@ def test_values_are_taken_as_their_type() -> None:
 
 
 def test_reading_on_top_changes_only_what_is_said_and_not_the_base() -> None:
-    base = config.preset("own")
+    base = config.preset("default")
     before = config.to_dict(base)
     run = read({"stages": {"whole": {"batch": 8}, "masked": None}, "train": {"seed": 1}}, base)
     assert config.to_dict(base) == before
@@ -115,7 +115,7 @@ def test_reading_on_top_changes_only_what_is_said_and_not_the_base() -> None:
 
 
 def test_the_length_that_was_said_last_is_meant() -> None:
-    base = config.preset("own")  # in minutes
+    base = config.preset("default")  # in minutes
     stage = read({"stages": {"whole": {"images": 640}}}, base).stages["whole"]
     assert (stage.images, stage.minutes) == (640, 0)
     again = read({"stages": {"whole": {"minutes": 2}}}, read(whole())).stages["whole"]
@@ -195,7 +195,7 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
 )
 def test_flags(flags: list[str], place: str, value: object) -> None:
     section, name = place.split(".")
-    run = config.apply_flags(config.preset("own"), flags)
+    run = config.apply_flags(config.preset("default"), flags)
     assert getattr(getattr(run, section), name) == value
 
 
@@ -213,7 +213,7 @@ def test_flags(flags: list[str], place: str, value: object) -> None:
 )
 def test_wrong_flags(flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        config.apply_flags(config.preset("own"), flags)
+        config.apply_flags(config.preset("default"), flags)
 
 
 # --- what cannot work together -----------------------------------------------------------------

@@ -63,4 +63,4 @@ def test_training_and_loaded_models_keep_it(
     with pytest.raises(Told):
         train(config.preset("quickstart"), tmp_path / "run")
     with pytest.raises(Told):
-        load("primer:lorelei", device="cpu")
+        load("pretrained:lorelei", device="cpu")

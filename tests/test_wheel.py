@@ -49,7 +49,7 @@ def test_every_file_of_the_package_is_in_the_wheel(unpacked: Path) -> None:
         (["--version"], "underpaint "),
         (["presets"], "quickstart"),
         (["prepare", "avatars:pixel-art", "--json"], '"images": 10000'),
-        (["sample", "primer:lorelei", "-n", "2", "--steps", "2", "--out", "x.png"], "x.png"),
+        (["sample", "pretrained:lorelei", "-n", "2", "--steps", "2", "--out", "x.png"], "x.png"),
     ],
 )
 def test_commands_work_from_the_wheel(

@@ -1,4 +1,4 @@
-"""Names in the package are the field's words: no name of the private dialect that once stood here."""
+"""Names in the package are the words of the field, none of the private dialect that stood here."""
 
 import ast
 from pathlib import Path

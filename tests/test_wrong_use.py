@@ -167,7 +167,7 @@ def test_weights_that_are_not_there(
     nowhere = tmp_path / "nowhere"
     assert str(nowhere) in train("--data", faces, "--from", nowhere)
     assert str(tmp_path) in train("--data", faces, "--from", tmp_path)
-    assert "primer:nobody" in train("--data", faces, "--from", "primer:nobody")
+    assert "pretrained:nobody" in train("--data", faces, "--from", "pretrained:nobody")
     assert str(nowhere) in wrong("finetune", "--data", faces, "--from", nowhere)
 
 

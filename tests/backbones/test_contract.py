@@ -448,10 +448,10 @@ TOLD = tuple(backbones.kinds())
 def test_what_augmentation_was_is_a_condition(kind, given):
     torch.manual_seed(3)
     fresh, plain = build(kind, augment=True, stir=0), build(kind, stir=0)
-    new = {name for name in fresh.state_dict() if base.is_told(name)}
+    new = {name for name in fresh.state_dict() if base.is_augment_embedding(name)}
     assert new == set(fresh.state_dict()) - set(plain.state_dict()) == {"told.weight"}
     assert not fresh.state_dict()["told.weight"].any()
-    own = sum(p.numel() for name, p in fresh.named_parameters() if base.is_told(name))
+    own = sum(p.numel() for name, p in fresh.named_parameters() if base.is_augment_embedding(name))
     assert own == augmentation.CONDITION * (128 if kind == "unet" else 32)
     assert fresh.flops(24) == plain.flops(24) + 2 * own
     backbone, (patches, c_noise) = build(kind, augment=True, stir=0.3), inputs(24)
@@ -466,7 +466,7 @@ def test_what_augmentation_was_is_a_condition(kind, given):
     output = backbone(patches, c_noise, labels, mask, condition if given else None)
     output.visible.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
-    assert backbone.told.weight.grad.any() == given
+    assert backbone.augment_embedding.weight.grad.any() == given
 
 
 def test_a_condition_for_a_network_without_the_layer_is_an_error():
@@ -478,7 +478,7 @@ def test_a_condition_for_a_network_without_the_layer_is_an_error():
         build("toy", augment=True)
 
 
-def test_a_u_net_without_labels_is_told_of_augmentation():
+def test_a_u_net_without_labels_is_augment_embedding_of_augmentation():
     backbone, (patches, c_noise) = build("unet", classes=0, augment=True), inputs(24)
     mask, condition = masks.whole(GRID), torch.zeros(B, augmentation.CONDITION)
     F = backbone(patches, c_noise, None, mask).visible

@@ -78,7 +78,7 @@ def test_a_dit_costs_what_it_costs_on_paper(classes, augment):
     linears = 4 * width**2 + 2 * width * hidden  # q, k, v, out; the MLP
     patches = depth * linears + 2 * P * width  # blocks; into the network and out of it
     image = 256 * width + width**2 + (6 * depth + 2) * width**2  # time; modulations
-    image += network.told.weight.numel() if augment else 0
+    image += network.augment_embedding.weight.numel() if augment else 0
     assert network.flops(V) == 2 * V * patches + depth * 4 * V**2 * width + 2 * image
 
 

@@ -113,7 +113,7 @@ def test_trials_are_the_same_for_all_arms_and_all_different() -> None:
     assert len(study.trials(dataclasses.replace(tuning, trials=6))) == 6
 
 
-def test_a_best_value_at_the_edge_of_the_grid_is_told() -> None:
+def test_a_best_value_at_the_edge_of_the_grid_is_augment_embedding() -> None:
     tuning = study.Tuning(trials=6, learning_rate=(3e-4, 1e-3, 1e-4), batch=(8, 16), patch=(4,))
     for rate, batch, expected in ((3e-4, 8, ["batch"]), (1e-3, 16, ["learning_rate", "batch"])):
         chosen = {"learning_rate": rate, "batch": batch, "patch": 4}
@@ -391,9 +391,9 @@ def test_an_arm_that_would_end_early(images: Path, tmp_path: Path) -> None:
 
 
 def test_a_start_of_unknown_cost(images: Path, tmp_path: Path) -> None:
-    arms = {**STUDY["arms"], "primed": {"start": "primer:lorelei"}}
+    arms = {**STUDY["arms"], "primed": {"start": "pretrained:lorelei"}}
     found = study.load(write(tmp_path, images, arms=arms))
-    with pytest.raises(UserError, match="primer:lorelei: does not say what it cost"):
+    with pytest.raises(UserError, match="pretrained:lorelei: does not say what it cost"):
         conduct(found, tmp_path / "out", workers=1, say=print)
     assert not (tmp_path / "out").exists()
 

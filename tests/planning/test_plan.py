@@ -189,13 +189,13 @@ def test_a_study_can_replace_the_prior(tmp_path: Path) -> None:
         dataclasses.replace(a, patches=100, verdict="pays", low=0.4, high=0.8, seeds=3),
         dataclasses.replace(a, patches=100, verdict="pays", low=0.3, high=0.7, seeds=1),
     )
-    evidence.write(evidence.Prior("three seeds", cells), tmp_path / "prior.json")
+    evidence.write(evidence.Evidence("three seeds", cells), tmp_path / "prior.json")
     read = json.loads((tmp_path / "prior.json").read_text())
     assert (
-        evidence.Prior(read["about"], tuple(evidence.Cell(**c) for c in read["cells"])).cells
+        evidence.Evidence(read["about"], tuple(evidence.Cell(**c) for c in read["cells"])).cells
         == cells
     )
-    assert evidence.Prior("", cells).nearest(90) == cells[2]  # pays; most seeds; lowest upper end
+    assert evidence.Evidence("", cells).nearest(90) == cells[2]  # pays, most seeds, least end
     assert "pays, 0.40 to 0.80 of the compute" in cells[2].sentence()
     assert "does not pay" in cells[0].sentence()
 
@@ -284,7 +284,7 @@ def test_where_it_pays_the_priors_stage_comes_first() -> None:
 def test_masks_that_pay_in_flops_alone_are_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where calls are slow, masked images take nearly as long as whole ones."""
     known = evidence.Cell(256, "block", 0.9, 2, 0.4, 4, 0.65, 0.8, 5, "pays", "a study")
-    monkeypatch.setattr(evidence, "load", lambda: evidence.Prior("", (known,)))
+    monkeypatch.setattr(evidence, "load", lambda: evidence.Evidence("", (known,)))
     for call, proposed, verdict in (
         (0.0, True, "pays"),
         (1e-3, True, "pays"),  # in FLOPs; in time it is likelier than not
@@ -394,7 +394,7 @@ def test_few_images_keep_a_small_network_whatever_the_budget() -> None:
 def test_very_few_images_start_from_a_primer_and_stop_early() -> None:
     found = plan_for(count=300, size=32, budget="10d")
     preset = config.preset("small-300")
-    assert found.start == "primer:lorelei"
+    assert found.start == "pretrained:lorelei"
     assert found.run.network.width == preset.network.width
     assert found.run.stages["whole"].augment == preset.stages["whole"].augment
     assert found.run.stages["whole"].images == preset.stages["whole"].images

@@ -98,7 +98,7 @@ def test_the_evidence_takes_what_acceleration_found() -> None:
     }
     results = json.loads((ROOT / "acceleration" / "results.json").read_text())
     known = acceleration.known
-    found = known(results, evidence.Prior("a", tuple(cells.values())))
+    found = known(results, evidence.Evidence("a", tuple(cells.values())))
     assert known(results, found) == found
     *kept, own = found.cells
     assert kept == [cells["other size"], cells["other way"]]

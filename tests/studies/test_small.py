@@ -28,7 +28,7 @@ def test_small_presets_are_tried_with_other_steps_and_nothing_else(
     def trained(run: Any, folder: Path, start: str) -> dict[str, Any]:
         (folder / "checkpoints").mkdir(parents=True)
         seen[folder.name] = run
-        assert start == "primer:lorelei"
+        assert start == "pretrained:lorelei"
         return {"images": sum(stage.images for stage in run.stages.values())}
 
     monkeypatch.setattr(small.units, "trained", trained)

@@ -31,7 +31,7 @@ def test_laws_of_times_differ_in_nothing_else(
     assert noises == {(t, s) for t in ("logit-normal", "mixed") for s in (False, True)}
     for run, start in seen:
         few = run.data.source == "avatars:pixel-art"
-        assert start == ("primer:lorelei" if few else None)
+        assert start == ("pretrained:lorelei" if few else None)
         run.noise.time, run.noise.stratified = "logit-normal", False
         assert run == next(other for other, _ in seen if other.data == run.data)
 

@@ -82,7 +82,7 @@ def test_what_was_found_is_what_the_planner_reads(
     cells = where.judged(where_results(-0.4))
     found = {"budget": 2e13, "share": 0.4, "cells": cells}
     (tmp_path / "where.json").write_text(json.dumps(found))
-    written: list[evidence.Prior] = []
+    written: list[evidence.Evidence] = []
     monkeypatch.setattr(evidence, "write", lambda told, path: written.append(told))
     monkeypatch.setattr(
         "sys.argv", ["where.py", "--evidence", "--out", str(tmp_path / "where.json")]

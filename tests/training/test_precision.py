@@ -129,7 +129,7 @@ def test_a_model_draws_in_float32_unless_asked(
     assert np.array_equal(plain.sample(16, seed=3), one)
 
 
-def test_the_precision_of_samples_is_told(
+def test_the_precision_of_samples_is_augment_embedding(
     learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["sample", str(learned), "-n", "2", "--out", str(tmp_path / "x.png"), "--json"]

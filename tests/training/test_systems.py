@@ -146,7 +146,7 @@ def test_samples_are_asked_for_without_augmentation(recipe: config.Run, tmp_path
     model = load(train(changed(recipe, SYSTEMS["augmentation"]), tmp_path / "run", quiet=True))
     before = model.sample(2, steps=2)
     with torch.no_grad():
-        model.backbone.told.weight.fill_(100.0)  # type: ignore[union-attr, operator]
+        model.backbone.augment_embedding.weight.fill_(100.0)  # type: ignore[union-attr, operator]
     assert np.array_equal(model.sample(2, steps=2), before)
 
 

@@ -32,7 +32,7 @@ def test_labels_are_matched_by_name(kind: str) -> None:
     assert torch.equal(table[1], state["labels.weight"][1])
     assert torch.equal(table[0], fresh[0])
     assert torch.equal(table[2:], state["labels.weight"][2:])  # the null label, where it has a row
-    assert notes == ["1 of 2 labels known to the source; the rest are new"]
+    assert notes == ["1 of 2 labels carried over; the rest are new"]
     new.denoiser.backbone.load_state_dict(adapted)
 
 
