@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from underpaint.training.loop import train
 
 from underpaint import config, hardware
 from underpaint.model import load
+from underpaint.training import train
 
 ROUNDS = 20
 STEPS = """
@@ -58,7 +58,7 @@ def test_training_and_loaded_models_keep_it(
     def tell() -> None:
         raise Told
 
-    for module in ("training.loop", "model"):
+    for module in ("training.trainer", "model"):
         monkeypatch.setattr(f"underpaint.{module}.keep_freed_memory", tell)
     with pytest.raises(Told):
         train(config.preset("quickstart"), tmp_path / "run")

@@ -3,6 +3,7 @@
 All lists come from the package (`tests/systems.py`): what is registered there joins by itself.
 """
 
+import dataclasses
 import math
 from itertools import product
 from pathlib import Path
@@ -18,14 +19,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests import systems
 from tests.toy import toy  # noqa: F401
 from tests.training.runs import assert_same_run
-from underpaint import config, model
-from underpaint.core import masks
-from underpaint.core.loss import masked_loss, predict
-from underpaint.training import distributed, train
-from underpaint.training import loop as looping
+from underpaint import config, data, model
+from underpaint.core import masks, spaces
+from underpaint.core.denoiser import Prediction
+from underpaint.core.loss import DenoisingLoss
+from underpaint.core.masks import MaskSpec
+from underpaint.training import distributed, step_rule, train
+from underpaint.training.batch import Batch
 from underpaint.training.checkpointing import write_model
-from underpaint.training.step import Batch
-from underpaint.training.train_state import Learner
+from underpaint.training.train_state import TrainState
+from underpaint.training.training_set import Array, ImageSet, Visible
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("toy")
@@ -53,18 +56,24 @@ def build(network: str, space: str, process: str, vae: Path | str = "") -> model
 
 
 def draw(built: model.Model, kind: str, rate: float) -> masks.Mask:
-    generator = torch.Generator().manual_seed(1)
-    multiple = built.denoiser.stride
-    return masks.draw(kind, built.space.grid, B, rate, multiple=multiple, generator=generator)
+    spec = MaskSpec(kind, rate, multiple=built.denoiser.stride)
+    return masks.draw(spec, built.space.grid, B, torch.Generator().manual_seed(1))
 
 
-def batch(built: model.Model, mask: masks.Mask) -> Batch:
-    """Patches of standard deviation 1/2, at times of the process."""
+def batch(built: model.Model, mask: masks.Mask, hidden: float | None = None) -> Batch:
+    """Patches of standard deviation 1/2, at times of the process.
+
+    `hidden`: what stands in the place of all hidden numbers, of the images and of their noise.
+    """
     generator = torch.Generator().manual_seed(2)
     h, w = built.space.grid
     patches, noise = torch.randn(2, B, h * w, built.space.patch_dim, generator=generator)
     t = built.denoiser.process.draw_t(B, generator)
-    return Batch(patches / 2, LABELS, mask, t, noise, None)
+    if hidden is not None and mask.hidden is not None:
+        for x in (patches, noise):
+            x.scatter_(1, mask.hidden[..., None].expand(-1, -1, built.space.patch_dim), hidden)
+    patches, noise = (masks.gather(x, mask.visible) for x in (patches / 2, noise))
+    return Batch(patches, LABELS, mask, t, noise)
 
 
 @ALL
@@ -78,20 +87,72 @@ def test_hidden_patches_change_nothing(
     assert mask.hidden is not None
 
     def answer(given: Batch) -> list[Tensor]:
-        parts = (given.patches, given.labels, mask)
-        output = predict(built.denoiser, *parts, t=given.t, noise=given.noise)
-        loss = masked_loss(built.denoiser, *parts, t=given.t, noise=given.noise, output=output)
-        return [output.visible, *loss]
+        output = predict(built, given)
+        return [output.visible, *DenoisingLoss(built.denoiser)(*given)]
 
     with torch.no_grad():
         clean = answer(batch(built, mask))
-        poisoned = batch(built, mask)
-        hidden = mask.hidden[..., None].expand(-1, -1, built.space.patch_dim)
-        for x in (poisoned.patches, poisoned.noise):
-            x.scatter_(1, hidden, math.nan)
-        for a, b in zip(clean, answer(poisoned), strict=True):
+        for a, b in zip(clean, answer(batch(built, mask, hidden=math.nan)), strict=True):
             assert a.isfinite().all()
             assert torch.equal(a, b)
+
+
+def predict(built: model.Model, given: Batch) -> Prediction:
+    sigma = built.denoiser.process.sigma(given.t)
+    x = given.patches + sigma[:, None, None] * given.noise
+    return built.denoiser.predict(x, sigma, given.labels, given.mask)
+
+
+MASKED = pytest.mark.parametrize("kind", ["patch", "block", "crop"])
+
+
+@MASKED
+@pytest.mark.parametrize("space", systems.SPACES)
+def test_what_is_hidden_in_the_images_is_not_in_the_patches(space: str, kind: str) -> None:
+    """Not a number in pixels, coefficients' pixels or latents: nothing of it is left."""
+    built = build("dit", space, "flow")
+    h, w = built.space.grid
+    patches = torch.randn(B, h * w, built.space.patch_dim)
+
+    def seen(patches: Tensor) -> tuple[Tensor, masks.Mask]:
+        images = Array(built.space.decode(patches).numpy(), built.space)
+        return images.batch(slice(0, B), MaskSpec(kind, 0.5), torch.Generator().manual_seed(0))
+
+    clean, mask = seen(patches)
+    assert mask.hidden is not None
+    assert clean.isfinite().all()
+    patches.scatter_(1, mask.hidden[..., None].expand(-1, -1, built.space.patch_dim), math.nan)
+    poisoned, same = seen(patches)
+    assert torch.equal(same.visible, mask.visible)
+    assert torch.equal(poisoned, clean)
+
+
+@MASKED
+def test_a_step_reads_hidden_pixels_for_the_hidden_loss_alone(images: Path, kind: str) -> None:
+    dataset = data.prepare(config.Data(source=str(images), held_out="none"))
+    space, ids = spaces.Pixels((16, 16), 3, 2), np.arange(B)
+    stage, spec = config.Stage(mask=kind, rate=0.5), MaskSpec(kind, 0.5)
+
+    def seen(pixels: np.ndarray, keep_hidden: bool = False) -> Visible:
+        given = dataclasses.replace(dataset, images=pixels)
+        training_set = ImageSet(given, stage, space, spec, keep_hidden=keep_hidden)
+        return training_set.visible(ids, 0.5, 0, torch.Generator().manual_seed(0))
+
+    pixels = np.array(dataset.images)
+    clean = seen(pixels)
+    hidden = clean.mask.hidden
+    assert hidden is not None
+    assert clean.hidden is None
+    patches = space.encode(spaces.from_uint8(pixels[ids]))
+    shown = masks.gather(patches, clean.mask.visible)
+    patches.scatter_(1, hidden[..., None].expand(-1, -1, 12), 1.0)
+    pixels[ids] = spaces.to_uint8(space.decode(patches)).numpy()
+    for keep_hidden in (False, True):
+        changed = seen(pixels, keep_hidden)
+        assert torch.equal(changed.patches, clean.patches)
+        assert torch.equal(changed.patches, shown)
+    assert changed.hidden is not None
+    assert torch.equal(changed.hidden, torch.ones(B, hidden.shape[1], 12))
 
 
 @ALL
@@ -103,22 +164,22 @@ def test_a_step_lowers_the_loss_and_is_kept(
     A step on crops, and another on whole images.
     """
     spec = systems.spec(network, space, process)
-    learner = Learner(spec, config.Train(device="cpu"), distributed.start("cpu"))
-    for group in learner.optimizer.param_groups:
+    state = TrainState(spec, config.Train(device="cpu"), distributed.start("cpu"))
+    for group in state.optimizer.param_groups:
         group["lr"] = 1e-3
-    for mask in (draw(learner.model, "crop", 0.5), masks.whole(learner.model.space.grid)):
-        given = batch(learner.model, mask)
-        learner.optimizer.zero_grad()
-        before = learner.loss(*given).mean
+    for mask in (draw(state.model, "crop", 0.5), masks.whole(state.model.space.grid)):
+        given = batch(state.model, mask)
+        state.optimizer.zero_grad()
+        before = state.loss(*given).mean
         before.backward()
-        learner.optimizer.step()
-        learner.ema.update()
+        state.optimizer.step()
+        state.ema.update()
         with torch.no_grad():
-            assert learner.loss(*given).mean < before
-    tensors = dict(zip(("model", "ema"), learner.weights(), strict=True))
+            assert state.loss(*given).mean < before
+    tensors = dict(zip(("model", "ema"), state.weights(), strict=True))
     write_model(tmp_path, spec, tensors)
-    x = torch.randn(3, *learner.model.space.planes)
-    for weights, own in (("model", learner.model), ("ema", learner.averaged)):
+    x = torch.randn(3, *state.model.space.planes)
+    for weights, own in (("model", state.model), ("ema", state.averaged)):
         loaded = model.load(tmp_path, weights=weights, device="cpu")  # type: ignore[arg-type]
         x0 = own.denoise(x, 0.5, ["a", "b", -1])
         assert torch.equal(loaded.denoise(x, 0.5, ["a", "b", -1]), x0)
@@ -158,13 +219,14 @@ def test_flops_are_those_counted(network: str, space: str, process: str, kind: s
     built = build(network, space, process)
     for rate in RATES:
         given = batch(built, draw(built, kind, rate))
-        V = masks.visible_count(kind, built.space.grid, rate, multiple=built.denoiser.stride)
+        asked = MaskSpec(kind, rate, multiple=built.denoiser.stride)
+        V = masks.visible_count(asked, built.space.grid)
         with (
             torch.no_grad(),
             FlopCounterMode(display=False) as counter,
             sdpa_kernel(SDPBackend.MATH),
         ):
-            predict(built.denoiser, *given[:3], t=given.t, noise=given.noise)
+            predict(built, given)
         computed = built.backbone.flops(V, kind)
         assert computed == counter.get_total_flops() / B, rate
 
@@ -233,16 +295,16 @@ def test_a_run_resumes_bit_for_bit(
     class Cut(Exception):
         pass
 
-    original = looping.step
+    original = step_rule.step
 
-    def step(plan, run, learner, progress):  # type: ignore[no-untyped-def]
+    def step(stage, run, state, progress):  # type: ignore[no-untyped-def]
         if progress.images >= 20:  # the last checkpoint is that at 16
             raise Cut
-        original(plan, run, learner, progress)
+        original(stage, run, state, progress)
 
-    monkeypatch.setattr(looping, "step", step)
+    monkeypatch.setattr(step_rule, "step", step)
     with pytest.raises(Cut):
         train(run, tmp_path / "cut", quiet=True)
-    monkeypatch.setattr(looping, "step", original)
+    monkeypatch.setattr(step_rule, "step", original)
     train(None, tmp_path / "cut", resume=True, quiet=True)
     assert_same_run(whole, tmp_path / "cut")

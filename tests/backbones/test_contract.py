@@ -11,9 +11,10 @@ from tests import systems
 from tests.toy import toy  # noqa: F401
 from underpaint import backbones, config
 from underpaint.backbones import base, layers
-from underpaint.core import augmentation, masks, schedules
-from underpaint.core import denoiser as denoisers
-from underpaint.core.loss import masked_loss
+from underpaint.core import augmentation, masks, preconditioning, schedules
+from underpaint.core.denoiser import Denoiser
+from underpaint.core.loss import DenoisingLoss
+from underpaint.core.masks import MaskSpec
 from underpaint.errors import UserError
 
 GRID, P, PATCH, CLASSES, B = (4, 6), 12, 2, 3, 4
@@ -45,8 +46,7 @@ def build(kind, *, grid=GRID, classes=CLASSES, stir=0.1, seed=0, **changes):
 
 
 def draw(kind, rate, batch=B, grid=GRID, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return masks.draw(kind, grid, batch, rate, generator=generator)
+    return masks.draw(MaskSpec(kind, rate), grid, batch, torch.Generator().manual_seed(seed))
 
 
 def inputs(count, batch=B, seed=1):
@@ -56,12 +56,12 @@ def inputs(count, batch=B, seed=1):
 
 
 def loss_and_gradients(backbone, patches, noises, labels, mask):
-    process = schedules.build(config.Noise())
-    denoiser = denoisers.Denoiser(backbone, process, denoisers.parameterisation(config.Noise()))
+    """Of clean patches and noise of whole images [B, N, P]."""
+    denoiser = Denoiser(backbone, schedules.build("flow"), preconditioning.build("flow", "flow"))
     backbone.zero_grad(set_to_none=True)
-    loss = masked_loss(
-        denoiser, patches, labels, mask, t=torch.linspace(0.1, 0.9, len(patches)), noise=noises
-    )
+    t = torch.linspace(0.1, 0.9, len(patches))
+    patches, noises = (masks.gather(x, mask.visible) for x in (patches, noises))
+    loss = DenoisingLoss(denoiser)(patches, labels, mask, t, noises)
     loss.mean.backward()
     return loss, {name: p.grad for name, p in backbone.named_parameters()}
 
@@ -91,7 +91,7 @@ def test_hidden_pixels_change_nothing(kind, mask_kind, rate):
 def test_output_has_the_shape_of_the_visible_part(kind, mask_kind, rate):
     backbone, mask = build(kind), draw(mask_kind, rate)
     patches, c_noise = inputs(24)
-    seen = masks.see(patches, mask, backbone.sees)
+    seen = masks.gather(patches, mask.visible)
     F = backbone(seen, c_noise, torch.zeros(B, dtype=torch.long), mask)
     assert isinstance(F, base.Prediction)
     assert F.visible.shape == (B, mask.visible.shape[1], P)
@@ -256,7 +256,7 @@ def test_flops_are_counted(kind, rate, mask_kind, classes):
     grid = (16, 16)
     backbone = build(kind, grid=grid, width=64, classes=classes, mlp_ratio=3.0)
     mask = draw(mask_kind, rate, batch=2, grid=grid)
-    V = masks.visible_count(mask_kind, grid, rate)
+    V = masks.visible_count(MaskSpec(mask_kind, rate), grid)
     patches, c_noise = inputs(V, batch=2)
     labels = torch.tensor([0, -1]) if classes else None
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -275,7 +275,7 @@ def test_activation_bytes_are_counted(kind, changes, mask_kind, rate, bytes_per)
     grid = (16, 16)
     backbone = build(kind, grid=grid, width=64, **changes)
     weights = {p.data_ptr() for p in backbone.parameters()}
-    V = masks.visible_count(mask_kind, grid, rate)
+    V = masks.visible_count(MaskSpec(mask_kind, rate), grid)
 
     def kept(batch):
         found = {}

@@ -33,17 +33,18 @@ class Attending(Embedding):
 
 
 class Depthwise(base.Backbone):
-    """A depthwise convolution, on the whole image."""
-
-    sees = "all"
+    """A depthwise convolution on the whole image, whose hidden patches are zero."""
 
     def __init__(self, grid, patch_dim, classes=0):
         super().__init__(grid, patch_dim, classes)
         self.layer = nn.Conv2d(patch_dim, patch_dim, 5, padding=2, groups=patch_dim)
 
     def forward(self, patches, c_noise, labels, mask):
-        image = patches.transpose(1, 2).unflatten(2, self.grid)
-        return base.Prediction(self.layer(image).flatten(2).transpose(1, 2))
+        ids = base.position_ids(mask, len(patches), self.grid, patches.device)
+        ids = ids[..., None].expand(-1, -1, self.patch_dim)
+        places = patches.new_zeros(len(patches), N, self.patch_dim).scatter(1, ids, patches)
+        image = places.transpose(1, 2).unflatten(2, self.grid)
+        return base.Prediction(self.layer(image).flatten(2).transpose(1, 2).gather(1, ids))
 
 
 @pytest.mark.parametrize("V", [1, 6, 24])

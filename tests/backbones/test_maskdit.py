@@ -6,10 +6,10 @@ import torch
 from tests.backbones.test_contract import loss_and_gradients
 from underpaint import config, model
 from underpaint.backbones import DiT, MaskDiT
-from underpaint.core import masks
-from underpaint.core import schedules as noises
-from underpaint.core.denoiser import Denoiser, parameterisation
-from underpaint.core.loss import hidden_loss, masked_loss, predict
+from underpaint.core import masks, preconditioning, schedules
+from underpaint.core.denoiser import Denoiser
+from underpaint.core.loss import DenoisingLoss
+from underpaint.core.masks import MaskSpec
 from underpaint.errors import UserError
 from underpaint.training import cost
 
@@ -31,7 +31,7 @@ def small(classes=CLASSES, **changes):
 
 
 def half(seed=0):
-    return masks.draw("patch", GRID, B, 0.5, generator=torch.Generator().manual_seed(seed))
+    return masks.draw(MaskSpec("patch", 0.5), GRID, B, torch.Generator().manual_seed(seed))
 
 
 def data(seed=1):
@@ -105,16 +105,26 @@ def test_starts_as_zero():
 
 
 def edm(network):
-    settings = config.Noise(process="edm", prediction="edm", time="log-normal")
-    return Denoiser(network, noises.build(settings), parameterisation(settings))
+    return Denoiser(network, schedules.build("edm"), preconditioning.build("edm", "edm"))
+
+
+def hidden_loss(denoiser, patches, n, mask, sigma):
+    """The network's output and the hidden loss of clean patches and noise [B, N, P]."""
+    x = patches + sigma[:, None, None] * n
+    output = denoiser.predict(masks.gather(x, mask.visible), sigma, LABELS, mask)
+    hidden = x[:, :0] if mask.hidden is None else masks.gather(x, mask.hidden)
+    return output, DenoisingLoss(denoiser).hidden_loss(output, hidden, sigma)
+
+
+def split(mask, *tensors):
+    """The visible and then the hidden patches of each."""
+    return [masks.gather(x, ids) for ids in (mask.visible, mask.hidden) for x in tensors]
 
 
 def test_the_hidden_loss_is_its_formula():
     denoiser, mask, patches, n = edm(small()), half(), data(), data(seed=2)
     sigma = torch.tensor([0.05, 0.5, 2.0, 30.0])
-    t = denoiser.process.t(sigma)
-    output = predict(denoiser, patches, LABELS, mask, t=t, noise=n)
-    found = hidden_loss(denoiser, patches, mask, output, t=t, noise=n)
+    output, found = hidden_loss(denoiser, patches, n, mask, sigma)
     q = 0.5  # sigma_data
     for b, s in enumerate(sigma.tolist()):
         c_skip, c_out = q**2 / (s**2 + q**2), s * q / math.sqrt(s**2 + q**2)
@@ -130,16 +140,21 @@ def test_the_hidden_loss_is_its_formula():
 
 def test_hidden_pixels_matter_to_the_hidden_loss_alone():
     denoiser, mask, patches, n = edm(small()), half(), data(), data(seed=2)
-    t = denoiser.process.t(torch.full((B,), 0.7))
+    sigma = torch.full((B,), 0.7)
 
     def both():
-        output = predict(denoiser, patches, LABELS, mask, t=t, noise=n)
-        loss = masked_loss(denoiser, patches, LABELS, mask, t=t, noise=n, output=output)
-        return output, loss, hidden_loss(denoiser, patches, mask, output, t=t, noise=n)
+        x0, noise, hidden, hidden_noise = split(mask, patches, n)
+        t = denoiser.process.t(sigma)
+        arguments = (x0, LABELS, mask, t, noise, None, hidden, hidden_noise)
+        asked = DenoisingLoss(denoiser, hidden_weight=0.1)(*arguments)
+        assert torch.equal(asked.x0_mse, DenoisingLoss(denoiser)(*arguments).x0_mse)
+        assert torch.equal(asked.per_image.isnan(), hidden.isnan().any(2).any(1))
+        loss = DenoisingLoss(denoiser)(*arguments)
+        return *hidden_loss(denoiser, patches, n, mask, sigma), loss
 
-    output, loss, hidden = both()
+    output, hidden, loss = both()
     patches.scatter_(1, mask.hidden[..., None].expand(-1, -1, P), math.nan)
-    poisoned, same_loss, poisoned_hidden = both()
+    poisoned, poisoned_hidden, same_loss = both()
     assert torch.equal(output.visible, poisoned.visible)
     assert torch.equal(output.hidden, poisoned.hidden)
     assert torch.equal(loss.per_image, same_loss.per_image)
@@ -148,20 +163,27 @@ def test_hidden_pixels_matter_to_the_hidden_loss_alone():
 
 
 def test_the_hidden_loss_of_a_whole_image_is_zero():
-    denoiser, whole, t = edm(small()), masks.whole(GRID), torch.full((B,), 0.5)
-    output = predict(denoiser, data(), LABELS, whole, t=t, noise=data(seed=2))
-    hidden = hidden_loss(denoiser, data(), whole, output, t=t, noise=data(seed=2))
+    denoiser, whole, sigma = edm(small()), masks.whole(GRID), torch.full((B,), 0.5)
+    _, hidden = hidden_loss(denoiser, data(), data(seed=2), whole, sigma)
     assert hidden.tolist() == [0.0] * B
 
 
-def test_an_output_that_is_there_is_not_computed_again():
-    denoiser, mask, t = edm(small()), half(), torch.full((B,), 0.5)
-    arguments = {"t": t, "noise": data(seed=2)}
-    output = predict(denoiser, data(), LABELS, mask, **arguments)
-    once = masked_loss(denoiser, data(), LABELS, mask, **arguments)
-    denoiser.backbone.forward = None
-    again = masked_loss(denoiser, data(), LABELS, mask, **arguments, output=output)
-    assert torch.equal(once.per_image, again.per_image)
+def test_the_hidden_loss_is_added_by_its_weight_to_an_output_computed_once():
+    denoiser, mask, patches, n = edm(small()), half(), data(), data(seed=2)
+    sigma = torch.tensor([0.05, 0.5, 2.0, 30.0])
+    t = denoiser.process.t(sigma)
+    x0, noise, hidden, hidden_noise = split(mask, patches, n)
+    plain = DenoisingLoss(denoiser)(x0, LABELS, mask, t, noise)
+    _, of_hidden = hidden_loss(denoiser, patches, n, mask, denoiser.process.sigma(t))
+    calls, forward = [], denoiser.backbone.forward
+    denoiser.backbone.forward = lambda *a: calls.append(a) or forward(*a)
+    both = DenoisingLoss(denoiser, hidden_weight=0.3)(
+        x0, LABELS, mask, t, noise, None, hidden, hidden_noise
+    )
+    assert len(calls) == 1
+    torch.testing.assert_close(both.per_image, plain.per_image + 0.3 * of_hidden)
+    torch.testing.assert_close(both.mean, both.per_image.mean())
+    assert torch.equal(both.x0_mse, plain.x0_mse)
 
 
 def test_every_parameter_learns_from_the_visible_alone():

@@ -9,6 +9,7 @@ from diffusers import UNet2DModel
 
 from underpaint import backbones, config
 from underpaint.core import masks
+from underpaint.core.masks import MaskSpec
 from underpaint.errors import UserError
 
 TINY = {"width": 16, "depth": 1, "heads": 1, "options": {"multipliers": [1, 2, 2]}}
@@ -93,7 +94,7 @@ def test_a_crop_is_a_smaller_image_that_knows_its_place():
     backbone = build(grid)
     patches, c_noise = torch.randn(2, 96, 12), torch.tensor([3.0, 700.0])
     mask = crop(grid, [(0, 0), (4, 2)], sides)
-    seen = masks.see(patches, mask, backbone.sees)
+    seen = masks.gather(patches, mask.visible)
     F = backbone(seen, c_noise, None, mask).visible
 
     H, W = 16, 24
@@ -114,7 +115,7 @@ def test_a_crop_is_a_smaller_image_that_knows_its_place():
 def test_other_masks_are_zeros_and_a_channel():
     grid = (8, 8)
     backbone = build(grid)
-    mask = masks.draw("patch", grid, 2, 0.5, generator=torch.Generator().manual_seed(0))
+    mask = masks.draw(MaskSpec("patch", 0.5), grid, 2, torch.Generator().manual_seed(0))
     patches, c_noise = torch.randn(2, 64, 12), torch.tensor([3.0, 700.0])
     F = backbone(masks.gather(patches, mask.visible), c_noise, None, mask).visible
 

@@ -6,6 +6,7 @@ import torch
 from underpaint.backbones import UViT, interpolate_positions
 from underpaint.backbones.layers import sinusoid
 from underpaint.core import masks
+from underpaint.core.masks import MaskSpec
 
 S = {"width": 512, "depth": 13, "heads": 8}
 B = {"width": 768, "depth": 12, "heads": 12}
@@ -46,7 +47,7 @@ def test_labels_add_their_table_alone():
 
 @pytest.mark.parametrize(("rate", "gflop"), [(0.0, 4449), (0.5, 1722), (0.9, 269)])
 def test_training_costs_what_maskdm_b_costs(rate, gflop):
-    V = masks.visible_count("block", (64, 64), rate, block=4)
+    V = masks.visible_count(MaskSpec("block", rate, block=4), (64, 64))
     assert 3 * published((64, 64), 48, B).flops(V) / 1e9 == pytest.approx(gflop, rel=0.01)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.report.synthetic import model, write_images, write_run
 from underpaint import backbones, config, report
-from underpaint.core import denoiser, masks, schedules, spaces
+from underpaint.core import masks, preconditioning, schedules, spaces
 from underpaint.errors import UserError
 from underpaint.report import gallery, metrics, summary
 from underpaint.report.plots import Band, Line, chart, smooth
@@ -276,7 +276,7 @@ def test_every_setting_has_words():
     assert summary.NETWORKS.keys() == backbones.kinds().keys()
     assert summary.MASKS.keys() == {*masks.KINDS} - {"none"}
     assert summary.PROCESSES.keys() == schedules.TIME_LAWS.keys()
-    assert summary.PREDICTIONS.keys() == denoiser.PROCESSES.keys()
+    assert summary.PREDICTIONS.keys() == preconditioning.SCHEDULES.keys()
     assert {*spaces.KINDS} == {"pixels", "wavelets", "latents"}  # see test_what_the_network_sees
 
 

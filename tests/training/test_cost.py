@@ -4,6 +4,7 @@ import pytest
 
 from underpaint import backbones, config
 from underpaint.core import masks
+from underpaint.core.masks import MaskSpec
 from underpaint.errors import UserError
 from underpaint.training import cost
 
@@ -84,8 +85,9 @@ def test_a_falling_rate_costs_its_mean() -> None:
     )
     (stage,) = cost.describe(run, (32, 32), 3)["stages"]
     real = network(run, (8, 8))
-    levels = masks.rate_levels("patch", (8, 8), 0.75, 0.0, "linear")
-    counts = [masks.visible_count("patch", (8, 8), rate) for _, rate in levels]
+    spec = MaskSpec("patch", 0.75)
+    levels = masks.rate_levels(spec, (8, 8), 0.0, "linear")
+    counts = [masks.visible_count(spec.at(rate), (8, 8)) for _, rate in levels]
     assert [level["visible"] for level in stage["levels"]] == counts
     assert sum(level["share"] for level in stage["levels"]) == 1
     expected = sum(3 * real.flops(V) for V in counts) / len(counts)  # eight equal parts
