@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, console, print_json
-from underpaint.compare import runner, study
 from underpaint.errors import UserError
 
 __all__ = ["arguments", "run"]
@@ -45,6 +44,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         raise UserError(f"compare takes one study alone; leave out all but {yamls[0]}")
     out = Path(args.out) if args.out else None
     if yamls:
+        from underpaint.compare import runner, study
+
         chosen = study.load(yamls[0])
         path = Path(yamls[0])
         out = out or (path.parent if path.stem == "study" else Path("studies") / path.stem)

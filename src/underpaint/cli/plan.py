@@ -11,8 +11,6 @@ from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
 from underpaint.cli.train import name_of
 from underpaint.errors import UserError
-from underpaint.planning import candidates, machine, write
-from underpaint.sealed import format as sealed
 
 if TYPE_CHECKING:
     from underpaint.planning.plan import Plan
@@ -75,6 +73,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     config.check_data(wanted)
     out = Path(args.out or _default_out(wanted))
     from underpaint import data
+    from underpaint.data.source import is_sealed
+    from underpaint.planning import candidates, machine, write
     from underpaint.planning.plan import propose, seconds_of, shown
 
     budget = seconds_of(args.budget)
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         )
     if wanted.size:
         candidates.patches_that_fit((wanted.size[0], wanted.size[-1]))  # refuses, before decoding
-    if sealed.is_sealed(wanted.source):
+    if is_sealed(wanted.source):
         raise UserError(
             f"'{wanted.source}' is sealed, and its masks are decided; plan with the images that it "
             "was made of"

@@ -9,7 +9,6 @@ from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
 from underpaint.cli.settings import choices
 from underpaint.errors import UserError
-from underpaint.sealed import format as sealed
 
 __all__ = ["arguments", "run"]
 
@@ -82,8 +81,9 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
             raise UserError(
                 "--verify reads a sealed file and writes none; leave DATA and --out out"
             )
+        from underpaint.sealed.format import verify
 
-        found = sealed.verify(args.verify)
+        found = verify(args.verify)
     else:
         found = _seal(args)
     if args.json:

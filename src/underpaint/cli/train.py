@@ -14,8 +14,6 @@ from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, width
 from underpaint.cli.settings import as_help
 from underpaint.errors import UserError
-from underpaint.sealed import format as sealed
-from underpaint.training import cost
 
 __all__ = ["arguments", "name_of", "recipe", "run"]
 
@@ -248,10 +246,12 @@ def _finish(folder: Path, args: argparse.Namespace) -> None:
 
 
 def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
+    from underpaint.training import cost
 
     size, channels, classes = config.image_size(run.data.size), run.data.channels, 0
     if run.data.source:
         from underpaint import data
+        from underpaint.sealed import format as sealed
 
         dataset: data.Dataset | sealed.Sealed
         if sealed.is_sealed(run.data.source):
