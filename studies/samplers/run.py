@@ -81,7 +81,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     from underpaint import model
 
     spent: dict[str, Any] = {}
-    source: str | Path = "primer:lorelei"
+    source: str | Path = "pretrained:lorelei"
     if unit != "primer":
         source = work / unit
         spent = units.trained(recipe(int(unit.split("_")[1]), scale), source)

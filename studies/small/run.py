@@ -3,7 +3,7 @@
     python -m studies.small.run                 as many processes as there are cores
 
 Each preset is tried on as many images of a style (avatars:pixel-art, 32×32) as its name says, from
-the package's primer of another style, its stages cut to a quarter, with two pairs of batch and
+the packaged weights of another style, its stages cut to a quarter, with two pairs of batch and
 learning rate:
 
     large      32 images a step, at the rate the preset had (2e-4 and 5e-4)
@@ -65,7 +65,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     }
     run = config.from_dict(config.Run, changes, "small: ", config.preset(f"small-{size}"))
     folder = work / unit
-    spent = units.trained(run, folder, "primer:lorelei")
+    spent = units.trained(run, folder, "pretrained:lorelei")
     scores = samples.scored(folder, spent["images"], COUNT)
     shutil.rmtree(folder / "checkpoints")
     return {**spent, **scores}

@@ -39,7 +39,7 @@ POINTS = {1000: (8_000, 16_000, 32_000, 64_000), 100: (2_000, 4_000, 8_000, 16_0
 TRIED = {1000: 16_000, 100: 4_000}
 RATES = (8e-3, 4e-3, 2e-3, 1e-3)  # from scratch, 4e-3 is best of the last three
 SEEDS = (1, 2, 3, 4, 5)
-PRIMER = 2e13  # training FLOPs of a pre-training
+PRETRAINED = 2e13  # training FLOPs of a pre-training
 COUNT = 500  # samples, and images of a half
 BATCH = 8
 MASKED_BATCH = 16  # of a quarter of the patches; drew nearest in studies/batches
@@ -75,7 +75,7 @@ def primer(unit: str, folder: Path, scale: float) -> dict[str, Any]:
         "transfer: ",
         config.preset("quickstart"),
     )
-    run = study.scaled(run, {arm: 1.0}, PRIMER, scale, (32, 32), 3, 8)
+    run = study.scaled(run, {arm: 1.0}, PRETRAINED, scale, (32, 32), 3, 8)
     return units.trained(run, folder)
 
 
@@ -134,7 +134,7 @@ def chosen(work: Path, arm: str, size: int) -> float:
     )
 
 
-def needed(primer: str, done: dict[str, Any]) -> bool:
+def needed(pretrained: str, done: dict[str, Any]) -> bool:
     """Whether `primer` is a pre-training whose weights, never committed, a run that is left takes.
 
     `done`: the units that are done.
@@ -160,7 +160,7 @@ def design() -> list[str]:
 
     return [
         "Pre-training on 10,000 drawn heads of one style, on parts alone (75 % of the patches "
-        f"hidden) or on whole images, for the same {summary.flops(PRIMER)} training FLOPs, "
+        f"hidden) or on whole images, for the same {summary.flops(PRETRAINED)} training FLOPs, "
         "or none. Then fine-tuning on 1,000 or 100 heads of another style, whole images of 32×32, "
         f"at a constant learning rate. Batches are of {BATCH} whole or {MASKED_BATCH} masked "
         f"images. The rate is one of {', '.join(f'{rate:g}' for rate in RATES)}, chosen for each "

@@ -344,7 +344,7 @@ def main() -> int:
         )
         names = [field.name for field in dataclasses.fields(evidence.Cell)]
         cells = [evidence.Cell(**{name: cell[name] for name in names}) for cell in found["cells"]]
-        evidence.write(evidence.Prior(about, tuple(cells)), EVIDENCE)
+        evidence.write(evidence.Evidence(about, tuple(cells)), EVIDENCE)
         return 0
     units.restore(units.committed(given.out, given.scale).get("units", {}), given.work)
     return units.conduct(

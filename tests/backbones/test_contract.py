@@ -449,8 +449,8 @@ def test_what_augmentation_was_is_a_condition(kind, given):
     torch.manual_seed(3)
     fresh, plain = build(kind, augment=True, stir=0), build(kind, stir=0)
     new = {name for name in fresh.state_dict() if base.is_augment_embedding(name)}
-    assert new == set(fresh.state_dict()) - set(plain.state_dict()) == {"told.weight"}
-    assert not fresh.state_dict()["told.weight"].any()
+    assert new == set(fresh.state_dict()) - set(plain.state_dict()) == {"augment_embedding.weight"}
+    assert not fresh.state_dict()["augment_embedding.weight"].any()
     own = sum(p.numel() for name, p in fresh.named_parameters() if base.is_augment_embedding(name))
     assert own == augmentation.CONDITION * (128 if kind == "unet" else 32)
     assert fresh.flops(24) == plain.flops(24) + 2 * own

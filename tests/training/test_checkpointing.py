@@ -22,7 +22,7 @@ from underpaint.training import checkpointing, train
 def test_no_space_leaves_the_last_checkpoint_whole(
     recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = checkpointing.save_file
+    original = model.save_file
 
     def full(tensors, path):  # type: ignore[no-untyped-def]
         if "000000000064" in str(path):
@@ -30,7 +30,7 @@ def test_no_space_leaves_the_last_checkpoint_whole(
             raise OSError(errno.ENOSPC, "No space left on device")
         original(tensors, path)
 
-    monkeypatch.setattr(checkpointing, "save_file", full)
+    monkeypatch.setattr(model, "save_file", full)
     with pytest.raises(UserError, match="no space left"):
         train(recipe, tmp_path / "run", quiet=True)
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -243,7 +243,7 @@ def test_two_processes_cannot_train_in_one_folder(recipe: config.Run, tmp_path: 
 def test_weight_files_are_readable_by_others(recipe: config.Run, tmp_path: Path) -> None:
     out = train(recipe, tmp_path / "run", quiet=True)
     mode = (model.find(out) / "model.safetensors").stat().st_mode & 0o777
-    assert mode == 0o666 & ~checkpointing.umask()
+    assert mode == 0o666 & ~model.umask()
 
 
 def test_config_json_describes_the_model(recipe: config.Run, tmp_path: Path) -> None:

@@ -129,10 +129,20 @@ def test_a_model_draws_in_float32_unless_asked(
     assert np.array_equal(plain.sample(16, seed=3), one)
 
 
-def test_the_precision_of_samples_is_augment_embedding(
+def test_the_precision_of_samples_is_recorded(
     learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["sample", str(learned), "-n", "2", "--out", str(tmp_path / "x.png"), "--json"]
+    flags = ["sample", str(learned), "-n", "2", "--out", str(tmp_path / "x.png")]
+    flags += ["--json", "--overwrite"]
+        "sample",
+        str(learned),
+        "-n",
+        "2",
+        "--out",
+        str(tmp_path / "x.png"),
+        "--json",
+        "--overwrite",
+    ]
     for more, told in (([], "fp32"), (["--precision", "bf16"], "bf16")):
         assert main([*flags, "--quiet", *more]) == 0
         assert json.loads(capsys.readouterr().out)["precision"] == told

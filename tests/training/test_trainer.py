@@ -132,7 +132,7 @@ def test_a_stage_may_have_its_own_images_size_and_labels(
     assert model.label_names == ("1", "2", "3")
     log = (out / "log.txt").read_text()
     assert "positions interpolated from 4×4 to 6×6" in log
-    assert "1 of 3 labels known" in log
+    assert "1 of 3 labels carried over" in log
 
 
 def test_minutes_are_measured_once_and_kept_as_images(recipe: config.Run, tmp_path: Path) -> None:

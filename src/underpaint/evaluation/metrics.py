@@ -140,13 +140,13 @@ def manifold(
     centre = real.mean(0)  # ‖a‖² + ‖b‖² − 2 a·b cancels least around the origin
     real, samples = real - centre, samples - centre
     radii = _radii(real, (near, dense), memory)  # [n, 2]
-    radii = _radii(samples, (near,), memory)[:, 0]  # [m]
+    of_samples = _radii(samples, (near,), memory)[:, 0]  # [m]
     inside = torch.zeros(len(samples), dtype=torch.bool, device=real.device)
     balls = recalled = covered = 0
     for part in _parts(len(real), len(samples), memory):
         squares = _squares(real[part], samples)  # [rows, m]
         inside |= (squares <= radii[part, :1]).any(0)
-        recalled += int((squares <= radii).any(1).sum())
+        recalled += int((squares <= of_samples).any(1).sum())
         hits = squares < radii[part, 1:]
         balls += int(hits.sum())
         covered += int(hits.any(1).sum())
