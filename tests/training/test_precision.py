@@ -134,15 +134,6 @@ def test_the_precision_of_samples_is_recorded(
 ) -> None:
     flags = ["sample", str(learned), "-n", "2", "--out", str(tmp_path / "x.png")]
     flags += ["--json", "--overwrite"]
-        "sample",
-        str(learned),
-        "-n",
-        "2",
-        "--out",
-        str(tmp_path / "x.png"),
-        "--json",
-        "--overwrite",
-    ]
     for more, told in (([], "fp32"), (["--precision", "bf16"], "bf16")):
         assert main([*flags, "--quiet", *more]) == 0
         assert json.loads(capsys.readouterr().out)["precision"] == told
