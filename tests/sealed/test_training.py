@@ -95,7 +95,7 @@ def test_a_mask_is_restored_from_what_it_shows(kind: str, grid: tuple[int, int])
     ("network", "kind"),
     [("uvit", "patch"), ("dit", "block"), ("maskdit", "block"), ("dit", "crop"), ("unet", "crop")],
 )
-def test_every_network_that_can_takes_them_and_the_run_is_augment_embedding(
+def test_every_network_that_can_takes_them_and_the_run_says_so(
     network: str, kind: str, make: Make, small: Path, tmp_path: Path
 ) -> None:
     path = make(kind=kind, rate=0.5, multiple=2 if network == "unet" else 1)
