@@ -134,7 +134,7 @@ def chosen(work: Path, arm: str, size: int) -> float:
     )
 
 
-def needed(pretrained: str, done: dict[str, Any]) -> bool:
+def needed(primer: str, done: dict[str, Any]) -> bool:
     """Whether `primer` is a pre-training whose weights, never committed, a run that is left takes.
 
     `done`: the units that are done.
