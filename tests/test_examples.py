@@ -145,7 +145,7 @@ def test_tables_are_those_of_the_committed_json(name: str, title: str) -> None:
     assert TABLES["written"](text, title, TABLES["TABLES"][name][title]()) == text
 
 
-def test_a_claim_is_augment_embedding_as_its_study_found_it(
+def test_a_claim_is_stated_as_its_study_found_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute = TABLES["_compute"]
@@ -177,7 +177,7 @@ def test_a_claim_is_augment_embedding_as_its_study_found_it(
     assert compute("acceleration", "masked")[0] == "undecided"
 
 
-def test_where_masks_pay_is_augment_embedding_by_the_number_of_patches(
+def test_where_masks_pay_is_stated_by_the_number_of_patches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TABLES["_where"].__globals__, "ROOT", tmp_path)

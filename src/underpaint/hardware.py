@@ -79,7 +79,7 @@ def keep_freed_memory() -> bool:
 
     glibc gives large blocks back to the system, and takes them page by page and zeroed when the
     same tensors are made again: an eighth of the time of a step on whole images on a CPU, nothing
-    of a small masked one (benchmarks/step.py --give-back). It is told for the whole process; GPUs'
+    of a small masked one (benchmarks/step.py --give-back). It holds for the whole process; GPUs'
     allocators keep such memory by themselves.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

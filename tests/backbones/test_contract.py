@@ -478,7 +478,7 @@ def test_a_condition_for_a_network_without_the_layer_is_an_error():
         build("toy", augment=True)
 
 
-def test_a_u_net_without_labels_is_augment_embedding_of_augmentation():
+def test_a_u_net_without_labels_takes_augmentation():
     backbone, (patches, c_noise) = build("unet", classes=0, augment=True), inputs(24)
     mask, condition = masks.whole(GRID), torch.zeros(B, augmentation.CONDITION)
     F = backbone(patches, c_noise, None, mask).visible

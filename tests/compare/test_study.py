@@ -114,7 +114,7 @@ def test_trials_are_the_same_for_all_arms_and_all_different() -> None:
     assert len(study.trials(dataclasses.replace(tuning, trials=6))) == 6
 
 
-def test_a_best_value_at_the_edge_of_the_grid_is_augment_embedding() -> None:
+def test_a_best_value_at_the_edge_of_the_grid_is_said() -> None:
     tuning = study.Tuning(trials=6, learning_rate=(3e-4, 1e-3, 1e-4), batch=(8, 16), patch=(4,))
     for rate, batch, expected in ((3e-4, 8, ["batch"]), (1e-3, 16, ["learning_rate", "batch"])):
         chosen = {"learning_rate": rate, "batch": batch, "patch": 4}

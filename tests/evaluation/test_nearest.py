@@ -49,7 +49,7 @@ def test_reads_a_memory_map_and_searches_the_given_ids_only(tmp_path):
     assert distances[1, 0] > 0
 
 
-def test_a_bright_image_that_differs_by_one_level_is_augment_embedding_from_a_copy():
+def test_a_bright_image_that_differs_by_one_level_is_no_copy():
     # in float32 ‖a‖² + ‖b‖² − 2ab loses this difference: 255² · 64² · 3 needs 30 bits
     images = np.full((2, 64, 64, 3), 255, np.uint8)
     images[0, 0, 0, 0] = 254

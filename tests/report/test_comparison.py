@@ -12,7 +12,7 @@ POINTS = (0.25, 0.5, 1.0)
 
 
 def results(arms: int = 1, *, start: float = 0.0) -> dict[str, Any]:
-    """As `judge.conduct` gives them, of a baseline and `arms` faster ones."""
+    """As `runner.conduct` gives them, of a baseline and `arms` faster ones."""
     names = ["plain", *(f"fast & <{i}>" for i in range(arms))]
     curves = {
         name: {

@@ -87,7 +87,7 @@ def test_the_answers_in_the_readme_are_those_of_the_committed_json() -> None:
 
 
 @pytest.mark.parametrize("name", index.QUESTIONS)
-def test_a_study_is_augment_embedding_as_its_committed_json_says(name: str) -> None:
+def test_a_study_is_stated_as_its_committed_json_says(name: str) -> None:
     text = (ROOT / name / "README.md").read_text(encoding="utf-8")
     assert index.readme(name) == text
     for link in re.findall(r"\]\((.*?)\)", text):

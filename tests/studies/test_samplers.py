@@ -36,7 +36,7 @@ def test_samplers_are_compared_by_grain_and_by_their_distance_to_the_end() -> No
     assert samplers_study.FIRST not in told
 
 
-def test_ways_of_sampling_call_the_network_as_often_as_is_augment_embedding() -> None:
+def test_ways_of_sampling_call_the_network_as_often_as_is_stated() -> None:
     for way in samplers_study.WAYS.values():
         calls: list[float] = []
 

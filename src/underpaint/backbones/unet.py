@@ -18,7 +18,7 @@ save nothing.
   the sides of images and crops are multiples of 2^(levels − 1) pixels (`stride`).
 - `attention`: the levels, counted from 0, with attention; the middle always has it. By level, not
   by resolution, so that the same weights serve every size.
-- The label's row (the last is null) and what the network is told of augmentation are added to the
+- The label's row (the last is null) and the embedding of augmentation are added to the
   time embedding. Each residual branch and the last convolution start from zero, as in DDPM.
 """
 

@@ -151,8 +151,8 @@ def _print(plan: Plan, out: Path, explain: bool) -> None:
 
     run, images, machine = plan.run, plan.images, plan.machine
     height, width = images.size
-    out_console = console()
-    out_console.print(
+    screen = console()
+    screen.print(
         f"{images.count:,} images of {height}×{width}×{images.channels}, "
         f"{images.classes or 'no'} labels; {plan.patches} patches of {run.space.patch}×"
         f"{run.space.patch}; {plan.parameters:,} parameters; learning rate "
@@ -175,16 +175,16 @@ def _print(plan: Plan, out: Path, explain: bool) -> None:
             f"{row.memory / 2**30:.2f} GiB",
         )
     table.add_row("grids, checks", "", "", "", "", "", shown(plan.evaluating), "")
-    out_console.print(table)
+    screen.print(table)
     if machine.measured:
-        out_console.print(f"in all about {shown(plan.seconds)}, measured here ({machine.shown})")
+        screen.print(f"in all about {shown(plan.seconds)}, measured here ({machine.shown})")
     else:
-        out_console.print(
+        screen.print(
             f"in all about {shown(plan.seconds)} on one {machine.name}: computed, not measured "
             f"({machine.source}; the share of its peak that training reaches is assumed)"
         )
     for reason in plan.reasons:
         if explain or not reason.startswith(CHOICES):
-            out_console.print(f"- {reason}")
+            screen.print(f"- {reason}")
     start = f" --from {plan.start}" if plan.start else ""
-    out_console.print(f"recipe   {out}\ntrain    underpaint train --config {out}{start}")
+    screen.print(f"recipe   {out}\ntrain    underpaint train --config {out}{start}")

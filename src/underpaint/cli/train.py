@@ -18,7 +18,7 @@ from underpaint.errors import UserError
 __all__ = ["arguments", "name_of", "recipe", "run"]
 
 DEFAULT = "default"  # the preset for somebody's own images
-ASSUMED = (64, 64)  # pixels, where the dry run of a named preset is told of no size
+ASSUMED = (64, 64)  # pixels, where the dry run of a named preset has no size
 
 
 def arguments(parser: Parser, verb: str) -> None:

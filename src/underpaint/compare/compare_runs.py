@@ -109,8 +109,8 @@ def _read(path: Path) -> tuple[config.Run, str, str]:
         key = str(environment["data"][list(recipe.stages)[-1]])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: its env.json is missing or damaged") from None
-    scores = final_data(recipe)
-    images = f"{key} {scores.limit} {scores.held_out}"
+    data = final_data(recipe)
+    images = f"{key} {data.limit} {data.held_out}"
     return recipe, images, environment.get("start") or ""
 
 

@@ -255,11 +255,11 @@ def _all(
     """Run and score every task that is not `known`; long ones first, so that no core waits."""
     found: dict[Path, dict[str, Any]] = {}
 
-    def done(task: Task, record: dict[str, Any]) -> None:
-        found[task.folder] = record
+    def done(task: Task, score: dict[str, Any]) -> None:
+        found[task.folder] = score
         say(
             f"{len(found)} of {len(todo)}: {task.arm} at {task.point:g}, seed {task.seed}: "
-            f"{task.score} {record['score']:.5g}"
+            f"{task.score} {score['score']:.5g}"
         )
 
     recorded = {task.folder: _recorded(task, known.get(task.folder)) for task in todo}
@@ -314,9 +314,9 @@ def _one(task: Task) -> dict[str, Any]:
             "--out, or remove it"
         )
     try:
-        record = json.loads(kept.read_text(encoding="utf-8"))
-        if record["protocol"] == protocol:
-            return dict(record)
+        measured = json.loads(kept.read_text(encoding="utf-8"))
+        if measured["protocol"] == protocol:
+            return dict(measured)
     except (OSError, ValueError, KeyError):
         pass
     resumable = begun and bool(numbered(task.folder / "checkpoints"))
@@ -330,9 +330,9 @@ def _one(task: Task) -> dict[str, Any]:
         quiet=True,
     )
     score = measure(task.folder, task.score, task.half, most=task.images, extractor=task.extractor)
-    record = {"protocol": protocol, "score": score, **_spent(task.folder)}
-    replace_text(kept, json.dumps(record, indent=1) + "\n")
-    return record
+    measured = {"protocol": protocol, "score": score, **_spent(task.folder)}
+    replace_text(kept, json.dumps(measured, indent=1) + "\n")
+    return measured
 
 
 def _spent(folder: Path) -> dict[str, float]:

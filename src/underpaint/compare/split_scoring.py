@@ -31,8 +31,8 @@ Half = Literal["A", "B"]
 def final_data(run: config.Run) -> config.Data:
     """The images of a recipe's last stage, on which it is judged."""
     stage = list(run.stages.values())[-1]
-    images = stage.data or run.data
-    return dataclasses.replace(images, size=stage.size) if stage.size else images
+    chosen = stage.data or run.data
+    return dataclasses.replace(chosen, size=stage.size) if stage.size else chosen
 
 
 def half(dataset: Dataset, which: Half, most: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def half(dataset: Dataset, which: Half, most: int) -> np.ndarray:
 def measure(folder: Path, score: str, which: Half, *, most: int, extractor: str) -> float:
     """The score of the averaged weights of the finished run in `folder`; lower is better.
 
-    `held-out loss`: mean squared error of x0 of whole images over eight noise levels (overfit.py).
+    `held-out loss`: mean squared error of x0 of whole images over eight noise levels.
     `FD`: Fréchet distance in the features of `extractor`, as many samples as images.
     """
     dataset = data.prepare(final_data(config.load(folder / "config.yaml")))

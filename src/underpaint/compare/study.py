@@ -165,9 +165,9 @@ def scaled(
         if shares.get(name, 0.0) > 0
     }
     found = cost.describe(run, size, channels, classes)
-    for cost_of in found["stages"]:
-        name, stage = cost_of["name"], run.stages[cost_of["name"]]
-        an_image = cost_of["flops_per_image"]
+    for cost_of_stage in found["stages"]:
+        name, stage = cost_of_stage["name"], run.stages[cost_of_stage["name"]]
+        an_image = cost_of_stage["flops_per_image"]
         batches = int(shares[name] * point * budget / (an_image * stage.batch) + 0.5)
         if batches < 1:
             least = an_image * stage.batch / (shares[name] * point)

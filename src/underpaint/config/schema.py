@@ -371,7 +371,7 @@ class ModelSpec:
 
 
 def network_of(run: Run) -> Network:
-    """The run's network, which is told of augmentation if any stage augments.
+    """The run's network, which is given augmentation if any stage augments.
 
     All stages have the same layers, so that weights go from one to the next.
     """

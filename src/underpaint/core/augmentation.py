@@ -1,4 +1,4 @@
-"""Augmentation that a network is told of, so that its samples do not show it.
+"""Augmentation that a network is given as a condition, so that it does not leak into samples.
 
 Each kind of change below is made to an image with probability p, independently, and its strength
 goes to the network as a condition vector; the zero vector says "nothing was changed" and is what
@@ -75,7 +75,7 @@ def draw(rng: np.random.Generator, batch: int, p: float, *, square: bool, colour
 
 
 def condition(changes: Changes) -> Tensor:
-    """What the network is told of `changes`: float32 [B, CONDITION], zero where there is none."""
+    """The condition that describes `changes`: float32 [B, CONDITION], zero where there is none."""
     # a table, since cos and sin of whole quarters are not exactly 0 and ±1 in floating point
     cos, sin = np.array([0, -1, -2, -1]), np.array([0, 1, 0, -1])
     columns = [

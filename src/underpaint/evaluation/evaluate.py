@@ -175,23 +175,23 @@ def _reference(
             raise UserError(f"{source}: to score images, add --reference DATA, the real ones")
         return config.Data(source=reference, size=size, held_out=held_out or "auto")
     spec = model.read_spec(model.find(source))
-    data_of_run = _own_data(model.find(source))
-    if data_of_run is None or not data_of_run.source:
+    real = _own_data(model.find(source))
+    if real is None or not real.source:
         if reference is None:
             raise UserError(f"{source}: does not say what it was trained on; add --reference DATA")
-        data_of_run = config.Data(source="")
+        real = config.Data(source="")
     if size and config.image_size(size) != spec.size:
         given, right = (_shown(s) for s in (config.image_size(size) or (0, 0), spec.size))
         raise UserError(f"--size {given}: this model draws {right}; leave --size out")
-    data_of_run = replace(
-        data_of_run,
+    real = replace(
+        real,
         size=spec.size,
         channels=spec.channels,
-        held_out=held_out or data_of_run.held_out,
+        held_out=held_out or real.held_out,
     )
-    if reference is not None and reference != data_of_run.source:
-        data_of_run = replace(data_of_run, source=reference, limit=0, held_out=held_out or "auto")
-    return data_of_run
+    if reference is not None and reference != real.source:
+        real = replace(real, source=reference, limit=0, held_out=held_out or "auto")
+    return real
 
 
 def _own_data(folder: Path) -> config.Data | None:
@@ -244,14 +244,14 @@ def _model(
 ) -> Judged:
     folder = model.find(source)
     digests = model.read_card(folder)["sha256"]
-    data_of_run = {name: getattr(loaded.spec.sampling, name) for name in SAMPLING}
+    defaults = {name: getattr(loaded.spec.sampling, name) for name in SAMPLING}
     labels, rule = _labels(loaded, real, seed)
     run = _run_of(folder)
     trained = config.load(run / "config.yaml") if run else None
     state = folder / "state.json"
     about = {
         "images": read_progress(folder).images if state.is_file() else None,
-        "sampling": {**data_of_run, **sampling, "labels": rule, "precision": loaded.precision},
+        "sampling": {**defaults, **sampling, "labels": rule, "precision": loaded.precision},
         "weights": weights,
         "ema": trained.train.ema if trained and weights == "ema" else None,
         "weights_sha256": digests.get(f"{weights}.safetensors", digests.get("model.safetensors")),
@@ -286,14 +286,11 @@ def _labels(
     if not names:
         return None, "none"
     if names == real.label_names:
-        data_of_run = real.labels[real.train_ids]
+        known = real.labels[real.train_ids]
 
         def drawn(start: int, count: int) -> list[int]:
             rng = np.random.default_rng([seed, start])
-            return [
-                int(v)
-                for v in data_of_run[rng.integers(0, len(data_of_run), feature_cache.BLOCK)[:count]]
-            ]
+            return [int(v) for v in known[rng.integers(0, len(known), feature_cache.BLOCK)[:count]]]
 
         return drawn, f"as frequent as in {real.key[:12]}"
     return lambda start, count: [i % len(names) for i in range(start, start + count)], "in turn"

@@ -154,7 +154,7 @@ class OverfitCheck:
         return None if self.reference is None else self.reference.record(samples, *progress)
 
     def finding(self, records: Sequence[dict[str, Any]]) -> Finding:
-        """What the checks among `records` say about going on (`stopping.judge`)."""
+        """What the checks among `records` say about going on (`early_stopping.judge`)."""
         return judge(records)
 
     @torch.inference_mode()

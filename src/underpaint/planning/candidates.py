@@ -10,7 +10,7 @@
   features than a patch has numbers. On heads of 32×32 in patches of 48 numbers (8,000 images, one
   seed) the error through 48 features was 0.083 with velocity and 0.051 with x0; through 64, 0.047
   and 0.046.
-- masked stage: as `prior.json` says of the number of patches nearest to this one; none where it
+- masked stage: as `evidence.json` says of the number of patches nearest to this one; none where it
   does not say `pays`. It speaks of FLOPs: that is turned into time by what a FLOP of each stage
   takes on this machine, and masks are proposed where the middle of that interval is below 1.
 - learning rate: the small presets' at width 128, times 128/width (what an update moves in a layer
@@ -21,7 +21,7 @@
 - batch: of whole images that of `default` on a CPU, for small ones learned more at equal compute,
   up to MaskDM's on a GPU; of masked images as many times that as in the study of the evidence.
 
-These rules are ours and have not been tried against others; what they decided is told as a reason.
+These rules are ours and have not been tried against others; each gives its reason.
 """
 
 from __future__ import annotations
@@ -297,16 +297,16 @@ def _network(
             continue
         break
     assert best is not None
-    settings = best.network
+    network = best.network
     reasons.append(
-        f"network: width {settings.width}, depth {settings.depth}: {why} (rules of thumb, not "
+        f"network: width {network.width}, depth {network.depth}: {why} (rules of thumb, not "
         "measured)"
     )
     if best.noise.prediction == "x0":
         numbers = counted(best, images).patch_dim
         reasons.append(
             f"prediction x0: a patch has {numbers} numbers, too many to predict noise through the "
-            f"network's {settings.width} features, but clean images need fewer; weighting "
+            f"network's {network.width} features, but clean images need fewer; weighting "
             "min-snr, so "
             "that the noisiest levels do not drown the details"
         )
@@ -336,7 +336,7 @@ def _default(shape: tuple[int, int, int], patch: int) -> config.Run:
 
 
 def _recipe(images: Images, shape: tuple[int, int, int], patch: int, cell: Cell) -> config.Run:
-    run, settings = _default(shape, patch), small(images.count)
+    run, advised = _default(shape, patch), small(images.count)
     run.data = dataclasses.replace(
         run.data,
         source=images.source,
@@ -344,15 +344,15 @@ def _recipe(images: Images, shape: tuple[int, int, int], patch: int, cell: Cell)
         channels=images.channels,
     )
     run.network = dataclasses.replace(
-        run.network, dropout=_rounded(settings.dropout), label_drop=_rounded(settings.label_drop)
+        run.network, dropout=_rounded(advised.dropout), label_drop=_rounded(advised.label_drop)
     )
-    rate = _rounded(settings.learning_rate * config.Network().width / shape[0])
-    changes = {"learning_rate": rate, "augment": _rounded(settings.augment), "minutes": 0.0}
+    rate = _rounded(advised.learning_rate * config.Network().width / shape[0])
+    changes = {"learning_rate": rate, "augment": _rounded(advised.augment), "minutes": 0.0}
     whole = config.from_dict(config.Stage, changes, "plan: ", run.stages["whole"])
     hiding = {"mask": cell.mask, "rate": cell.rate, "batch": cell.batch * whole.batch}
     if cell.mask == "block":
         hiding["block"] = cell.block
-    masked = config.from_dict(config.Stage, changes | hiding, "prior: ", run.stages["masked"])
+    masked = config.from_dict(config.Stage, changes | hiding, "evidence: ", run.stages["masked"])
     run.stages = {"masked": masked} if cell.verdict == "pays" else {}
     run.stages["whole"] = whole
     backbone = counted(run, images)

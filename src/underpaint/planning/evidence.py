@@ -1,4 +1,4 @@
-"""Where masked training has paid so far: `prior.json`, measured by studies, cited by `plan`.
+"""Where masked training has paid so far: `evidence.json`, measured by studies, cited by `plan`.
 
 A cell is an arm of a study: so many patches an image, hidden in this way for this share of the
 budget. Its ratio is the compute at which the masked arm reached the unmasked one's score over that
@@ -74,14 +74,14 @@ class Evidence:
 
 
 def load() -> Evidence:
-    """The prior of this version of the package."""
+    """The evidence that this version of the package has."""
     file = resources.files("underpaint") / "planning" / "evidence.json"
     found = json.loads(file.read_text(encoding="utf-8"))
     return Evidence(found["about"], tuple(Cell(**cell) for cell in found["cells"]))
 
 
 def write(evidence: Evidence, path: Path) -> None:
-    """Write `prior` as the file that `load` reads; for the script of a study."""
+    """Write `evidence` as the file that `load` reads; for the script of a study."""
     values: dict[str, Any] = {
         "about": evidence.about,
         "cells": [dataclasses.asdict(cell) for cell in evidence.cells],

@@ -53,7 +53,7 @@ class Machine:
 
 
 def is_known(name: str) -> bool:
-    """Whether `wish` is a GPU known by name, and not a device of this machine.
+    """Whether `name` is a GPU known by name, and not a device of this machine.
 
     Raises UserError where it is neither.
     """

@@ -2,7 +2,7 @@
 
     images of a stage = its share of the time · (budget − grids and checks) / seconds an image
 
-The prior's share is of the FLOPs; with seconds of a FLOP of each stage it becomes one of the time.
+The share in the evidence is of FLOPs; the seconds of a FLOP of each stage make it one of time.
 
 `choose` decides on patch, network, masks and batch by the machine's pace; then the network that was
 chosen is timed itself at four mask rates, where the machine is here, and the lengths follow from
@@ -255,8 +255,8 @@ def _epochs(counts: dict[str, float], images: Images, reasons: list[str]) -> dic
     most = dict.fromkeys(counts, float(MOST * images.count))
     source = "MaskDM's published recipe on 30,000 faces"
     if images.count < FEW:
-        settings = small(images.count)
-        most = {"masked": float(settings.masked_images), "whole": float(settings.whole_images)}
+        advised = small(images.count)
+        most = {"masked": float(advised.masked_images), "whole": float(advised.whole_images)}
         source = "the presets for so few"
     elif sum(counts.values()) > MOST * images.count:
         most = {k: n * MOST * images.count / sum(counts.values()) for k, n in counts.items()}
@@ -346,8 +346,8 @@ def _remarks(images: Images, rows: list[Row], start: str | None, reasons: list[s
 def _fits_pretrained(run: config.Run, images: Images) -> bool:
     """Whether the packaged weights fit this network."""
     spec = read_spec(find(PRETRAINED))
-    settings, its = run.network, spec.network
-    same = all(getattr(settings, k) == getattr(its, k) for k in ("kind", "width", "depth", "heads"))
+    ours, theirs = run.network, spec.network
+    same = all(getattr(ours, k) == getattr(theirs, k) for k in ("kind", "width", "depth", "heads"))
     return same and run.space == spec.space and images.channels == spec.channels
 
 

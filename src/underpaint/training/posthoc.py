@@ -105,8 +105,8 @@ class PowerAverages:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Both averages as states of the module."""
-        tensors_of_model = self.module.state_dict()
-        return {name: {**tensors_of_model, **average} for name, average in self._averages.items()}
+        tensors = self.module.state_dict()
+        return {name: {**tensors, **average} for name, average in self._averages.items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, dict[str, Tensor]]) -> None:
@@ -195,7 +195,7 @@ def rebuild(
                     total[k] = total[k] + term if k in total else term
         if progress:
             progress(i + 1, len(found))
-    tensors_of_model = model.denoiser.backbone.state_dict()
+    expected = model.denoiser.backbone.state_dict()
     errors = {}
     for width, (_, error), total in zip(widths, solved, sums, strict=True):
         target = targets[width]
@@ -203,10 +203,9 @@ def rebuild(
             target.parent.mkdir(parents=True, exist_ok=True)
             # whole-number buffers come out whole but for rounding, since the weights sum to one
             rounded = {
-                k: v if tensors_of_model[k].is_floating_point() else v.round()
-                for k, v in total.items()
+                k: v if expected[k].is_floating_point() else v.round() for k, v in total.items()
             }
-            tensors = {k: v.to(tensors_of_model[k].dtype) for k, v in rounded.items()}
+            tensors = {k: v.to(expected[k].dtype) for k, v in rounded.items()}
             with appearing(target, MODEL) as temporary:
                 write_model(temporary, spec, {"model": tensors})
         errors[str(target)] = error
