@@ -132,16 +132,10 @@ def trained(run: Any, folder: Path, start: str | None = None) -> Result:
     """
     from underpaint import api
 
-    begun = (folder / "checkpoints" / "LATEST").is_file()
-    api.train(
-        None if begun else run,
-        folder,
-        start=None if begun else start,
-        resume=begun,
-        overwrite=not begun,
-        quiet=True,
-        write_report=False,
-    )
+    if (folder / "checkpoints" / "LATEST").is_file():
+        api.resume(folder, quiet=True, write_report=False)
+    else:
+        api.train(run, folder, start=start, overwrite=True, quiet=True, write_report=False)
     return spent(folder)
 
 
