@@ -7,9 +7,9 @@
   images, that sees `ENOUGH` images and `PATCHES` patches a parameter: as wide as the budget can
   teach, and too narrow to hold the images. Fewer than `FEW` images get the packaged weights'.
 - prediction: the velocity, as the presets; x0, with the velocity's weights, where the network has
-  no more features than a patch has numbers. On heads of 32×32 in patches of 48 numbers (8,000 images, one
-  seed) the error through 48 features was 0.083 with velocity and 0.051 with x0; through 64, 0.047
-  and 0.046.
+  no more features than a patch has numbers. On heads of 32×32 in patches of 48 numbers (8,000
+  images, one seed) the error through 48 features was 0.083 with velocity and 0.051 with x0; through
+  64, 0.047 and 0.046.
 - masked stage: as `evidence.json` says of the number of patches nearest to this one; none where it
   does not say `pays`. It speaks of FLOPs: that is turned into time by what a FLOP of each stage
   takes on this machine, and masks are proposed where the middle of that interval is below 1.
