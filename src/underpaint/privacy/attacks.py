@@ -114,7 +114,7 @@ def scores(
     device = next((p.device for p in denoiser.parameters()), patches.device)
     generator = torch.Generator().manual_seed(seed_from(seed, "attack", "noise"))
     fixed = torch.randn(noises, 1, N, P, generator=generator).to(device)  # the same for all images
-    parts = _parts(mask, ensemble, denoiser.stride, seed)
+    parts = _parts(mask, ensemble, denoiser, seed)
     result = {name: np.empty((n, len(sigmas))) for name in names}
     with evaluating(denoiser):
         for start in range(0, n, batch):
@@ -202,17 +202,26 @@ def _masks(
     return totals
 
 
-def _parts(mask: Mask, ensemble: Ensemble, stride: int, seed: int) -> Mask | None:
-    """The masks of the ensemble, over the patches that `mask` shows; None: no part of a crop."""
+def _parts(mask: Mask, ensemble: Ensemble, denoiser: Denoiser, seed: int) -> Mask | None:
+    """The masks of the ensemble, over the patches that `mask` shows; None: no part of a crop,
+    nor of masks in units."""
     generator = torch.Generator().manual_seed(seed_from(seed, "attack", "masks"))
     if mask.window is not None:
         return None
     if mask.visible is None:
         kind = ensemble.kind if ensemble.kind in ("patch", "block", "crop") else "patch"
-        spec = MaskSpec(kind, ensemble.rate, block=ensemble.block, multiple=stride)
+        spec = MaskSpec(
+            kind,
+            ensemble.rate,
+            block=ensemble.block,
+            multiple=denoiser.stride,
+            unit=denoiser.unit,
+        )
         return draw(spec, mask.grid, ensemble.masks, generator)
     V = mask.visible.shape[1]
     spec = MaskSpec("patch", ensemble.rate)
+    if denoiser.unit > 1:
+        return None
     if visible_count(spec, (1, V)) == V:
         return None
     return draw(spec, (1, V), ensemble.masks, generator)

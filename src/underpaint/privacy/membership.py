@@ -117,6 +117,7 @@ class MembershipData(NamedTuple):
             ensemble.rate,
             block=ensemble.block,
             multiple=loaded.denoiser.stride,
+            unit=loaded.denoiser.unit,
         )
         mask = draw(spec, loaded.space.grid, 1, generator)
         if mask.visible is None:
@@ -317,7 +318,7 @@ def _fixed(stage: config.Stage, subset: Subset, loaded: model.Model) -> Mask:
         contrast = salient.local_variance(
             from_uint8(subset.dataset.batch(subset.ids)), loaded.space.grid
         )
-    spec = factory.mask_spec(stage, loaded.denoiser.stride)
+    spec = factory.mask_spec(stage, loaded.denoiser)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return draw(spec, loaded.space.grid, len(subset.ids), generators, contrast=contrast)
 

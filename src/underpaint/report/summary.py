@@ -41,6 +41,7 @@ MASKS = {
 NETWORKS = {
     "uvit": "U-ViT",
     "dit": "DiT",
+    "hourglass": "hourglass (local blocks on fine tokens, attention on coarse ones)",
     "maskdit": "MaskDiT (an encoder of visible patches, then a light decoder of all)",
     "unet": "U-Net",
 }
