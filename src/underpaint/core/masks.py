@@ -88,19 +88,20 @@ class MaskSpec:
         """What sides and corners of a crop are multiples of, whole units among it."""
         return math.lcm(self.multiple, self.unit)
 
-    def in_units(self, unit: int, grid: tuple[int, int]) -> bool:
-        """Whether masks drawn so consist of squares of `unit` patches a side all the same."""
-        if unit == self.unit or self.kind == "none":
-            return True
-        if self.kind == "crop":
-            return self.multiple % unit == 0
-        divides = grid[0] % self.block == 0 and grid[1] % self.block == 0
-        return self.kind == "block" and divides and self.block % unit == 0
-
     @property
     def block_units(self) -> int:
         """Units a side of a block."""
         return -(-self.block // self.unit)
+
+    def in_units(self, unit: int, grid: tuple[int, int]) -> bool:
+        """Whether masks of this `grid` hide and show whole squares of `unit` patches a side."""
+        if self.kind == "none" or self.unit % unit == 0:
+            return True
+        if self.kind == "crop":
+            return self.crop_multiple % unit == 0
+        if self.kind != "block" or self.block % unit:
+            return False
+        return grid[0] % self.block == 0 and grid[1] % self.block == 0  # no block hidden in part
 
 
 def whole(grid: tuple[int, int]) -> Mask:

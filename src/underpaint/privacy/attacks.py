@@ -203,25 +203,23 @@ def _masks(
 
 
 def _parts(mask: Mask, ensemble: Ensemble, denoiser: Denoiser, seed: int) -> Mask | None:
-    """The masks of the ensemble, over the patches that `mask` shows; None: no part of a crop,
-    nor of masks in units."""
+    """The masks of the ensemble, over the patches that `mask` shows; None: there are no parts.
+
+    None of a crop, of masks in units, or of an image of one unit.
+    """
     generator = torch.Generator().manual_seed(seed_from(seed, "attack", "masks"))
-    if mask.window is not None:
+    unit = denoiser.unit
+    if mask.window is not None or (unit > 1 and mask.visible is not None):
+        return None
+    if mask.grid == (unit, unit):
         return None
     if mask.visible is None:
         kind = ensemble.kind if ensemble.kind in ("patch", "block", "crop") else "patch"
-        spec = MaskSpec(
-            kind,
-            ensemble.rate,
-            block=ensemble.block,
-            multiple=denoiser.stride,
-            unit=denoiser.unit,
-        )
+        multiple = denoiser.stride
+        spec = MaskSpec(kind, ensemble.rate, block=ensemble.block, multiple=multiple, unit=unit)
         return draw(spec, mask.grid, ensemble.masks, generator)
     V = mask.visible.shape[1]
     spec = MaskSpec("patch", ensemble.rate)
-    if denoiser.unit > 1:
-        return None
     if visible_count(spec, (1, V)) == V:
         return None
     return draw(spec, (1, V), ensemble.masks, generator)

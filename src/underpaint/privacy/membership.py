@@ -242,6 +242,16 @@ def _of_sealed(
             f"'{source}' holds patches alone, and a network of kind {spec.network.kind} computes "
             "on whole images; give the images themselves by --members and --non-members"
         )
+    unit = loaded.backbone.unit
+    of_file = MaskSpec(
+        about["kind"], about["rate"], block=about["block"], multiple=about["multiple"]
+    )
+    if not of_file.in_units(unit, loaded.space.grid):
+        raise UserError(
+            f"'{source}' was sealed by masks that are not in squares of {unit}×{unit} patches, as "
+            f"a network of kind {spec.network.kind} takes them; give the images themselves by "
+            "--members and --non-members"
+        )
     ids = dataset.train_ids[:limit] if limit else dataset.train_ids
     data = config.Data(source=source)
     notes = [

@@ -166,6 +166,7 @@ def stage_record(stage: PreparedStage, rule: StepRule, progress: Progress) -> di
         "rate": level.realised,
         "visible": level.visible,
         "patches": patches,
+        "unit": stage.training_set.spec.unit,
         "seconds": progress.seconds,
         "flops": progress.flops,
         **rule.record(progress),

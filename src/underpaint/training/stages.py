@@ -139,12 +139,8 @@ def _images(
     names = dataset.label_names if run.network.labels else ()
     network = factory.unallocated_network(_spec(run, dataset.size, dataset.channels, names))
     spec = factory.mask_spec(settings, network)
-    if settings.fixed_key and not dataclasses.replace(spec, unit=1).in_units(spec.unit, space.grid):
-        raise UserError(
-            f"fixed_key: masks of sealed data are no squares of {spec.unit}×{spec.unit} patches, "
-            f"which network.kind {run.network.kind} needs; use mask block with a block that is a "
-            f"multiple of {spec.unit} and divides the grid, or network.kind dit"
-        )
+    if settings.fixed_key:
+        _check_sealed_masks(spec, space.grid, run.network.kind)
     return kind(
         dataset,
         settings,
@@ -153,6 +149,20 @@ def _images(
         mask_key=fixed_masks.read_key(settings.fixed_key) if settings.fixed_key else None,
         keep_hidden=run.noise.hidden_weight > 0,
     )
+
+
+def _check_sealed_masks(spec: MaskSpec, grid: tuple[int, int], kind: str) -> None:
+    """Raise UserError if the masks of sealed data, which know no units, are not in those of `spec`.
+
+    Where they are, both are drawn alike.
+    """
+    of_sealed = dataclasses.replace(spec, unit=1, multiple=spec.crop_multiple)
+    if not of_sealed.in_units(spec.unit, grid):
+        raise UserError(
+            f"fixed_key: masks of sealed data are no squares of {spec.unit}×{spec.unit} patches, "
+            f"which network.kind {kind} needs; use mask block with a block that is a multiple of "
+            f"{spec.unit} and divides the grid, mask crop, or network.kind dit"
+        )
 
 
 def _model_spec(run: config.Run, training_set: TrainingSet) -> config.ModelSpec:
