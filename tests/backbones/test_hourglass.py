@@ -227,7 +227,7 @@ def test_at_another_resolution_places_are_those_of_the_old_one():
     """In old units: a unit's middle is at j + 1/4 of its first patch; two new ones are as long."""
     old, new = build(), build(grid=(16, 24))
     new.load_state_dict(interpolate_positions(old.state_dict(), GRID, (16, 24)))
-    omega = 100.0 ** (-torch.arange(2) / 2)
+    omega = 100.0 ** (-torch.arange(4) / 4)
     for network, rows, columns in (
         (old, torch.arange(4) + 0.25, torch.arange(6) + 0.25),
         (new, torch.arange(8) / 2, torch.arange(12) / 2),
