@@ -363,7 +363,7 @@ def test_without_units_masks_are_drawn_as_ever(kind):
         key = enlarged(rank.view(B, 3, 4), 2).flatten(1)
     count = {"patch": 28, "block": 28}[kind]  # ⌊0.6 · 48⌋, seven blocks of 4
     hidden = torch.zeros(B, 48, dtype=torch.bool)
-    hidden.scatter_(1, key.argsort(1, stable=True)[:, :count], True)
+    hidden.scatter_(1, key.sort(dim=1, stable=True).indices[:, :count], True)
     assert torch.equal(hidden_map(masks.draw(spec, grid, B, seeded(9)), B), hidden.view(B, 6, 8))
 
 
