@@ -1,6 +1,7 @@
 """Networks, spaces and masks beyond the plain ones, through the whole loop."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.training.runs import assert_same_run, metrics, weights
 from underpaint import config
 from underpaint.core.spaces import from_uint8
 from underpaint.model import load
+from underpaint.report import summary
 from underpaint.training import distributed, stages, step_rule, train
 from underpaint.training.batch import draw_batch
 from underpaint.training.train_state import TrainState
@@ -93,8 +95,11 @@ def test_a_stage_says_how_its_masks_are_rounded(recipe: config.Run, tmp_path: Pa
     assert line in (folder / "log.txt").read_text()
     starts = [m for m in metrics(folder) if m["kind"] == "stage" and m["event"] == "start"]
     assert [(m["visible"], m["unit"]) for m in starts] == [(8, 2), (64, 2)]
-    page = (folder / "report.html").read_text()
-    assert "blocks of 2×2 patches at random, rounded to squares of 2×2 patches" in page
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    masked, whole = summary.stages([json.loads(line) for line in lines], run)
+    words = "(blocks of 2×2 patches at random, rounded to squares of 2×2 patches)"
+    assert words in summary.about_stage(masked)
+    assert "rounded" not in summary.about_stage(whole)
 
 
 def test_learned_weights_stay_out_of_the_model(recipe: config.Run, tmp_path: Path) -> None:

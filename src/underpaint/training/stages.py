@@ -140,7 +140,7 @@ def _images(
     network = factory.unallocated_network(_spec(run, dataset.size, dataset.channels, names))
     spec = factory.mask_spec(settings, network)
     if settings.fixed_key:
-        _check_sealed_masks(spec, space.grid, run.network.kind)
+        spec = _sealed_masks(spec, space.grid, run.network.kind)
     return kind(
         dataset,
         settings,
@@ -151,10 +151,10 @@ def _images(
     )
 
 
-def _check_sealed_masks(spec: MaskSpec, grid: tuple[int, int], kind: str) -> None:
-    """Raise UserError if the masks of sealed data, which know no units, are not in those of `spec`.
+def _sealed_masks(spec: MaskSpec, grid: tuple[int, int], kind: str) -> MaskSpec:
+    """Masks as sealed data have them, which know no units.
 
-    Where they are, both are drawn alike.
+    Raises UserError where they are not in the units of `spec`.
     """
     of_sealed = dataclasses.replace(spec, unit=1, multiple=spec.crop_multiple)
     if not of_sealed.in_units(spec.unit, grid):
@@ -163,6 +163,7 @@ def _check_sealed_masks(spec: MaskSpec, grid: tuple[int, int], kind: str) -> Non
             f"which network.kind {kind} needs; use mask block with a block that is a multiple of "
             f"{spec.unit} and divides the grid, mask crop, or network.kind dit"
         )
+    return of_sealed
 
 
 def _model_spec(run: config.Run, training_set: TrainingSet) -> config.ModelSpec:
