@@ -348,6 +348,7 @@ def autoencoder(tmp_path: Path) -> Path:
 
 
 UNET = ("--network.kind", "unet", "--network.options.multipliers", 1, 1, 1, 1)
+HOURGLASS = ("--network.kind", "hourglass")
 LATENTS = ("--space.kind", "latents", "--space.patch", 1, "--space.factor", 2)
 LATENTS = (*LATENTS, "--sampling.clip", "none")
 
@@ -363,6 +364,17 @@ LATENTS = (*LATENTS, "--sampling.clip", "none")
             "9×9 is not divisible by space.patch 1 · 2^1 of the wavelets; give size 8",
         ),
         (("--noise.hidden_weight", 0.1), "which dit has not; use 0, or network.kind maskdit"),
+        (
+            HOURGLASS,
+            "stages.masked: mask 'patch' hides squares of 2×2 patches, as the network needs them, "
+            "and the grid of 2×2 is only one; use mask none",
+        ),
+        (
+            (*HOURGLASS, "--network.options.levels", 2),
+            "levels 2: a grid of 2×2 patches is not divisible by 4; give fewer levels",
+        ),
+        ((*HOURGLASS, "--network.heads", 64), "network.heads 64: 128 features at the coarsest"),
+        ((*HOURGLASS, "--network.options.levels", "two"), "levels: expected a value like 1"),
         (("--sampling.guidance", 2, "--no-labels"), "network.labels is false; give guidance 1"),
         (
             ("--noise.process", "ve"),

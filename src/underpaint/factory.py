@@ -123,13 +123,14 @@ def loss(model: Denoiser, settings: config.Noise) -> DenoisingLoss:
     )
 
 
-def mask_spec(stage: config.Stage, multiple: int) -> MaskSpec:
-    """The masks of a stage; `multiple` of crops, as the network asks (`Backbone.stride`)."""
+def mask_spec(stage: config.Stage, network: backbones.Backbone | Denoiser) -> MaskSpec:
+    """The masks of a stage, as this network takes them (`stride` and `unit`)."""
     return MaskSpec(
         stage.mask,
         stage.rate,
         block=stage.block,
-        multiple=multiple,
+        multiple=network.stride,
+        unit=network.unit,
         temperature=stage.temperature,
         reweight=stage.reweight,
     )

@@ -45,8 +45,9 @@ def build(kind, *, grid=GRID, classes=CLASSES, stir=0.1, seed=0, **changes):
     return backbone
 
 
-def draw(kind, rate, batch=B, grid=GRID, seed=0):
-    return masks.draw(MaskSpec(kind, rate), grid, batch, torch.Generator().manual_seed(seed))
+def draw(backbone, kind, rate, batch=B, seed=0):
+    spec = MaskSpec(kind, rate, unit=backbone.unit)
+    return masks.draw(spec, backbone.grid, batch, torch.Generator().manual_seed(seed))
 
 
 def inputs(count, batch=B, seed=1):
@@ -70,7 +71,7 @@ def loss_and_gradients(backbone, patches, noises, labels, mask):
 @pytest.mark.parametrize(("mask_kind", "rate"), MASKS)
 def test_hidden_pixels_change_nothing(kind, mask_kind, rate):
     backbone = build(kind)
-    mask = draw(mask_kind, rate)
+    mask = draw(backbone, mask_kind, rate)
     (patches, _), (noises, _) = inputs(24), inputs(24, seed=2)
     labels = torch.tensor([0, 1, 2, -1])
     loss, gradients = loss_and_gradients(backbone, patches, noises, labels, mask)
@@ -89,7 +90,8 @@ def test_hidden_pixels_change_nothing(kind, mask_kind, rate):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("mask_kind", "rate"), MASKS)
 def test_output_has_the_shape_of_the_visible_part(kind, mask_kind, rate):
-    backbone, mask = build(kind), draw(mask_kind, rate)
+    backbone = build(kind)
+    mask = draw(backbone, mask_kind, rate)
     patches, c_noise = inputs(24)
     seen = masks.gather(patches, mask.visible)
     F = backbone(seen, c_noise, torch.zeros(B, dtype=torch.long), mask)
@@ -156,6 +158,7 @@ FEW = [
     ("dit", {"width": 8}, 12, 8),
     ("uvit", {"width": 8}, 12, 8),
     ("toy", {"width": 8}, 12, 8),
+    ("hourglass", {"width": 8}, 12, 8),
     ("maskdit", {"options": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 1}}, 12, 8),
     ("unet", {"width": 4, "heads": 1, "options": {"multipliers": [1, 2]}}, 24, 16),
 ]
@@ -187,7 +190,7 @@ def test_every_parameter_gets_a_gradient(kind, rate, labels):
     backbone = build(kind, classes=0 if labels == "unconditional" else CLASSES)
     ids = {"real": torch.tensor([0, 1, 2, 0]), "null": torch.full((B,), -1)}.get(labels)
     (patches, _), (noises, _) = inputs(24), inputs(24, seed=2)
-    _, gradients = loss_and_gradients(backbone, patches, noises, ids, draw("patch", rate))
+    _, gradients = loss_and_gradients(backbone, patches, noises, ids, draw(backbone, "patch", rate))
     for name, gradient in gradients.items():
         assert gradient is not None, name
         assert gradient.isfinite().all(), name
@@ -201,7 +204,7 @@ def test_every_parameter_gets_a_gradient(kind, rate, labels):
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_time_and_place_matter(kind):
     backbone = build(kind, stir=0.3)
-    mask = draw("patch", 0.5, batch=1)
+    mask = draw(backbone, "patch", 0.5, batch=1)
     patches, c_noise = inputs(12, batch=1)
     label = torch.tensor([1])
     F = backbone(patches, c_noise, label, mask).visible
@@ -231,7 +234,8 @@ def test_a_mask_of_another_grid_is_an_error(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_do_not_see_one_another(kind):
-    backbone, mask = build(kind), draw("patch", 0.5)
+    backbone = build(kind)
+    mask = draw(backbone, "patch", 0.5)
     patches, c_noise = inputs(12)
     labels = torch.tensor([0, 1, 2, -1])
     F = backbone(patches, c_noise, labels, mask).visible
@@ -255,8 +259,8 @@ def test_flops_are_counted(kind, rate, mask_kind, classes):
     """At a wide network on many patches, with labels and without; all rates: tests/test_matrix."""
     grid = (16, 16)
     backbone = build(kind, grid=grid, width=64, classes=classes, mlp_ratio=3.0)
-    mask = draw(mask_kind, rate, batch=2, grid=grid)
-    V = masks.visible_count(MaskSpec(mask_kind, rate), grid)
+    mask = draw(backbone, mask_kind, rate, batch=2)
+    V = masks.visible_count(MaskSpec(mask_kind, rate, unit=backbone.unit), grid)
     patches, c_noise = inputs(V, batch=2)
     labels = torch.tensor([0, -1]) if classes else None
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -275,7 +279,7 @@ def test_activation_bytes_are_counted(kind, changes, mask_kind, rate, bytes_per)
     grid = (16, 16)
     backbone = build(kind, grid=grid, width=64, **changes)
     weights = {p.data_ptr() for p in backbone.parameters()}
-    V = masks.visible_count(MaskSpec(mask_kind, rate), grid)
+    V = masks.visible_count(MaskSpec(mask_kind, rate, unit=backbone.unit), grid)
 
     def kept(batch):
         found = {}
@@ -288,7 +292,7 @@ def test_activation_bytes_are_counted(kind, changes, mask_kind, rate, bytes_per)
 
         patches, c_noise = inputs(V, batch=batch)
         labels = torch.arange(batch) % 4 - 1
-        mask = draw(mask_kind, rate, batch=batch, grid=grid)
+        mask = draw(backbone, mask_kind, rate, batch=batch)
         half = torch.autocast("cpu", torch.bfloat16, enabled=bytes_per == 2)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), half:
             F = backbone(patches, c_noise, labels, mask)  # keeps the graph alive
@@ -302,7 +306,9 @@ def test_activation_bytes_are_counted(kind, changes, mask_kind, rate, bytes_per)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("new_grid", [(8, 12), (2, 3), (5, 9)])
 def test_weights_move_to_another_grid(kind, new_grid):
-    old, new = build(kind), build(kind, grid=new_grid, seed=5)
+    old = build(kind)
+    new_grid = tuple(-(-side // old.unit) * old.unit for side in new_grid)  # of whole units
+    new = build(kind, grid=new_grid, seed=5)
     state = {f"backbone.{name}": x for name, x in old.state_dict().items()}
     moved = backbones.interpolate_positions(state, GRID, new_grid)
     new.load_state_dict({name.removeprefix("backbone."): x for name, x in moved.items()})
@@ -336,7 +342,7 @@ def test_compiles_once_for_all_masks_of_a_rate(kind):
     compiled = torch.compile(backbone, backend=backend, fullgraph=True, dynamic=False)
     labels = torch.tensor([0, 1, 2, -1])
     for seed in range(3):
-        mask = draw("patch", 0.5, seed=seed)
+        mask = draw(backbone, "patch", 0.5, seed=seed)
         patches, c_noise = inputs(12, seed=seed)
         F = compiled(patches, c_noise, labels, mask).visible
         torch.testing.assert_close(F, backbone(patches, c_noise, labels, mask).visible)
@@ -345,7 +351,8 @@ def test_compiles_once_for_all_masks_of_a_rate(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_runs_in_bfloat16_autocast(kind):
-    backbone, mask = build(kind), draw("patch", 0.5)
+    backbone = build(kind)
+    mask = draw(backbone, "patch", 0.5)
     patches, c_noise = inputs(12)
     labels = torch.tensor([0, 1, 2, -1])
     F = backbone(patches, c_noise, labels, mask).visible
@@ -426,14 +433,14 @@ def test_query_and_key_norms_keep_the_contract(kind):
     assert normed.activation_bytes(12) > plain.activation_bytes(12)
     normed = build(kind, qk_norm=True)  # stirred: the blocks are not the identity
     (patches, _), (noises, _) = inputs(24), inputs(24, seed=2)
-    labels, mask = torch.tensor([0, 1, 2, -1]), draw("patch", 0.5)
+    labels, mask = torch.tensor([0, 1, 2, -1]), draw(normed, "patch", 0.5)
     _, gradients = loss_and_gradients(normed, patches, noises, labels, mask)
     assert all(gradients[name].any() for name in scales)
 
 
 def test_a_network_without_attention_norms_refuses_them():
     with pytest.raises(
-        UserError, match=r"network\.qk_norm: unet has no norms.*dit or maskdit or uvit"
+        UserError, match=r"network\.qk_norm: unet has no norms.*dit or hourglass or maskdit or uvit"
     ):
         build("unet", qk_norm=True)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -219,6 +220,172 @@ def test_schedules_follow_their_formula():
     expected = [0.5 * math.cos(math.pi / 2 * i / 7) ** 4 for i in range(8)]
     assert [r for _, r in cos4] == pytest.approx(expected)
     assert [start for start, _ in cos4] == [i / 8 for i in range(8)]
+
+
+# --- masks in units, squares of patches that a network's coarse tokens stand for
+
+units = st.sampled_from([2, 4])
+small = st.tuples(st.integers(1, 6), st.integers(1, 6))
+
+
+def enlarged(hidden: torch.Tensor, unit: int) -> torch.Tensor:
+    """Each place of [B, h, w] as a square of unit × unit."""
+    return hidden.repeat_interleave(unit, 1).repeat_interleave(unit, 2)
+
+
+@settings(max_examples=150, deadline=None)
+@given(kinds, small, units, rates, st.integers(1, 9), st.booleans(), st.integers(0, 2**32))
+def test_masks_in_units_are_those_of_a_grid_of_units(kind, few, unit, rate, block, each, seed):
+    """Patch by patch the same squares, from the same generator; blocks are rounded up."""
+    B, grid = 4, (few[0] * unit, few[1] * unit)
+    block = min(block, unit * min(few))
+    spec = MaskSpec(kind, rate, block=block, unit=unit, reweight=True)
+    of_units = MaskSpec(kind, rate, block=math.ceil(block / unit), reweight=True)
+    if kind == "crop":
+        of_units = MaskSpec(kind, rate, multiple=unit)
+    try:
+        V = masks.visible_count(spec, grid)
+    except ValueError:
+        assert kind == "crop" or math.prod(few) == 1
+        return
+    contrast = torch.rand(B, *few, generator=seeded(seed))
+
+    def draw(spec, grid, contrast):
+        generator = [seeded(seed + i) for i in range(B)] if each else seeded(seed)
+        return masks.draw(spec, grid, B, generator, contrast=contrast)
+
+    mask = draw(spec, grid, enlarged(contrast, unit).flatten(1))
+    hidden = hidden_map(mask, B)
+    if kind == "crop":
+        assert torch.equal(hidden, hidden_map(draw(of_units, grid, None), B))
+        return
+    plain = draw(of_units, few, contrast.flatten(1))
+    assert unit**2 * masks.visible_count(of_units, few) == V
+    assert masks.realised_rate(spec, grid) == pytest.approx(masks.realised_rate(of_units, few))
+    assert torch.equal(hidden, enlarged(hidden_map(plain, B), unit))
+    if mask.weights is not None:
+        every = torch.zeros(B, math.prod(grid)).scatter_(1, mask.visible, mask.weights)
+        of_plain = torch.zeros(B, math.prod(few)).scatter_(1, plain.visible, plain.weights)
+        expected = enlarged(of_plain.view(B, *few), unit).flatten(1)
+        torch.testing.assert_close(every, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid", "rate", "block", "unit", "visible"),
+    [
+        ("patch", (16, 16), 0.9, 1, 2, 4 * (64 - 57)),
+        ("patch", (16, 16), 0.5, 1, 4, 16 * 8),
+        ("block", (16, 16), 0.9, 2, 2, 4 * (64 - 57)),  # a block is a unit
+        ("block", (16, 16), 0.9, 3, 2, 4 * (64 - 56)),  # 2×2 units: 14 of 16 blocks
+        ("block", (12, 12), 0.9, 4, 2, 4 * (36 - 32)),  # 8 of 9 blocks of 2×2 units
+        ("block", (10, 10), 0.5, 4, 2, 4 * (25 - 12)),  # 2 does not divide 5: ⌊rN⌋ units
+        ("salient", (16, 16), 0.9, 1, 2, 4 * (64 - 57)),
+        ("crop", (16, 16), 0.9, 1, 2, 6 * 6),  # ⌊5.06⌋ = 5, to the nearest multiple: 6
+        ("crop", (16, 16), 0.9, 1, 4, 4 * 4),
+        ("none", (16, 16), 0.9, 1, 2, 256),
+    ],
+)
+def test_rounding_is_to_units(kind, grid, rate, block, unit, visible):
+    spec = MaskSpec(kind, rate, block=block, unit=unit)
+    assert masks.visible_count(spec, grid) == visible
+    N = grid[0] * grid[1]
+    assert masks.realised_rate(spec, grid) == pytest.approx(1 - visible / N)
+
+
+@pytest.mark.parametrize(("multiple", "unit", "both"), [(1, 2, 2), (4, 2, 4), (3, 2, 6), (2, 4, 4)])
+def test_crops_keep_to_multiples_and_units(multiple, unit, both):
+    spec = MaskSpec("crop", 0.6, multiple=multiple, unit=unit)
+    assert spec.crop_multiple == both
+    window = masks.draw(spec, (24, 24), 200, seeded(8)).window
+    assert not (window % both).any()
+    plain = MaskSpec("crop", 0.6, multiple=both)
+    assert torch.equal(window, masks.draw(plain, (24, 24), 200, seeded(8)).window)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    kinds,
+    st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    units,
+    rates,
+    st.integers(1, 8),
+    st.integers(1, 4),
+    st.integers(0, 2**32),
+)
+def test_masks_said_to_be_in_units_are(kind, few, unit, rate, block, multiple, seed):
+    """And blocks that are fit are drawn, in patches or in units, from the same numbers."""
+    grid = (few[0] * unit, few[1] * unit)
+    spec = MaskSpec(kind, rate, block=min(block, *grid), multiple=multiple)
+    if not spec.in_units(unit, grid) or grid[0] % multiple or grid[1] % multiple:
+        return
+    try:
+        masks.visible_count(spec, grid)
+    except ValueError:
+        assert kind == "crop"
+        return
+    mask = masks.draw(spec, grid, 3, seeded(seed))
+    hidden = hidden_map(mask, 3)
+    assert torch.equal(hidden, enlarged(hidden[:, ::unit, ::unit], unit))
+    if math.prod(few) > 1:
+        in_units = masks.draw(dataclasses.replace(spec, unit=unit), grid, 3, seeded(seed))
+        assert torch.equal(hidden, hidden_map(in_units, 3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "unit", "grid", "fit"),
+    [
+        (MaskSpec("none"), 4, (8, 8), True),
+        (MaskSpec("patch", 0.5), 2, (8, 8), False),
+        (MaskSpec("patch", 0.5), 1, (8, 8), True),
+        (MaskSpec("patch", 0.5, unit=4), 2, (8, 8), True),
+        (MaskSpec("block", 0.5, block=4), 2, (8, 8), True),
+        (MaskSpec("block", 0.5, block=2), 4, (8, 8), False),
+        (MaskSpec("block", 0.5, block=4), 2, (8, 12), True),
+        (MaskSpec("block", 0.5, block=4), 2, (8, 10), False),  # a block may be hidden in part
+        (MaskSpec("crop", 0.5), 2, (8, 8), False),
+        (MaskSpec("crop", 0.5, multiple=4), 2, (8, 8), True),
+        (MaskSpec("salient", 0.5), 2, (8, 8), False),
+    ],
+)
+def test_it_is_known_which_masks_are_in_units(spec, unit, grid, fit):
+    assert spec.in_units(unit, grid) == fit
+
+
+@pytest.mark.parametrize("kind", ["patch", "block"])
+def test_without_units_masks_are_drawn_as_ever(kind):
+    """The smallest keys are hidden: a number a patch, or the rank of its block."""
+    spec, grid, B = MaskSpec(kind, 0.6), (6, 8), 5
+    generator = seeded(9)
+    if kind == "patch":
+        key = torch.rand(B, 48, generator=generator)
+    else:
+        rank = torch.rand(B, 12, generator=generator).argsort(1).argsort(1).float()
+        key = enlarged(rank.view(B, 3, 4), 2).flatten(1)
+    count = {"patch": 28, "block": 28}[kind]  # ⌊0.6 · 48⌋, seven blocks of 4
+    hidden = torch.zeros(B, 48, dtype=torch.bool)
+    hidden.scatter_(1, key.sort(dim=1, stable=True).indices[:, :count], True)
+    assert torch.equal(hidden_map(masks.draw(spec, grid, B, seeded(9)), B), hidden.view(B, 6, 8))
+
+
+@pytest.mark.parametrize("kind", masks.KINDS)
+def test_a_grid_that_is_not_of_whole_units_is_refused(kind):
+    with pytest.raises(ValueError, match="6×8 patches does not consist of squares of 4×4"):
+        masks.visible_count(MaskSpec(kind, 0.5, unit=4), (6, 8))
+
+
+@pytest.mark.parametrize("kind", ["patch", "block", "salient"])
+def test_of_a_single_unit_no_part_can_be_hidden(kind):
+    spec = MaskSpec(kind, 0.5, unit=4)
+    with pytest.raises(ValueError, match="4×4 is only one; use mask none, smaller") as raised:
+        masks.visible_count(spec, (4, 4))
+    assert "\n" not in str(raised.value)
+    assert masks.visible_count(spec.at(0.0), (4, 4)) == 16
+
+
+def test_a_block_that_is_larger_than_the_grid_is_named_in_patches():
+    words = "8×8 patches holds no block of 9×9; give a block from 1 to 8"
+    with pytest.raises(ValueError, match=words):
+        masks.visible_count(MaskSpec("block", 0.5, block=9, unit=2), (8, 8))
 
 
 # --- wrong use is one sentence

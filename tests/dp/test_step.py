@@ -28,6 +28,7 @@ pytest.importorskip("opacus")
 NETWORKS = {
     "uvit": {"width": 16, "depth": 3, "heads": 2, "qk_norm": True},
     "dit": {"width": 16, "depth": 2, "heads": 2},
+    "hourglass": {"width": 16, "depth": 2, "heads": 2},
     "maskdit": {
         "width": 16,
         "depth": 2,

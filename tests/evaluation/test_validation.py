@@ -26,7 +26,7 @@ class Double(nn.Module):
     def __init__(self, function):
         super().__init__()
         self.function = function
-        self.stride = 1
+        self.stride = self.unit = 1
         self.calls = []
 
     def denoise(self, x, sigma, labels=None, mask=None):

@@ -27,7 +27,7 @@ class Known(Denoiser):
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.process = schedules.build("edm", time="log-normal")
-        self.stride = 1
+        self.stride = self.unit = 1
         self.anchor = nn.Parameter(torch.zeros(1))
         self.backbone = nn.Identity()
         self.backbone.grid = GRID  # type: ignore[assignment]

@@ -108,6 +108,26 @@ def test_crops_are_parts_too() -> None:
     assert best(found["masks"]) > 0.95
 
 
+@pytest.mark.parametrize(("size", "parts"), [(8, 4), (4, 0)])
+def test_parts_are_squares_of_a_networks_coarse_tokens(size: int, parts: int) -> None:
+    """2×2 patches of 2×2 pixels each: of half of four units, of none of one."""
+    network = config.Network(kind="hourglass", width=16, depth=1, heads=2)
+    spec = config.ModelSpec(
+        size=(size, size), channels=1, space=config.Space(patch=2), network=network
+    )
+    denoiser, N = build(spec).denoiser, (size // 2) ** 2
+    found = attacks._parts(masks.whole((size // 2, size // 2)), attacks.Ensemble(), denoiser, 0)
+    assert (0 if found is None else len(found.visible)) == (
+        attacks.Ensemble().masks if parts else 0
+    )
+    patches, levels = torch.randn(5, N, 4), attacks.levels(denoiser.process, 2)
+    shown = masks.MaskSpec("patch", 0.5, unit=2)
+    g = torch.Generator().manual_seed(0)
+    for mask in (None, masks.draw(shown, (4, 4), 5, g)) if parts else (None,):
+        scores = attacks.scores(denoiser, patches, ["loss", "masks"], levels, mask=mask)
+        assert all(np.isfinite(values).all() for values in scores.values())
+
+
 def test_unknown_attacks_are_named() -> None:
     with pytest.raises(UserError, match="'los' does not exist; use loss, secmi"):
         attacks.check(["los"])

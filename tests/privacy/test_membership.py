@@ -202,3 +202,15 @@ def test_networks_of_whole_images_cannot_be_asked_about_patches(
     monkeypatch.setattr(kind, "saves", lambda self, visible, mask: False)
     line = wrong("audit", closed)
     assert "a network of kind dit computes on whole images" in line
+
+
+def test_networks_of_coarse_tokens_cannot_be_asked_about_other_squares(
+    place: Path, tmp_path: Path, wrong: Callable[..., str]
+) -> None:
+    """2×2 patches a token, and a file of single patches."""
+    flags = ["--space.patch", 2, "--network.kind", "hourglass", "--stages.masked.images", 32]
+    run = trained(place, "coarse", "--data", place / "images.npz", *flags)
+    data = config.Data(source=str(place / "images.npz"), channels=1, held_out="24")
+    seal(data, tmp_path / "patches.up", patch=2, rate=0.5, kind="patch", workers=1)
+    line = wrong("audit", run, "--members", tmp_path / "patches.up")
+    assert "not in squares of 2×2 patches, as a network of kind hourglass takes them" in line

@@ -256,6 +256,7 @@ def test_what_is_no_run_is_refused(tmp_path):
         ({"network": {"kind": "uvit"}}, "a U-ViT that sees"),
         ({"network": {"kind": "maskdit"}}, "a MaskDiT (an encoder of visible patches, then a"),
         ({"network": {"kind": "unet"}}, "a U-Net that sees"),
+        ({"network": {"kind": "hourglass"}}, "a transformer in the shape of an hourglass (local"),
         (
             {"space": {"kind": "wavelets", "patch": 2, "levels": 2}},
             "64 patches of 2×2 Haar wavelet coefficients, each of which covers 4×4 pixels.",

@@ -52,11 +52,27 @@ def in_sealed_order(path: Path, images: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("kind", "count"), [("block", 100), ("patch", 10), ("crop", 10)])
+@pytest.mark.parametrize(
+    ("kind", "count", "network"),
+    [
+        ("block", 100, "dit"),
+        ("patch", 10, "dit"),
+        ("crop", 10, "dit"),
+        ("block", 5, "hourglass"),
+        ("crop", 5, "hourglass"),
+    ],
+)
 def test_losses_are_those_of_the_images_bit_for_bit(
-    kind: str, count: int, make: Make, images: Path, recipe: config.Run, tmp_path: Path
+    kind: str,
+    count: int,
+    network: str,
+    make: Make,
+    images: Path,
+    recipe: config.Run,
+    tmp_path: Path,
 ) -> None:
-    path = make(kind=kind, held_out="none")
+    recipe.network.kind = network
+    path = make(kind=kind, held_out="none", multiple=2 if network == "hourglass" else 1)
     whole = in_sealed_order(path, images, tmp_path / "whole.npz")
     (tmp_path / "key").write_bytes(KEY)
     masked = dataclasses.replace(recipe.stages["masked"], images=8 * count, flip=False)
@@ -93,12 +109,20 @@ def test_a_mask_is_restored_from_what_it_shows(kind: str, grid: tuple[int, int])
 
 @pytest.mark.parametrize(
     ("network", "kind"),
-    [("uvit", "patch"), ("dit", "block"), ("maskdit", "block"), ("dit", "crop"), ("unet", "crop")],
+    [
+        ("uvit", "patch"),
+        ("dit", "block"),
+        ("maskdit", "block"),
+        ("dit", "crop"),
+        ("unet", "crop"),
+        ("hourglass", "block"),
+        ("hourglass", "crop"),
+    ],
 )
 def test_every_network_that_can_takes_them_and_the_run_says_so(
     network: str, kind: str, make: Make, small: Path, tmp_path: Path
 ) -> None:
-    path = make(kind=kind, rate=0.5, multiple=2 if network == "unet" else 1)
+    path = make(kind=kind, rate=0.5, multiple=2 if network in ("unet", "hourglass") else 1)
     flags = ["--config", small, "--data", path, "--out", tmp_path / "run", "--quiet"]
     flags += ["--network.kind", network, "--train.check_every", 16]
     if network == "maskdit":
@@ -163,6 +187,18 @@ def test_a_network_that_takes_no_patches(make: Make, refused: Wrong) -> None:
     assert "network.kind unet computes on whole images" in refused(make(), *flags)
 
 
+def test_a_network_that_takes_other_squares(make: Make, refused: Wrong) -> None:
+    """2×2 patches a coarsest token: single patches, other blocks and crops do not fit."""
+    to_blocks = "seal them again with --kind block --block 2, or use uvit, dit or maskdit"
+    for number, options in enumerate(({"kind": "patch"}, {"block": 1}, {"block": 3})):
+        line = refused(make(f"{number}.up", **options), "--network.kind", "hourglass")
+        assert "network.kind hourglass takes masks in squares of 2×2 patches" in line
+        assert to_blocks in line
+    crops = refused(make("crops.up", kind="crop"), "--network.kind", "hourglass")
+    assert "takes crops in multiples of 2 patches" in crops
+    assert "seal them again with --multiple 2" in crops
+
+
 def test_a_sealed_file_that_changed(make: Make, refused: Wrong, wrong: Wrong) -> None:
     path = make()
     data = path.read_bytes()
@@ -197,6 +233,17 @@ def test_sealing_wrongly(wrong: Wrong, images: Path, make: Make, tmp_path: Path)
 def test_the_key_of_fixed_masks_without_them(wrong: Wrong, small: Path, images: Path) -> None:
     line = wrong("train", "--config", small, "--data", images, "--stages.masked.fixed_key", "key")
     assert "stages.masked.fixed_key is the key of fixed masks" in line
+
+
+def test_fixed_masks_of_other_squares(
+    wrong: Wrong, small: Path, images: Path, tmp_path: Path
+) -> None:
+    """Of single patches, for a network of coarse tokens of 2×2."""
+    (tmp_path / "key").write_bytes(KEY)
+    flags = ["--stages.masked.fixed", "true", "--stages.masked.fixed_key", tmp_path / "key"]
+    flags += ["--network.kind", "hourglass", "--out", tmp_path / "run"]
+    line = wrong("train", "--config", small, "--data", images, *flags)
+    assert "masks of sealed data are no squares of 2×2 patches" in line
 
 
 def test_seal_prints_what_verify_prints(

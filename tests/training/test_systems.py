@@ -1,6 +1,7 @@
 """Networks, spaces and masks beyond the plain ones, through the whole loop."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.training.runs import assert_same_run, metrics, weights
 from underpaint import config
 from underpaint.core.spaces import from_uint8
 from underpaint.model import load
+from underpaint.report import summary
 from underpaint.training import distributed, stages, step_rule, train
 from underpaint.training.batch import draw_batch
 from underpaint.training.train_state import TrainState
@@ -25,6 +27,11 @@ MASKDIT = {
 EDM = {"process": "edm", "prediction": "edm", "time": "log-normal"}
 SYSTEMS: dict[str, dict[str, Any]] = {
     "maskdit": {"network": MASKDIT, "noise": EDM | {"hidden_weight": 0.1}},
+    "hourglass": {
+        "space": {"patch": 2},
+        "network": {"kind": "hourglass", "width": 32},
+        "stages": {"masked": {"mask": "block", "rate": 0.9}},
+    },
     "score": {
         "noise": {"process": "ve", "prediction": "score", "time": "log-uniform"},
         "sampling": {"sampler": "pc"},
@@ -77,6 +84,22 @@ def test_trains_resumes_and_samples(
     monkeypatch.setattr(step_rule, "step", original)
     train(None, tmp_path / "cut", resume=True, quiet=True)
     assert_same_run(whole, tmp_path / "cut")
+
+
+def test_a_stage_says_how_its_masks_are_rounded(recipe: config.Run, tmp_path: Path) -> None:
+    """14 of 16 squares of 2×2 patches are hidden, the nearest below nine tenths."""
+    short = {"masked": {"images": 8}, "whole": {"images": 8}}
+    run = changed(changed(recipe, SYSTEMS["hourglass"]), {"stages": short})
+    folder = train(run, tmp_path / "run", quiet=True)
+    line = "87.5% hidden (block at 0.9, rounded to squares of 2×2 patches), 8 of 64 patches"
+    assert line in (folder / "log.txt").read_text()
+    starts = [m for m in metrics(folder) if m["kind"] == "stage" and m["event"] == "start"]
+    assert [(m["visible"], m["unit"]) for m in starts] == [(8, 2), (64, 2)]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    masked, whole = summary.stages([json.loads(line) for line in lines], run)
+    words = "(blocks of 2×2 patches at random, rounded to squares of 2×2 patches)"
+    assert words in summary.about_stage(masked)
+    assert "rounded" not in summary.about_stage(whole)
 
 
 def test_learned_weights_stay_out_of_the_model(recipe: config.Run, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Networks: one file each, all behind the contract of `base`."""
 
-from underpaint.backbones import dit, maskdit, unet, uvit  # importing a network registers it
+# importing a network registers it
+from underpaint.backbones import dit, hourglass, maskdit, unet, uvit
 from underpaint.backbones.base import (
     Backbone,
     Prediction,
@@ -15,6 +16,7 @@ from underpaint.backbones.base import (
     register,
 )
 from underpaint.backbones.dit import DiT
+from underpaint.backbones.hourglass import Hourglass
 from underpaint.backbones.maskdit import MaskDiT
 from underpaint.backbones.unet import UNet
 from underpaint.backbones.uvit import UViT
@@ -22,6 +24,7 @@ from underpaint.backbones.uvit import UViT
 __all__ = [
     "Backbone",
     "DiT",
+    "Hourglass",
     "MaskDiT",
     "Prediction",
     "UNet",
@@ -30,6 +33,7 @@ __all__ = [
     "check_features",
     "check_hidden",
     "dit",
+    "hourglass",
     "interpolate_positions",
     "is_augment_embedding",
     "is_label_table",

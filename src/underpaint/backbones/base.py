@@ -65,6 +65,7 @@ class Backbone(nn.Module):
     predicts_hidden: ClassVar[bool] = False  # whether a decoder predicts the hidden patches as well
 
     stride: int = 1  # sides and corners of a crop mask are multiples of this many patches
+    unit: int = 1  # masks of all kinds come in squares of this many patches a side
 
     _built: tuple[Callable[..., nn.Module], counting.Arguments]
 

@@ -32,7 +32,7 @@ from underpaint.backbones.layers import (
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 
-__all__ = ["Block", "DiT", "initialise", "modulate"]
+__all__ = ["Block", "DiT", "add_label", "initialise", "modulate"]
 
 FREQUENCIES = 256
 
@@ -134,15 +134,20 @@ class DiT(Backbone):
     def _condition(
         self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None = None
     ) -> Tensor:
-        c = add_augmentation(
+        time = add_augmentation(
             self.augment_embedding, self.time(sinusoid(c_noise, FREQUENCIES, shift=1)), condition
         )
-        if self.labels is None:
-            return c
-        if labels is None:
-            raise ValueError("a network with classes needs labels; -1 is the null label")
-        # looked up and then zeroed, so that the table gets a gradient from a batch of nulls as well
-        return c + self.labels(labels.clamp(min=0)) * (labels >= 0)[:, None]
+        return add_label(self.labels, time, labels)
+
+
+def add_label(table: nn.Embedding | None, embedding: Tensor, labels: Tensor | None) -> Tensor:
+    """The time's embedding [B, width] with the rows of `labels` [B] added; null adds nothing."""
+    if table is None:
+        return embedding
+    if labels is None:
+        raise ValueError("a network with classes needs labels; -1 is the null label")
+    # looked up and then zeroed, so that the table gets a gradient from a batch of nulls as well
+    return embedding + table(labels.clamp(min=0)) * (labels >= 0)[:, None]
 
 
 def initialise(network: nn.Module) -> None:

@@ -117,7 +117,7 @@ class Space:
 class Network:
     """The network that sees patches at positions."""
 
-    kind: str = setting("dit", "dit, uvit, maskdit or unet")
+    kind: str = setting("dit", "dit, uvit, maskdit, unet or hourglass")
     width: int = setting(128, "features of a token")
     depth: int = setting(
         5, "transformer blocks (uvit: an even number has its middle block extra)", Range(1)
@@ -126,7 +126,9 @@ class Network:
     mlp_ratio: float = setting(4.0, "hidden width of the MLP over the token width", POSITIVE)
     dropout: float = setting(0.0, "dropout probability", FRACTION)
     qk_norm: bool = setting(
-        False, "bring the attention's queries and keys to length one a number (uvit, dit, maskdit)"
+        False,
+        "bring the attention's queries and keys to length one a number (uvit, dit, maskdit; an "
+        "hourglass always does)",
     )
     augment: bool = setting(False, "be told of augmentation; on where a stage's augment is above 0")
     labels: bool = setting(True, "learn the labels of the data, if it has any")

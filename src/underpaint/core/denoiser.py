@@ -53,6 +53,8 @@ class Denoiser(nn.Module):
         self.bf16 = False
         # what the sides and corners of a crop mask are multiples of, in patches
         self.stride = int(getattr(backbone, "stride", 1))
+        # patches a side of the squares that masks come in
+        self.unit = int(getattr(backbone, "unit", 1))
 
     def predict(
         self,

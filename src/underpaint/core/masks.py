@@ -12,6 +12,10 @@ that the shapes of a whole stage are static.
     none    nothing is hidden
     salient ⌊rN⌋ patches as in patch, but those of high contrast are visible more often (`salient`)
 
+With a `unit` u above 1 (a network whose coarse tokens stand for u×u patches) all of this is said of
+units instead of patches: a block has ⌈b/u⌉×⌈b/u⌉ of them, and V is u² times that of the grid of
+units. Crops stay as they are, in multiples of units.
+
 Patches, blocks and crops as in MaskDM (Lei et al. 2023, arXiv 2306.11363), whose rounding this is.
 """
 
@@ -71,12 +75,33 @@ class MaskSpec:
     rate: float = 0.0  # the hidden share, from 0 to below 1
     block: int = 2  # patches a side of a block
     multiple: int = 1  # sides and corners of a crop are multiples of this many patches
+    unit: int = 1  # patches are hidden and visible in squares of this many a side
     temperature: float = 1.0  # salient: above 1 nearer to chance
     reweight: bool = False  # salient: weight errors by how rarely a patch is shown
 
     def at(self, rate: float) -> MaskSpec:
         """The same masks at another rate."""
         return dataclasses.replace(self, rate=rate)
+
+    @property
+    def crop_multiple(self) -> int:
+        """What sides and corners of a crop are multiples of, whole units among it."""
+        return math.lcm(self.multiple, self.unit)
+
+    @property
+    def block_units(self) -> int:
+        """Units a side of a block."""
+        return -(-self.block // self.unit)
+
+    def in_units(self, unit: int, grid: tuple[int, int]) -> bool:
+        """Whether masks of this `grid` hide and show whole squares of `unit` patches a side."""
+        if self.kind == "none" or self.unit % unit == 0:
+            return True
+        if self.kind == "crop":
+            return self.crop_multiple % unit == 0
+        if self.kind != "block" or self.block % unit:
+            return False
+        return grid[0] % self.block == 0 and grid[1] % self.block == 0  # no block hidden in part
 
 
 def whole(grid: tuple[int, int]) -> Mask:
@@ -105,21 +130,27 @@ def draw(
     if V == N:
         return whole(grid)
     draws = Draws(batch, generator, device)
+    units, kept = _units(spec, grid), V // spec.unit**2
     window = chance = weights = None
     if spec.kind == "crop":
-        sides = _crop_sides(grid, spec.rate, spec.multiple)
-        window = _random_windows(grid, sides, spec.multiple, draws)
+        sides = _crop_sides(grid, spec.rate, spec.crop_multiple)
+        window = _random_windows(grid, sides, spec.crop_multiple, draws)
         hidden = ~_inside(window, grid)
     elif spec.kind == "salient":
         if contrast is None:
             raise ValueError("salient masks need the contrast of the patches: local_variance(…)")
-        chance = chances(contrast.to(draws.device), V, spec.temperature)
-        hidden = ~systematic(chance, draws.uniform(N).argsort(1), draws.uniform(1)[:, 0], V)
+        of_units = _mean_of_units(contrast.to(draws.device), grid, spec.unit)
+        chance = chances(of_units, kept, spec.temperature)
+        order = draws.uniform(math.prod(units)).argsort(1)
+        hidden = ~systematic(chance, order, draws.uniform(1)[:, 0], kept)
+        hidden, chance = (_patches_of_units(x, units, spec.unit) for x in (hidden, chance))
     else:
         patchwise = spec.kind == "patch"
-        key = draws.uniform(N) if patchwise else _block_keys(grid, spec.block, draws)
-        first = key.topk(N - V, dim=1, largest=False, sorted=False).indices
+        count = math.prod(units)
+        key = draws.uniform(count) if patchwise else _block_keys(units, spec.block_units, draws)
+        first = key.topk(count - kept, dim=1, largest=False, sorted=False).indices
         hidden = torch.zeros_like(key, dtype=torch.bool).scatter_(1, first, True)
+        hidden = _patches_of_units(hidden, units, spec.unit)
     # nonzero walks row by row, which is the ascending order: no sort of ids is needed
     visible = (~hidden).nonzero()[:, 1].view(batch, V)
     if chance is not None and spec.reweight:
@@ -136,33 +167,40 @@ def draw(
 def visible_count(spec: MaskSpec, grid: tuple[int, int]) -> int:
     """V, the number of visible patches an image.
 
-    Raises ValueError for an unknown kind, a rate outside [0, 1), a rate that leaves no patch, and a
-    grid smaller than a block.
+    Raises ValueError for an unknown kind, a rate outside [0, 1), a rate that leaves no patch, a
+    grid smaller than a block, and one that is not of whole units, or of one.
     """
-    kind, rate, block = spec.kind, spec.rate, spec.block
-    h, w = grid
-    N = h * w
+    kind, rate, block = spec.kind, spec.rate, spec.block_units
+    h, w = _units(spec, grid)
+    N = h * w  # units
     if kind not in KINDS:
         raise ValueError(f"mask '{kind}' does not exist; use one of {', '.join(KINDS)}")
     if not 0 <= rate < 1:  # also refuses nan
         raise ValueError(f"mask rate {rate:g}: give the hidden share, from 0 to below 1")
     if kind == "none":
-        return N
+        return grid[0] * grid[1]
     if kind == "crop":
-        height, width = _crop_sides(grid, rate, spec.multiple)
+        height, width = _crop_sides(grid, rate, spec.crop_multiple)
         return height * width
+    if N == 1 and spec.unit > 1 and rate > 0:
+        raise ValueError(
+            f"mask '{kind}' hides squares of {spec.unit}×{spec.unit} patches, as the network needs "
+            f"them, and the grid of {h * spec.unit}×{w * spec.unit} is only one; use mask none, "
+            "smaller patches or larger images"
+        )
     H = _floor(rate * N)
     if kind == "block":
         if block < 1 or block > min(h, w):
             raise ValueError(
-                f"a grid of {h}×{w} patches holds no block of {block}×{block}; give a block from 1 "
-                f"to {min(h, w)}, smaller patches or larger images"
+                f"a grid of {grid[0]}×{grid[1]} patches holds no block of {spec.block}×"
+                f"{spec.block}; give a block from 1 to {min(h, w) * spec.unit}, smaller patches or "
+                "larger images"
             )
         if h % block == 0 and w % block == 0:
             H = H // block**2 * block**2
     if H >= N:
         raise _nothing_left(kind, grid, rate)
-    return N - H
+    return (N - H) * spec.unit**2
 
 
 def realised_rate(spec: MaskSpec, grid: tuple[int, int]) -> float:
@@ -258,6 +296,32 @@ class Draws:
             each = [torch.rand(count, generator=g, device=self.device) for g in self.generator]
             return torch.stack(each)
         return torch.rand(self.batch, count, generator=self.generator, device=self.device)
+
+
+def _units(spec: MaskSpec, grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of units. Raises ValueError if the grid is not made of whole ones."""
+    u = spec.unit
+    if grid[0] % u or grid[1] % u:
+        raise ValueError(
+            f"a grid of {grid[0]}×{grid[1]} patches does not consist of squares of {u}×{u}"
+        )
+    return grid[0] // u, grid[1] // u
+
+
+def _patches_of_units(x: Tensor, units: tuple[int, int], unit: int) -> Tensor:
+    """Values of units [B, N/unit²], each for all of its patches [B, N]."""
+    if unit == 1:
+        return x
+    rows = x.unflatten(1, units).repeat_interleave(unit, 1)
+    return rows.repeat_interleave(unit, 2).flatten(1)
+
+
+def _mean_of_units(x: Tensor, grid: tuple[int, int], unit: int) -> Tensor:
+    """Values of patches [B, N] → their means over units [B, N/unit²]."""
+    if unit == 1:
+        return x
+    cells = x.view(-1, grid[0] // unit, unit, grid[1] // unit, unit)
+    return cells.mean((2, 4)).flatten(1)
 
 
 def _floor(x: float) -> int:

@@ -136,7 +136,7 @@ def split(
     """
     share = {"masked": cell.share, "whole": 1 - cell.share} if len(run.stages) > 1 else {}
     return {
-        name: share.get(name, 1.0) * an_image[name] / backbone.flops(visible(stage, backbone.grid))
+        name: share.get(name, 1.0) * an_image[name] / backbone.flops(visible(stage, backbone))
         for name, stage in run.stages.items()
     }
 
@@ -146,9 +146,9 @@ def counted(run: config.Run, images: Images) -> Backbone:
     return cost.network(run, images.size, images.channels, images.classes)
 
 
-def visible(stage: config.Stage, grid: tuple[int, int]) -> int:
+def visible(stage: config.Stage, backbone: Backbone) -> int:
     """Patches that the stage shows."""
-    return masks.visible_count(factory.mask_spec(stage, 1), grid)
+    return masks.visible_count(factory.mask_spec(stage, backbone), backbone.grid)
 
 
 def patches_that_fit(size: tuple[int, int]) -> list[int]:
@@ -242,7 +242,7 @@ def _seconds(run: config.Run, backbone: Backbone, machine: Machine) -> dict[str,
     """Seconds of an image of each stage, as predicted."""
     return {
         name: machine.pace.seconds(
-            pace.work(backbone, visible(stage, backbone.grid), stage.batch, machine.bytes_per)
+            pace.work(backbone, visible(stage, backbone), stage.batch, machine.bytes_per)
         )
         / stage.batch
         for name, stage in run.stages.items()
@@ -321,7 +321,7 @@ def _sight(
     parts = split(run, cell, backbone, an_image)
     for name, stage in run.stages.items():
         seen = parts[name] / sum(parts.values()) * budget / an_image[name]
-        images, patches = images + seen, patches + seen * visible(stage, backbone.grid)
+        images, patches = images + seen, patches + seen * visible(stage, backbone)
     return images, patches
 
 

@@ -23,7 +23,7 @@ from underpaint.planning import pace
 from underpaint.planning.pace import Work
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
-from underpaint.training.stages import Level, PreparedStage, stride
+from underpaint.training.stages import Level, PreparedStage
 from underpaint.training.throughput import step_seconds
 from underpaint.training.train_state import TrainState
 from underpaint.training.training_set import ImageSet
@@ -129,7 +129,7 @@ def timed_stage(
         noise=run.noise,
     )
     space = factory.space(spec.space, size, spec.channels)
-    mask = factory.mask_spec(settings, stride(spec))
+    mask = factory.mask_spec(settings, factory.unallocated_network(spec))
     V = masks.visible_count(mask, space.grid)
     keep_hidden = run.noise.hidden_weight > 0
     drawn = random_images(size, spec.channels)

@@ -212,7 +212,7 @@ def _image_seconds(
     timed: dict[int, tuple[int, Timed]],
 ) -> float:
     """Seconds an image of the stage: as predicted, times what the nearest timed step was off by."""
-    V = visible(stage, backbone.grid)
+    V = visible(stage, backbone)
     work = pace.work(backbone, V, stage.batch, machine.bytes_per, run.train.microbatch)
     off = 1.0
     if timed:
@@ -316,7 +316,7 @@ def _row(
     backbone: Backbone,
     an_image: float,
 ) -> Row:
-    V = visible(stage, backbone.grid)
+    V = visible(stage, backbone)
     return Row(
         name=name,
         mask=stage.mask,

@@ -114,7 +114,7 @@ def scores(
     device = next((p.device for p in denoiser.parameters()), patches.device)
     generator = torch.Generator().manual_seed(seed_from(seed, "attack", "noise"))
     fixed = torch.randn(noises, 1, N, P, generator=generator).to(device)  # the same for all images
-    parts = _parts(mask, ensemble, denoiser.stride, seed)
+    parts = _parts(mask, ensemble, denoiser, seed)
     result = {name: np.empty((n, len(sigmas))) for name in names}
     with evaluating(denoiser):
         for start in range(0, n, batch):
@@ -202,14 +202,21 @@ def _masks(
     return totals
 
 
-def _parts(mask: Mask, ensemble: Ensemble, stride: int, seed: int) -> Mask | None:
-    """The masks of the ensemble, over the patches that `mask` shows; None: no part of a crop."""
+def _parts(mask: Mask, ensemble: Ensemble, denoiser: Denoiser, seed: int) -> Mask | None:
+    """The masks of the ensemble, over the patches that `mask` shows; None: there are no parts.
+
+    None of a crop, of masks in units, or of an image of one unit.
+    """
     generator = torch.Generator().manual_seed(seed_from(seed, "attack", "masks"))
-    if mask.window is not None:
+    unit = denoiser.unit
+    if mask.window is not None or (unit > 1 and mask.visible is not None):
+        return None
+    if mask.grid == (unit, unit):
         return None
     if mask.visible is None:
         kind = ensemble.kind if ensemble.kind in ("patch", "block", "crop") else "patch"
-        spec = MaskSpec(kind, ensemble.rate, block=ensemble.block, multiple=stride)
+        multiple = denoiser.stride
+        spec = MaskSpec(kind, ensemble.rate, block=ensemble.block, multiple=multiple, unit=unit)
         return draw(spec, mask.grid, ensemble.masks, generator)
     V = mask.visible.shape[1]
     spec = MaskSpec("patch", ensemble.rate)

@@ -117,6 +117,7 @@ class MembershipData(NamedTuple):
             ensemble.rate,
             block=ensemble.block,
             multiple=loaded.denoiser.stride,
+            unit=loaded.denoiser.unit,
         )
         mask = draw(spec, loaded.space.grid, 1, generator)
         if mask.visible is None:
@@ -241,6 +242,16 @@ def _of_sealed(
             f"'{source}' holds patches alone, and a network of kind {spec.network.kind} computes "
             "on whole images; give the images themselves by --members and --non-members"
         )
+    unit = loaded.backbone.unit
+    of_file = MaskSpec(
+        about["kind"], about["rate"], block=about["block"], multiple=about["multiple"]
+    )
+    if not of_file.in_units(unit, loaded.space.grid):
+        raise UserError(
+            f"'{source}' was sealed by masks that are not in squares of {unit}×{unit} patches, as "
+            f"a network of kind {spec.network.kind} takes them; give the images themselves by "
+            "--members and --non-members"
+        )
     ids = dataset.train_ids[:limit] if limit else dataset.train_ids
     data = config.Data(source=source)
     notes = [
@@ -317,7 +328,7 @@ def _fixed(stage: config.Stage, subset: Subset, loaded: model.Model) -> Mask:
         contrast = salient.local_variance(
             from_uint8(subset.dataset.batch(subset.ids)), loaded.space.grid
         )
-    spec = factory.mask_spec(stage, loaded.denoiser.stride)
+    spec = factory.mask_spec(stage, loaded.denoiser)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return draw(spec, loaded.space.grid, len(subset.ids), generators, contrast=contrast)
 

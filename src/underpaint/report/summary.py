@@ -41,6 +41,8 @@ MASKS = {
 NETWORKS = {
     "uvit": "U-ViT",
     "dit": "DiT",
+    "hourglass": "transformer in the shape of an hourglass (local blocks on fine tokens, attention "
+    "on coarse ones)",
     "maskdit": "MaskDiT (an encoder of visible patches, then a light decoder of all)",
     "unet": "U-Net",
 }
@@ -71,6 +73,7 @@ class StageFacts:
     rates: tuple[float, float]  # share of hidden patches, first and last
     visible: tuple[int, int]  # patches, first and last
     patches: int
+    unit: int  # patches are hidden in squares of this many a side
     images: int
     seconds: float
     flops: float
@@ -126,6 +129,7 @@ def stages(records: list[Record], run: config.Run) -> list[StageFacts]:
                 rates=(hidden[0], hidden[-1]),
                 visible=(seen[0], seen[-1]),
                 patches=start["patches"],
+                unit=start.get("unit", 1),
                 images=images,
                 seconds=last["seconds"] - start["seconds"],
                 flops=last["flops"] - start["flops"],
@@ -206,6 +210,8 @@ def about_stage(stage: StageFacts) -> str:
     if not stage.masked:
         return f"{length}, with nothing hidden: all {stage.patches} patches were seen."
     how = MASKS.get(stage.mask, stage.mask).format(stage.block)
+    if stage.unit > 1:
+        how += f", rounded to squares of {stage.unit}×{stage.unit} patches"
     return (
         f"{length}, with {stage.hidden} of the patches hidden ({how}): the network saw "
         f"{stage.seen} of {stage.patches}."

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,25 +93,33 @@ def training_set(
     about = sealed.about
     ids = sealed.train_ids[: data.limit] if data.limit else sealed.train_ids  # in random order
     space = factory.space(run.space, sealed.size, sealed.channels)
-    return stage, SealedSet(sealed, space, factory.mask_spec(stage, about["multiple"]), ids)
+    spec = MaskSpec(stage.mask, stage.rate, block=stage.block, multiple=about["multiple"])
+    return stage, SealedSet(sealed, space, spec, ids)
 
 
 def check_network(name: str, spec: config.ModelSpec, training_set: SealedSet) -> None:
     """Raise UserError if the network needs more of an image than the sealed patches."""
     about = training_set.sealed.about
     backbone = factory.unallocated_network(spec)
-    V, kind = about["visible"], about["kind"]
+    V, kind, unit = about["visible"], about["kind"], backbone.unit
+    multiple = math.lcm(backbone.stride, unit)
+    if kind == "crop" and about["multiple"] % multiple:
+        raise UserError(
+            f"stages.{name}: this network takes crops in multiples of {multiple} patches, "
+            f"and the data were sealed with {about['multiple']}; seal them again with --multiple "
+            f"{multiple}"
+        )
+    if not training_set.spec.in_units(unit, backbone.grid):
+        raise UserError(
+            f"stages.{name}: network.kind {spec.network.kind} takes masks in squares of "
+            f"{unit}×{unit} patches, and the data were sealed with others; seal them again with "
+            f"--kind block --block {unit}, or use uvit, dit or maskdit"
+        )
     if not backbone.saves(V, kind):
         raise UserError(
             f"stages.{name}: network.kind {spec.network.kind} computes on whole images and cannot "
             f"take the patches of data sealed by mask {kind}; use uvit, dit or maskdit, or seal "
             "crops"
-        )
-    if about["multiple"] % backbone.stride and kind == "crop":
-        raise UserError(
-            f"stages.{name}: this network takes crops in multiples of {backbone.stride} patches, "
-            f"and the data were sealed with {about['multiple']}; seal them again with --multiple "
-            f"{backbone.stride}"
         )
 
 

@@ -91,7 +91,7 @@ def _stage(
     draws = stage.dp.multiplicity if stage.dp else 1  # of each image, in a private stage
     whole = 3 * draws * backbone.flops(N)
     levels: list[dict[str, Any]] = []
-    spec = factory.mask_spec(stage, backbone.stride)
+    spec = factory.mask_spec(stage, backbone)
     found = masks.rate_levels(spec, grid, stage.rate_end, stage.rate_schedule)
     ends = [start for start, _ in found[1:]] + [1.0]
     for (start, rate), end in zip(found, ends, strict=True):

@@ -166,6 +166,7 @@ def stage_record(stage: PreparedStage, rule: StepRule, progress: Progress) -> di
         "rate": level.realised,
         "visible": level.visible,
         "patches": patches,
+        "unit": stage.training_set.spec.unit,
         "seconds": progress.seconds,
         "flops": progress.flops,
         **rule.record(progress),
@@ -175,7 +176,10 @@ def stage_record(stage: PreparedStage, rule: StepRule, progress: Progress) -> di
 def say_stage(stage: PreparedStage, rule: StepRule, log: Log) -> None:
     """The stage in a line, at its start."""
     level, patches = stage.levels[0], stage.space.grid[0] * stage.space.grid[1]
-    mask = stage.settings.mask
+    unit = stage.training_set.spec.unit
+    mask: str = stage.settings.mask
+    if unit > 1:  # rates and blocks are rounded to units
+        mask = f"{mask} at {level.rate:g}, rounded to squares of {unit}×{unit} patches"
     hidden = (
         f"{level.realised:.1%} hidden ({mask}), {level.visible} of {patches} patches"
         if level.visible < patches

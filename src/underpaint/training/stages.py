@@ -22,7 +22,7 @@ from underpaint.registry import wing
 from underpaint.training.seeding import seed_from
 from underpaint.training.training_set import ImageSet, LatentSet, TrainingSet
 
-__all__ = ["Level", "PreparedStage", "prepare_stages", "stride"]
+__all__ = ["Level", "PreparedStage", "prepare_stages"]
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,33 @@ def _images(
             dataset, encoder, progress=progress, device=pick_device(run.train.device)
         )
     names = dataset.label_names if run.network.labels else ()
-    spec = _spec(run, dataset.size, dataset.channels, names)
+    network = factory.unallocated_network(_spec(run, dataset.size, dataset.channels, names))
+    spec = factory.mask_spec(settings, network)
+    if settings.fixed_key:
+        spec = _sealed_masks(spec, space.grid, run.network.kind)
     return kind(
         dataset,
         settings,
         space,
-        factory.mask_spec(settings, stride(spec)),
+        spec,
         mask_key=fixed_masks.read_key(settings.fixed_key) if settings.fixed_key else None,
         keep_hidden=run.noise.hidden_weight > 0,
     )
+
+
+def _sealed_masks(spec: MaskSpec, grid: tuple[int, int], kind: str) -> MaskSpec:
+    """Masks as sealed data have them, which know no units.
+
+    Raises UserError where they are not in the units of `spec`.
+    """
+    of_sealed = dataclasses.replace(spec, unit=1, multiple=spec.crop_multiple)
+    if not of_sealed.in_units(spec.unit, grid):
+        raise UserError(
+            f"fixed_key: masks of sealed data are no squares of {spec.unit}×{spec.unit} patches, "
+            f"which network.kind {kind} needs; use mask block with a block that is a multiple of "
+            f"{spec.unit} and divides the grid, mask crop, or network.kind dit"
+        )
+    return of_sealed
 
 
 def _model_spec(run: config.Run, training_set: TrainingSet) -> config.ModelSpec:
@@ -165,11 +183,6 @@ def _spec(
         noise=run.noise,
         sampling=run.sampling,
     )
-
-
-def stride(spec: config.ModelSpec) -> int:
-    """What the crops of this network are multiples of, in patches."""
-    return factory.unallocated_network(spec).stride
 
 
 def _levels(
