@@ -15,17 +15,20 @@ from underpaint.training import train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kit", [False, True])
+@pytest.mark.parametrize("case", ["plain", "kit", "muon"])
 def test_two_processes_equal_two_microbatches(
-    recipe: config.Run, tmp_path: Path, kit: bool
+    recipe: config.Run, tmp_path: Path, case: str
 ) -> None:
+    kit, stops = case == "kit", case == "plain"
     recipe.stages = {"masked": dataclasses.replace(recipe.stages["masked"], images=40)}
     if kit:  # what has a state or draws of its own
         recipe.stages["masked"].images = 200  # the percentile needs twenty steps
         recipe.stages["masked"].clip_percentile = 30.0
         recipe.stages["masked"].augment = 0.5
         recipe.noise.learned_weights = True
-    else:  # a stage that gains nothing ends after its fourth check, in both processes
+    if case == "muon":
+        recipe.train.optimizer = "muon"
+    if stops:  # a stage that gains nothing ends after its fourth check, in both processes
         still = dataclasses.replace(recipe.stages["masked"], images=400, learning_rate=1e-30)
         recipe.stages["still"] = still
         recipe.train.stop, recipe.train.check_every = "auto", 20
@@ -52,7 +55,7 @@ def test_two_processes_equal_two_microbatches(
     assert [m["images"] for m in steps] == [
         m["images"] for m in metrics(one) if m["kind"] == "step"
     ]
-    if not kit:
+    if stops:
         assert [r["images"] for r in metrics(two) if r["kind"] == "stage"] == [0, 40, 40, 120]
     assert done.stderr.count("stage masked:") == 1  # only the first process speaks
     assert (two / "report.html").exists()

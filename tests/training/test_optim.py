@@ -10,7 +10,7 @@ from torch import nn
 from underpaint import config
 from underpaint.training.optim import (
     EMA,
-    adamw,
+    build_optimizer,
     clip_limit,
     learning_rate,
     optimizer_state,
@@ -74,7 +74,7 @@ def test_decay_on_matrices_or_all() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     for decay, expected in (("matrices", 1), ("all", 4)):
         train = config.Train(weight_decay=0.5, decay=decay)  # type: ignore[arg-type]
-        groups = adamw(model, train, torch.device("cpu")).param_groups
+        groups = build_optimizer(model, train, torch.device("cpu")).param_groups
         decayed = sum(len(g["params"]) for g in groups if g["weight_decay"] == 0.5)
         assert decayed == expected
         assert sum(len(g["params"]) for g in groups) == 4
@@ -96,12 +96,12 @@ def test_ema_is_the_recursion() -> None:
 
 def test_optimizer_state_survives_by_name_and_shape() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    optimizer = adamw(model, config.Train(), torch.device("cpu"))
+    optimizer = build_optimizer(model, config.Train(), torch.device("cpu"))
     model(torch.ones(4, 2)).sum().backward()
     optimizer.step()
     state = optimizer_state(optimizer, model)
     other = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))  # the last layer has grown
-    new = adamw(other, config.Train(), torch.device("cpu"))
+    new = build_optimizer(other, config.Train(), torch.device("cpu"))
     restore_optimizer(new, other, state)
     kept = optimizer_state(new, other)
     assert kept.keys() == {"0.weight", "0.bias"}

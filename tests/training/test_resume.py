@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -96,8 +97,11 @@ def test_resuming_a_finished_run_changes_nothing(recipe: config.Run, tmp_path: P
     assert metrics(out) == before
 
 
-def test_resuming_at_every_checkpoint(recipe: config.Run, tmp_path: Path) -> None:
-    recipe.train.keep = 100
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resuming_at_every_checkpoint(
+    optimizer: Literal["adamw", "muon"], recipe: config.Run, tmp_path: Path
+) -> None:
+    recipe.train.keep, recipe.train.optimizer = 100, optimizer
     straight = train(recipe, tmp_path / "straight", quiet=True)
     names = sorted(p.name for p in (straight / "checkpoints").iterdir() if p.is_dir())
     assert len(names) == 6

@@ -6,7 +6,8 @@ A backbone gets the visible patches alone, gathered before this call, so that hi
 nothing, with the mask, which says where they are. Trainable tensors live in ordinary layers, so
 that per-sample gradients, sharding and exports find them. Two have fixed names: `positions`, the
 `nn.Embedding` of patch positions (looked up with visible ids), and `labels`, the `nn.Embedding`
-with a row a class, perhaps one more for null.
+with a row a class, perhaps one more for null. Layers that are no part of the blocks have the names
+in `_OUTER`: by these `hidden_matrices` knows what Muon is for.
 
 A new network is one file: a subclass with `__init__` and `forward` and
 `@register("name", "one line")`, imported in `backbones/__init__.py`. Shapes in `forward` depend on
@@ -39,6 +40,7 @@ __all__ = [
     "build",
     "check_features",
     "check_hidden",
+    "hidden_matrices",
     "interpolate_positions",
     "is_augment_embedding",
     "is_label_table",
@@ -249,6 +251,32 @@ def check_features(backbone: Backbone, noise: configuration.Noise) -> None:
             "each number and would give samples of pure noise; give --noise.prediction x0 "
             "--noise.weighting velocity, a wider network or a smaller --space.patch"
         )
+
+
+# Layers at either end of a network, and those that see one vector an image: time, label and what
+# they modulate. Their names, or those of the modules that they are in.
+_OUTER = {
+    *("embed", "head", "time", "augment_embedding", "modulation"),
+    *("conv_in", "conv_out", "time_embedding", "time_emb_proj"),  # a U-Net's
+}
+
+
+def hidden_matrices(network: nn.Module) -> dict[str, int]:
+    """Names of the weights inside a network's blocks that map features to features of tokens.
+
+    Those of linear layers and of convolutions that are not depthwise; a layer called `qkv` has
+    three matrices in its weight [3·w, w], one above the other, all others one: the number is given.
+
+    Not among them: the layers where patches enter and leave, tables, and modulations, whose
+    gradients have no more dimensions than a step has images.
+    """
+    found = {}
+    for name, module in network.named_modules():
+        path = name.split(".")
+        dense = isinstance(module, nn.Conv2d) and module.groups == 1
+        if (dense or isinstance(module, nn.Linear)) and not _OUTER.intersection(path):
+            found[f"{name}.weight"] = 3 if path[-1] == "qkv" else 1
+    return found
 
 
 def _arguments(cls: type[Backbone]) -> Mapping[str, inspect.Parameter]:

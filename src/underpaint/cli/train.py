@@ -299,6 +299,9 @@ def _print(found: dict[str, Any]) -> None:
                 f"stage {stage['name']}: this network computes on hidden patches too, so mask "
                 f"{stage['mask']} saves nothing; mask crop does"
             )
+    for stage in found["stages"]:
+        if share := stage["optimizer_flops_per_image"] / stage["flops_per_image"]:
+            out.print(f"stage {stage['name']}: {share:.1%} of its FLOPs are the optimiser's")
     if found["flops"] is not None:
         from underpaint.report.summary import flops
 

@@ -157,6 +157,11 @@ def _check_dp(place: str, stage: Stage, dp: DP, run: Run) -> None:
             f"network.dropout {run.network.dropout:g}: with {place}.dp one image's draws may not "
             "depend on which others are in the batch, as dropout's do; set it to 0"
         )
+    if run.train.optimizer != "adamw":
+        raise UserError(
+            f"train.optimizer {run.train.optimizer}: {place}.dp is made for AdamW alone; leave it "
+            "out"
+        )
     if run.train.check_every > 0:
         raise UserError(
             f"train.check_every {run.train.check_every}: checks publish errors on the private "

@@ -273,8 +273,13 @@ class Train:
 
     seed: int = setting(0, "seed of everything random")
     microbatch: int = setting(0, "images a forward pass and device; 0: batch / devices", Range(0))
+    optimizer: Literal["adamw", "muon"] = setting(
+        "adamw",
+        "muon: orthogonalised momentum for the matrices inside the blocks, at the same learning "
+        "rate, and AdamW for the rest",
+    )
     betas: tuple[float, float] = setting((0.9, 0.99), "AdamW's betas", FRACTION)
-    weight_decay: float = setting(0.01, "AdamW's weight decay", Range(0))
+    weight_decay: float = setting(0.01, "decoupled weight decay", Range(0))
     decay: Literal["matrices", "all"] = setting("matrices", "tensors that are decayed")
     ema: float = setting(0.999, "decay of the weights' average per step", FRACTION)
     device: str = setting("auto", "auto, cpu, cuda or mps")

@@ -1,10 +1,11 @@
 """What a recipe costs, before anything is trained.
 
-    FLOPs an image    3 · forward(V): the backward pass costs twice the forward
+    FLOPs an image    3 · forward(V) + optimiser / batch: the backward pass costs twice the forward
     memory            `parameter_bytes` a parameter + batch · activations(V)
 
 with V the visible patches of N. FLOPs and activations are counted (`backbones.counting`) on
-networks without weights.
+networks without weights. Of an optimiser only Muon's products of matrices are FLOPs that count; it
+keeps one number an entry of its matrices, where AdamW keeps two.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from underpaint import backbones, config, factory
 from underpaint.core import masks
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device, use_bf16
+from underpaint.training.optim import muon_matrices, optimizer_flops
 
 __all__ = ["describe", "network", "parameter_bytes"]
 
@@ -36,6 +38,7 @@ def describe(
     backbone = network(run, size, channels, classes)
     backbones.check_hidden(backbone, run.network, run.noise)
     backbones.check_features(backbone, run.noise)
+    muon_matrices(backbone, run.train)  # refuses
     stages = []
     for name, stage in run.stages.items():
         try:
@@ -89,7 +92,9 @@ def _stage(
     grid = backbone.grid
     N = grid[0] * grid[1]
     draws = stage.dp.multiplicity if stage.dp else 1  # of each image, in a private stage
-    whole = 3 * draws * backbone.flops(N)
+    a_step = optimizer_flops(backbone, run.train)
+    share = a_step / stage.batch if a_step else 0
+    whole = 3 * draws * backbone.flops(N) + share
     levels: list[dict[str, Any]] = []
     spec = factory.mask_spec(stage, backbone)
     found = masks.rate_levels(spec, grid, stage.rate_end, stage.rate_schedule)
@@ -102,7 +107,7 @@ def _stage(
                 "rate_asked": rate,
                 "rate": 1 - V / N,
                 "visible": V,
-                "flops_per_image": 3 * draws * backbone.flops(V, stage.mask),
+                "flops_per_image": 3 * draws * backbone.flops(V, stage.mask) + share,
             }
         )
     mean = {key: sum(lv["share"] * lv[key] for lv in levels) for key in levels[0] if key != "share"}
@@ -111,6 +116,8 @@ def _stage(
     half = use_bf16(run.train.precision, pick_device(run.train.device)) and stage.dp is None
     bytes_per = 2 if half else 4
     activations = backbone.activation_bytes(most, stage.mask, bytes_per)
+    weights = _parameters(backbone) * parameter_bytes(bytes_per)
+    weights -= 4 * sum(p.numel() for p in muon_matrices(backbone, run.train))
     images = max(1, round(stage.images / stage.batch)) * stage.batch if stage.images else None
     return {
         "mask": stage.mask,
@@ -123,7 +130,8 @@ def _stage(
         "images": images,
         "minutes": stage.minutes or None,
         "batch": stage.batch,
+        "optimizer_flops_per_image": share,  # of the above
         "flops": None if images is None else round(images * mean["flops_per_image"]),
-        "memory": _parameters(backbone) * parameter_bytes(bytes_per) + micro * activations,
+        "memory": weights + micro * activations,
         "levels": levels,
     }

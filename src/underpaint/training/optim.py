@@ -1,4 +1,4 @@
-"""AdamW, its learning rate as a function of images seen, and the average of the weights.
+"""The optimiser, its learning rate as a function of images seen, and the average of the weights.
 
 The learning rate and the average depend on counts alone, so that a resumed run repeats them.
 """
@@ -13,41 +13,77 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from underpaint import config
+from underpaint import backbones, config
+from underpaint.errors import UserError
+from underpaint.training import muon
 
 __all__ = [
     "EMA",
     "NORMS",
-    "adamw",
+    "build_optimizer",
     "clip_gradients",
     "clip_limit",
     "learning_rate",
+    "muon_matrices",
+    "optimizer_flops",
     "optimizer_state",
     "restore_optimizer",
 ]
 
 
-def adamw(
-    model: nn.Module, train: config.Train, device: torch.device, undecayed: Iterable[Tensor] = ()
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in its fused form.
+def build_optimizer(
+    model: nn.Module,
+    train: config.Train,
+    device: torch.device,
+    undecayed: Iterable[Tensor] = (),
+    bf16: bool = False,
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in its fused form; or Muon, and AdamW for
+    what Muon is not for.
 
     Weight decay acts on matrices alone, or on all tensors (`train.decay`); never on `undecayed`,
-    tensors beside the model's.
+    tensors beside the model's. `bf16`: the type that Muon orthogonalises in, else float32.
+    Raises UserError if Muon is asked for and the model has no matrices for it.
     """
-    tensors = list(model.parameters())
+    matrices = muon_matrices(model, train)
+    tensors = [p for p in model.parameters() if p not in matrices]
     decayed = [p for p in tensors if train.decay == "all" or p.ndim >= 2]
     rest = [p for p in tensors if not (train.decay == "all" or p.ndim >= 2)]
     groups = [
         {"params": decayed, "weight_decay": train.weight_decay},
         {"params": [*rest, *undecayed], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    adamw = torch.optim.AdamW(
         [g for g in groups if g["params"]],
         lr=0.0,  # set before each step
         betas=train.betas,
         fused=device.type in ("cpu", "cuda"),
     )
+    if train.optimizer == "adamw":
+        return adamw
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return muon.Muon(matrices, adamw, train.weight_decay, dtype)
+
+
+def muon_matrices(model: nn.Module, train: config.Train) -> dict[Tensor, int]:
+    """The weights that Muon moves, each with the matrices that stand in it; none for AdamW.
+
+    Raises UserError if Muon is asked for and the model has none for it.
+    """
+    if train.optimizer != "muon":
+        return {}
+    found = backbones.hidden_matrices(model)
+    if not found:
+        raise UserError(
+            "train.optimizer muon moves the matrices inside a network's blocks, and this one has "
+            "none; give adamw"
+        )
+    return {model.get_parameter(name): number for name, number in found.items()}
+
+
+def optimizer_flops(model: nn.Module, train: config.Train) -> int:
+    """FLOPs of one optimiser step: Muon's products of matrices; what AdamW does is not counted."""
+    return muon.flops(muon_matrices(model, train))
 
 
 def learning_rate(stage: config.Stage, images: int, total: int) -> float:
@@ -127,7 +163,7 @@ def restore_optimizer(
     """Take over the state of all tensors whose shape has not changed."""
     for name, parameter in model.named_parameters():
         moments = state.get(name)
-        if moments and moments["exp_avg"].shape == parameter.shape:
+        if moments and all(v.shape in (parameter.shape, ()) for v in moments.values()):
             optimizer.state[parameter] = {
                 # the step count stays where AdamW keeps it: beside the parameter when fused
                 k: v.detach().clone().to(parameter.device)

@@ -66,6 +66,7 @@ def move(stage: PreparedStage, state: TrainState, progress: Progress, finite: bo
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.step()
+        progress.flops += state.optimizer_flops
         state.ema.update()
         if state.power:
             state.power.update(state.ema.steps)
@@ -77,18 +78,22 @@ def move(stage: PreparedStage, state: TrainState, progress: Progress, finite: bo
 
 
 def training_flops(state: TrainState, visible: int, mask: str) -> float:
-    """Training FLOPs an image under a mask of this kind: forward, and twice as much backward."""
+    """FLOPs an image under a mask of this kind: forward, and twice as much backward."""
     return 3.0 * state.model.backbone.flops(visible, mask)
 
 
 def compute(
     stage: PreparedStage, state: TrainState, level: Level, draws: int = 1
 ) -> dict[str, float]:
-    """FLOPs an image at this level, and of a whole one; known after a step, which counts them."""
-    patches = stage.space.grid[0] * stage.space.grid[1]
+    """FLOPs an image at this level, and of a whole one; known after a step, which counts them.
+
+    Each with its share of the optimiser's.
+    """
+    patches, share = stage.space.grid[0] * stage.space.grid[1], state.optimizer_flops / stage.batch
     return {
-        "flops_per_image": draws * training_flops(state, level.visible, stage.settings.mask),
-        "whole_flops_per_image": draws * training_flops(state, patches, "none"),
+        "flops_per_image": draws * training_flops(state, level.visible, stage.settings.mask)
+        + share,
+        "whole_flops_per_image": draws * training_flops(state, patches, "none") + share,
     }
 
 

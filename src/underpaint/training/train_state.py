@@ -17,7 +17,13 @@ from underpaint.hardware import check_compiler, use_bf16
 from underpaint.model import Model, build, read_weights
 from underpaint.training.checkpointing import read_optimizer, read_progress
 from underpaint.training.distributed import World
-from underpaint.training.optim import EMA, adamw, optimizer_state, restore_optimizer
+from underpaint.training.optim import (
+    EMA,
+    build_optimizer,
+    optimizer_flops,
+    optimizer_state,
+    restore_optimizer,
+)
 from underpaint.training.posthoc import TRACKED, PowerAverages
 from underpaint.training.seeding import seed_from
 
@@ -33,7 +39,7 @@ UNCERTAINTY = "loss.uncertainty"  # beside the network's tensors in optimizer.pt
 class TrainState:
     """Weights, their average and the optimiser, on this process's device.
 
-    Raises UserError where the network is to be compiled and torch cannot.
+    Raises UserError where the network is to be compiled and torch cannot, or has nothing for Muon.
     """
 
     def __init__(self, spec: config.ModelSpec, train: config.Train, world: World) -> None:
@@ -58,7 +64,8 @@ class TrainState:
         self.loss: nn.Module = loss
         self.uncertainty = loss.uncertainty  # no part of the model: nothing samples with it
         extra = [] if self.uncertainty is None else self.uncertainty.parameters()
-        self.optimizer = adamw(self.backbone, train, world.device, extra)
+        self.optimizer = build_optimizer(self.backbone, train, world.device, extra, self.bf16)
+        self.optimizer_flops = optimizer_flops(self.backbone, train)  # a step
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
             self.loss = DistributedDataParallel(loss, device_ids=ids, gradient_as_bucket_view=True)
