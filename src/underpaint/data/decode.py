@@ -7,8 +7,6 @@ asked is decoded at 1/2, 1/4 or 1/8 of its scale first, never below twice the ta
 frame of an animation is used.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 from typing import NamedTuple

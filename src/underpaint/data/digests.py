@@ -6,8 +6,6 @@ less than two seconds before it was hashed is not remembered: it could change on
 clock's resolution.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

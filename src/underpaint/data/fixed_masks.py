@@ -3,8 +3,6 @@
 With the key anybody who has the image can draw its mask again, without it nobody can.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 from pathlib import Path

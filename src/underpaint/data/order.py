@@ -5,8 +5,6 @@ each epoch is its own permutation of the n images. So any number of processes, e
 different positions, sees every image once an epoch, and resuming needs no state.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -3,8 +3,6 @@
 Another container is a module in `readers/` (see `readers/base.py`) and its entry below.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from underpaint.data.readers import arrays, csv, folder, tables, tar, zip

@@ -7,8 +7,6 @@ recorded at the first `prepare`: an image once held out is never trained on late
 trained on is never held out, and added images are assigned among themselves by the same rule.
 """
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import NamedTuple

@@ -4,8 +4,6 @@ IDX: two zero bytes, the type (8: uint8), the number of dimensions d, d sizes as
 then the values. The labels of `train-images-idx3-ubyte.gz` are in `train-labels-idx1-ubyte.gz`.
 """
 
-from __future__ import annotations
-
 import gzip
 import struct
 import zipfile

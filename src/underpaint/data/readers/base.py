@@ -5,8 +5,6 @@ another kind of container. A source knows its files (whose bytes identify it) be
 decoded; `open` then yields the images one by one as (name, how to read it, label).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath

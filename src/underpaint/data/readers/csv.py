@@ -1,7 +1,5 @@
 """A .csv with the columns `path` (from where the .csv lies) and, if there are any, `label`."""
 
-from __future__ import annotations
-
 import csv
 from functools import partial
 from pathlib import Path

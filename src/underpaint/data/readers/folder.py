@@ -1,7 +1,5 @@
 """Image files in a folder and its sub-folders, whose names are the labels."""
 
-from __future__ import annotations
-
 import os
 from functools import partial
 from pathlib import Path

@@ -5,8 +5,6 @@ the label column is the one of type ClassLabel, else `label`, `labels`, `cls` or
 Where a folder holds several splits, those named train are used: we choose what is held out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path

@@ -3,8 +3,6 @@
 The files of one sample share the path up to the first dot; `.cls` or `.json` holds the label.
 """
 
-from __future__ import annotations
-
 import json
 import tarfile
 from collections.abc import Callable, Iterator

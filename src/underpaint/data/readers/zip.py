@@ -1,7 +1,5 @@
 """Image files in a .zip, labelled as in a folder; and the avatars that come with the package."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import io
