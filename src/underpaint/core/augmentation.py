@@ -20,8 +20,6 @@ are exact, so are shifts alone. Colours may leave [−1, 1] and are not cut, whi
 linear.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

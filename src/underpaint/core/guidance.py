@@ -1,7 +1,5 @@
 """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

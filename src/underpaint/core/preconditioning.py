@@ -19,8 +19,6 @@ et al. 2023, 2210.02747), edm the preconditioning of Karras et al. (2022, 2206.0
 s; only an x0 network has no other way.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -18,8 +18,6 @@ are visible. A network's does: there the weights take away the preference for so
 more is claimed. They are below 2 at T = 1.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

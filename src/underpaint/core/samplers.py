@@ -21,8 +21,6 @@ is: x ← x + δ/2 (D − x) + √δ r z, δ = 4 snr². The papers measure step 
 batch; ours takes both at their level's scale, so that a sample depends on its own seed alone.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence

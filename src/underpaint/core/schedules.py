@@ -23,8 +23,6 @@ sigma_min is
 Every formula is chosen not to cancel: float32 is enough from sigma 1e-4 to 1000.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -53,14 +51,6 @@ class Process:
     sigma_max: float
     stratified: bool = False  # whether the times of a batch are spread over their law
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """Scale of x0 in x_t."""
-        raise NotImplementedError
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        """Scale of the noise in x_t."""
-        raise NotImplementedError
-
     def sigma(self, t: Tensor) -> Tensor:
         """The level sigma_t / alpha: the noise in units of x0. Infinite at worst."""
         raise NotImplementedError
@@ -69,9 +59,13 @@ class Process:
         """The time at which the level is `sigma`: the inverse of `sigma(t)`."""
         raise NotImplementedError
 
-    def c_in(self, sigma: Tensor) -> Tensor:
-        """What x is multiplied by before the network sees it. VP: alpha, so that it sees x_t."""
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """Scale of x0 in x_t at this level. Here: of variance preserving noise."""
         return torch.rsqrt(1 + sigma**2)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """What x is multiplied by before the network sees it. VP and flow: it sees x_t."""
+        return self.alpha(sigma)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """The noise level as the network gets it. VP and flow: 1000 t."""
@@ -124,17 +118,9 @@ class VPLinear(Process):
     def __init__(self) -> None:
         self.sigma_min, self.sigma_max = _ends(self)
 
-    def _beta(self, t: Tensor) -> Tensor:  # B, beta integrated from 0 to t
-        return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(-self._beta(t) / 2)
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        return torch.sqrt(-torch.expm1(-self._beta(t)))
-
     def sigma(self, t: Tensor) -> Tensor:
-        return torch.sqrt(torch.expm1(self._beta(t)))
+        B = self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2  # beta from 0 to t
+        return torch.sqrt(torch.expm1(B))
 
     def t(self, sigma: Tensor) -> Tensor:
         B, slope = torch.log1p(sigma**2), self.beta_max - self.beta_min
@@ -151,19 +137,12 @@ class VPCosine(Process):
         self.theta0 = math.pi / 2 * self.s / (1 + self.s)
         self.sigma_min, self.sigma_max = _ends(self)
 
-    def _angle(self, t: Tensor) -> Tensor:  # θ − θ0
-        return math.pi / 2 * t / (1 + self.s)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        # cos(θ) as a sine of what is left to π/2: in float32 cos(π/2) is negative
-        return torch.sin(math.pi / 2 * (1 - t) / (1 + self.s)) / math.cos(self.theta0)
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        u = self._angle(t)  # cos²θ0 − cos²θ = sin(θ − θ0) sin(θ + θ0)
-        return torch.sqrt(torch.sin(u) * torch.sin(u + 2 * self.theta0)) / math.cos(self.theta0)
-
     def sigma(self, t: Tensor) -> Tensor:
-        return self.sigma_t(t) / self.alpha(t)
+        u = math.pi / 2 * t / (1 + self.s)  # θ − θ0: cos²θ0 − cos²θ = sin(θ − θ0) sin(θ + θ0)
+        sigma_t = torch.sqrt(torch.sin(u) * torch.sin(u + 2 * self.theta0)) / math.cos(self.theta0)
+        # cos(θ) as a sine of what is left to π/2: in float32 cos(π/2) is negative
+        alpha = torch.sin(math.pi / 2 * (1 - t) / (1 + self.s)) / math.cos(self.theta0)
+        return sigma_t / alpha
 
     def t(self, sigma: Tensor) -> Tensor:
         sin0, cos0 = math.sin(self.theta0), math.cos(self.theta0)
@@ -205,13 +184,6 @@ class Discrete(Process):
             self._tables[key] = self._log_sigma.to(like)
         return self._tables[key]
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.rsqrt(1 + self.sigma(t) ** 2)
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        sigma = self.sigma(t)
-        return sigma * torch.rsqrt(1 + sigma**2)
-
     def sigma(self, t: Tensor) -> Tensor:
         table = self._table(t)
         place = (t * self.steps).clamp(0, self.steps - 1)
@@ -249,20 +221,14 @@ class Flow(Process):
         self.time, self.shift = time, shift
         self.sigma_min, self.sigma_max = _ends(self)
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return 1 - t
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        return t
+    def alpha(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
 
     def sigma(self, t: Tensor) -> Tensor:
         return t / (1 - t)
 
     def t(self, sigma: Tensor) -> Tensor:
         return sigma / (1 + sigma)
-
-    def c_in(self, sigma: Tensor) -> Tensor:
-        return 1 / (1 + sigma)
 
     def _shifted(self, t: Tensor) -> Tensor:
         return self.shift * t / (1 + (self.shift - 1) * t)
@@ -296,11 +262,8 @@ class EDM(Process):
         self._low = math.log(self.sigma_min)
         self._span = math.log(self.sigma_max) - self._low
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        return self.sigma(t)
+    def alpha(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.exp(self._low + self._span * t)
