@@ -5,8 +5,6 @@ Unknown names, wrong types and impossible values raise `UserError` with one sent
 place, what was given and what was expected.
 """
 
-from __future__ import annotations
-
 from underpaint.config.cross_checks import check, check_data, check_labels
 from underpaint.config.reading import (
     apply_flags,
