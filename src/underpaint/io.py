@@ -5,8 +5,6 @@ a process killed at any moment leaves the old one or the new one, never half of 
 followed: what it points to is replaced, the link stays.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

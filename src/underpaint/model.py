@@ -5,8 +5,6 @@ file) beside `ema.safetensors` and `model.safetensors`. A run, one of its checkp
 folder and `pretrained:NAME` all lead to such a folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -17,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -31,7 +29,6 @@ from underpaint._version import __version__
 from underpaint.core import samplers, spaces
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.guidance import guided
-from underpaint.core.masks import whole
 from underpaint.core.samplers import Sampling
 from underpaint.errors import UserError
 from underpaint.hardware import Precision, keep_freed_memory, pick_device, use_bf16
@@ -64,9 +61,7 @@ class Model:
     """A denoiser with what is needed to use it on images."""
 
     def __init__(self, spec: config.ModelSpec, denoiser: Denoiser, space: spaces.Space) -> None:
-        self.spec = spec
-        self.denoiser = denoiser
-        self.space = space
+        self.spec, self.denoiser, self.space = spec, denoiser, space
 
     def __repr__(self) -> str:
         """One line: network, parameters, images, labels, device."""
@@ -78,7 +73,7 @@ class Model:
             f"{height}×{width}×{self.spec.channels}{labels}, on {self.device}>"
         )
 
-    def to(self, device: str | torch.device) -> Model:
+    def to(self, device: str | torch.device) -> Self:
         """Move the weights; returns the model. Raises UserError for a device that is not there."""
         self.denoiser.to(pick_device(str(device)))
         return self
@@ -128,18 +123,14 @@ class Model:
         """Class numbers of names (or of numbers, -1 for none). Raises UserError if unknown."""
         if not self.label_names:
             raise UserError("this model was trained without labels; leave the label out")
-        ids = []
-        for label in labels:
-            if isinstance(label, str) and label in self.label_names:
-                ids.append(self.label_names.index(label))
-            elif str(label).removeprefix("-").isdigit() and -1 <= int(label) < len(
-                self.label_names
-            ):
-                ids.append(int(label))
-            else:
-                known = ", ".join(self.label_names)
-                raise UserError(f"label '{label}' is unknown to this model; known: {known}")
-        return ids
+        numbers: dict[str | int, int] = {i: i for i in range(-1, len(self.label_names))}
+        numbers |= {str(i): i for i in numbers.values()}
+        numbers |= {name: i for i, name in enumerate(self.label_names)}
+        unknown = [label for label in labels if label not in numbers]
+        if unknown:
+            known = ", ".join(self.label_names)
+            raise UserError(f"label '{unknown[0]}' is unknown to this model; known: {known}")
+        return [numbers[label] for label in labels]
 
     @cached_property
     def vae(self) -> VAE | None:
@@ -184,11 +175,8 @@ class Model:
                 f"{what} of {given} were given to denoise; this model takes {what} of {expected}"
             )
         patches = self.space.encode(images.to(self.device, torch.float32))
-        mask = whole(self.space.grid)
         with evaluating(self.denoiser):
-            x0 = self.denoiser.denoise(
-                patches, sigma, self._label_tensor(labels, len(images)), mask
-            )
+            x0 = self.denoiser.denoise(patches, sigma, self._label_tensor(labels, len(images)))
         return self.space.decode(x0)
 
     def _label_tensor(self, labels: Sequence[str | int] | None, count: int) -> Tensor | None:
@@ -262,14 +250,9 @@ class Model:
         self, ids: list[int] | None, count: int, guidance: float
     ) -> Callable[[Tensor, float | Tensor], Tensor]:
         labels = self._label_tensor(ids, count)
-        null = None if ids is None or labels is None else torch.full_like(labels, -1)
-        mask = whole(self.space.grid)
-
-        def conditional(x: Tensor, sigma: float | Tensor, labels: Tensor | None) -> Tensor:
-            return self.denoiser.denoise(x, sigma, labels, mask)
-
         # guidance towards no label is no guidance: one call
-        return guided(conditional, labels, null, guidance)
+        null = None if ids is None or labels is None else torch.full_like(labels, -1)
+        return guided(self.denoiser.denoise, labels, null, guidance)
 
 
 @contextlib.contextmanager
@@ -338,16 +321,16 @@ def newest(run: Path, damage: Callable[[Path], str] | None = None) -> Found:
     pointer = run / "checkpoints" / "LATEST"
     there = {folder.name: folder for folder in reversed(numbered(pointer.parent))}
     problems = []
+    name = ""
     try:
         name = pointer.read_text(encoding="utf-8").strip()
+        if name not in there:
+            said = "names no checkpoint of this run" if name else "is empty"
+            problems.append(f"{pointer} {said}")
     except FileNotFoundError:
-        name = ""
         problems.append(f"{pointer} is missing")
     except (OSError, ValueError):
-        name = ""
         problems.append(f"{pointer} cannot be read")
-    if name not in there and not problems:
-        problems.append(f"{pointer} {'names no checkpoint of this run' if name else 'is empty'}")
     for folder in sorted(there.values(), key=lambda folder: folder.name != name):
         reason = (damage or damage_of)(folder)
         if not reason:
@@ -445,7 +428,10 @@ def load(
     folder = find(source)
     spec = read_spec(folder)
     if vae is not None:
-        spec = _moved(spec, str(vae))
+        if spec.space.kind != "latents":
+            raise UserError(f"--vae {vae}: this model works in {spec.space.kind}; leave --vae out")
+        spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=str(vae)))
+        autoencoders.of_space(spec.space, spec.channels, "--vae")
     model = build(spec)
     state = read_weights(folder, weights)
     expected = model.denoiser.backbone.state_dict()
@@ -457,15 +443,6 @@ def load(
     model.denoiser.to(pick_device(device)).eval()
     model.precision = precision
     return model
-
-
-def _moved(spec: config.ModelSpec, folder: str) -> config.ModelSpec:
-    """The spec with its autoencoder in `folder`. Raises UserError if it has or takes none."""
-    if spec.space.kind != "latents":
-        raise UserError(f"--vae {folder}: this model works in {spec.space.kind}; leave --vae out")
-    spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=folder))
-    autoencoders.of_space(spec.space, spec.channels, "--vae")
-    return spec
 
 
 def write_model(

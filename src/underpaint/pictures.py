@@ -6,8 +6,6 @@ and a caption over each column where the columns are labels. Every file says how
 in text chunks, an array in its `about` entry.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

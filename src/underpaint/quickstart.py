@@ -5,8 +5,6 @@ weights taught another style, `pixel-art`, from 1,000 images; and that style fro
 many of the same images. One report shows all three.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

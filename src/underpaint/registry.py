@@ -8,8 +8,6 @@ table is where those find them.
              `check_scope(…)`
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

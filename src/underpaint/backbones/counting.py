@@ -11,8 +11,6 @@ Only forward passes are counted: torch takes the weight gradient of a depthwise 
 of a dense one. Training costs three times the forward.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -11,8 +11,6 @@ times the scales, whatever the weights grow to, and the softmax cannot collapse 
 (Dehghani et al. 2023, arXiv 2302.05442).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

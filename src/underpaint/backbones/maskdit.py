@@ -17,8 +17,6 @@ Zheng et al. 2024 (arXiv 2306.09305):
   give it `decoder_width`, `decoder_depth` and `decoder_heads` of its own.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

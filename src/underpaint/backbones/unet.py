@@ -22,8 +22,6 @@ save nothing.
   time embedding. Each residual branch and the last convolution start from zero, as in DDPM.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

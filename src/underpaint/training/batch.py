@@ -1,7 +1,5 @@
 """The batch of a step: images, masks, times and noise, all drawn from its position in the run."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

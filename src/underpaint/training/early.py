@@ -13,8 +13,6 @@ they are in its last checkpoint, from which the next stage begins and which `sam
 The images, FLOPs and seconds that were spent on weights given up stay counted.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

@@ -1,13 +1,12 @@
 """What a run begins with, and what a stage takes over from the one before."""
 
-from __future__ import annotations
-
 from underpaint import config
+from underpaint.model import find, read_spec, read_weights
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.stages import PreparedStage
 from underpaint.training.train_state import TrainState
-from underpaint.training.warm_start import adapt, read
+from underpaint.training.warm_start import adapt
 
 __all__ = ["begin", "enter"]
 
@@ -19,8 +18,8 @@ def begin(
     state = TrainState(stages[0].spec, run.train, world)
     if start is None:
         return state, []
-    spec, weights = read(start)
-    adapted, notes = adapt(weights, spec, state.model, start)
+    folder = find(start)
+    adapted, notes = adapt(read_weights(folder), read_spec(folder), state.model, start)
     state.load(adapted, adapted, 0)
     return state, [f"weights from {start}", *notes]
 

@@ -19,8 +19,6 @@ average) only where snapshots are close for their t: it is the first intervals t
 their nearness, and an earlier first snapshot alone does not help. `snapshots_for` says how many do.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence

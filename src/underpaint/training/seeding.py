@@ -7,8 +7,6 @@ resumed run continues bit for bit without any stored generator state. `attempt` 
 to a checkpoint after a divergence, so that the same batch is not met with the same draws.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 __all__ = ["seed_from"]

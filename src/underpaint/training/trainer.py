@@ -5,8 +5,6 @@ loss is: `step`, `core/loss`), lines of metrics, checks, grids and checkpoints a
 end of a stage, and the way back to a checkpoint where training diverges.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +16,10 @@ from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
 from underpaint.model import read_spec
 from underpaint.registry import wing
-from underpaint.training import distributed, early, handover, provenance
+from underpaint.training import distributed, early, handover, provenance, signals
 from underpaint.training.batch import microbatch
 from underpaint.training.checkpointing import Progress, RunFolder, read_progress
-from underpaint.training.log import Log, tracker, tracker_library
+from underpaint.training.log import Log, tracker_library
 from underpaint.training.monitor import (
     Cadence,
     Check,
@@ -32,7 +30,6 @@ from underpaint.training.monitor import (
     say_stage,
     stage_record,
 )
-from underpaint.training.signals import Signals
 from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.step import Diverged
 from underpaint.training.step_rule import rule_of
@@ -117,7 +114,7 @@ def train(
                 folder.write("images.json", provenance.identities(stages))
         world.barrier()
         log = Log(folder, sum(stage.images for stage in stages), world.first, quiet)
-        log.tracker = tracker(run, folder) if world.first else None
+        log.track(run)
         for note in notes:
             log.say(note)
         return Trainer(run, folder, world, stages, state, log, make_check).fit()
@@ -160,7 +157,7 @@ class Trainer:
             log.say(f"going on after {self.progress.images:,} images")
         else:
             self._save()
-        with Signals() as signals:
+        with signals.caught() as received:
             while self.progress.stage < len(self.stages):
                 try:
                     ends = self._enter_stage()
@@ -171,7 +168,7 @@ class Trainer:
                         ends, changed = self._report(before)
                         if ends:
                             self._finish_stage()
-                        stopping = self.world.sums([float(signals.received)])[0] > 0
+                        stopping = self.world.sums([float(len(received))])[0] > 0
                         if ends or changed or stopping or self._due(self.every.checkpoint, before):
                             self._save()
                             if sentence := self.rule.saved(self.progress):
@@ -300,14 +297,10 @@ class Trainer:
         state, progress = self.state, self.progress
         progress.metrics_bytes = self.log.size()
         if self.world.first:
-            self.folder.save(
-                state.spec,
-                *state.weights(),
-                state.optimizer_state(),
-                progress,
-                self.run.train.keep,
-                state.power.state() if state.power else {},
-            )
+            model, ema = state.weights()
+            weights = {"model": model, "ema": ema} | (state.power.state() if state.power else {})
+            keep = self.run.train.keep
+            self.folder.save(state.spec, weights, state.optimizer_state(), progress, keep)
         self.world.barrier()
 
     def _restored(self) -> tuple[TrainState, Progress]:
