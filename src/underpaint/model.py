@@ -40,6 +40,7 @@ __all__ = [
     "MODEL",
     "Found",
     "Model",
+    "Weights",
     "build",
     "damage_of",
     "find",
@@ -446,7 +447,7 @@ def load(
 
 
 def write_model(
-    folder: Path, spec: config.ModelSpec, weights: Mapping[str, dict[str, Tensor]]
+    folder: Path, spec: config.ModelSpec, weights: Mapping[Weights, dict[str, Tensor]]
 ) -> None:
     """Write `NAME.safetensors` for each set of weights, and `config.json`."""
     digests = {}

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from underpaint import config, io
 from underpaint.errors import UserError
-from underpaint.model import MODEL, Found, damage_of, newest, write_model
+from underpaint.model import MODEL, Found, Weights, damage_of, newest, write_model
 
 __all__ = [
     "Progress",
@@ -226,7 +226,7 @@ class RunFolder:
     def save(
         self,
         spec: config.ModelSpec,
-        weights: Mapping[str, dict[str, Tensor]],
+        weights: Mapping[Weights, dict[str, Tensor]],
         optimizer: dict[str, dict[str, Tensor]],
         progress: Progress,
         keep: int,
@@ -252,7 +252,7 @@ class RunFolder:
     def snapshot(
         self,
         spec: config.ModelSpec,
-        averages: Mapping[str, dict[str, Tensor]],
+        averages: Mapping[Weights, dict[str, Tensor]],
         images: int,
         steps: int,
     ) -> None:

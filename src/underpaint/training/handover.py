@@ -20,7 +20,7 @@ def begin(
         return state, []
     folder = find(start)
     adapted, notes = adapt(read_weights(folder), read_spec(folder), state.model, start)
-    state.load(adapted, adapted, 0)
+    state.load({"model": adapted, "ema": adapted}, 0)
     return state, [f"weights from {start}", *notes]
 
 
@@ -31,16 +31,11 @@ def enter(
     notes: list[str] = []
     if state.spec != stage.spec:
         entered = TrainState(stage.spec, run.train, state.world)
-        weights, average = state.weights()
-        before = "the stage before"
-        model, notes = adapt(weights, state.spec, entered.model, before)
-        ema, _ = adapt(average, state.spec, entered.model, before)
-        entered.load(model, ema, state.ema.steps)
-        if state.power and entered.power:
-            averages = state.power.state().items()
-            entered.power.load(
-                {name: adapt(x, state.spec, entered.model, before)[0] for name, x in averages}
-            )
+        adapted = {}
+        for name, weights in state.weights().items():
+            before = "the stage before"
+            adapted[name], notes = adapt(weights, state.spec, entered.model, before)
+        entered.load(adapted, state.ema.steps)
         entered.load_optimizer(state.optimizer_state())
         state = entered
     if progress.stage_images == 0 and not stage.settings.keep_optimizer:

@@ -23,7 +23,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.io import appearing, check_place, holds_only, writing
-from underpaint.model import MODEL, build, read_spec, read_weights, write_model
+from underpaint.model import MODEL, Weights, build, read_spec, read_weights, write_model
 from underpaint.training import warm_start
 from underpaint.training.checkpointing import read_snapshot, snapshots
 from underpaint.training.seeding import seed_from
@@ -48,8 +48,7 @@ __all__ = [
     "snapshots_for",
 ]
 
-Name = Literal["narrow", "wide"]
-TRACKED: dict[Name, float] = {"narrow": 0.05, "wide": 0.10}
+TRACKED: dict[Weights, float] = {"narrow": 0.05, "wide": 0.10}
 # Narrower than the tracked ones cannot be told; wider ones take more and more snapshots.
 NARROWEST, WIDEST = 0.05, 0.25
 NEAR = 0.02  # how far a profile may be off before `underpaint ema` says so
@@ -74,7 +73,7 @@ def exponent(width: float) -> float:
     return float(np.roots([1, 7, 16 - q, 12 - q]).real.max())
 
 
-GAMMAS: dict[Name, float] = {name: exponent(width) for name, width in TRACKED.items()}
+GAMMAS: dict[Weights, float] = {name: exponent(width) for name, width in TRACKED.items()}
 
 
 class PowerAverages:
@@ -101,13 +100,13 @@ class PowerAverages:
                 list(self._averages[name].values()), list(self._weights.values()), 1 - beta
             )
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
+    def state(self) -> dict[Weights, dict[str, Tensor]]:
         """Both averages as states of the module."""
         tensors = self.module.state_dict()
         return {name: {**tensors, **average} for name, average in self._averages.items()}
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, dict[str, Tensor]]) -> None:
+    def load(self, state: Mapping[Weights, dict[str, Tensor]]) -> None:
         """Take over what `state` gave."""
         for name, average in self._averages.items():
             for k, tensor in average.items():

@@ -16,20 +16,11 @@ from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
 from underpaint.model import read_spec
 from underpaint.registry import wing
-from underpaint.training import distributed, early, handover, provenance, signals
+from underpaint.training import distributed, early, handover, monitor, provenance, signals
 from underpaint.training.batch import microbatch
 from underpaint.training.checkpointing import Progress, RunFolder, read_progress
 from underpaint.training.log import Log, tracker_library
-from underpaint.training.monitor import (
-    Cadence,
-    Check,
-    MakeCheck,
-    draw_samples,
-    run_check,
-    say_finding,
-    say_stage,
-    stage_record,
-)
+from underpaint.training.monitor import Check, MakeCheck
 from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.step import Diverged
 from underpaint.training.step_rule import rule_of
@@ -194,15 +185,15 @@ class Trainer:
         self.state, notes = handover.enter(stage, run, self.state, progress)
         for note in notes:
             self.log.say(note)
-        self.every = Cadence.of(run.train, self.log.total, stage)
+        self.every = monitor.Cadence.of(run.train, self.log.total, stage)
         self.rule = rule_of(stage)
         self.check = self._make_check() if self.rule.public else None
         if progress.stage_images == 0:
             progress.best, progress.cooldown = 0, (0, 0)
             progress.norms = []  # other masks and images have other gradients
-            record = stage_record(stage, self.rule, progress)
+            record = monitor.stage_record(stage, self.rule, progress)
             self.log.metric("stage", event="start", **record)
-            say_stage(stage, self.rule, self.log)
+            monitor.say_stage(stage, self.rule, self.log)
         if progress.cooldown[1]:
             self.rule.stage = early.shortened(stage, *progress.cooldown)
         self.rule.begin(self.folder, progress, self.log.warn)
@@ -235,11 +226,11 @@ class Trainer:
             self.rule.log(progress, self.log, state)
         if self._due(self.every.check, before):
             if self.check is not None:
-                found = run_check(self.check, stage, state, progress, self.log)
+                found = monitor.run_check(self.check, stage, state, progress, self.log)
             if self.run.train.stop == "auto" and self.rule.public:
                 decision = early.decide(found, stage, progress, self.world)
                 if found is not None and decision.back:  # why the stage goes back
-                    say_finding(found, self.log)
+                    monitor.say_finding(found, self.log)
                     found = None
                 self._follow(decision)
         ends = decision.ends or self._at_end()
@@ -247,9 +238,9 @@ class Trainer:
             averages = state.power.state()
             self.folder.snapshot(state.spec, averages, progress.images, state.ema.steps)
         if first and self._due(self.every.sample, before, ends):
-            draw_samples(self.folder, self.run, state, progress, self.log, self.stage, self.check)
+            monitor.draw_samples(self.folder, self.run, state, progress, self.log, self.stage, self.check)
         if found is not None:
-            say_finding(found, self.log)
+            monitor.say_finding(found, self.log)
         if ends:
             self.rule.log(progress, self.log, state)  # what is left, where the stage ends early
         return ends, any(decision)
@@ -286,7 +277,7 @@ class Trainer:
     def _finish_stage(self) -> None:
         """The end of a stage: `progress` belongs to the next one."""
         progress = self.progress
-        record = stage_record(self.stage, self.rule, progress)
+        record = monitor.stage_record(self.stage, self.rule, progress)
         self.log.metric("stage", event="end", **record)
         progress.stage += 1
         progress.stage_images = progress.stage_returns = 0
@@ -297,10 +288,8 @@ class Trainer:
         state, progress = self.state, self.progress
         progress.metrics_bytes = self.log.size()
         if self.world.first:
-            model, ema = state.weights()
-            weights = {"model": model, "ema": ema} | (state.power.state() if state.power else {})
-            keep = self.run.train.keep
-            self.folder.save(state.spec, weights, state.optimizer_state(), progress, keep)
+            weights, optimizer = state.weights(), state.optimizer_state()
+            self.folder.save(state.spec, weights, optimizer, progress, self.run.train.keep)
         self.world.barrier()
 
     def _restored(self) -> tuple[TrainState, Progress]:

@@ -159,10 +159,8 @@ class ImageSet:
         self, ids: Ids, rng: np.random.Generator, seed: int
     ) -> tuple[Tensor, Tensor | None]:
         """The augmented images in [-1, 1], float32 [B, C, H, W], and how they were augmented."""
-        stage, images = self.stage, self.dataset.batch(ids)
-        if stage.flip or stage.shift:
-            images = augment(images, rng, stage.flip, stage.shift)
-        planes = spaces.from_uint8(images)
+        stage = self.stage
+        planes = spaces.from_uint8(augment(self.dataset.batch(ids), rng, stage.flip, stage.shift))
         if not stage.augment:
             return planes, None
         # draws of their own: what flip and shift do does not depend on augment
