@@ -79,10 +79,7 @@ def finetune(
 
 
 def only_stages(run: config.Run, *, masked: bool) -> config.Run:
-    """The recipe with its masked stages alone, or with those on whole images.
-
-    Raises UserError if it has none.
-    """
+    """The recipe's masked stages alone, or those on whole images. Raises UserError if none."""
     stages = {k: stage for k, stage in run.stages.items() if (stage.mask != "none") == masked}
     if run.stages and not stages:
         kind, verb = ("masked", "pretrain") if masked else ("whole-image", "finetune")

@@ -107,10 +107,7 @@ def check_place(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which takes the place of `path` in a single step.
-
-    If the block raises, `path` is as it was and nothing is left beside it.
-    """
+    """A temporary file, which takes the place of `path` in one step; none is left if it fails."""
     path = _followed(path)
     temporary = _temporary(path)
     try:
@@ -145,8 +142,7 @@ def sync(path: Path) -> None:
 def appearing(final: Path, names: Collection[str]) -> Iterator[Path]:
     """A temporary folder to fill, which becomes `final` in a single step.
 
-    A `final` that is there is replaced; if it holds more than the files `names` that we write, it
-    is renamed instead, to `final.replaced`.
+    A `final` that is there is replaced; one with other files than `names` is renamed, `.replaced`.
     """
     final = _followed(final)
     temporary = _temporary(final)
@@ -191,10 +187,7 @@ def filling(folder: Path) -> Iterator[Path]:
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder so that a process killed on the way leaves no half of it under its name.
-
-    Of a link the link alone is deleted.
-    """
+    """Delete a folder (of a link the link alone) so that no half of it is left under its name."""
     if folder.is_symlink():
         folder.unlink()
         return
@@ -227,10 +220,7 @@ def holds_only(folder: Path, names: Collection[str]) -> bool:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The folders below `folder` that are named by a number of images, in order.
-
-    Twelve digits and nothing else; whatever has another name is the user's.
-    """
+    """The folders below `folder` that are named by a number of images, 12 digits, in order."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if is_number(p.name) and p.is_dir())

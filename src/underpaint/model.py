@@ -135,9 +135,8 @@ class Model:
 
     @cached_property
     def vae(self) -> VAE | None:
-        """The autoencoder of a latent space, read from where it was in training.
-
-        Raises UserError if it is not there any more or does not fit; see `load` for another place.
+        """The autoencoder of a latent space. Raises UserError if it has moved (see `load`) or is
+        wrong.
         """
         space = self.spec.space
         if space.kind != "latents":
@@ -161,13 +160,11 @@ class Model:
     ) -> Tensor:
         """The expected clean images given noisy ones.
 
-        `images` [B, C, H, W] = x0 + sigma·n with x0 in [-1, 1]; `sigma` a number or [B], the noise
-        level in that frame (METHODS: x_t/alpha_t). Returns [B, C, H, W] on the model's device.
-
-        A model of wavelets takes images, too, but its sigma is the noise of the coefficients (n of
-        deviation 1 there has 2^levels in pixels). A model of latents takes latents
-        [B, c, H/f, W/f] as the diffusion has them, z = scale·(mean − shift) of `vae.moments`, and
-        returns such (`vae.decode` makes images of them). Raises UserError for any other shape.
+        `images` [B, C, H, W] = x0 + sigma·n with x0 in [-1, 1]; `sigma` a number or [B]. Returns
+        [B, C, H, W] on the model's device. In wavelets n is the noise of the coefficients
+        (deviation 1 there is 2^levels in pixels). A model of latents takes and returns latents [B,
+        c, H/f, W/f], z = scale·(mean − shift) of `vae.moments`. Raises UserError for any other
+        shape.
         """
         if images.shape[1:] != self.space.planes:
             given, expected = ("×".join(map(str, s)) for s in (images.shape[1:], self.space.planes))
@@ -233,7 +230,7 @@ class Model:
         return images
 
     def sampling_with(self, **changes: Any) -> Sampling:
-        """The model's own way of drawing with these changes; what is None is left as it is.
+        """The model's own way of drawing with these changes, but for None.
 
         Raises UserError for settings that cannot work, TypeError for an unknown name.
         """
@@ -279,8 +276,7 @@ def build(spec: config.ModelSpec) -> Model:
 def find(source: str | Path) -> Path:
     """The model's folder behind a run, a checkpoint, an exported folder or `pretrained:NAME`.
 
-    Of a run the checkpoint that `newest` finds; a note is said on stderr. Raises UserError if there
-    is none.
+    Of a run as `newest`, whose note is said on stderr. Raises UserError if there is none.
     """
     text = str(source)
     if text.startswith("pretrained:"):
@@ -316,8 +312,7 @@ class Found(NamedTuple):
 def newest(run: Path, damage: Callable[[Path], str] | None = None) -> Found:
     """The checkpoint that LATEST names or, if that is none or damaged, the newest whole one.
 
-    `damage`: says what is wrong with a checkpoint (default: `damage_of`). Raises UserError if none
-    is whole.
+    By `damage` (default: `damage_of`). Raises UserError if none is whole.
     """
     pointer = run / "checkpoints" / "LATEST"
     there = {folder.name: folder for folder in reversed(numbered(pointer.parent))}
@@ -394,8 +389,7 @@ def sha256(path: Path) -> str:
 def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
     """The tensors of a model's folder in float32, after their checksum was compared.
 
-    A folder with one weight file (an exported model, packaged weights) calls it
-    `model.safetensors`.
+    Where it has one weight file (an exported model, packaged weights), that is `model`.
     """
     digests = read_card(folder).get("sha256", {})
     alone = list(digests) == ["model.safetensors"]
@@ -422,9 +416,8 @@ def load(
 ) -> Model:
     """Load a model: `source` as in `find`. Raises UserError for a missing or damaged one.
 
-    `precision` is that of the network's multiplications (`auto`: bf16 where the device is fast at
-    it); weights and all else are float32. `vae`: where the autoencoder of a model of latents is
-    now, if it has moved since training.
+    `precision`: of the network's multiplications (auto: bf16 where the device is fast at it).
+    `vae`: where the autoencoder of a model of latents is now, if it has moved since training.
     """
     folder = find(source)
     spec = read_spec(folder)

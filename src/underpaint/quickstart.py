@@ -1,8 +1,7 @@
 """The quick start: the whole idea on two embedded sets of avatars, in minutes on a CPU.
 
-Three runs of one small network: two stages on `lorelei` (its parts, then whole heads); the same
-weights taught another style, `pixel-art`, from 1,000 images; and that style from scratch on as
-many of the same images. One report shows all three.
+Three runs of one small network, in one report: two stages on `lorelei`; the same weights taught
+another style, `pixel-art`, from 1,000 images; and that style from scratch on as many of them.
 """
 
 import dataclasses
@@ -44,8 +43,7 @@ def run(
 ) -> Path:
     """Train all three into `out`, `out/transfer` and `out/scratch`; returns the report's path.
 
-    `resume`: go on where an interrupted quick start stopped. Raises UserError for wrong use,
-    Interrupted after Ctrl-C.
+    `resume`: go on where one stopped. Raises UserError for wrong use, Interrupted after Ctrl-C.
     """
     out = Path(out)
     parts = recipes(minutes, seed)

@@ -1,14 +1,11 @@
 """What a network costs an image, counted on tensors that have shapes but no memory.
 
     FLOPs         of a forward pass, 2 a multiply-add of linear layers, convolutions and attention
-    activations   bytes that the forward pass keeps for the backward pass: what one image more adds,
-                  so that tables and copies of weights do not count
+    activations   bytes kept for the backward pass: what one image more adds
 
-The network is built anew from its constructor's arguments and sees zeros in the shapes that a mask
-leaves. Everything depends on shapes alone, so an answer is kept for the life of the process.
-
-Only forward passes are counted: torch takes the weight gradient of a depthwise convolution for that
-of a dense one. Training costs three times the forward.
+The network is built anew and sees zeros in the shapes that a mask leaves; answers are kept. Only
+forward passes are counted, since torch takes the weight gradient of a depthwise convolution for
+that of a dense one: training costs three times the forward.
 """
 
 import functools
@@ -60,9 +57,8 @@ def activation_bytes(
     half: bool,
     fused: bool,
 ) -> int:
-    """Bytes an image that autograd keeps; `half`: under bf16 autocast.
-
-    As a CPU would run it; where attention is not `fused`, its T × T weights are kept as well.
+    """Bytes an image that autograd keeps, as on a CPU; `half`: under bf16 autocast; not `fused`:
+    with attention's T × T weights.
     """
     backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fused else [SDPBackend.MATH]
     with _without_memory(half), sdpa_kernel(backends):

@@ -1,23 +1,19 @@
 """U-Net: DDPM's convolutional network, which takes a crop as a smaller image.
 
-Ho et al. 2020 (arXiv 2006.11239), as diffusers' `UNet2DModel`. A convolution cannot leave patches
-out, but a crop mask's rectangle is an image of its own: the network runs on the hh·p × ww·p pixels
-of the window alone, which is where hiding saves compute (cf. Patch Diffusion, Wang et al. 2023,
-arXiv 2304.12526). Every pixel comes with three channels beside its colours:
+Ho et al. 2020 (arXiv 2006.11239), as diffusers' `UNet2DModel`. A crop mask's rectangle is an image
+of its own: the network runs on its hh·p × ww·p pixels alone (cf. Patch Diffusion, Wang et al. 2023,
+arXiv 2304.12526). Other masks fill hidden patches with zeros and run on the whole image, which
+saves nothing. Every pixel comes with three channels beside its colours:
 
     visible   1 where the pixel is seen, 0 where zeros stand for a hidden one
     row       2 (i + 1/2)/H − 1, its place in the whole image, also inside a crop
     column    2 (j + 1/2)/W − 1
 
-Patch and block masks fill the hidden patches with zeros and run on the whole image: they work, but
-save nothing.
-
-- `width` is that of the first level, `depth` the residual blocks a level (DDPM: 2). `heads` counts
-  those of the narrowest attention (DDPM: 1). `mlp_ratio` has no meaning here.
+- `width` is that of the first level, `depth` the residual blocks a level (DDPM: 2), `heads` those
+  of the narrowest attention (DDPM: 1). `mlp_ratio` has no meaning here.
 - `multipliers`: each level's width over the first one's; between levels the sides are halved, so
   the sides of images and crops are multiples of 2^(levels − 1) pixels (`stride`).
-- `attention`: the levels, counted from 0, with attention; the middle always has it. By level, not
-  by resolution, so that the same weights serve every size.
+- `attention`: the levels, counted from 0, with attention; the middle always has it.
 - The label's row (the last is null) and the embedding of augmentation are added to the
   time embedding. Each residual branch and the last convolution start from zero, as in DDPM.
 """

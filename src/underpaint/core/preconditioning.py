@@ -101,10 +101,7 @@ class Preconditioning:
 
 
 def build(prediction: str, schedule: str, sigma_data: float = 0.5) -> Preconditioning:
-    """Of `prediction` with the noise schedule named `schedule`.
-
-    Raises ValueError where the two do not go together.
-    """
+    """Of `prediction` with this noise schedule. Raises ValueError where they do not go together."""
     if prediction not in SCHEDULES:
         raise ValueError(f"prediction '{prediction}' is unknown; use one of {', '.join(SCHEDULES)}")
     if schedule not in SCHEDULES[prediction]:

@@ -79,9 +79,8 @@ class Process:
     ) -> Tensor:
         """Training times [B], float32. Drawn where the generator lives, then moved to `device`.
 
-        `stratified`: one in each of B equally likely parts of the law, in random order, so that a
-        small batch meets all noise levels (Kingma et al. 2021, arXiv 2107.00630, appendix I). Each
-        time alone still follows the law.
+        `stratified`: one in each of B equally likely parts of the law, in random order (Kingma et
+        al. 2021, arXiv 2107.00630, appendix I). Each time alone still follows the law.
         """
         source = generator.device if generator is not None else device
         u = torch.rand(batch, generator=generator, device=source)
@@ -90,18 +89,14 @@ class Process:
         return self.quantile(u.clamp(*WITHIN)).to(device)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """The time below which a share `u` of the training times lies, u inside (0, 1).
-
-        Here: uniform between the times of sigma_min and sigma_max.
+        """The time below which a share `u` in (0, 1) of the training times lies. Here: a uniform
+        law.
         """
         low, high = self._time_range()
         return low + (high - low) * u
 
     def times(self, steps: int) -> Tensor:
-        """Evenly spaced times for sampling, from most to least noise: [steps], float64.
-
-        Here: from 1 to the time of sigma_min, after which only the step to the clean image is left.
-        """
+        """Evenly spaced times for sampling, from most noise to sigma_min's: [steps], float64."""
         return torch.linspace(1, self._time_range()[0], steps, dtype=torch.float64)
 
     def _time_range(self) -> tuple[float, float]:
@@ -211,10 +206,9 @@ class Flow(Process):
     """Flow matching: straight lines from data to noise.
 
     `shift` s moves times towards noise, t' = s t / (1 + (s − 1) t), in training and in the uniform
-    sampling grid, as larger images need (Esser et al. 2024, arXiv 2403.03206, as the logit-normal
-    law of `time`: t = sigmoid(N(0, 1)) before the shift). The law `mixed` is logit-normal for 80 %
-    of the times and uniform for the others: of logit-normal times one in 250 is above 0.93, and a
-    short training from other weights can lose what to do with almost pure noise.
+    sampling grid (Esser et al. 2024, arXiv 2403.03206, as the logit-normal law of `time`). `mixed`
+    is logit-normal for 80 % of the times and uniform for the others: of logit-normal times one in
+    250 is above 0.93, and a short training can lose what to do with almost pure noise.
     """
 
     def __init__(self, time: str = "mixed", shift: float = 1.0) -> None:
@@ -320,8 +314,7 @@ def build(
     """The noise schedule of this name.
 
     `time`: the law of the training times (default: the schedule's last). `steps`: of a discrete
-    grid; 0: continuous. `shift`: of flow's times. `sigma_data`: of edm and ve. Raises ValueError
-    where they do not go together.
+    grid; 0: continuous. Raises ValueError where they do not go together.
     """
     if process not in TIME_LAWS:
         raise ValueError(f"process '{process}' is unknown; use one of {', '.join(TIME_LAWS)}")
@@ -335,7 +328,15 @@ def build(
         raise ValueError(f"shift {shift:g}: give a number above 0 (1: no shift)")
     if not 0 < sigma_data < math.inf and process in ("edm", "ve"):
         raise ValueError(f"sigma_data {sigma_data:g}: give a number above 0")
-    _check_steps(process, steps)
+    if process.startswith("vp") and steps and steps < 100:  # the scaled linear betas come near one
+        raise ValueError(f"steps {steps}: give 0 (continuous time) or at least 100 (DDPM: 1000)")
+    if process == "ve" and (steps < 0 or steps == 1):
+        raise ValueError(f"steps {steps}: give 0 (all levels) or at least 2 (NCSN: 10 to 232)")
+    if process in ("flow", "edm") and steps:
+        raise ValueError(
+            f"steps {steps}: only vp-linear, vp-cosine and ve have a discrete grid; "
+            f"leave it 0 with {process}"
+        )
     schedule: Process
     if process.startswith("vp"):
         continuous = VPLinear if process == "vp-linear" else VPCosine
@@ -346,22 +347,6 @@ def build(
         schedule = EDM(sigma_data) if process == "edm" else VE(sigma_data, steps)
     schedule.stratified = stratified
     return schedule
-
-
-def _check_steps(process: str, steps: int) -> None:
-    if process.startswith("vp"):
-        if steps and steps < 100:  # the scaled linear betas come near one
-            raise ValueError(
-                f"steps {steps}: give 0 (continuous time) or at least 100 (DDPM: 1000)"
-            )
-    elif process == "ve":
-        if steps < 0 or steps == 1:
-            raise ValueError(f"steps {steps}: give 0 (all levels) or at least 2 (NCSN: 10 to 232)")
-    elif steps:
-        raise ValueError(
-            f"steps {steps}: only vp-linear, vp-cosine and ve have a discrete grid; "
-            f"leave it 0 with {process}"
-        )
 
 
 def _normal(u: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Spaces: how an image becomes patches at positions, and back.
 
-A space maps images [B, C, H, W] in [-1, 1] to `patches [B, N, P]` on a grid of h × w patches,
-N = h·w, numbered row by row, and is exactly invertible:
+A space maps images [B, C, H, W] in [-1, 1] to `patches [B, N, P]` on a grid of h × w patches, N =
+h·w, numbered row by row, and is exactly invertible:
 
     patches[:, i·w + j] = images[:, :, i·p : (i+1)·p, j·p : (j+1)·p],   P = C·p²
 
@@ -13,13 +13,10 @@ of each plane, from its squares (a b / c d):
     LL = (a + b + c + d)/4    LH = (a + b − c − d)/4
     HL = (a − b + c − d)/4    HH = (a − b − c + d)/4
 
-The orthonormal transform divides by 2 and its four bands reach from −2 to 2; by 4, all reach from
-−1 to 1 exactly, so that clipping x0 to [−1, 1] is right for each of them, as it is for pixels. Up
-to this factor of 2^levels the transform is orthonormal: squared errors in pixels are 4^levels times
-those of the coefficients.
+The orthonormal transform divides by 2; by 4, all bands reach from −1 to 1 exactly, so that clipping
+x0 is right for each of them. Squared errors in pixels are 4^levels times those of the coefficients.
 
-`Latents` cuts an autoencoder's latents [B, c, H/f, W/f], which it takes for the images: encoding
-images to latents and decoding them is not the space's business (`underpaint.vae`).
+`Latents` cuts an autoencoder's latents [B, c, H/f, W/f] (`underpaint.vae`) as if they were images.
 """
 
 import numpy as np
@@ -157,8 +154,7 @@ def build(
 ) -> Space:
     """The space of this kind for images of `size` (height, width) in pixels.
 
-    `levels` is of wavelets, `factor` and `latent_channels` are of latents. Raises ValueError for an
-    unknown kind and for sizes that patches do not divide.
+    Raises ValueError for an unknown kind and for sizes that patches do not divide.
     """
     match kind:
         case "pixels":

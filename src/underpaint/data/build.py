@@ -1,7 +1,6 @@
 """Decoding all images of a source in parallel, in order, with a count of sizes and failures.
 
-Threads suffice: Pillow and hashlib release Python's lock while they work. Small images (under a
-millisecond each) are faster without.
+Threads suffice: Pillow and hashlib release Python's lock. Small images are faster without.
 """
 
 import hashlib
@@ -63,8 +62,8 @@ def decode_all(
     """Decode the data (first part) and a source of held-out images (second, if any).
 
     parts: origin and contents. Returns the arguments of `cache.save`. Raises UserError if more than
-    `max_bad` of a part is unreadable, if the data are fewer than two images, or if sizes differ and
-    none is asked.
+    `max_bad` of a part is unreadable, for fewer than two images, or for several sizes if none is
+    asked.
     """
     started = time.monotonic()
     total = sum(contents.total for _, contents in parts)
@@ -131,26 +130,29 @@ def in_order(
     origin: str, items: Iterator[Item], options: Options, workers: int
 ) -> Iterator[tuple[Item, Decoded]]:
     """Decode and yield in order; in parallel if the first chunk shows that it pays."""
+
+    def decoded(chunk: list[Item]) -> list[tuple[Item, Decoded]]:
+        return [(item, _decode_one(item, options)) for item in chunk]
+
     chunks = _chunks(origin, items)
     first = next(chunks, [])
     started = time.perf_counter()
-    yield from zip(first, _decode_chunk(first, options), strict=True)
+    yield from decoded(first)
     if workers == 1 or time.perf_counter() - started < QUICK * len(first):
         for chunk in chunks:
-            yield from zip(chunk, _decode_chunk(chunk, options), strict=True)
+            yield from decoded(chunk)
         return
-    waiting: deque[tuple[list[Item], Future[list[Decoded]]]] = deque()
+    waiting: deque[Future[list[tuple[Item, Decoded]]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for chunk in chunks:
-                waiting.append((chunk, pool.submit(_decode_chunk, chunk, options)))
+                waiting.append(pool.submit(decoded, chunk))
                 if len(waiting) > 4 * workers:  # so many are in memory at a time
-                    chunk, future = waiting.popleft()
-                    yield from zip(chunk, future.result(), strict=True)
-            for chunk, future in waiting:
-                yield from zip(chunk, future.result(), strict=True)
+                    yield from waiting.popleft().result()
+            for future in waiting:
+                yield from future.result()
         finally:
-            for _, future in waiting:
+            for future in waiting:
                 future.cancel()
 
 
@@ -163,10 +165,6 @@ def _chunks(origin: str, items: Iterator[Item]) -> Iterator[list[Item]]:
         if not chunk:
             return
         yield chunk
-
-
-def _decode_chunk(chunk: list[Item], options: Options) -> list[Decoded]:
-    return [_decode_one(item, options) for item in chunk]
 
 
 def _decode_one(item: Item, options: Options) -> Decoded:

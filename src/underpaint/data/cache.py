@@ -110,9 +110,8 @@ def built(
 ) -> tuple[T, bool]:
     """What `load` finds in the entry `folder`, and whether it was there before.
 
-    Else, or with `force`, `build` fills a temporary folder, which is renamed at the end, under a
-    lock that the system drops if its process dies: an interrupted build is begun anew, a second
-    process waits and finds the entry.
+    Else, or with `force`, `build` fills a temporary folder, renamed at the end, under a lock that
+    dies with its process: an interrupted build is begun anew, a second process waits for the first.
     """
     entry = None if force else load(folder)
     if entry is not None:

@@ -1,7 +1,7 @@
 """A data set ready for training: `prepare(config.Data(source="photos", size=(64,)))`.
 
-The images are decoded once into the cache (cache.py); each has an identity (digests.py) and is for
-training or held out (split.py). What is read afterwards is a file mapped into memory.
+Images are decoded once (`cache`), have identities (`digests`) and a side (`split`); what is read
+afterwards is a file mapped into memory.
 """
 
 import os
@@ -100,8 +100,8 @@ def prepare(
 ) -> Dataset:
     """Decode `config.source` into the cache, unless it is there, and return it.
 
-    force: decode again. progress: called with (images done, images in all) while decoding.
-    workers: threads; 0: one for each core. Raises UserError for data that cannot be used.
+    force: decode again. progress: called with (images done, in all). workers: threads; 0: one for
+    each core. Raises UserError for data that cannot be used.
     """
     settings.check_data(config)
     started = time.monotonic()
@@ -204,10 +204,7 @@ def _identify(
 def _sides(
     data: Source, held_out: str | int | Source, entry: cache.Entry, share: float
 ) -> NDArray[np.int8]:
-    """The side of each image of the entry, recording what is decided for the first time.
-
-    `share` above 0: so many of them are held out, for an audit, instead of what `held_out` says.
-    """
+    """The side of each image, recorded when first decided; `share` > 0: held out for an audit."""
     if isinstance(held_out, Source):
         side = entry.part.astype(np.int8)  # TRAIN and HELD_OUT are the numbers of the parts
         pixels = [digest.tobytes() for digest in entry.pixel_sha]

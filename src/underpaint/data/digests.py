@@ -1,8 +1,7 @@
 """What identifies a source: the sha256 of each of its files.
 
-Hashing a large folder again at every start would take minutes, so the digests are remembered with
-each file's size, mtime and ctime (in nanoseconds), as git does. As there, a file that was changed
-less than two seconds before it was hashed is not remembered: it could change once more within the
+They are remembered with each file's size, mtime and ctime (nanoseconds), as git does. As there, a
+file changed less than two seconds before it was hashed is not: it could change once more within the
 clock's resolution.
 """
 
@@ -47,10 +46,7 @@ def stamp(file: Path) -> Stamp:
 
 
 def of_files(files: Iterable[Path], memory: Path, workers: int) -> dict[Path, tuple[Stamp, str]]:
-    """Stamp and sha256 of each file; `memory` is the file in which they are remembered.
-
-    A file that cannot be read has the digest `UNREADABLE`.
-    """
+    """Stamp and sha256 (or `UNREADABLE`) of each file; `memory`: where they are remembered."""
     files = list(files)
     known = _recall(memory)
 

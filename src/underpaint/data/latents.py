@@ -10,42 +10,27 @@ the autoencoder's weights and FORMAT.
 import dataclasses
 import json
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from underpaint.core.spaces import from_uint8
 from underpaint.data import cache, digests
 from underpaint.data.build import Progress
 from underpaint.data.dataset import Dataset, Latents
+from underpaint.vae import VAE
 
-__all__ = ["Encoder", "prepare"]
+__all__ = ["prepare"]
 
 FORMAT = "1"
 BATCH = 16
 LARGEST = float(np.finfo(np.float16).max)
 
 
-class Encoder(Protocol):
-    """What we need of an autoencoder (`underpaint.vae.VAE`)."""
-
-    scale: float
-    shift: float
-
-    @property
-    def digest(self) -> str:
-        """Names its weights."""
-
-    def moments(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] → mean and std [B, 2, c, h, w]."""
-
-
 def prepare(
     dataset: Dataset,
-    vae: Encoder,
+    vae: VAE,
     *,
     force: bool = False,
     progress: Progress | None = None,
@@ -75,7 +60,7 @@ def _load(folder: Path) -> NDArray[np.float16] | None:
 def _encode(
     folder: Path,
     dataset: Dataset,
-    vae: Encoder,
+    vae: VAE,
     progress: Progress | None,
     device: torch.device | str,
 ) -> None:

@@ -1,7 +1,4 @@
-"""Where images come from: a source string → the reader that knows this kind of container.
-
-Another container is a module in `readers/` (see `readers/base.py`) and its entry below.
-"""
+"""Where images come from: a source string → the reader that knows this kind of container."""
 
 from pathlib import Path
 

@@ -48,10 +48,9 @@ def assign(
 ) -> NDArray[np.int8]:
     """The side of each image, [n] of TRAIN, HELD_OUT and (rarely) ASIDE.
 
-    file_sha, pixel_sha: [n, 32]. `wanted`: exactly so many held out, where groups allow it, instead
-    of the shares. ASIDE are images on neither side: a held-out one whose pixels now equal those of
-    one in training (seen at another size), and held-out groups that do not fit into 10 % any more
-    after images were removed or a group grew.
+    file_sha, pixel_sha: [n, 32]. `wanted`: exactly so many held out, where groups allow it. ASIDE:
+    held-out images whose pixels now equal those of one in training, and held-out groups that do not
+    fit into 10 % any more.
     """
     n = len(file_sha)
     group = np.unique(_keys(pixel_sha), return_inverse=True)[1].reshape(n)  # [n]

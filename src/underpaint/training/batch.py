@@ -38,10 +38,10 @@ def draw_batch(
     count: int,
     attempt: int,
 ) -> Batch:
-    """The microbatch of `count` images at `position` of the stage.
+    """The microbatch of `count` images at `position`: a pure function of its arguments (see
+    `seeding`).
 
-    A pure function of its arguments (see `seeding`); also seeds torch's global generator, for
-    dropout.
+    Also seeds torch's global generator, for dropout.
     """
     seed = seed_from(run.train.seed, stage.index, position, attempt)
     torch.manual_seed(seed)

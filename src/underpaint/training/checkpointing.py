@@ -9,11 +9,8 @@ RUN/privacy.log   a line for each step that a private stage began
 RUN/snapshots/000000064000/{narrow,wide}.safetensors config.json state.json   (see `posthoc`)
 ```
 
-A checkpoint is written to a temporary folder, synced to the disk, renamed, and only then named in
-LATEST: a process killed at any moment leaves the previous checkpoint whole.
-
-What is cleared is what we wrote, by these names and in a folder with our mark; whatever else is in
-a run's folder is the user's and stays. Each folder may be a link, which stays.
+A checkpoint appears whole (see `io`) and only then LATEST names it. What is cleared is what we
+wrote, by these names and in a folder with our mark; whatever else is there is the user's and stays.
 """
 
 import json
@@ -194,10 +191,7 @@ class RunFolder:
         return lines[:-1].count(stage.encode())
 
     def latest(self) -> Found:
-        """The checkpoint to go on from, as in `newest`; one without its optimiser is damaged.
-
-        Raises UserError if there is none.
-        """
+        """The checkpoint to go on from, as in `newest`. Raises UserError if there is none."""
         if not io.numbered(self.checkpoints):
             raise UserError(f"{self.path}: holds no checkpoint to resume from; leave --resume out")
         return newest(self.path, _damage)
@@ -206,8 +200,8 @@ class RunFolder:
         """Prepare to go on from `latest`; delete what is half-written.
 
         Where LATEST was right, checkpoints and snapshots after it go, too: the run takes them
-        again. Where it was not, it is set right, which is said, and nothing is deleted: a damaged
-        checkpoint stays until the run writes another in its place.
+        again. Where not, it is set right and nothing is deleted: a damaged checkpoint stays until
+        it is replaced.
         """
         found = self.latest()
         with io.writing(self.checkpoints, self.advice):

@@ -122,9 +122,8 @@ def inner_product(a: Average, b: Average) -> float:
 
 
 def combination(stored: Sequence[Average], wanted: Average) -> tuple[np.ndarray, float]:
-    """The weights w [n], summing to one, whose profile is nearest to the wanted one.
-
-    Also how near: ‖Σ w_i p_i − p‖ / ‖p‖.
+    """The weights w [n], summing to one, whose profile is nearest to the wanted one, and ‖Σ w_i p_i
+    − p‖ / ‖p‖.
     """
     n, scale = len(stored), wanted.steps  # profiles in units of the last step
     A = scale * np.array([[inner_product(a, b) for b in stored] for a in stored])
@@ -155,11 +154,10 @@ def rebuild(
 ) -> dict[str, float]:
     """Write a model's folder `out/WIDTH` for each width, from the snapshots of the run `folder`.
 
-    Models in `folder/ema`, the default, are replaced; others are with `overwrite` alone.
-
-    The averages end where the last snapshot was taken. Returns the folders, with how far each
-    profile is from the wanted one (with 16 snapshots 1 % at width 0.15, 2 % at 0.2, 8 % at 0.25).
-    Raises UserError for a run without snapshots and for widths out of reach.
+    Models in `folder/ema`, the default, are replaced; others are with `overwrite` alone. The
+    averages end where the last snapshot was taken. Returns the folders, with how far each profile
+    is from the wanted one. Raises UserError for a run without snapshots and for widths out of
+    reach.
     """
     for width in widths:
         if not NARROWEST <= width <= WIDEST:

@@ -1,8 +1,8 @@
 """The trainer: one loop for all recipes, stages and devices.
 
-`train` prepares the stages and the folder, then `Trainer.fit` is the whole loop: steps (where the
-loss is: `step`, `core/loss`), lines of metrics, checks, grids and checkpoints as they are due, the
-end of a stage, and the way back to a checkpoint where training diverges.
+`train` prepares the stages and the folder; `Trainer.fit` is the whole loop: steps (where the loss
+is: `step`, `core/loss`), metrics, checks, grids and checkpoints as they are due, the end of a
+stage, and the way back to a checkpoint where training diverges.
 """
 
 import time
@@ -216,9 +216,8 @@ class Trainer:
         )
 
     def _report(self, before: int) -> tuple[bool, bool]:
-        """Lines, checks, snapshots and grids that are due after a step.
-
-        Returns whether the stage ends here, and whether its weights or its length have changed.
+        """Lines, checks, snapshots and grids that are due after a step. Returns whether the stage
+        ends, and whether its weights or length have changed.
         """
         stage, state, progress, first = self.stage, self.state, self.progress, self.world.first
         decision, found = early.Decision(), None
@@ -238,7 +237,9 @@ class Trainer:
             averages = state.power.state()
             self.folder.snapshot(state.spec, averages, progress.images, state.ema.steps)
         if first and self._due(self.every.sample, before, ends):
-            monitor.draw_samples(self.folder, self.run, state, progress, self.log, self.stage, self.check)
+            monitor.draw_samples(
+                self.folder, self.run, state, progress, self.log, self.stage, self.check
+            )
         if found is not None:
             monitor.say_finding(found, self.log)
         if ends:
