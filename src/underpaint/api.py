@@ -12,8 +12,6 @@ from underpaint.evaluation.validation import OverfitCheck
 from underpaint.training import adopt
 from underpaint.training import train as train_loop
 
-__all__ = ["audit", "evaluate", "finetune", "only_stages", "resume", "train"]
-
 Preparing = Callable[[int, int], None]
 
 

@@ -3,8 +3,6 @@
 Anything else that is raised is a defect of the software and keeps its traceback.
 """
 
-__all__ = ["Interrupted", "RunFailed", "UserError"]
-
 
 class UserError(Exception):
     """Wrong use: a path, a setting or a file that cannot work, or a full disk. Exit code 2."""

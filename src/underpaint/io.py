@@ -19,25 +19,6 @@ from safetensors import SafetensorError
 from underpaint._version import __version__
 from underpaint.errors import UserError
 
-__all__ = [
-    "appearing",
-    "check_new",
-    "check_place",
-    "discard",
-    "filling",
-    "holds_only",
-    "is_marked",
-    "is_number",
-    "left",
-    "mark",
-    "numbered",
-    "remove",
-    "replace_text",
-    "replacing",
-    "sync",
-    "writing",
-]
-
 MARK = ".underpaint"  # in folders that we began: what we wrote there may be cleared
 LEFT = r"\.(.+?)(\.\d+)?(\.old)?\.tmp"  # see `_temporary`
 

@@ -35,23 +35,6 @@ from underpaint.hardware import Precision, keep_freed_memory, pick_device, use_b
 from underpaint.io import appearing, check_place, holds_only, numbered, writing
 from underpaint.vae import VAE
 
-__all__ = [
-    "FORMAT",
-    "MODEL",
-    "Found",
-    "Model",
-    "Weights",
-    "build",
-    "damage_of",
-    "find",
-    "load",
-    "newest",
-    "read_spec",
-    "read_weights",
-    "sha256",
-    "write_model",
-]
-
 FORMAT = 2  # of a model's folder
 MODEL = ("config.json", "model.safetensors")  # files of an exported model
 

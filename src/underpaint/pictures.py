@@ -18,8 +18,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from underpaint.io import filling, replacing, writing
 
-__all__ = ["grid", "names", "save_folder", "save_grid", "save_npz"]
-
 NARROWEST, WIDEST = 600, 1000  # pixels of a sheet
 GAP = 4
 CAPTION = 15  # font size

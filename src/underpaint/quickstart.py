@@ -11,8 +11,6 @@ from underpaint import api, config, report
 from underpaint.errors import Interrupted, UserError
 from underpaint.training.checkpointing import RunFolder
 
-__all__ = ["recipes", "run"]
-
 SHARES = {"main": 4 / 6, "transfer": 1 / 6, "scratch": 1 / 6}  # of the minutes
 
 

@@ -7,8 +7,6 @@ dp       differentially private stages: a `training.step_rule.StepRule`, `check_
 import importlib
 from typing import Any
 
-__all__ = ["WINGS", "wing"]
-
 WINGS = {
     "sealed": "underpaint.sealed.training_set",
     "dp": "underpaint.dp.stage",

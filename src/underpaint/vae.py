@@ -18,8 +18,6 @@ from torch import Tensor
 from underpaint import config
 from underpaint.errors import UserError
 
-__all__ = ["VAE", "of_space", "read"]
-
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 
 

@@ -21,8 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from underpaint.core.masks import Mask
 
-__all__ = ["Arguments", "Flops", "activation_bytes", "flops"]
-
 Arguments = tuple[tuple[str, Any], ...]  # of a constructor, by name
 
 # torch's own table has the fused attention of GPUs, not that of CPUs

@@ -17,15 +17,6 @@ from torch import Tensor, nn
 
 from underpaint.core.augmentation import CONDITION
 
-__all__ = [
-    "MLP",
-    "Attention",
-    "SinCosPositions",
-    "add_augmentation",
-    "augment_embedding",
-    "sinusoid",
-]
-
 
 def sinusoid(c_noise: Tensor, width: int, *, shift: int = 0) -> Tensor:
     """c_noise [B] → [B, width] float32 (bfloat16 cannot tell 999 from 1000), cosines first."""

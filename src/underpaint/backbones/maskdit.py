@@ -24,8 +24,6 @@ from underpaint.backbones.layers import SinCosPositions
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 
-__all__ = ["MaskDiT"]
-
 
 class Bridge(nn.Module):
     """From the encoder's tokens to the decoder's."""

@@ -29,8 +29,6 @@ from underpaint.backbones.layers import add_augmentation, augment_embedding
 from underpaint.core.masks import Mask, crop_sides, gather
 from underpaint.errors import UserError
 
-__all__ = ["UNet"]
-
 EXTRA = 3  # channels beside the colours: visible, row, column
 
 

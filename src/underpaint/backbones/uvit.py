@@ -29,8 +29,6 @@ from underpaint.backbones.layers import (
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 
-__all__ = ["UViT"]
-
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x))."""

@@ -13,19 +13,6 @@ import yaml
 from underpaint.config.schema import DP, Run, Stage
 from underpaint.errors import UserError
 
-__all__ = [
-    "apply_flags",
-    "flag_names",
-    "from_dict",
-    "load",
-    "preset",
-    "preset_names",
-    "preset_text",
-    "presets",
-    "to_dict",
-    "to_yaml",
-]
-
 T = TypeVar("T")
 
 

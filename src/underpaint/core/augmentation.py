@@ -27,8 +27,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CONDITION", "Changes", "apply", "condition", "draw"]
-
 CONDITION = 9
 SHIFT = 1 / 8  # of a side
 SCALE, BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.2, 0.5, 1.0  # deviations

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["guided"]
-
 
 def guided(
     denoise: Callable[[Tensor, Any, Any], Tensor],

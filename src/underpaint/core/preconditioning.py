@@ -25,8 +25,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["SCHEDULES", "Coefficients", "Preconditioning", "build", "spread"]
-
 SCHEDULES = {  # that each prediction goes with
     "eps": ("vp-linear", "vp-cosine", "flow", "edm", "ve"),
     "x0": ("vp-linear", "vp-cosine", "flow", "edm", "ve"),

@@ -17,8 +17,6 @@ network's does: there they take away the preference for some patches, and no mor
 import torch
 from torch import Tensor
 
-__all__ = ["chances", "local_variance", "systematic"]
-
 
 def local_variance(images: Tensor, grid: tuple[int, int]) -> Tensor:
     """Variance of each patch [B, N] of `images` [B, C, H, W]: within a channel, mean over them."""

@@ -32,8 +32,6 @@ from torch import Tensor
 
 from underpaint.core.schedules import Process
 
-__all__ = ["GRIDS", "SAMPLERS", "Sampling", "SeededNoise", "sample", "sigmas"]
-
 Denoise = Callable[[Tensor, float], Tensor]  # x [B, ...], sigma → x0 [B, ...]
 Draw = Callable[[], Tensor]  # standard normal [B, ...], new at each call
 Steps = Iterator[tuple[Tensor, Tensor]]  # x after the step, the x0 that led there

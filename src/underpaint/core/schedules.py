@@ -28,8 +28,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["EDM", "TIME_LAWS", "VE", "Discrete", "Flow", "Process", "VPCosine", "VPLinear", "build"]
-
 SIGMA_CAP = 1000.0
 FIRST = 1e-3  # the smallest t of the continuous processes
 WITHIN = (2.0**-24, 1 - 2.0**-24)  # where the quantiles of a normal law are finite in float32

@@ -23,18 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "KINDS",
-    "Latents",
-    "Pixels",
-    "Space",
-    "Wavelets",
-    "build",
-    "from_uint8",
-    "levels",
-    "to_uint8",
-]
-
 KINDS = ("pixels", "wavelets", "latents")
 
 

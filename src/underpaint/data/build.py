@@ -20,18 +20,8 @@ from numpy.typing import NDArray
 from underpaint.data import digests
 from underpaint.data.cache import Write
 from underpaint.data.decode import Options, Unreadable, decode, fit, from_array
-from underpaint.data.source import Contents, Item
+from underpaint.data.readers.base import Contents, Item
 from underpaint.errors import UserError
-
-__all__ = [
-    "Decoded",
-    "Progress",
-    "check_bad",
-    "check_size",
-    "decode_all",
-    "in_order",
-    "natural_order",
-]
 
 CONSTANT = 2.0  # of 255: below this standard deviation an image is nearly constant
 CHUNK = 16  # images a task of the pool

@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 from underpaint.errors import RunFailed, UserError
 from underpaint.io import appearing, left, remove
 
-__all__ = ["FORMAT", "Entry", "Write", "built", "load", "locked", "root", "save", "writing"]
-
 FORMAT = "1"  # raise it when the same bytes and options would give other pixels
 FILES = ("about.json", "index.npz", "pixels.bin", "moments.bin")  # the last: of latents
 

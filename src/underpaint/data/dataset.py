@@ -19,10 +19,9 @@ from underpaint import config as settings
 from underpaint.data import cache, digests, split
 from underpaint.data.build import Progress, check_bad, decode_all
 from underpaint.data.decode import RESAMPLING, Options, parse_colour
-from underpaint.data.source import Source, find
+from underpaint.data.readers.base import Source
+from underpaint.data.source import find
 from underpaint.errors import UserError
-
-__all__ = ["Dataset", "Latents", "decoding", "prepare"]
 
 
 @dataclass(frozen=True)

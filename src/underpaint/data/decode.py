@@ -17,8 +17,6 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 
 from underpaint.errors import UserError
 
-__all__ = ["RESAMPLING", "Options", "Unreadable", "decode", "fit", "from_array", "parse_colour"]
-
 RESAMPLING = "Lanczos, antialiased (Pillow)"
 LARGEST = 2 * 89_478_485  # pixels; Pillow's limit against decompression bombs
 

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from underpaint.io import replace_text
 
-__all__ = ["UNREADABLE", "Stamp", "of_array", "of_files", "of_text", "stamp"]
-
 Stamp = tuple[int, int, int]
 UNREADABLE = "unreadable"
 SETTLED = 2_000_000_000  # nanoseconds

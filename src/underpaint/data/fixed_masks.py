@@ -9,8 +9,6 @@ from pathlib import Path
 
 from underpaint.errors import UserError
 
-__all__ = ["read_key", "seed_of"]
-
 KEY_BYTES = 16  # the least
 
 

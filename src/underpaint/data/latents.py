@@ -21,8 +21,6 @@ from underpaint.data.build import Progress
 from underpaint.data.dataset import Dataset, Latents
 from underpaint.vae import VAE
 
-__all__ = ["prepare"]
-
 FORMAT = "1"
 BATCH = 16
 LARGEST = float(np.finfo(np.float16).max)

@@ -7,8 +7,6 @@ images: a pure function of (seed, position), so that processes share it and resu
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Order", "augment"]
-
 
 class Order:
     """The endless shuffled sequence of `ids`."""

@@ -17,18 +17,6 @@ from numpy.typing import NDArray
 from underpaint.errors import UserError
 from underpaint.io import replacing
 
-__all__ = [
-    "ASIDE",
-    "HELD_OUT",
-    "TRAIN",
-    "Record",
-    "assign",
-    "extended",
-    "knows_all",
-    "read_record",
-    "write_record",
-]
-
 TRAIN, HELD_OUT, ASIDE = 0, 1, 2
 SHARE, MOST, SMALLEST = 0.05, 0.10, 20
 

@@ -13,8 +13,6 @@ from underpaint.model import Model
 from underpaint.training.seeding import seed_from
 from underpaint.training.stages import PreparedStage
 
-__all__ = ["Batch", "batch_of", "draw_batch", "microbatch"]
-
 
 class Batch(NamedTuple):
     """What the loss is computed of, in the order of its arguments."""

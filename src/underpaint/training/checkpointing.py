@@ -30,15 +30,6 @@ from underpaint import config, io
 from underpaint.errors import UserError
 from underpaint.model import MODEL, Found, Weights, damage_of, newest, write_model
 
-__all__ = [
-    "Progress",
-    "RunFolder",
-    "read_optimizer",
-    "read_progress",
-    "read_snapshot",
-    "snapshots",
-]
-
 WRITTEN = (  # in checkpoints and snapshots
     *MODEL,
     *("ema.safetensors", "narrow.safetensors", "wide.safetensors", "optimizer.pt", "state.json"),

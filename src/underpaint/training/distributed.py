@@ -16,8 +16,6 @@ from torch import Tensor
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device
 
-__all__ = ["World", "start"]
-
 
 @dataclass(frozen=True)
 class World:

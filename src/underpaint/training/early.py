@@ -18,8 +18,6 @@ from underpaint.training.distributed import World
 from underpaint.training.monitor import Finding
 from underpaint.training.stages import PreparedStage
 
-__all__ = ["Decision", "check_stop", "decide", "said", "shortened"]
-
 ANSWERS = ("unknown", "improving", "stop", "copying", "waiting")
 
 

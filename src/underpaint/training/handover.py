@@ -8,8 +8,6 @@ from underpaint.training.stages import PreparedStage
 from underpaint.training.train_state import TrainState
 from underpaint.training.warm_start import adapt
 
-__all__ = ["begin", "enter"]
-
 
 def begin(
     run: config.Run, stages: list[PreparedStage], start: str | None, world: World

@@ -20,8 +20,6 @@ from underpaint.errors import UserError
 from underpaint.io import writing
 from underpaint.training.checkpointing import RunFolder
 
-__all__ = ["Log", "tracker_library"]
-
 
 class Log:
     """The voice of one process; all but the first are silent and write nothing."""

@@ -37,17 +37,6 @@ from underpaint.training import warm_start
 from underpaint.training.checkpointing import read_snapshot, snapshots
 from underpaint.training.seeding import seed_from
 
-__all__ = [
-    "TRACKED",
-    "Average",
-    "PowerAverages",
-    "combination",
-    "exponent",
-    "rebuild",
-    "relative_width",
-    "snapshots_for",
-]
-
 TRACKED: dict[Weights, float] = {"narrow": 0.05, "wide": 0.10}
 # Narrower than the tracked ones cannot be told; wider ones take more and more snapshots.
 NARROWEST, WIDEST = 0.05, 0.25

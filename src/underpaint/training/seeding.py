@@ -7,8 +7,6 @@ and a resumed run continues bit for bit. `attempt` counts the returns after a di
 
 import hashlib
 
-__all__ = ["seed_from"]
-
 
 def seed_from(*parts: int | str) -> int:
     """A 63-bit seed from the parts, by BLAKE2b (equal parts, equal seed; else independent)."""

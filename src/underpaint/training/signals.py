@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["caught"]
-
 
 @contextmanager
 def caught() -> Iterator[list[int]]:

@@ -16,8 +16,6 @@ from underpaint.training.stages import PreparedStage
 from underpaint.training.step import compute, step
 from underpaint.training.train_state import TrainState
 
-__all__ = ["StepRule", "rule_of"]
-
 
 class StepRule:
     """Steps on batches, losses shown."""

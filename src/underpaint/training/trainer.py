@@ -27,8 +27,6 @@ from underpaint.training.step_rule import rule_of
 from underpaint.training.throughput import freeze
 from underpaint.training.train_state import TrainState
 
-__all__ = ["Trainer", "train"]
-
 RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
 
 

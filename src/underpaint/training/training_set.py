@@ -19,8 +19,6 @@ from underpaint.data import Dataset, augment, fixed_masks
 from underpaint.data.dataset import Latents
 from underpaint.training.seeding import seed_from
 
-__all__ = ["Array", "Examples", "ImageSet", "LatentSet", "TrainingSet", "Visible"]
-
 Ids = NDArray[np.int64]
 
 

@@ -13,8 +13,6 @@ from underpaint import backbones, config, factory
 from underpaint.errors import UserError
 from underpaint.model import Model, find, read_spec
 
-__all__ = ["adapt", "adopt"]
-
 # Of space and network, what may differ between a checkpoint and the recipe that goes on from it;
 # of the noise, what may not.
 FREE = ("network.labels", "network.label_drop", "network.dropout", "network.augment", "space.vae")

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from underpaint.data.readers.base import Contents, Item, Source
 from underpaint.errors import UserError
 
-__all__ = ["find"]
-
 PAIRS = (("images", "labels"), ("x", "y"), ("x_train", "y_train"), ("data", "labels"))
 
 

@@ -12,17 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "Contents",
-    "Item",
-    "Reader",
-    "Source",
-    "folder_labels",
-    "is_hidden",
-    "is_image",
-]
-
 IMAGE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 )

@@ -6,8 +6,6 @@ from pathlib import Path
 from underpaint.data.readers.base import Contents, Item, Source
 from underpaint.errors import UserError
 
-__all__ = ["find"]
-
 
 def find(path: Path) -> Source | None:
     """A file named .csv."""

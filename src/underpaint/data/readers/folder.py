@@ -6,8 +6,6 @@ from pathlib import Path
 from underpaint.data.readers.base import Contents, Item, Source, folder_labels, is_hidden, is_image
 from underpaint.errors import UserError
 
-__all__ = ["find"]
-
 
 def find(path: Path) -> Source | None:
     """A folder with at least one image file somewhere below it."""

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from underpaint.data.readers.base import Contents, Item, Source
 from underpaint.errors import UserError
 
-__all__ = ["find"]
-
 LABELS = ("label", "labels", "cls", "fine_label")
 
 

@@ -12,8 +12,6 @@ from pathlib import Path, PurePosixPath
 from underpaint.data.readers.base import Contents, Item, Source, is_image
 from underpaint.errors import UserError
 
-__all__ = ["find"]
-
 
 def find(path: Path) -> Source | None:
     """A file named .tar, .tar.gz or .tgz."""

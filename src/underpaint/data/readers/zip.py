@@ -11,8 +11,6 @@ from underpaint.data.decode import Unreadable
 from underpaint.data.readers.base import Contents, Item, Source, folder_labels, is_hidden, is_image
 from underpaint.errors import UserError
 
-__all__ = ["avatars", "find"]
-
 AVATARS = Path(__file__).parents[1] / "avatars"
 HAIR = ("black", "brown", "chestnut", "blonde", "orange", "pink", "blue", "purple")
 LARGEST_FILE = 1 << 30  # bytes of one image inside a zip, against zip bombs
