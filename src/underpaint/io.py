@@ -133,18 +133,17 @@ def appearing(final: Path, names: Collection[str]) -> Iterator[Path]:
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
-        old, ours = None, True
-        if final.exists():
-            ours = holds_only(final, names)
-            kept = final.with_name(f"{final.name}.replaced")
-            old = _temporary(final, "old") if ours else _free(kept)
-            final.rename(old)
+        old = None
+        if final.exists() and holds_only(final, names):
+            old = final.rename(_temporary(final, "old"))
+        elif final.exists():
+            final.rename(_free(final.with_name(f"{final.name}.replaced")))
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(final.parent)
-    if old and ours:
+    if old:
         shutil.rmtree(old)
 
 

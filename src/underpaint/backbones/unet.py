@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from underpaint.backbones.base import Backbone, Prediction, position_ids, register
 from underpaint.backbones.layers import add_augmentation, augment_embedding
 from underpaint.core.masks import Mask, crop_sides, gather
+from underpaint.core.spaces import to_patches, to_planes
 from underpaint.errors import UserError
 
 EXTRA = 3  # channels beside the colours: visible, row, column
@@ -86,17 +87,11 @@ class UNet(Backbone):
         shown = patches.new_ones(B, V, self.patch**2)
         if scattered:
             patches, shown = self._scattered(patches, ids), self._scattered(shown, ids)
-        pixels = torch.cat(
-            [
-                self._image(patches, sides),
-                self._image(shown, sides),
-                self._places(sides, corner, patches),
-            ],
-            dim=1,
-        )  # [B, C + 3, hh·p, ww·p]
+        planes = [to_planes(x, sides, self.patch) for x in (patches, shown)]
+        pixels = torch.cat([*planes, self._places(sides, corner, patches)], dim=1)
         rows = self._rows(c_noise, labels, condition)
         image = self.unet(pixels, c_noise.float(), rows, return_dict=False)[0]
-        F = self._patches(image, sides)
+        F = to_patches(image, self.patch)
         return Prediction(gather(F, ids) if scattered else F)
 
     def _rows(
@@ -117,18 +112,6 @@ class UNet(Backbone):
         N = self.grid[0] * self.grid[1]
         zeros = visible.new_zeros(len(visible), N, visible.shape[2])
         return zeros.scatter(1, ids[:, :, None].expand_as(visible), visible)
-
-    def _image(self, patches: Tensor, sides: tuple[int, int]) -> Tensor:
-        """Patches [B, hh·ww, C·p²] → [B, C, hh·p, ww·p]."""
-        p = self.patch
-        split = patches.unflatten(2, (-1, p, p)).unflatten(1, sides)  # [B, hh, ww, C, p, p]
-        return split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-
-    def _patches(self, image: Tensor, sides: tuple[int, int]) -> Tensor:
-        """The inverse of `_image`."""
-        p = self.patch
-        split = image.unflatten(3, (sides[1], p)).unflatten(2, (sides[0], p))
-        return split.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
 
     def _places(self, sides: tuple[int, int], corner: Tensor | None, like: Tensor) -> Tensor:
         """Rows and columns in the whole image [B, 2, hh·p, ww·p]; `corner` [B, 2] in patches."""

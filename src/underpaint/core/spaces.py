@@ -21,9 +21,20 @@ x0 is right for each of them. Squared errors in pixels are 4^levels times those 
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 KINDS = ("pixels", "wavelets", "latents")
+
+
+def to_patches(planes: Tensor, patch: int) -> Tensor:
+    """Planes [B, C, H, W] → patches [B, N, C·p²]."""
+    return F.pixel_unshuffle(planes, patch).flatten(2).transpose(1, 2).contiguous()
+
+
+def to_planes(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """The inverse of `to_patches`, for a grid of h × w patches."""
+    return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, grid), patch).contiguous()
 
 
 class Space:
@@ -45,15 +56,12 @@ class Space:
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] → patches [B, N, P]."""
-        (h, w), p = self.grid, self.patch
-        split = images.reshape(-1, self.cut[0], h, p, w, p)
-        return split.permute(0, 2, 4, 1, 3, 5).reshape(-1, h * w, self.patch_dim)
+        return to_patches(images.reshape(-1, *self.cut), self.patch)
 
     def decode(self, patches: Tensor) -> Tensor:
         """Patches [B, N, P] → images [B, C, H, W]."""
-        (h, w), p = self.grid, self.patch
-        split = patches.reshape(-1, h, w, self.cut[0], p, p)
-        return split.permute(0, 3, 1, 4, 2, 5).reshape(-1, *self.cut)
+        N = self.grid[0] * self.grid[1]
+        return to_planes(patches.reshape(-1, N, self.patch_dim), self.grid, self.patch)
 
 
 class Pixels(Space):

@@ -46,7 +46,10 @@ def stamp(file: Path) -> Stamp:
 def of_files(files: Iterable[Path], memory: Path, workers: int) -> dict[Path, tuple[Stamp, str]]:
     """Stamp and sha256 (or `UNREADABLE`) of each file; `memory`: where they are remembered."""
     files = list(files)
-    known = _recall(memory)
+    try:
+        known = dict(json.loads(memory.read_text()))
+    except (OSError, ValueError):
+        known = {}  # nothing is lost but time
 
     def digest(file: Path) -> tuple[Stamp, str, bool]:
         now = stamp(file)
@@ -66,10 +69,3 @@ def of_files(files: Iterable[Path], memory: Path, workers: int) -> dict[Path, tu
     if settled != known or not memory.exists():
         replace_text(memory, json.dumps(settled))
     return {file: (s, sha) for file, (s, sha, _) in digests.items()}
-
-
-def _recall(memory: Path) -> dict[str, list[int | str]]:
-    try:
-        return dict(json.loads(memory.read_text()))
-    except (OSError, ValueError):
-        return {}  # nothing is lost but time

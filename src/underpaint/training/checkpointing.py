@@ -203,10 +203,7 @@ class RunFolder:
                 say(found.note)
                 io.replace_text(self.checkpoints / "LATEST", found.folder.name + "\n")
                 return
-            for folder in (self.checkpoints, self.snapshots):
-                for path in io.numbered(folder):
-                    if path.name > found.folder.name:
-                        _delete(path)
+            self.forget(int(found.folder.name), self.checkpoints, self.snapshots)
 
     def save(
         self,
@@ -249,11 +246,11 @@ class RunFolder:
                 state = json.dumps({"steps": steps}) + "\n"
                 (temporary / "state.json").write_text(state, encoding="utf-8")
 
-    def forget(self, after: int) -> None:
-        """Delete the snapshots of weights that the run has gone back from, after so many images."""
-        for folder in io.numbered(self.snapshots):
-            if int(folder.name) > after:
-                _delete(folder)
+    def forget(self, after: int, *folders: Path) -> None:
+        """Delete what was written into them after so many images: the run has gone back."""
+        for path in (path for folder in folders for path in io.numbered(folder)):
+            if int(path.name) > after:
+                _delete(path)
 
     def _prune(self, latest: str, keep: int, best: int) -> None:
         """Delete checkpoints up to `latest`, but for `keep`, the best and the ends of stages."""

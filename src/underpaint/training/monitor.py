@@ -137,18 +137,12 @@ class Cadence(NamedTuple):
     @classmethod
     def of(cls, train: config.Train, total: int, stage: PreparedStage) -> Cadence:
         """In a run of `total` images; a stage that may end early has CHECKS of its own."""
-        check_every = train.check_every
-        if train.stop == "auto" and check_every == 0:
-            check_every = max(1, stage.images // CHECKS)
-
-        def every(setting: int, parts: int) -> int:
-            return max(1, total // parts) if setting == 0 else setting
-
+        eighth, checked = max(1, total // 8), max(1, stage.images // CHECKS)
         return cls(
-            every(train.log_every, 400),
-            every(check_every, 8),
-            every(train.sample_every, 8),
-            every(train.checkpoint_every, 8),
+            train.log_every or max(1, total // 400),
+            train.check_every or (checked if train.stop == "auto" else eighth),
+            train.sample_every or eighth,
+            train.checkpoint_every or eighth,
         )
 
 

@@ -51,11 +51,6 @@ class Average(NamedTuple):
     steps: float
 
 
-def relative_width(gamma: float) -> float:
-    """σ_rel of an exponent."""
-    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
-
-
 def exponent(width: float) -> float:
     """γ of a relative width up to 0.288: the largest root of (γ+2)²(γ+3) = (γ+1)/width²."""
     q = width**-2

@@ -264,7 +264,7 @@ class Trainer:
         self.state.restore(self.folder.checkpoints / f"{decision.back:012d}")
         progress.ema_steps = self.state.ema.steps
         if self.world.first:
-            self.folder.forget(decision.back)
+            self.folder.forget(decision.back, self.folder.snapshots)
         sentence = early.said(decision, self.stage, progress)
         record = decision._asdict() | {"sentence": sentence}
         self.log.metric("stop", stage=self.stage.name, images=progress.images, **record)
