@@ -145,9 +145,8 @@ class Model:
 
         `images` [B, C, H, W] = x0 + sigma·n with x0 in [-1, 1]; `sigma` a number or [B]. Returns
         [B, C, H, W] on the model's device. In wavelets n is the noise of the coefficients
-        (deviation 1 there is 2^levels in pixels). A model of latents takes and returns latents [B,
-        c, H/f, W/f], z = scale·(mean − shift) of `vae.moments`. Raises UserError for any other
-        shape.
+        (deviation 1 there is 2^levels in pixels). A model of latents takes and returns latents
+        [B, c, H/f, W/f], z = scale·(mean − shift) of `vae.moments`. Raises UserError for others.
         """
         if images.shape[1:] != self.space.planes:
             given, expected = ("×".join(map(str, s)) for s in (images.shape[1:], self.space.planes))
