@@ -118,9 +118,7 @@ class Model:
 
     @cached_property
     def vae(self) -> VAE | None:
-        """The autoencoder of a latent space. Raises UserError if it has moved (see `load`) or is
-        wrong.
-        """
+        """The autoencoder of a latent space. Raises UserError if it has moved (see `load`)."""
         space = self.spec.space
         if space.kind != "latents":
             return None

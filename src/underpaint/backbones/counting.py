@@ -55,8 +55,9 @@ def activation_bytes(
     half: bool,
     fused: bool,
 ) -> int:
-    """Bytes an image that autograd keeps, as on a CPU; `half`: under bf16 autocast; not `fused`:
-    with attention's T × T weights.
+    """Bytes an image that autograd keeps, as on a CPU.
+
+    `half`: under bf16 autocast; not `fused`: with attention's T × T weights.
     """
     backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fused else [SDPBackend.MATH]
     with _without_memory(half), sdpa_kernel(backends):

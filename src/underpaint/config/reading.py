@@ -17,9 +17,7 @@ T = TypeVar("T")
 
 
 def from_dict(cls: type[T], values: Any, where: str, base: T | None = None) -> T:
-    """Build `cls` from nested plain values, on top of `base` or of the defaults; `where` names the
-    place.
-    """
+    """Build `cls` from nested plain values, on top of `base`; `where` names the place."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected settings as 'name: value', got {_shown(values)}")
     result: Any = cls() if base is None else dataclasses.replace(base)  # type: ignore[type-var]

@@ -117,9 +117,7 @@ def sigmas(process: Process, steps: int, kind: str = "karras", rho: float = 7.0)
 
 
 class SeededNoise:
-    """Noise in which every sample has a seed of its own, and depends on nothing else: one CPU
-    generator a sample.
-    """
+    """Noise in which each sample depends on its own seed alone: one CPU generator a sample."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = list(seeds)

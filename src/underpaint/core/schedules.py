@@ -87,9 +87,7 @@ class Process:
         return self.quantile(u.clamp(*WITHIN)).to(device)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """The time below which a share `u` in (0, 1) of the training times lies. Here: a uniform
-        law.
-        """
+        """The time below which a share `u` in (0, 1) of the training times lies. Here: uniform."""
         low, high = self._time_range()
         return low + (high - low) * u
 

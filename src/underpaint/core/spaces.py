@@ -1,7 +1,7 @@
 """Spaces: how an image becomes patches at positions, and back.
 
-A space maps images [B, C, H, W] in [-1, 1] to `patches [B, N, P]` on a grid of h × w patches, N =
-h·w, numbered row by row, and is exactly invertible:
+A space maps images [B, C, H, W] in [-1, 1] to `patches [B, N, P]` on a grid of h × w patches,
+N = h·w, numbered row by row, and is exactly invertible:
 
     patches[:, i·w + j] = images[:, :, i·p : (i+1)·p, j·p : (j+1)·p],   P = C·p²
 

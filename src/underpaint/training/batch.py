@@ -36,8 +36,7 @@ def draw_batch(
     count: int,
     attempt: int,
 ) -> Batch:
-    """The microbatch of `count` images at `position`: a pure function of its arguments (see
-    `seeding`).
+    """The microbatch of `count` images at `position` of the stage (see `seeding`).
 
     Also seeds torch's global generator, for dropout.
     """

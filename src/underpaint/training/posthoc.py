@@ -106,9 +106,7 @@ def inner_product(a: Average, b: Average) -> float:
 
 
 def combination(stored: Sequence[Average], wanted: Average) -> tuple[np.ndarray, float]:
-    """The weights w [n], summing to one, whose profile is nearest to the wanted one, and ‖Σ w_i p_i
-    − p‖ / ‖p‖.
-    """
+    """The weights w [n], summing to one, of the nearest profile, and ‖Σ w_i p_i − p‖ / ‖p‖."""
     n, scale = len(stored), wanted.steps  # profiles in units of the last step
     A = scale * np.array([[inner_product(a, b) for b in stored] for a in stored])
     b = scale * np.array([inner_product(a, wanted) for a in stored])
@@ -157,35 +155,33 @@ def rebuild(
         if out and target.exists() and not overwrite:
             raise UserError(f"{target}: exists already; add --overwrite or choose another --out")
         check_place(target)
-    steps = [read_snapshot(snapshot) for snapshot in found]
-    stored = [Average(GAMMAS[name], t) for t in steps for name in TRACKED]
-    solved = [combination(stored, Average(exponent(width), steps[-1])) for width in widths]
+    tracked = [(snapshot, name) for snapshot in found for name in TRACKED]
+    stored = [Average(GAMMAS[name], read_snapshot(snapshot)) for snapshot, name in tracked]
+    solved = [combination(stored, Average(exponent(width), stored[-1].steps)) for width in widths]
     spec = read_spec(found[-1])
     torch.manual_seed(seed_from(config.load(folder / "config.yaml").train.seed, "weights"))
     model = build(spec)  # earlier stages may have had another size or labels: see `_enter`
     sums: list[dict[str, Tensor]] = [{} for _ in widths]
-    for i, snapshot in enumerate(found):
-        for j, name in enumerate(TRACKED):
-            state = read_weights(snapshot, name)
-            state, _ = warm_start.adapt(state, read_spec(snapshot), model, str(snapshot))
-            for (weights, _), total in zip(solved, sums, strict=True):
-                for k, tensor in state.items():
-                    term = float(weights[2 * i + j]) * tensor.double()
-                    total[k] = total[k] + term if k in total else term
+    for i, (snapshot, name) in enumerate(tracked):
+        state = read_weights(snapshot, name)
+        state, _ = warm_start.adapt(state, read_spec(snapshot), model, str(snapshot))
+        for (weights, _), total in zip(solved, sums, strict=True):
+            for k, tensor in state.items():
+                term = float(weights[i]) * tensor.double()
+                total[k] = total[k] + term if k in total else term
         if progress:
-            progress(i + 1, len(found))
+            progress(i // len(TRACKED) + 1, len(found))
     expected = model.denoiser.backbone.state_dict()
     errors = {}
     for width, (_, error), total in zip(widths, solved, sums, strict=True):
         target = targets[width]
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            # whole-number buffers come out whole but for rounding, since the weights sum to one
-            rounded = {
-                k: v if expected[k].is_floating_point() else v.round() for k, v in total.items()
-            }
-            tensors = {k: v.to(expected[k].dtype) for k, v in rounded.items()}
+            for k, v in total.items():
+                # whole-number buffers come out whole but for rounding: the weights sum to one
+                rounded = v if expected[k].is_floating_point() else v.round()
+                total[k] = rounded.to(expected[k].dtype)
             with appearing(target, MODEL) as temporary:
-                write_model(temporary, spec, {"model": tensors})
+                write_model(temporary, spec, {"model": total})
         errors[str(target)] = error
     return errors

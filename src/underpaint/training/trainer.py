@@ -214,8 +214,9 @@ class Trainer:
         )
 
     def _report(self, before: int) -> tuple[bool, bool]:
-        """Lines, checks, snapshots and grids that are due after a step. Returns whether the stage
-        ends, and whether its weights or length have changed.
+        """Lines, checks, snapshots and grids that are due after a step.
+
+        Returns whether the stage ends, and whether its weights or length have changed.
         """
         stage, state, progress, first = self.stage, self.state, self.progress, self.world.first
         decision, found = early.Decision(), None
