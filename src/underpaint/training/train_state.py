@@ -1,7 +1,5 @@
 """What training changes: a model, the average of its weights, and the optimiser's state."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
