@@ -21,7 +21,6 @@ from underpaint.cli import VERBS, main, parser
 from underpaint.cli import train as training
 from underpaint.core import masks
 from underpaint.errors import Interrupted, RunFailed
-from underpaint.pictures import read_about
 from underpaint.planning import measure
 
 HEAVY = ["torch", "matplotlib", "scipy", "numpy", "PIL", "rich", "jinja2", "safetensors"]
@@ -364,9 +363,9 @@ def test_finetune_takes_the_network_of_its_start(
 def test_sample_as_a_grid(trained: Path, tmp_path: Path) -> None:
     grid = tmp_path / "new" / "grid.png"
     assert main(["sample", str(trained), "-n", "4", "--steps", "2", "--out", str(grid)]) == 0
-    about = read_about(grid)
-    assert (about["seed"], about["steps"], about["labels"]) == ("0", "2", "dark, light")
     with Image.open(grid) as sheet:
+        about = sheet.info
+        assert (about["seed"], about["steps"], about["labels"]) == ("0", "2", "dark, light")
         assert 600 <= sheet.width <= 1000
 
 
@@ -384,8 +383,8 @@ def test_samples_depend_on_their_seed_alone(trained: Path, tmp_path: Path) -> No
     folder = draw("folder", "-n", "1", "--seed", "7")
     (file,) = folder.iterdir()
     assert file.name == "seed00000007_light.png"
-    assert (read_about(file)["seed"], read_about(file)["label"]) == ("7", "light")
     with Image.open(file) as image:
+        assert (image.info["seed"], image.info["label"]) == ("7", "light")
         assert np.array_equal(np.asarray(image), arrays["images"][2])
 
 

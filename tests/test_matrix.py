@@ -176,8 +176,7 @@ def test_a_step_lowers_the_loss_and_is_kept(
         state.ema.update()
         with torch.no_grad():
             assert state.loss(*given).mean < before
-    tensors = dict(zip(("model", "ema"), state.weights(), strict=True))
-    write_model(tmp_path, spec, tensors)
+    write_model(tmp_path, spec, state.weights())
     x = torch.randn(3, *state.model.space.planes)
     for weights, own in (("model", state.model), ("ema", state.averaged)):
         loaded = model.load(tmp_path, weights=weights, device="cpu")  # type: ignore[arg-type]

@@ -11,8 +11,6 @@ The parts work alone, too: `underpaint.core.masks`, `underpaint.backbones`, `und
 They are imported when they are used: `import underpaint` itself is cheap.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

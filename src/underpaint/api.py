@@ -1,7 +1,5 @@
 """What one calls from Python: a whole run with its overfit check and its report."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable
@@ -13,8 +11,6 @@ from underpaint.errors import UserError
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.training import adopt
 from underpaint.training import train as train_loop
-
-__all__ = ["audit", "evaluate", "finetune", "only_stages", "resume", "train"]
 
 Preparing = Callable[[int, int], None]
 
@@ -44,15 +40,8 @@ def train(
     or `pretrained:NAME`). `preparing`: called with (done, total) images while they are decoded.
     Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
     """
-    return _run(
-        _recipe(source),
-        out,
-        start=start,
-        overwrite=overwrite,
-        preparing=preparing,
-        quiet=quiet,
-        write_report=write_report,
-    )
+    settings = {"start": start, "overwrite": overwrite, "preparing": preparing, "quiet": quiet}
+    return _run(_recipe(source), out, write_report, **settings)
 
 
 def resume(
@@ -63,7 +52,7 @@ def resume(
     write_report: bool = True,
 ) -> Path:
     """Go on with the run in `out` by its saved recipe. Returns and raises as `train`."""
-    return _run(None, out, resume=True, preparing=preparing, quiet=quiet, write_report=write_report)
+    return _run(None, out, write_report, resume=True, preparing=preparing, quiet=quiet)
 
 
 def finetune(
@@ -72,36 +61,23 @@ def finetune(
     out: str | Path,
     *,
     recipe: config.Run | str | Path | None = None,
-    overwrite: bool = False,
-    preparing: Preparing | None = None,
-    quiet: bool = False,
-    write_report: bool = True,
+    **settings: Any,
 ) -> Path:
     """Train the model in `start` on the images `data`, as `underpaint finetune` does.
 
     The whole-image stages of `recipe` are trained; without a recipe those of the preset `default`,
-    with the network, space and noise of the model. Returns and raises as `train`.
+    with the network, space and noise of the model. `settings`: overwrite, preparing, quiet and
+    write_report, as of `train`. Returns and raises as `train`.
     """
     run = adopt(config.preset("default"), str(start)) if recipe is None else _recipe(recipe)
     if isinstance(data, (str, Path)):
         data = dataclasses.replace(run.data, source=str(data))
     run = only_stages(dataclasses.replace(run, data=data), masked=False)
-    return train(
-        run,
-        out,
-        start=str(start),
-        overwrite=overwrite,
-        preparing=preparing,
-        quiet=quiet,
-        write_report=write_report,
-    )
+    return train(run, out, start=str(start), **settings)
 
 
 def only_stages(run: config.Run, *, masked: bool) -> config.Run:
-    """The recipe with its masked stages alone, or with those on whole images.
-
-    Raises UserError if it has none.
-    """
+    """The recipe's masked stages alone, or those on whole images. Raises UserError if none."""
     stages = {k: stage for k, stage in run.stages.items() if (stage.mask != "none") == masked}
     if run.stages and not stages:
         kind, verb = ("masked", "pretrain") if masked else ("whole-image", "finetune")
@@ -123,27 +99,8 @@ def audit(source: str | Path, **settings: Any) -> dict[str, Any]:
     return attack(source, **settings).result
 
 
-def _run(
-    run: config.Run | None,
-    out: str | Path,
-    *,
-    start: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    preparing: Preparing | None,
-    quiet: bool,
-    write_report: bool,
-) -> Path:
-    folder = train_loop(
-        run,
-        out,
-        start=start,
-        resume=resume,
-        overwrite=overwrite,
-        make_check=OverfitCheck.of,
-        preparing=preparing,
-        quiet=quiet,
-    )
+def _run(run: config.Run | None, out: str | Path, write_report: bool, **settings: Any) -> Path:
+    folder = train_loop(run, out, make_check=OverfitCheck.of, **settings)
     if write_report and os.environ.get("RANK", "0") == "0":  # the first process of `torchrun`
         report.build(folder)
     return folder

@@ -1,10 +1,7 @@
-"""The exceptions that a command turns into one line and an exit code.
+"""The exceptions that a command turns into one line, a sentence for a person, and an exit code.
 
-A sentence for a person: what was given, what was expected, what to do. Anything else that is raised
-is a defect of the software and keeps its traceback.
+Anything else that is raised is a defect of the software and keeps its traceback.
 """
-
-__all__ = ["Interrupted", "RunFailed", "UserError"]
 
 
 class UserError(Exception):

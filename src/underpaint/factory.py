@@ -5,8 +5,6 @@ at least 100". Here the sentence gets the name of the setting, "noise.steps 50: 
 `UserError`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterator
@@ -20,19 +18,6 @@ from underpaint.core.denoiser import Denoiser
 from underpaint.core.loss import DenoisingLoss
 from underpaint.core.masks import MaskSpec
 from underpaint.errors import UserError
-
-__all__ = [
-    "check_noise",
-    "denoiser",
-    "loss",
-    "mask_spec",
-    "network",
-    "noise_schedule",
-    "sampling",
-    "settings_of",
-    "space",
-    "unallocated_network",
-]
 
 
 @contextlib.contextmanager

@@ -5,8 +5,6 @@ a process killed at any moment leaves the old one or the new one, never half of 
 followed: what it points to is replaced, the link stays.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -20,25 +18,6 @@ from safetensors import SafetensorError
 
 from underpaint._version import __version__
 from underpaint.errors import UserError
-
-__all__ = [
-    "appearing",
-    "check_new",
-    "check_place",
-    "discard",
-    "filling",
-    "holds_only",
-    "is_marked",
-    "is_number",
-    "left",
-    "mark",
-    "numbered",
-    "remove",
-    "replace_text",
-    "replacing",
-    "sync",
-    "writing",
-]
 
 MARK = ".underpaint"  # in folders that we began: what we wrote there may be cleared
 LEFT = r"\.(.+?)(\.\d+)?(\.old)?\.tmp"  # see `_temporary`
@@ -109,10 +88,7 @@ def check_place(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which takes the place of `path` in a single step.
-
-    If the block raises, `path` is as it was and nothing is left beside it.
-    """
+    """A temporary file, which takes the place of `path` in one step; none is left if it fails."""
     path = _followed(path)
     temporary = _temporary(path)
     try:
@@ -147,8 +123,7 @@ def sync(path: Path) -> None:
 def appearing(final: Path, names: Collection[str]) -> Iterator[Path]:
     """A temporary folder to fill, which becomes `final` in a single step.
 
-    A `final` that is there is replaced; if it holds more than the files `names` that we write, it
-    is renamed instead, to `final.replaced`.
+    A `final` that is there is replaced; one with other files than `names` is renamed, `.replaced`.
     """
     final = _followed(final)
     temporary = _temporary(final)
@@ -158,18 +133,17 @@ def appearing(final: Path, names: Collection[str]) -> Iterator[Path]:
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
-        old, ours = None, True
-        if final.exists():
-            ours = holds_only(final, names)
-            kept = final.with_name(f"{final.name}.replaced")
-            old = _temporary(final, "old") if ours else _free(kept)
-            final.rename(old)
+        old = None
+        if final.exists() and holds_only(final, names):
+            old = final.rename(_temporary(final, "old"))
+        elif final.exists():
+            final.rename(_free(final.with_name(f"{final.name}.replaced")))
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(final.parent)
-    if old and ours:
+    if old:
         shutil.rmtree(old)
 
 
@@ -193,10 +167,7 @@ def filling(folder: Path) -> Iterator[Path]:
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder so that a process killed on the way leaves no half of it under its name.
-
-    Of a link the link alone is deleted.
-    """
+    """Delete a folder (of a link the link alone) so that no half of it is left under its name."""
     if folder.is_symlink():
         folder.unlink()
         return
@@ -229,10 +200,7 @@ def holds_only(folder: Path, names: Collection[str]) -> bool:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The folders below `folder` that are named by a number of images, in order.
-
-    Twelve digits and nothing else; whatever has another name is the user's.
-    """
+    """The folders below `folder` that are named by a number of images, 12 digits, in order."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if is_number(p.name) and p.is_dir())

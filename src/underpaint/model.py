@@ -5,8 +5,6 @@ file) beside `ema.safetensors` and `model.safetensors`. A run, one of its checkp
 folder and `pretrained:NAME` all lead to such a folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -17,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -31,28 +29,11 @@ from underpaint._version import __version__
 from underpaint.core import samplers, spaces
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.guidance import guided
-from underpaint.core.masks import whole
 from underpaint.core.samplers import Sampling
 from underpaint.errors import UserError
 from underpaint.hardware import Precision, keep_freed_memory, pick_device, use_bf16
 from underpaint.io import appearing, check_place, holds_only, numbered, writing
 from underpaint.vae import VAE
-
-__all__ = [
-    "FORMAT",
-    "MODEL",
-    "Found",
-    "Model",
-    "build",
-    "damage_of",
-    "find",
-    "load",
-    "newest",
-    "read_spec",
-    "read_weights",
-    "sha256",
-    "write_model",
-]
 
 FORMAT = 2  # of a model's folder
 MODEL = ("config.json", "model.safetensors")  # files of an exported model
@@ -64,9 +45,7 @@ class Model:
     """A denoiser with what is needed to use it on images."""
 
     def __init__(self, spec: config.ModelSpec, denoiser: Denoiser, space: spaces.Space) -> None:
-        self.spec = spec
-        self.denoiser = denoiser
-        self.space = space
+        self.spec, self.denoiser, self.space = spec, denoiser, space
 
     def __repr__(self) -> str:
         """One line: network, parameters, images, labels, device."""
@@ -78,7 +57,7 @@ class Model:
             f"{height}×{width}×{self.spec.channels}{labels}, on {self.device}>"
         )
 
-    def to(self, device: str | torch.device) -> Model:
+    def to(self, device: str | torch.device) -> Self:
         """Move the weights; returns the model. Raises UserError for a device that is not there."""
         self.denoiser.to(pick_device(str(device)))
         return self
@@ -128,25 +107,18 @@ class Model:
         """Class numbers of names (or of numbers, -1 for none). Raises UserError if unknown."""
         if not self.label_names:
             raise UserError("this model was trained without labels; leave the label out")
-        ids = []
-        for label in labels:
-            if isinstance(label, str) and label in self.label_names:
-                ids.append(self.label_names.index(label))
-            elif str(label).removeprefix("-").isdigit() and -1 <= int(label) < len(
-                self.label_names
-            ):
-                ids.append(int(label))
-            else:
-                known = ", ".join(self.label_names)
-                raise UserError(f"label '{label}' is unknown to this model; known: {known}")
-        return ids
+        numbers: dict[str | int, int] = {i: i for i in range(-1, len(self.label_names))}
+        numbers |= {str(i): i for i in numbers.values()}
+        numbers |= {name: i for i, name in enumerate(self.label_names)}
+        unknown = [label for label in labels if label not in numbers]
+        if unknown:
+            known = ", ".join(self.label_names)
+            raise UserError(f"label '{unknown[0]}' is unknown to this model; known: {known}")
+        return [numbers[label] for label in labels]
 
     @cached_property
     def vae(self) -> VAE | None:
-        """The autoencoder of a latent space, read from where it was in training.
-
-        Raises UserError if it is not there any more or does not fit; see `load` for another place.
-        """
+        """The autoencoder of a latent space. Raises UserError if it has moved (see `load`)."""
         space = self.spec.space
         if space.kind != "latents":
             return None
@@ -169,13 +141,10 @@ class Model:
     ) -> Tensor:
         """The expected clean images given noisy ones.
 
-        `images` [B, C, H, W] = x0 + sigma·n with x0 in [-1, 1]; `sigma` a number or [B], the noise
-        level in that frame (x_t/alpha_t). Returns [B, C, H, W] on the model's device.
-
-        A model of wavelets takes images, too, but its sigma is the noise of the coefficients (n of
-        deviation 1 there has 2^levels in pixels). A model of latents takes latents
-        [B, c, H/f, W/f] as the diffusion has them, z = scale·(mean − shift) of `vae.moments`, and
-        returns such (`vae.decode` makes images of them). Raises UserError for any other shape.
+        `images` [B, C, H, W] = x0 + sigma·n with x0 in [-1, 1]; `sigma` a number or [B]. Returns
+        [B, C, H, W] on the model's device. In wavelets n is the noise of the coefficients
+        (deviation 1 there is 2^levels in pixels). A model of latents takes and returns latents
+        [B, c, H/f, W/f], z = scale·(mean − shift) of `vae.moments`. Raises UserError for others.
         """
         if images.shape[1:] != self.space.planes:
             given, expected = ("×".join(map(str, s)) for s in (images.shape[1:], self.space.planes))
@@ -184,11 +153,8 @@ class Model:
                 f"{what} of {given} were given to denoise; this model takes {what} of {expected}"
             )
         patches = self.space.encode(images.to(self.device, torch.float32))
-        mask = whole(self.space.grid)
         with evaluating(self.denoiser):
-            x0 = self.denoiser.denoise(
-                patches, sigma, self._label_tensor(labels, len(images)), mask
-            )
+            x0 = self.denoiser.denoise(patches, sigma, self._label_tensor(labels, len(images)))
         return self.space.decode(x0)
 
     def _label_tensor(self, labels: Sequence[str | int] | None, count: int) -> Tensor | None:
@@ -244,7 +210,7 @@ class Model:
         return images
 
     def sampling_with(self, **changes: Any) -> Sampling:
-        """The model's own way of drawing with these changes; what is None is left as it is.
+        """The model's own way of drawing with these changes, but for None.
 
         Raises UserError for settings that cannot work, TypeError for an unknown name.
         """
@@ -262,14 +228,9 @@ class Model:
         self, ids: list[int] | None, count: int, guidance: float
     ) -> Callable[[Tensor, float | Tensor], Tensor]:
         labels = self._label_tensor(ids, count)
-        null = None if ids is None or labels is None else torch.full_like(labels, -1)
-        mask = whole(self.space.grid)
-
-        def conditional(x: Tensor, sigma: float | Tensor, labels: Tensor | None) -> Tensor:
-            return self.denoiser.denoise(x, sigma, labels, mask)
-
         # guidance towards no label is no guidance: one call
-        return guided(conditional, labels, null, guidance)
+        null = None if ids is None or labels is None else torch.full_like(labels, -1)
+        return guided(self.denoiser.denoise, labels, null, guidance)
 
 
 @contextlib.contextmanager
@@ -295,8 +256,7 @@ def build(spec: config.ModelSpec) -> Model:
 def find(source: str | Path) -> Path:
     """The model's folder behind a run, a checkpoint, an exported folder or `pretrained:NAME`.
 
-    Of a run the checkpoint that `newest` finds; a note is said on stderr. Raises UserError if there
-    is none.
+    Of a run as `newest`, whose note is said on stderr. Raises UserError if there is none.
     """
     text = str(source)
     if text.startswith("pretrained:"):
@@ -332,22 +292,21 @@ class Found(NamedTuple):
 def newest(run: Path, damage: Callable[[Path], str] | None = None) -> Found:
     """The checkpoint that LATEST names or, if that is none or damaged, the newest whole one.
 
-    `damage`: says what is wrong with a checkpoint (default: `damage_of`). Raises UserError if none
-    is whole.
+    By `damage` (default: `damage_of`). Raises UserError if none is whole.
     """
     pointer = run / "checkpoints" / "LATEST"
     there = {folder.name: folder for folder in reversed(numbered(pointer.parent))}
     problems = []
+    name = ""
     try:
         name = pointer.read_text(encoding="utf-8").strip()
+        if name not in there:
+            said = "names no checkpoint of this run" if name else "is empty"
+            problems.append(f"{pointer} {said}")
     except FileNotFoundError:
-        name = ""
         problems.append(f"{pointer} is missing")
     except (OSError, ValueError):
-        name = ""
         problems.append(f"{pointer} cannot be read")
-    if name not in there and not problems:
-        problems.append(f"{pointer} {'names no checkpoint of this run' if name else 'is empty'}")
     for folder in sorted(there.values(), key=lambda folder: folder.name != name):
         reason = (damage or damage_of)(folder)
         if not reason:
@@ -410,8 +369,7 @@ def sha256(path: Path) -> str:
 def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
     """The tensors of a model's folder in float32, after their checksum was compared.
 
-    A folder with one weight file (an exported model, packaged weights) calls it
-    `model.safetensors`.
+    Where it has one weight file (an exported model, packaged weights), that is `model`.
     """
     digests = read_card(folder).get("sha256", {})
     alone = list(digests) == ["model.safetensors"]
@@ -438,14 +396,16 @@ def load(
 ) -> Model:
     """Load a model: `source` as in `find`. Raises UserError for a missing or damaged one.
 
-    `precision` is that of the network's multiplications (`auto`: bf16 where the device is fast at
-    it); weights and all else are float32. `vae`: where the autoencoder of a model of latents is
-    now, if it has moved since training.
+    `precision`: of the network's multiplications (auto: bf16 where the device is fast at it).
+    `vae`: where the autoencoder of a model of latents is now, if it has moved since training.
     """
     folder = find(source)
     spec = read_spec(folder)
     if vae is not None:
-        spec = _moved(spec, str(vae))
+        if spec.space.kind != "latents":
+            raise UserError(f"--vae {vae}: this model works in {spec.space.kind}; leave --vae out")
+        spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=str(vae)))
+        autoencoders.of_space(spec.space, spec.channels, "--vae")
     model = build(spec)
     state = read_weights(folder, weights)
     expected = model.denoiser.backbone.state_dict()
@@ -459,17 +419,8 @@ def load(
     return model
 
 
-def _moved(spec: config.ModelSpec, folder: str) -> config.ModelSpec:
-    """The spec with its autoencoder in `folder`. Raises UserError if it has or takes none."""
-    if spec.space.kind != "latents":
-        raise UserError(f"--vae {folder}: this model works in {spec.space.kind}; leave --vae out")
-    spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=folder))
-    autoencoders.of_space(spec.space, spec.channels, "--vae")
-    return spec
-
-
 def write_model(
-    folder: Path, spec: config.ModelSpec, weights: Mapping[str, dict[str, Tensor]]
+    folder: Path, spec: config.ModelSpec, weights: Mapping[Weights, dict[str, Tensor]]
 ) -> None:
     """Write `NAME.safetensors` for each set of weights, and `config.json`."""
     digests = {}

@@ -1,12 +1,9 @@
 """Samples as files: a grid, a folder of PNGs, or an array.
 
 A grid is a contact sheet: thin white gaps, small images enlarged by a whole factor (nearest
-neighbour, so that a pixel stays a pixel) until the sheet is 600 to 1000 pixels wide, or just above,
-and a caption over each column where the columns are labels. Every file says how it was made: PNGs
-in text chunks, an array in its `about` entry.
+neighbour) until it is 600 to 1000 pixels wide, or just above, and captions over columns that are
+labels. Every file says how it was made: PNGs in text chunks, an array in its `about` entry.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -20,8 +17,6 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from underpaint.io import filling, replacing, writing
-
-__all__ = ["grid", "names", "read_about", "save_folder", "save_grid", "save_npz"]
 
 NARROWEST, WIDEST = 600, 1000  # pixels of a sheet
 GAP = 4
@@ -95,8 +90,7 @@ def save_folder(
 ) -> list[Path]:
     """Write one PNG an image, called as in `names`, and return their paths.
 
-    `about` and the image's seed and label are in its text chunks. Raises UserError if they cannot
-    be written; then none of them is there.
+    `about`, seed and label are in its text chunks. Raises UserError if none could be written.
     """
     files = names(seeds, labels)
     with writing(folder), filling(folder) as temporary:
@@ -128,12 +122,6 @@ def save_npz(
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def read_about(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG that this module wrote."""
-    with Image.open(path) as image:
-        return {str(k): str(v) for k, v in image.info.items() if isinstance(v, str)}
 
 
 def _picture(pixels: Images) -> Image.Image:

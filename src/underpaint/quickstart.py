@@ -1,11 +1,8 @@
 """The quick start: the whole idea on two embedded sets of avatars, in minutes on a CPU.
 
-Three runs of one small network: two stages on `lorelei` (its parts, then whole heads); the same
-weights taught another style, `pixel-art`, from 1,000 images; and that style from scratch on as
-many of the same images. One report shows all three.
+Three runs of one small network, in one report: two stages on `lorelei`; the same weights taught
+another style, `pixel-art`, from 1,000 images; and that style from scratch on as many of them.
 """
-
-from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
@@ -13,8 +10,6 @@ from pathlib import Path
 from underpaint import api, config, report
 from underpaint.errors import Interrupted, UserError
 from underpaint.training.checkpointing import RunFolder
-
-__all__ = ["recipes", "run"]
 
 SHARES = {"main": 4 / 6, "transfer": 1 / 6, "scratch": 1 / 6}  # of the minutes
 
@@ -46,8 +41,7 @@ def run(
 ) -> Path:
     """Train all three into `out`, `out/transfer` and `out/scratch`; returns the report's path.
 
-    `resume`: go on where an interrupted quick start stopped. Raises UserError for wrong use,
-    Interrupted after Ctrl-C.
+    `resume`: go on where one stopped. Raises UserError for wrong use, Interrupted after Ctrl-C.
     """
     out = Path(out)
     parts = recipes(minutes, seed)

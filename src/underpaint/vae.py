@@ -6,8 +6,6 @@ with scale and shift from the autoencoder's own config (latent diffusion: Rombac
 2112.10752, scale 0.18215). An `AutoencoderTiny` has no spread: std = 0.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from functools import cached_property
@@ -19,8 +17,6 @@ from torch import Tensor
 
 from underpaint import config
 from underpaint.errors import UserError
-
-__all__ = ["VAE", "of_space", "read"]
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 

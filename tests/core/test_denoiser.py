@@ -74,7 +74,9 @@ def test_output_of_the_definition_gives_back_x0_and_noise(process: str, predicti
     steps = schedules.build(process)
     x0, n = data()
     t = torch.tensor([0.02, 0.3, 0.7, 0.95], dtype=torch.float64)
-    alpha, sigma_t, sigma = map(per_image, (steps.alpha(t), steps.sigma_t(t), steps.sigma(t)))
+    sigma = per_image(steps.sigma(t))
+    alpha = steps.alpha(sigma)
+    sigma_t = alpha * sigma
     x_t = alpha * x0 + sigma_t * n
     q = 0.5
     c_skip, c_out = q**2 / (sigma**2 + q**2), sigma * q / (sigma**2 + q**2).sqrt()

@@ -120,7 +120,9 @@ def test_output_weight_on_eps_is_ddpms_loss():
     t = torch.linspace(0.01, 0.99, 5, dtype=torch.float64)
     loss = loss_of(model, patches, mask, t, n)
     x0, eps = masks.gather(patches, mask.visible), masks.gather(n, mask.visible)
-    alpha, sigma_t = (f(t)[:, None, None] for f in (model.process.alpha, model.process.sigma_t))
+    sigma = model.process.sigma(t)[:, None, None]
+    alpha = model.process.alpha(sigma)
+    sigma_t = alpha * sigma
     x_t = alpha * x0 + sigma_t * eps
     F = backbone(x_t, None, None, mask).visible
     plain = (F - eps).square().mean(dim=(1, 2))

@@ -59,37 +59,37 @@ def test_sigma_rises_with_t_and_t_comes_back(t: float) -> None:
 
 
 @every
-def test_alpha_and_sigma_t_make_sigma(name: str) -> None:
+def test_alpha_scales_x0_at_each_level(name: str) -> None:
     process = PROCESSES[name]
     t = torch.linspace(0.001, 0.99, 100, dtype=torch.float64)
-    alpha, sigma_t = process.alpha(t), process.sigma_t(t)
-    torch.testing.assert_close(sigma_t / alpha, process.sigma(t))
+    sigma = process.sigma(t)
+    alpha = process.alpha(sigma)
     if name in VP:
-        torch.testing.assert_close(alpha**2 + sigma_t**2, torch.ones_like(t))
-        torch.testing.assert_close(process.c_in(process.sigma(t)), alpha)
+        torch.testing.assert_close(alpha**2 + (alpha * sigma) ** 2, torch.ones_like(t))
+        torch.testing.assert_close(process.c_in(sigma), alpha)
     elif name.startswith("flow"):
-        torch.testing.assert_close(alpha + sigma_t, torch.ones_like(t))
-        torch.testing.assert_close(process.c_in(process.sigma(t)), alpha)
+        torch.testing.assert_close(alpha, 1 - t)
+        torch.testing.assert_close(alpha * sigma, t)
+        torch.testing.assert_close(process.c_in(sigma), alpha)
     else:  # data of standard deviation sigma_data: unit variance at the network
-        variance = process.c_in(process.sigma(t)) ** 2 * (0.5**2 + process.sigma(t) ** 2)
+        torch.testing.assert_close(alpha, torch.ones_like(t))
+        variance = process.c_in(sigma) ** 2 * (0.5**2 + sigma**2)
         torch.testing.assert_close(variance, torch.ones_like(t))
 
 
 @every
 def test_pure_noise_is_no_error_in_float32(name: str) -> None:
     process, one = PROCESSES[name], torch.ones(1)
-    assert 0 <= process.alpha(one) <= 1  # cos(π/2) is negative in float32
-    assert process.sigma(one) > 0
-    assert not process.sigma_t(one).isnan()
+    assert process.sigma(one) > 0  # cos(π/2) is negative in float32
+    assert 0 <= process.alpha(process.sigma(one)) <= 1
 
 
 def test_linear_alpha_is_the_integral_of_beta() -> None:
     process = schedules.VPLinear()
     for t in (0.01, 0.3, 1.0):
         B, _ = integrate.quad(lambda u: 0.1 + (20 - 0.1) * u, 0, t)
-        assert math.isclose(
-            float(process.alpha(torch.tensor(t, dtype=torch.float64))), math.exp(-B / 2)
-        )
+        sigma = process.sigma(torch.tensor(t, dtype=torch.float64))
+        assert math.isclose(float(process.alpha(sigma)), math.exp(-B / 2))
 
 
 def test_cosine_alpha_is_that_of_the_paper() -> None:
@@ -98,7 +98,8 @@ def test_cosine_alpha_is_that_of_the_paper() -> None:
     def f(t: torch.Tensor) -> torch.Tensor:
         return torch.cos((t + 0.008) / 1.008 * math.pi / 2)
 
-    alpha = schedules.VPCosine().alpha(t)
+    process = schedules.VPCosine()
+    alpha = process.alpha(process.sigma(t))
     torch.testing.assert_close(alpha, f(t) / f(torch.zeros(())).double(), rtol=1e-7, atol=1e-9)
 
 

@@ -152,11 +152,11 @@ def start(source: Path, kill_at: int) -> subprocess.Popen[str]:
 def test_a_killed_build_is_built_anew(photos, cache):
     process = start(photos, 32)
     assert process.wait() == -signal.SIGKILL
-    assert list(cache.glob("images/*.part"))
+    assert list(cache.glob("images/.*.tmp"))
     prepared = prepare(photos)
     assert not prepared.report["reused"]
     assert len(prepared.images) == 40
-    assert not list(cache.glob("images/*.part"))
+    assert not list(cache.glob("images/.*.tmp"))
 
 
 def test_two_processes_at_once(tmp_path, cache):
@@ -334,11 +334,11 @@ def test_batch(photos):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"channels": 2}, "channels '2': give 3"),
+        ({"channels": 2}, "data.channels 2: give 3"),
         ({"size": (0,)}, "size '0': give one positive"),
         ({"background": "whit"}, "background 'whit' is not a colour"),
-        ({"max_bad": 2.0}, "max-bad '2.0': give a share"),
-        ({"limit": -1}, "limit '-1': give a number"),
+        ({"max_bad": 2.0}, "data.max_bad 2: give a share"),
+        ({"limit": -1}, "data.limit -1: give a number"),
     ],
 )
 def test_wrong_settings(photos, settings, says):

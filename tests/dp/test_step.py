@@ -254,11 +254,10 @@ def test_a_step_is_the_clipped_sum_and_the_noise_over_the_expected_batch(
 
 def test_the_seed_decides_neither_noise_nor_batch(prepared: Callable[..., Prepared]) -> None:
     stage, run, state = prepared()
-    start, _ = state.weights()
-    start = {name: tensor.clone() for name, tensor in start.items()}
+    start = {name: tensor.clone() for name, tensor in state.weights()["model"].items()}
 
     def after(*source: step.Random) -> torch.Tensor:
-        state.load(start, start, 0)
+        state.load({"model": start, "ema": start}, 0)
         state.optimizer.state.clear()
         step.private_step(stage, run, state, Progress(), *source)
         return flat(dict(state.backbone.named_parameters())).detach().clone()

@@ -49,16 +49,17 @@ def test_what_the_system_refuses_to_write_is_one_line(large: str, tmp_path: Path
     folder.create()
     own = {name: torch.zeros(10**6 if name == large else 1) for name in ("model", "optimizer")}
     spec = config.ModelSpec(size=(8, 8), channels=3)
-    model, optimizer = {"w": own["model"]}, {"w": {"exp_avg": own["optimizer"]}}
+    weights = {"model": {"w": own["model"]}}
+    optimizer = {"w": {"exp_avg": own["optimizer"]}}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
     try:
         with pytest.raises(UserError, match=r"cannot be written \(File too large\); choose"):
-            folder.save(spec, model, model, optimizer, checkpointing.Progress(), 1, {})
+            folder.save(spec, weights, optimizer, checkpointing.Progress(), 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(folder.checkpoints.iterdir())
-    folder.save(spec, model, model, optimizer, checkpointing.Progress(), 1, {})
+    folder.save(spec, weights, optimizer, checkpointing.Progress(), 1)
     assert torch.equal(
         checkpointing.read_optimizer(folder.latest().folder)["w"]["exp_avg"], own["optimizer"]
     )

@@ -267,7 +267,7 @@ def test_killed_at_the_decision(
         out = tmp_path / f"killed-{image}"
 
         def dying(self: RunFolder, *arguments: Any, at: int = image) -> Path:
-            here = arguments[4].images == at
+            here = arguments[3].images == at
             if not here or written_first:
                 saved = save(self, *arguments)
             if here:

@@ -27,7 +27,6 @@ from underpaint.training.posthoc import (
     exponent,
     inner_product,
     rebuild,
-    relative_width,
     snapshots_for,
 )
 from underpaint.training.step import Diverged
@@ -41,8 +40,9 @@ def profile(a: Average, t: np.ndarray | float) -> np.ndarray | float:
 def test_relative_width_is_the_deviation_of_the_profile(gamma: float) -> None:
     a = Average(gamma, 1.0)
     mean, square = (integrate.quad(lambda t, k=k: t**k * profile(a, t), 0, 1)[0] for k in (1, 2))
-    assert relative_width(gamma) == pytest.approx(math.sqrt(square - mean**2))
-    assert exponent(relative_width(gamma)) == pytest.approx(gamma, abs=1e-6)
+    width = math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
+    assert width == pytest.approx(math.sqrt(square - mean**2))
+    assert exponent(width) == pytest.approx(gamma, abs=1e-6)
 
 
 def test_published_exponents() -> None:

@@ -1,7 +1,5 @@
-"""Networks: one file each, all behind the contract of `base`."""
+"""Networks: one file each, all behind the contract of `base`. Importing one registers it."""
 
-# importing a network registers it
-from underpaint.backbones import dit, hourglass, maskdit, unet, uvit
 from underpaint.backbones.base import (
     Backbone,
     Prediction,
@@ -33,16 +31,11 @@ __all__ = [
     "build",
     "check_features",
     "check_hidden",
-    "dit",
-    "hourglass",
     "hidden_matrices",
     "interpolate_positions",
     "is_augment_embedding",
     "is_label_table",
     "kinds",
-    "maskdit",
     "position_ids",
     "register",
-    "unet",
-    "uvit",
 ]

@@ -1,17 +1,12 @@
 """What a network costs an image, counted on tensors that have shapes but no memory.
 
     FLOPs         of a forward pass, 2 a multiply-add of linear layers, convolutions and attention
-    activations   bytes that the forward pass keeps for the backward pass: what one image more adds,
-                  so that tables and copies of weights do not count
+    activations   bytes kept for the backward pass: what one image more adds
 
-The network is built anew from its constructor's arguments and sees zeros in the shapes that a mask
-leaves. Everything depends on shapes alone, so an answer is kept for the life of the process.
-
-Only forward passes are counted: torch takes the weight gradient of a depthwise convolution for that
-of a dense one. Training costs three times the forward.
+The network is built anew and sees zeros in the shapes that a mask leaves; answers are kept. Only
+forward passes are counted, since torch takes the weight gradient of a depthwise convolution for
+that of a dense one: training costs three times the forward.
 """
-
-from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
@@ -25,8 +20,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from underpaint.core.masks import Mask
-
-__all__ = ["Arguments", "Flops", "activation_bytes", "flops"]
 
 Arguments = tuple[tuple[str, Any], ...]  # of a constructor, by name
 
@@ -62,9 +55,9 @@ def activation_bytes(
     half: bool,
     fused: bool,
 ) -> int:
-    """Bytes an image that autograd keeps; `half`: under bf16 autocast.
+    """Bytes an image that autograd keeps, as on a CPU.
 
-    As a CPU would run it; where attention is not `fused`, its T × T weights are kept as well.
+    `half`: under bf16 autocast; not `fused`: with attention's T × T weights.
     """
     backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fused else [SDPBackend.MATH]
     with _without_memory(half), sdpa_kernel(backends):

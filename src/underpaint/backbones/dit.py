@@ -15,8 +15,6 @@ Peebles and Xie 2023 (arXiv 2212.09748):
 - With nothing hidden it computes what diffusers' `DiTTransformer2DModel` does (norm_eps 1e-6).
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -3,15 +3,11 @@
     sinusoid(c)[i] = cos(c ω_i), sin(c ω_i),   ω_i = 10000^(−i / (w/2 − shift)),   i < w/2
 
 Attention is softmax(q kᵀ/√d) v over the tokens that are there (Vaswani et al. 2017, arXiv
-1706.03762): with hidden patches dropped its cost falls with the square of their share.
-
-With `qk_norm`, q and k of each head are divided by their root mean square over its d numbers and
-multiplied by a learned scale a number (from one, shared by the heads): q·k/√d is then at most √d
-times the scales, whatever the weights grow to, and the softmax cannot collapse to single tokens
-(Dehghani et al. 2023, arXiv 2302.05442).
+1706.03762). With `qk_norm`, q and k of each head are divided by their root mean square over its d
+numbers and multiplied by learned scales (from one, shared by the heads), so that q·k/√d is at most
+√d times these and the softmax cannot collapse to single tokens (Dehghani et al. 2023, arXiv
+2302.05442).
 """
-
-from __future__ import annotations
 
 import math
 
@@ -21,22 +17,9 @@ from torch import Tensor, nn
 
 from underpaint.core.augmentation import CONDITION
 
-__all__ = [
-    "MLP",
-    "Attention",
-    "SinCosPositions",
-    "add_augmentation",
-    "augment_embedding",
-    "sinusoid",
-]
-
 
 def sinusoid(c_noise: Tensor, width: int, *, shift: int = 0) -> Tensor:
-    """c_noise [B] → [B, width] float32, cosines first.
-
-    Always float32: bfloat16 cannot tell c_noise 999 from 1000, nor carry the phase of its fastest
-    wave.
-    """
+    """c_noise [B] → [B, width] float32 (bfloat16 cannot tell 999 from 1000), cosines first."""
     half = width // 2
     i = torch.arange(half, dtype=torch.float32, device=c_noise.device)
     # in diffusers' order of rounding, which c_noise = 999 would multiply
@@ -48,9 +31,8 @@ def sinusoid(c_noise: Tensor, width: int, *, shift: int = 0) -> Tensor:
 class SinCosPositions(nn.Module):
     """Fixed positions: the first half of the width encodes the column, the second the row.
 
-    Each half is sin, then cos of the coordinate times 10000^(−i/(width/4)), as in DiT (Peebles and
-    Xie 2023, arXiv 2212.09748). Only the h + w coordinates are kept, so that a checkpoint knows the
-    coordinates it was trained with after a change of resolution.
+    Each half is sin, then cos of the coordinate times 10000^(−i/(width/4)), as in DiT. The h + w
+    coordinates are kept, so that a checkpoint knows those it was trained with.
     """
 
     rows: Tensor
@@ -101,8 +83,7 @@ class Attention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention, each [B, heads, T, d].
 
-    On a CPU in float32 also under autocast: torch's backward pass in bf16 takes three times as long
-    there.
+    On a CPU in float32 also under autocast: torch's backward in bf16 takes three times as long.
     """
     if v.device.type != "cpu" or v.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v)
@@ -126,10 +107,7 @@ class MLP(nn.Module):
 
 
 def augment_embedding(width: int) -> nn.Linear:
-    """From what an image's augmentation was to the time's embedding; it starts at zero.
-
-    Without a bias: a condition of zero adds nothing, whatever was learned.
-    """
+    """From what an image's augmentation was to the time's embedding; starts at zero, no bias."""
     layer = nn.Linear(CONDITION, width, bias=False)
     nn.init.zeros_(layer.weight)
     return layer

@@ -10,14 +10,9 @@ Zheng et al. 2024 (arXiv 2306.09305):
 - One condition c of time and label, as wide as the encoder, modulates encoder, bridge and decoder.
 - The decoder is part of the network: it runs on whole images and in sampling as well.
 - Positions of the decoder are fixed sinusoids too; the mask token is one learned vector.
-- Attention does not care for the order of tokens: the decoder has the visible first, then the
-  hidden, and nothing is put back into place.
 - Bridge and head start at zero, as the modulations do.
-- 512×8 is the decoder of XL/2; beside a small encoder it costs more than hiding patches saves, so
-  give it `decoder_width`, `decoder_depth` and `decoder_heads` of its own.
+- 512×8 is the decoder of XL/2: give a small encoder a smaller one (`decoder_width`, …).
 """
-
-from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +23,6 @@ from underpaint.backbones.dit import Block, DiT, initialise, modulate
 from underpaint.backbones.layers import SinCosPositions
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
-
-__all__ = ["MaskDiT"]
 
 
 class Bridge(nn.Module):

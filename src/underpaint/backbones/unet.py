@@ -1,28 +1,22 @@
 """U-Net: DDPM's convolutional network, which takes a crop as a smaller image.
 
-Ho et al. 2020 (arXiv 2006.11239), as diffusers' `UNet2DModel`. A convolution cannot leave patches
-out, but a crop mask's rectangle is an image of its own: the network runs on the hh·p × ww·p pixels
-of the window alone, which is where hiding saves compute (cf. Patch Diffusion, Wang et al. 2023,
-arXiv 2304.12526). Every pixel comes with three channels beside its colours:
+Ho et al. 2020 (arXiv 2006.11239), as diffusers' `UNet2DModel`. A crop mask's rectangle is an image
+of its own: the network runs on its hh·p × ww·p pixels alone (cf. Patch Diffusion, Wang et al. 2023,
+arXiv 2304.12526). Other masks fill hidden patches with zeros and run on the whole image, which
+saves nothing. Every pixel comes with three channels beside its colours:
 
     visible   1 where the pixel is seen, 0 where zeros stand for a hidden one
     row       2 (i + 1/2)/H − 1, its place in the whole image, also inside a crop
     column    2 (j + 1/2)/W − 1
 
-Patch and block masks fill the hidden patches with zeros and run on the whole image: they work, but
-save nothing.
-
-- `width` is that of the first level, `depth` the residual blocks a level (DDPM: 2). `heads` counts
-  those of the narrowest attention (DDPM: 1). `mlp_ratio` has no meaning here.
+- `width` is that of the first level, `depth` the residual blocks a level (DDPM: 2), `heads` those
+  of the narrowest attention (DDPM: 1). `mlp_ratio` has no meaning here.
 - `multipliers`: each level's width over the first one's; between levels the sides are halved, so
   the sides of images and crops are multiples of 2^(levels − 1) pixels (`stride`).
-- `attention`: the levels, counted from 0, with attention; the middle always has it. By level, not
-  by resolution, so that the same weights serve every size.
+- `attention`: the levels, counted from 0, with attention; the middle always has it.
 - The label's row (the last is null) and the embedding of augmentation are added to the
   time embedding. Each residual branch and the last convolution start from zero, as in DDPM.
 """
-
-from __future__ import annotations
 
 import math
 from typing import Any
@@ -33,9 +27,8 @@ from torch import Tensor, nn
 from underpaint.backbones.base import Backbone, Prediction, position_ids, register
 from underpaint.backbones.layers import add_augmentation, augment_embedding
 from underpaint.core.masks import Mask, crop_sides, gather
+from underpaint.core.spaces import to_patches, to_planes
 from underpaint.errors import UserError
-
-__all__ = ["UNet"]
 
 EXTRA = 3  # channels beside the colours: visible, row, column
 
@@ -94,17 +87,11 @@ class UNet(Backbone):
         shown = patches.new_ones(B, V, self.patch**2)
         if scattered:
             patches, shown = self._scattered(patches, ids), self._scattered(shown, ids)
-        pixels = torch.cat(
-            [
-                self._image(patches, sides),
-                self._image(shown, sides),
-                self._places(sides, corner, patches),
-            ],
-            dim=1,
-        )  # [B, C + 3, hh·p, ww·p]
+        planes = [to_planes(x, sides, self.patch) for x in (patches, shown)]
+        pixels = torch.cat([*planes, self._places(sides, corner, patches)], dim=1)
         rows = self._rows(c_noise, labels, condition)
         image = self.unet(pixels, c_noise.float(), rows, return_dict=False)[0]
-        F = self._patches(image, sides)
+        F = to_patches(image, self.patch)
         return Prediction(gather(F, ids) if scattered else F)
 
     def _rows(
@@ -125,18 +112,6 @@ class UNet(Backbone):
         N = self.grid[0] * self.grid[1]
         zeros = visible.new_zeros(len(visible), N, visible.shape[2])
         return zeros.scatter(1, ids[:, :, None].expand_as(visible), visible)
-
-    def _image(self, patches: Tensor, sides: tuple[int, int]) -> Tensor:
-        """Patches [B, hh·ww, C·p²] → [B, C, hh·p, ww·p]."""
-        p = self.patch
-        split = patches.unflatten(2, (-1, p, p)).unflatten(1, sides)  # [B, hh, ww, C, p, p]
-        return split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-
-    def _patches(self, image: Tensor, sides: tuple[int, int]) -> Tensor:
-        """The inverse of `_image`."""
-        p = self.patch
-        split = image.unflatten(3, (sides[1], p)).unflatten(2, (sides[0], p))
-        return split.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
 
     def _places(self, sides: tuple[int, int], corner: Tensor | None, like: Tensor) -> Tensor:
         """Rows and columns in the whole image [B, 2, hh·p, ww·p]; `corner` [B, 2] in patches."""

@@ -15,8 +15,6 @@ MaskDM's network (Lei et al. 2023, arXiv 2306.11363), after Bao et al. 2023 (arX
 - `depth` 13 and 12 both give 6 + 1 + 6 blocks, as in MaskDM's S and B.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -30,8 +28,6 @@ from underpaint.backbones.layers import (
 )
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
-
-__all__ = ["UViT"]
 
 
 class Block(nn.Module):

@@ -5,62 +5,29 @@ Unknown names, wrong types and impossible values raise `UserError` with one sent
 place, what was given and what was expected.
 """
 
-from __future__ import annotations
-
-from underpaint.config.cross_checks import check, check_data, check_labels
-from underpaint.config.reading import (
-    apply_flags,
-    flag_names,
-    from_dict,
-    load,
-    preset,
-    preset_names,
-    preset_text,
-    presets,
-    to_dict,
-    to_yaml,
-)
-from underpaint.config.schema import (
-    DP,
-    Data,
-    ModelSpec,
-    Network,
-    Noise,
-    Run,
-    Sampling,
-    Space,
-    Stage,
-    Train,
-    image_size,
-    network_of,
-    setting,
-)
-
-__all__ = [
-    "DP",
-    "Data",
-    "ModelSpec",
-    "Network",
-    "Noise",
-    "Run",
-    "Sampling",
-    "Space",
-    "Stage",
-    "Train",
-    "apply_flags",
-    "check",
-    "check_data",
-    "check_labels",
-    "flag_names",
-    "from_dict",
-    "image_size",
-    "load",
-    "network_of",
-    "preset",
-    "preset_names",
-    "preset_text",
-    "presets",
-    "setting",
-    "to_dict",
-    "to_yaml",
-]
+from underpaint.config.cross_checks import check as check
+from underpaint.config.cross_checks import check_data as check_data
+from underpaint.config.cross_checks import check_labels as check_labels
+from underpaint.config.reading import apply_flags as apply_flags
+from underpaint.config.reading import flag_names as flag_names
+from underpaint.config.reading import from_dict as from_dict
+from underpaint.config.reading import load as load
+from underpaint.config.reading import preset as preset
+from underpaint.config.reading import preset_names as preset_names
+from underpaint.config.reading import preset_text as preset_text
+from underpaint.config.reading import presets as presets
+from underpaint.config.reading import to_dict as to_dict
+from underpaint.config.reading import to_yaml as to_yaml
+from underpaint.config.schema import DP as DP
+from underpaint.config.schema import Data as Data
+from underpaint.config.schema import ModelSpec as ModelSpec
+from underpaint.config.schema import Network as Network
+from underpaint.config.schema import Noise as Noise
+from underpaint.config.schema import Run as Run
+from underpaint.config.schema import Sampling as Sampling
+from underpaint.config.schema import Space as Space
+from underpaint.config.schema import Stage as Stage
+from underpaint.config.schema import Train as Train
+from underpaint.config.schema import image_size as image_size
+from underpaint.config.schema import network_of as network_of
+from underpaint.config.schema import setting as setting

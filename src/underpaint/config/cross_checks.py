@@ -3,8 +3,6 @@
 Each setting's own range stands with it in `schema`; `check_ranges` holds it to that.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
@@ -12,8 +10,6 @@ from typing import Any
 
 from underpaint.config.schema import DP, HIDDEN_SHARE, Data, Range, Run, Space, Stage, image_size
 from underpaint.errors import UserError
-
-__all__ = ["check", "check_data", "check_labels", "check_ranges"]
 
 
 def check(run: Run) -> None:

@@ -1,7 +1,5 @@
 """YAML files, presets and flags into settings, and settings into YAML."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import types
@@ -12,40 +10,14 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from underpaint.config.schema import (
-    DP,
-    Data,
-    Network,
-    Noise,
-    Run,
-    Sampling,
-    Space,
-    Stage,
-    Train,
-)
+from underpaint.config.schema import DP, Run, Stage
 from underpaint.errors import UserError
-
-__all__ = [
-    "apply_flags",
-    "flag_names",
-    "from_dict",
-    "load",
-    "preset",
-    "preset_names",
-    "preset_text",
-    "presets",
-    "to_dict",
-    "to_yaml",
-]
 
 T = TypeVar("T")
 
 
 def from_dict(cls: type[T], values: Any, where: str, base: T | None = None) -> T:
-    """Build `cls` from nested plain values, on top of `base` (or of the defaults).
-
-    `where` names the place in messages, for example `my.yaml: stages.whole`.
-    """
+    """Build `cls` from nested plain values, on top of `base`; `where` names the place."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected settings as 'name: value', got {_shown(values)}")
     result: Any = cls() if base is None else dataclasses.replace(base)  # type: ignore[type-var]
@@ -122,9 +94,8 @@ def _unknown(name: str, names: list[str], where: str) -> str:
     of = f" of {section}" if section else ""
     close = difflib.get_close_matches(name, names, 1, 0.6)
     if not close and not name.startswith("--"):
-        sections = {"data": Data, "space": Space, "network": Network, "noise": Noise}
-        sections |= {"stages.NAME": Stage, "train": Train, "sampling": Sampling}
-        sections |= {"stages.NAME.dp": DP}
+        sections = typing.get_type_hints(Run) | {"stages.NAME": Stage, "stages.NAME.dp": DP}
+        del sections["stages"]
         elsewhere = {f.name: s for s, cls in sections.items() for f in dataclasses.fields(cls)}
         close = difflib.get_close_matches(name, list(elsewhere), 1, 0.7)
         close = [f"{elsewhere[c]}.{c}" for c in close]

@@ -1,30 +1,11 @@
 """The settings of a run as dataclasses: names, types, defaults, and a sentence on each."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from underpaint.errors import UserError
-
-__all__ = [
-    "DP",
-    "Data",
-    "ModelSpec",
-    "Network",
-    "Noise",
-    "Range",
-    "Run",
-    "Sampling",
-    "Space",
-    "Stage",
-    "Train",
-    "image_size",
-    "network_of",
-    "setting",
-]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """Augmentation that a network is given as a condition, so that it does not leak into samples.
 
-Each kind of change below is made to an image with probability p, independently, and its strength
-goes to the network as a condition vector; the zero vector says "nothing was changed" and is what
-sampling gives. The network learns p(image | condition) and is only asked for the condition zero:
-changed copies teach it shapes without leaking into its samples (Karras et al. 2020, arXiv
-2006.06676; for diffusion 2022, arXiv 2206.00364; strengths are ours).
+Each change below is made to an image with probability p, independently, and its strength goes to
+the network as a condition vector; the zero vector says "nothing was changed" and is what sampling
+gives (Karras et al. 2020, arXiv 2006.06676; for diffusion 2022, arXiv 2206.00364; strengths are
+ours).
 
     kind         change                                            condition
     flip         left ↔ right, half of the times                   1
@@ -15,12 +14,9 @@ changed copies teach it shapes without leaking into its samples (Karras et al. 2
     contrast     × 2^c about grey, c normal of deviation 0.5       c/0.5
     saturation   × 2^s about the mean of the colours, deviation 1  s
 
-What shift and scale leave empty repeats the image mirrored at its edge. Flips and quarter turns
-are exact, so are shifts alone. Colours may leave [−1, 1] and are not cut, which keeps the change
-linear.
+What shift and scale leave empty repeats the image mirrored at its edge. Colours may leave [−1, 1]
+and are not cut, which keeps the change linear.
 """
-
-from __future__ import annotations
 
 import math
 from typing import NamedTuple
@@ -30,8 +26,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-
-__all__ = ["CONDITION", "Changes", "apply", "condition", "draw"]
 
 CONDITION = 9
 SHIFT = 1 / 8  # of a side

@@ -6,8 +6,6 @@ A network, the noise schedule it was trained on (`schedules`) and what its outpu
 (`preconditioning`) make one. Samplers, metrics, attacks, editing and exports know nothing else.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -17,8 +15,6 @@ from torch import Tensor, nn
 from underpaint.core.masks import Mask, whole
 from underpaint.core.preconditioning import Preconditioning, spread
 from underpaint.core.schedules import Process
-
-__all__ = ["Denoiser", "Prediction", "autocast"]
 
 
 class Prediction(NamedTuple):

@@ -1,14 +1,10 @@
 """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-
-__all__ = ["guided"]
 
 
 def guided(
@@ -19,9 +15,8 @@ def guided(
 ) -> Callable[[Tensor, float | Tensor], Tensor]:
     """Classifier-free guidance: x0 = x0(null) + scale·(x0(labels) − x0(null)).
 
-    `denoise(x, sigma, labels)` gives x0; the result is a function of x [B, …] and sigma alone.
-    Both are asked in one batch of twice the size; at scale 1 (no guidance) only x0(labels) is
-    computed.
+    `denoise(x, sigma, labels)` gives x0; the result is a function of x [B, …] and sigma alone. Both
+    are asked in one batch; at scale 1 (no guidance) only x0(labels) is computed.
     """
     if scale == 1 or labels is None or null_labels is None:
         return lambda x, sigma: denoise(x, sigma, labels)

@@ -18,8 +18,6 @@ It needs the pixels that the masks hide. Nothing else ever does: hidden patches 
 noise is added.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -28,8 +26,6 @@ from torch import Tensor, nn
 from underpaint.core.denoiser import Denoiser, Prediction
 from underpaint.core.loss_weighting import Uncertainty, output_weight
 from underpaint.core.masks import Mask
-
-__all__ = ["DenoisingLoss", "Loss"]
 
 
 class Loss(NamedTuple):

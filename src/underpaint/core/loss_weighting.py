@@ -25,14 +25,10 @@ that suit networks, and 1/(k + 1) keeps it smooth on the way. Nothing samples wi
 in training and kept in its checkpoints.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor, nn
-
-__all__ = ["WEIGHTINGS", "Uncertainty", "output_weight"]
 
 WEIGHTINGS = ("output", "x0", "min-snr", "velocity")
 

@@ -32,20 +32,6 @@ from torch import Tensor
 
 from underpaint.core.salient import chances, systematic
 
-__all__ = [
-    "KINDS",
-    "Mask",
-    "MaskSpec",
-    "crop_sides",
-    "draw",
-    "from_visible",
-    "gather",
-    "rate_levels",
-    "realised_rate",
-    "visible_count",
-    "whole",
-]
-
 KINDS = ("none", "patch", "block", "crop", "salient")
 RATE_SCHEDULES = ("constant", "linear", "cos4")
 MAX_LEVELS = 8  # distinct V in a stage: each is one more shape to compile and to hold in memory

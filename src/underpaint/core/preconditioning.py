@@ -19,15 +19,11 @@ et al. 2023, 2210.02747), edm the preconditioning of Karras et al. (2022, 2206.0
 s; only an x0 network has no other way.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-__all__ = ["SCHEDULES", "Coefficients", "Preconditioning", "build", "spread"]
 
 SCHEDULES = {  # that each prediction goes with
     "eps": ("vp-linear", "vp-cosine", "flow", "edm", "ve"),
@@ -103,10 +99,7 @@ class Preconditioning:
 
 
 def build(prediction: str, schedule: str, sigma_data: float = 0.5) -> Preconditioning:
-    """Of `prediction` with the noise schedule named `schedule`.
-
-    Raises ValueError where the two do not go together.
-    """
+    """Of `prediction` with this noise schedule. Raises ValueError where they do not go together."""
     if prediction not in SCHEDULES:
         raise ValueError(f"prediction '{prediction}' is unknown; use one of {', '.join(SCHEDULES)}")
     if schedule not in SCHEDULES[prediction]:

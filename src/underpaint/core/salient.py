@@ -4,26 +4,18 @@ Of the N patches of an image V are drawn, patch i with the chance
 
     π_i = min(1, c·(1 + v_i/v)^(1/T))          c such that Σ π_i = V
 
-where v_i is its local variance, v their mean over the image and T the temperature. At T = 1 even a
-flat patch has more than half the chance that it has in a `patch` mask. An image without contrast
-has equal chances.
+where v_i is its local variance, v their mean over the image and T the temperature. An image without
+contrast has equal chances. They hold exactly by systematic sampling (Madow 1949): with the patches
+in a random order and one u, uniform in [0, 1), a patch is drawn if its stretch of the running sum
+of π holds one of u, u + 1, …, u + V − 1.
 
-The chances hold exactly by systematic sampling (Madow 1949): with the patches in a random order and
-one u, uniform in [0, 1), a patch is drawn if its stretch of the running sum of π holds one of
-u, u + 1, …, u + V − 1.
-
-Horvitz and Thompson (1952): the mean over visible patches of errors, each weighted by V/(N π_i),
-has the mean over all patches as its expectation, if a patch's error does not depend on which others
-are visible. A network's does: there the weights take away the preference for some patches, and no
-more is claimed. They are below 2 at T = 1.
+Weights V/(N π_i) make the mean of errors over visible patches that over all patches, in expectation
+(Horvitz and Thompson 1952), where a patch's error does not depend on which others are visible. A
+network's does: there they take away the preference for some patches, and no more is claimed.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-__all__ = ["chances", "local_variance", "systematic"]
 
 
 def local_variance(images: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -37,8 +29,7 @@ def local_variance(images: Tensor, grid: tuple[int, int]) -> Tensor:
 def chances(contrast: Tensor, visible: int, temperature: float = 1.0) -> Tensor:
     """The chances π [B, N] float64 of being visible, from the contrast [B, N] ≥ 0; V = `visible`.
 
-    A patch that would get more than 1 gets 1, which leaves more for the others: with scores s in
-    falling order, patch k is one of these where (V − k)·s_k > s_k + s_(k+1) + …
+    With scores s in falling order, patch k has the chance 1 where (V − k)·s_k > s_k + s_(k+1) + …
     """
     v = contrast.double()
     score = (1 + v / v.mean(1, keepdim=True).clamp(min=1e-12)).log() / temperature
@@ -57,7 +48,6 @@ def systematic(chance: Tensor, order: Tensor, start: Tensor, visible: int) -> Te
     """Which patches are drawn: bool [B, N], `visible` of them in each image.
 
     `chance` [B, N] sums to `visible`, `order` [B, N] is a permutation, `start` [B] is u in [0, 1).
-    In any order, patch i is drawn for a share π_i of all u.
     """
     ends = chance.gather(1, order).cumsum(1)  # [B, N]
     ends[:, -1] = visible  # which it is but for rounding

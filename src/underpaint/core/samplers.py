@@ -21,8 +21,6 @@ is: x ← x + δ/2 (D − x) + √δ r z, δ = 4 snr². The papers measure step 
 batch; ours takes both at their level's scale, so that a sample depends on its own seed alone.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +31,6 @@ import torch
 from torch import Tensor
 
 from underpaint.core.schedules import Process
-
-__all__ = ["GRIDS", "SAMPLERS", "Sampling", "SeededNoise", "sample", "sigmas"]
 
 Denoise = Callable[[Tensor, float], Tensor]  # x [B, ...], sigma → x0 [B, ...]
 Draw = Callable[[], Tensor]  # standard normal [B, ...], new at each call
@@ -52,9 +48,9 @@ class Sampling:
     """How images are drawn, but for their noise: which sampler, at which levels, and its settings.
 
     Langevin steps: 0.16 and one correction are Song's for predictor–corrector sampling. `langevin`
-    has no predictor and lags behind the levels: variances end too large by a share of about
-    h/(2 corrections snr²), h the step between two levels in ln sigma. It needs many levels and
-    several corrections (232 and 5 in Song & Ermon 2020, arXiv 2006.09011).
+    alone lags behind the levels: variances end too large by about h/(2 corrections snr²), h the
+    step in ln sigma. It needs many levels and corrections (232 and 5: Song & Ermon 2020,
+    2006.09011).
     """
 
     sampler: str = "heun"
@@ -121,11 +117,7 @@ def sigmas(process: Process, steps: int, kind: str = "karras", rho: float = 7.0)
 
 
 class SeededNoise:
-    """Noise in which every sample has a seed of its own, and depends on nothing else.
-
-    One CPU generator a sample, so that neither the batch nor the device matters; `sample` moves
-    the noise to where x is.
-    """
+    """Noise in which each sample depends on its own seed alone: one CPU generator a sample."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = list(seeds)
@@ -153,14 +145,11 @@ def sample(
 ) -> Tensor:
     """Bring x [B, ...] from level sigmas[0] down to sigmas[-1] (x0 where that is 0).
 
-    x must *be* at that level: pure noise is `seeded.initial(shape) * sigmas[0]`, and an image to
-    start from is `x0 + sigmas[0] * noise`. The caller scales the noise; nothing here does.
-
-    `noise` gives standard normal tensors like x to the samplers that add some (ancestral, churn,
-    langevin, pc). `sampling.clip` acts on every x0, and the noise is taken anew from the clipped
-    one: static: to [−1, 1]; dynamic: to the 0.995 quantile s of |x0| if above 1, then divided by s.
-    `callback(i, x, x0)` hears of every step. x keeps its precision; levels are computed in float64.
-    Raises ValueError as `Sampling.check`.
+    x must *be* at that level: `seeded.initial(shape) * sigmas[0]`, or `x0 + sigmas[0] * noise`.
+    `noise` gives standard normal tensors like x to the samplers that add some. `sampling.clip` acts
+    on every x0: static: to [−1, 1]; dynamic: to the 0.995 quantile s of |x0| if above 1, then
+    divided by s. `callback(i, x, x0)` hears of every step. x keeps its precision; levels are
+    float64. Raises ValueError as `Sampling.check`.
     """
     sampling.check()
     sampler, clip = sampling.sampler, CLIPS[sampling.clip]
@@ -208,9 +197,9 @@ def heun(D: Denoise, x: Tensor, levels: Sequence[float]) -> Steps:
 def heun_step(D: Denoise, x: Tensor, s: float, r: float) -> tuple[Tensor, Tensor]:
     """One step from level s to r.
 
-    The mean slope holds D at r with the weight (s − r)/2r. That runs away in a long step through
-    almost pure noise, such as the first of flow matching's uniform grid, 1000 → 19: there the mean
-    of both D is held fixed over the step instead (second order too).
+    The mean slope holds D at r with the weight (s − r)/2r, which runs away in a long step through
+    almost pure noise (1000 → 19 in flow matching's uniform grid): there the mean of both D is held
+    fixed over the step instead (second order too).
     """
     x0 = D(x, s)
     if r == 0:
@@ -290,10 +279,6 @@ def corrected(D: Denoise, x: Tensor, levels: Sequence[float], z: Draw, sampling:
         yield x, x0
 
 
-def _static(x0: Tensor) -> Tensor:
-    return x0.clamp(-1, 1)
-
-
 def _dynamic(x0: Tensor) -> Tensor:
     s = torch.quantile(x0.abs().flatten(1).float(), DYNAMIC_QUANTILE, dim=1).clamp(min=1).to(x0)
     s = s.view(-1, *[1] * (x0.ndim - 1))  # [B, 1, …]
@@ -302,6 +287,6 @@ def _dynamic(x0: Tensor) -> Tensor:
 
 CLIPS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x0: x0,
-    "static": _static,
+    "static": lambda x0: x0.clamp(-1, 1),
     "dynamic": _dynamic,
 }

@@ -23,14 +23,10 @@ sigma_min is
 Every formula is chosen not to cancel: float32 is enough from sigma 1e-4 to 1000.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor
-
-__all__ = ["EDM", "TIME_LAWS", "VE", "Discrete", "Flow", "Process", "VPCosine", "VPLinear", "build"]
 
 SIGMA_CAP = 1000.0
 FIRST = 1e-3  # the smallest t of the continuous processes
@@ -53,14 +49,6 @@ class Process:
     sigma_max: float
     stratified: bool = False  # whether the times of a batch are spread over their law
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """Scale of x0 in x_t."""
-        raise NotImplementedError
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        """Scale of the noise in x_t."""
-        raise NotImplementedError
-
     def sigma(self, t: Tensor) -> Tensor:
         """The level sigma_t / alpha: the noise in units of x0. Infinite at worst."""
         raise NotImplementedError
@@ -69,9 +57,13 @@ class Process:
         """The time at which the level is `sigma`: the inverse of `sigma(t)`."""
         raise NotImplementedError
 
-    def c_in(self, sigma: Tensor) -> Tensor:
-        """What x is multiplied by before the network sees it. VP: alpha, so that it sees x_t."""
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """Scale of x0 in x_t at this level. Here: of variance preserving noise."""
         return torch.rsqrt(1 + sigma**2)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """What x is multiplied by before the network sees it. VP and flow: it sees x_t."""
+        return self.alpha(sigma)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """The noise level as the network gets it. VP and flow: 1000 t."""
@@ -85,9 +77,8 @@ class Process:
     ) -> Tensor:
         """Training times [B], float32. Drawn where the generator lives, then moved to `device`.
 
-        `stratified`: one in each of B equally likely parts of the law, in random order, so that a
-        small batch meets all noise levels (Kingma et al. 2021, arXiv 2107.00630, appendix I). Each
-        time alone still follows the law.
+        `stratified`: one in each of B equally likely parts of the law, in random order (Kingma et
+        al. 2021, arXiv 2107.00630, appendix I). Each time alone still follows the law.
         """
         source = generator.device if generator is not None else device
         u = torch.rand(batch, generator=generator, device=source)
@@ -96,18 +87,12 @@ class Process:
         return self.quantile(u.clamp(*WITHIN)).to(device)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """The time below which a share `u` of the training times lies, u inside (0, 1).
-
-        Here: uniform between the times of sigma_min and sigma_max.
-        """
+        """The time below which a share `u` in (0, 1) of the training times lies. Here: uniform."""
         low, high = self._time_range()
         return low + (high - low) * u
 
     def times(self, steps: int) -> Tensor:
-        """Evenly spaced times for sampling, from most to least noise: [steps], float64.
-
-        Here: from 1 to the time of sigma_min, after which only the step to the clean image is left.
-        """
+        """Evenly spaced times for sampling, from most noise to sigma_min's: [steps], float64."""
         return torch.linspace(1, self._time_range()[0], steps, dtype=torch.float64)
 
     def _time_range(self) -> tuple[float, float]:
@@ -124,17 +109,9 @@ class VPLinear(Process):
     def __init__(self) -> None:
         self.sigma_min, self.sigma_max = _ends(self)
 
-    def _beta(self, t: Tensor) -> Tensor:  # B, beta integrated from 0 to t
-        return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(-self._beta(t) / 2)
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        return torch.sqrt(-torch.expm1(-self._beta(t)))
-
     def sigma(self, t: Tensor) -> Tensor:
-        return torch.sqrt(torch.expm1(self._beta(t)))
+        B = self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2  # beta from 0 to t
+        return torch.sqrt(torch.expm1(B))
 
     def t(self, sigma: Tensor) -> Tensor:
         B, slope = torch.log1p(sigma**2), self.beta_max - self.beta_min
@@ -151,19 +128,12 @@ class VPCosine(Process):
         self.theta0 = math.pi / 2 * self.s / (1 + self.s)
         self.sigma_min, self.sigma_max = _ends(self)
 
-    def _angle(self, t: Tensor) -> Tensor:  # θ − θ0
-        return math.pi / 2 * t / (1 + self.s)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        # cos(θ) as a sine of what is left to π/2: in float32 cos(π/2) is negative
-        return torch.sin(math.pi / 2 * (1 - t) / (1 + self.s)) / math.cos(self.theta0)
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        u = self._angle(t)  # cos²θ0 − cos²θ = sin(θ − θ0) sin(θ + θ0)
-        return torch.sqrt(torch.sin(u) * torch.sin(u + 2 * self.theta0)) / math.cos(self.theta0)
-
     def sigma(self, t: Tensor) -> Tensor:
-        return self.sigma_t(t) / self.alpha(t)
+        u = math.pi / 2 * t / (1 + self.s)  # θ − θ0: cos²θ0 − cos²θ = sin(θ − θ0) sin(θ + θ0)
+        sigma_t = torch.sqrt(torch.sin(u) * torch.sin(u + 2 * self.theta0)) / math.cos(self.theta0)
+        # cos(θ) as a sine of what is left to π/2: in float32 cos(π/2) is negative
+        alpha = torch.sin(math.pi / 2 * (1 - t) / (1 + self.s)) / math.cos(self.theta0)
+        return sigma_t / alpha
 
     def t(self, sigma: Tensor) -> Tensor:
         sin0, cos0 = math.sin(self.theta0), math.cos(self.theta0)
@@ -205,13 +175,6 @@ class Discrete(Process):
             self._tables[key] = self._log_sigma.to(like)
         return self._tables[key]
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.rsqrt(1 + self.sigma(t) ** 2)
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        sigma = self.sigma(t)
-        return sigma * torch.rsqrt(1 + sigma**2)
-
     def sigma(self, t: Tensor) -> Tensor:
         table = self._table(t)
         place = (t * self.steps).clamp(0, self.steps - 1)
@@ -239,30 +202,23 @@ class Flow(Process):
     """Flow matching: straight lines from data to noise.
 
     `shift` s moves times towards noise, t' = s t / (1 + (s − 1) t), in training and in the uniform
-    sampling grid, as larger images need (Esser et al. 2024, arXiv 2403.03206, as the logit-normal
-    law of `time`: t = sigmoid(N(0, 1)) before the shift). The law `mixed` is logit-normal for 80 %
-    of the times and uniform for the others: of logit-normal times one in 250 is above 0.93, and a
-    short training from other weights can lose what to do with almost pure noise.
+    sampling grid (Esser et al. 2024, arXiv 2403.03206, as the logit-normal law of `time`). `mixed`
+    is logit-normal for 80 % of the times and uniform for the others: of logit-normal times one in
+    250 is above 0.93, and a short training can lose what to do with almost pure noise.
     """
 
     def __init__(self, time: str = "mixed", shift: float = 1.0) -> None:
         self.time, self.shift = time, shift
         self.sigma_min, self.sigma_max = _ends(self)
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return 1 - t
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        return t
+    def alpha(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
 
     def sigma(self, t: Tensor) -> Tensor:
         return t / (1 - t)
 
     def t(self, sigma: Tensor) -> Tensor:
         return sigma / (1 + sigma)
-
-    def c_in(self, sigma: Tensor) -> Tensor:
-        return 1 / (1 + sigma)
 
     def _shifted(self, t: Tensor) -> Tensor:
         return self.shift * t / (1 + (self.shift - 1) * t)
@@ -296,11 +252,8 @@ class EDM(Process):
         self._low = math.log(self.sigma_min)
         self._span = math.log(self.sigma_max) - self._low
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def sigma_t(self, t: Tensor) -> Tensor:
-        return self.sigma(t)
+    def alpha(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.exp(self._low + self._span * t)
@@ -357,8 +310,7 @@ def build(
     """The noise schedule of this name.
 
     `time`: the law of the training times (default: the schedule's last). `steps`: of a discrete
-    grid; 0: continuous. `shift`: of flow's times. `sigma_data`: of edm and ve. Raises ValueError
-    where they do not go together.
+    grid; 0: continuous. Raises ValueError where they do not go together.
     """
     if process not in TIME_LAWS:
         raise ValueError(f"process '{process}' is unknown; use one of {', '.join(TIME_LAWS)}")
@@ -372,7 +324,15 @@ def build(
         raise ValueError(f"shift {shift:g}: give a number above 0 (1: no shift)")
     if not 0 < sigma_data < math.inf and process in ("edm", "ve"):
         raise ValueError(f"sigma_data {sigma_data:g}: give a number above 0")
-    _check_steps(process, steps)
+    if process.startswith("vp") and steps and steps < 100:  # the scaled linear betas come near one
+        raise ValueError(f"steps {steps}: give 0 (continuous time) or at least 100 (DDPM: 1000)")
+    if process == "ve" and (steps < 0 or steps == 1):
+        raise ValueError(f"steps {steps}: give 0 (all levels) or at least 2 (NCSN: 10 to 232)")
+    if process in ("flow", "edm") and steps:
+        raise ValueError(
+            f"steps {steps}: only vp-linear, vp-cosine and ve have a discrete grid; "
+            f"leave it 0 with {process}"
+        )
     schedule: Process
     if process.startswith("vp"):
         continuous = VPLinear if process == "vp-linear" else VPCosine
@@ -383,22 +343,6 @@ def build(
         schedule = EDM(sigma_data) if process == "edm" else VE(sigma_data, steps)
     schedule.stratified = stratified
     return schedule
-
-
-def _check_steps(process: str, steps: int) -> None:
-    if process.startswith("vp"):
-        if steps and steps < 100:  # the scaled linear betas come near one
-            raise ValueError(
-                f"steps {steps}: give 0 (continuous time) or at least 100 (DDPM: 1000)"
-            )
-    elif process == "ve":
-        if steps < 0 or steps == 1:
-            raise ValueError(f"steps {steps}: give 0 (all levels) or at least 2 (NCSN: 10 to 232)")
-    elif steps:
-        raise ValueError(
-            f"steps {steps}: only vp-linear, vp-cosine and ve have a discrete grid; "
-            f"leave it 0 with {process}"
-        )
 
 
 def _normal(u: Tensor) -> Tensor:

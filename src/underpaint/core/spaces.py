@@ -13,55 +13,58 @@ of each plane, from its squares (a b / c d):
     LL = (a + b + c + d)/4    LH = (a + b − c − d)/4
     HL = (a − b + c − d)/4    HH = (a − b − c + d)/4
 
-The orthonormal transform divides by 2 and its four bands reach from −2 to 2; by 4, all reach from
-−1 to 1 exactly, so that clipping x0 to [−1, 1] is right for each of them, as it is for pixels. Up
-to this factor of 2^levels the transform is orthonormal: squared errors in pixels are 4^levels times
-those of the coefficients.
+The orthonormal transform divides by 2; by 4, all bands reach from −1 to 1 exactly, so that clipping
+x0 is right for each of them. Squared errors in pixels are 4^levels times those of the coefficients.
 
-`Latents` cuts an autoencoder's latents [B, c, H/f, W/f], which it takes for the images: encoding
-images to latents and decoding them is not the space's business (`underpaint.vae`).
+`Latents` cuts an autoencoder's latents [B, c, H/f, W/f] (`underpaint.vae`) as if they were images.
 """
-
-from __future__ import annotations
-
-from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-
-__all__ = [
-    "KINDS",
-    "Latents",
-    "Pixels",
-    "Space",
-    "Wavelets",
-    "build",
-    "from_uint8",
-    "levels",
-    "to_uint8",
-]
 
 KINDS = ("pixels", "wavelets", "latents")
 
 
-class Space(Protocol):
-    """Where the diffusion runs."""
+def to_patches(planes: Tensor, patch: int) -> Tensor:
+    """Planes [B, C, H, W] → patches [B, N, C·p²]."""
+    return F.pixel_unshuffle(planes, patch).flatten(2).transpose(1, 2).contiguous()
 
-    size: tuple[int, int]  # H, W in pixels
-    channels: int
-    grid: tuple[int, int]  # h, w in patches
-    patch_dim: int  # P
-    planes: tuple[int, int, int]  # shape of what is encoded: images or latents
+
+def to_planes(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """The inverse of `to_patches`, for a grid of h × w patches."""
+    return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, grid), patch).contiguous()
+
+
+class Space:
+    """Where the diffusion runs: planes of numbers, cut into square patches of p × p."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        channels: int,
+        patch: int,
+        planes: tuple[int, int, int],
+        cut: tuple[int, int, int] | None = None,
+    ) -> None:
+        """`planes`: shape of what is encoded (images, latents); `cut`: of what is cut, if other."""
+        self.size, self.channels = size, channels  # of the images: H, W in pixels
+        self.patch, self.planes, self.cut = patch, planes, cut or planes
+        self.grid = (self.cut[1] // patch, self.cut[2] // patch)  # h, w in patches
+        self.patch_dim = self.cut[0] * patch**2  # P
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] → patches [B, N, P]."""
+        return to_patches(images.reshape(-1, *self.cut), self.patch)
 
     def decode(self, patches: Tensor) -> Tensor:
         """Patches [B, N, P] → images [B, C, H, W]."""
+        N = self.grid[0] * self.grid[1]
+        return to_planes(patches.reshape(-1, N, self.patch_dim), self.grid, self.patch)
 
 
-class Pixels:
+class Pixels(Space):
     """Square patches of p × p pixels as they are."""
 
     def __init__(self, size: tuple[int, int], channels: int, patch: int) -> None:
@@ -71,25 +74,10 @@ class Pixels:
                 f"size {size[0]}×{size[1]} is not divisible by patch {patch}; give a patch that "
                 f"divides both sides, or another size"
             )
-        self.size, self.channels, self.patch = size, channels, patch
-        self.planes = (channels, *size)
-        self.grid = (size[0] // patch, size[1] // patch)
-        self.patch_dim = channels * patch * patch
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] → patches [B, N, P]."""
-        (h, w), p = self.grid, self.patch
-        split = images.reshape(-1, self.channels, h, p, w, p)
-        return split.permute(0, 2, 4, 1, 3, 5).reshape(-1, h * w, self.patch_dim)
-
-    def decode(self, patches: Tensor) -> Tensor:
-        """Patches [B, N, P] → images [B, C, H, W]."""
-        (h, w), p = self.grid, self.patch
-        split = patches.reshape(-1, h, w, self.channels, p, p)
-        return split.permute(0, 3, 1, 4, 2, 5).reshape(-1, self.channels, *self.size)
+        super().__init__(size, channels, patch, (channels, *size))
 
 
-class Wavelets:
+class Wavelets(Space):
     """Square patches of p × p Haar coefficients: C·4^levels planes of side / 2^levels.
 
     A level splits every plane again (a full packet of wavelets), so that all planes have one size.
@@ -98,17 +86,16 @@ class Wavelets:
 
     def __init__(self, size: tuple[int, int], channels: int, patch: int, levels: int = 1) -> None:
         """Raises ValueError if patch · 2^levels does not divide the height and width of `size`."""
-        unit = patch * 2**levels if levels > 0 else 0
+        side = 2**levels if levels > 0 else 0
+        unit = patch * side
         if unit < 1 or size[0] % unit or size[1] % unit:
             raise ValueError(
                 f"size {size[0]}×{size[1]}: {levels} levels of wavelets with patch {patch} need "
                 f"sides divisible by patch · 2^levels = {unit}; give another size, patch or levels"
             )
-        self.size, self.channels, self.levels = size, channels, levels
-        self.planes = (channels, *size)
-        side = 2**levels
-        self._planes = Pixels((size[0] // side, size[1] // side), channels * side**2, patch)
-        self.grid, self.patch_dim = self._planes.grid, self._planes.patch_dim
+        coefficients = (channels * side**2, size[0] // side, size[1] // side)
+        super().__init__(size, channels, patch, (channels, *size), coefficients)
+        self.levels = levels
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] → patches [B, N, P]."""
@@ -116,11 +103,11 @@ class Wavelets:
         for _ in range(self.levels):
             x = _four(x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2])
             x = (x / 4).flatten(1, 2)  # [B, 4C, H/2, W/2]
-        return self._planes.encode(x)
+        return super().encode(x)
 
     def decode(self, patches: Tensor) -> Tensor:
         """Patches [B, N, P] → images [B, C, H, W]."""
-        x = self._planes.decode(patches)
+        x = super().decode(patches)
         for _ in range(self.levels):
             squares = _four(*x.unflatten(1, (-1, 4)).unbind(2))  # [B, C, 4, h, w]
             rows = squares.unflatten(2, (2, 2)).permute(0, 1, 4, 2, 5, 3)  # [B, C, h, 2, w, 2]
@@ -134,7 +121,7 @@ def _four(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     return torch.stack([s + t, s - t, u + v, u - v], dim=2)
 
 
-class Latents:
+class Latents(Space):
     """Square patches of p × p latents, each of which stands for `factor` × `factor` pixels."""
 
     def __init__(
@@ -147,18 +134,8 @@ class Latents:
                 f"size {size[0]}×{size[1]}: latents of 1/{factor} with patch {patch} need sides "
                 f"divisible by {unit}; give another size or patch"
             )
-        self.size, self.channels = size, channels
-        self.planes = (latent_channels, size[0] // factor, size[1] // factor)
-        self._planes = Pixels(self.planes[1:], latent_channels, patch)
-        self.grid, self.patch_dim = self._planes.grid, self._planes.patch_dim
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Latents [B, c, H/f, W/f] → patches [B, N, P]."""
-        return self._planes.encode(images)
-
-    def decode(self, patches: Tensor) -> Tensor:
-        """Patches [B, N, P] → latents [B, c, H/f, W/f]."""
-        return self._planes.decode(patches)
+        latents = (latent_channels, size[0] // factor, size[1] // factor)
+        super().__init__(size, channels, patch, latents)
 
 
 def build(
@@ -173,8 +150,7 @@ def build(
 ) -> Space:
     """The space of this kind for images of `size` (height, width) in pixels.
 
-    `levels` is of wavelets, `factor` and `latent_channels` are of latents. Raises ValueError for an
-    unknown kind and for sizes that patches do not divide.
+    Raises ValueError for an unknown kind and for sizes that patches do not divide.
     """
     match kind:
         case "pixels":

@@ -1,10 +1,7 @@
 """Decoding all images of a source in parallel, in order, with a count of sizes and failures.
 
-Threads suffice: Pillow and hashlib release Python's lock while they work. Small images (under a
-millisecond each) are faster without.
+Threads suffice: Pillow and hashlib release Python's lock. Small images are faster without.
 """
-
-from __future__ import annotations
 
 import hashlib
 import math
@@ -21,20 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from underpaint.data import digests
-from underpaint.data.cache import Index, Write
+from underpaint.data.cache import Write
 from underpaint.data.decode import Options, Unreadable, decode, fit, from_array
-from underpaint.data.source import Contents, Item
+from underpaint.data.readers.base import Contents, Item
 from underpaint.errors import UserError
-
-__all__ = [
-    "Decoded",
-    "Progress",
-    "check_bad",
-    "check_size",
-    "decode_all",
-    "in_order",
-    "natural_order",
-]
 
 CONSTANT = 2.0  # of 255: below this standard deviation an image is nearly constant
 CHUNK = 16  # images a task of the pool
@@ -47,11 +34,11 @@ class Decoded(NamedTuple):
     """What became of one image."""
 
     pixels: NDArray[np.uint8] | None  # None: unreadable
-    original_size: tuple[int, int]
-    file_sha: bytes
-    pixel_sha: bytes
-    constant: bool
-    reason: str
+    original_size: tuple[int, int] = (0, 0)
+    file_sha: bytes = b""
+    pixel_sha: bytes = b""
+    constant: bool = False
+    reason: str = ""
 
 
 def decode_all(
@@ -61,15 +48,19 @@ def decode_all(
     progress: Progress | None,
     workers: int,
     write: Write,
-) -> Index:
+) -> dict[str, Any]:
     """Decode the data (first part) and a source of held-out images (second, if any).
 
-    parts: origin and contents. Raises UserError if more than `max_bad` of a part is unreadable, if
-    the data are fewer than two images, or if sizes differ and none is asked.
+    parts: origin and contents. Returns the arguments of `cache.save`. Raises UserError if more than
+    `max_bad` of a part is unreadable, for fewer than two images, or for several sizes if none is
+    asked.
     """
     started = time.monotonic()
     total = sum(contents.total for _, contents in parts)
-    index = Index([], [], [], [], [], {})
+    names: list[str] = []
+    part_of: list[int] = []
+    labels: list[int] = []
+    file_shas, pixel_shas = bytearray(), bytearray()
     label_names: tuple[str, ...] = ()
     done, constant = 0, 0
     sizes: Counter[str] = Counter()
@@ -92,10 +83,10 @@ def decode_all(
                     check_size(origin, item.name, image.pixels, options)
                     write(image.pixels.data)
                     texts.append(item.label)
-                    index.part.append(part)
-                    index.file_sha.append(image.file_sha)
-                    index.pixel_sha.append(image.pixel_sha)
-                    index.names.append(item.name)
+                    part_of.append(part)
+                    file_shas += image.file_sha
+                    pixel_shas += image.pixel_sha
+                    names.append(item.name)
                     sizes["{}×{}".format(*image.original_size)] += 1
                     constant += image.constant
                 if progress is not None and (done % CHUNK == 0 or done == total):
@@ -105,43 +96,53 @@ def decode_all(
                 if len(texts) < 2:
                     raise UserError(f"data '{origin}' is one image; at least 2 are needed")
                 label_names = contents.label_names or natural_order(texts)
-            index.label.extend(_label_ids(origin, texts, label_names, part))
+            labels += _label_ids(origin, texts, label_names, part)
             bad += bad_here
-    index.about.update(
-        shape=[len(index.names), *(options.size or ()), options.channels],
-        label_names=list(label_names),
-        sizes=dict(sizes.most_common()),
-        near_constant=constant,
-        unreadable=bad,
-        seconds=time.monotonic() - started,
-    )
-    return index
+    about = {
+        "shape": [len(names), *(options.size or ()), options.channels],
+        "label_names": list(label_names),
+        "sizes": dict(sizes.most_common()),
+        "near_constant": constant,
+        "unreadable": bad,
+        "seconds": time.monotonic() - started,
+    }
+    return {
+        "about": about,
+        "names": names,
+        "label": np.array(labels, np.int64),
+        "part": np.array(part_of, np.uint8),
+        "file_sha": np.frombuffer(file_shas, np.uint8).reshape(-1, 32),
+        "pixel_sha": np.frombuffer(pixel_shas, np.uint8).reshape(-1, 32),
+    }
 
 
 def in_order(
     origin: str, items: Iterator[Item], options: Options, workers: int
 ) -> Iterator[tuple[Item, Decoded]]:
     """Decode and yield in order; in parallel if the first chunk shows that it pays."""
+
+    def decoded(chunk: list[Item]) -> list[tuple[Item, Decoded]]:
+        return [(item, _decode_one(item, options)) for item in chunk]
+
     chunks = _chunks(origin, items)
     first = next(chunks, [])
     started = time.perf_counter()
-    yield from zip(first, _decode_chunk(first, options), strict=True)
+    yield from decoded(first)
     if workers == 1 or time.perf_counter() - started < QUICK * len(first):
         for chunk in chunks:
-            yield from zip(chunk, _decode_chunk(chunk, options), strict=True)
+            yield from decoded(chunk)
         return
-    waiting: deque[tuple[list[Item], Future[list[Decoded]]]] = deque()
+    waiting: deque[Future[list[tuple[Item, Decoded]]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for chunk in chunks:
-                waiting.append((chunk, pool.submit(_decode_chunk, chunk, options)))
+                waiting.append(pool.submit(decoded, chunk))
                 if len(waiting) > 4 * workers:  # so many are in memory at a time
-                    chunk, future = waiting.popleft()
-                    yield from zip(chunk, future.result(), strict=True)
-            for chunk, future in waiting:
-                yield from zip(chunk, future.result(), strict=True)
+                    yield from waiting.popleft().result()
+            for future in waiting:
+                yield from future.result()
         finally:
-            for _, future in waiting:
+            for future in waiting:
                 future.cancel()
 
 
@@ -156,10 +157,6 @@ def _chunks(origin: str, items: Iterator[Item]) -> Iterator[list[Item]]:
         yield chunk
 
 
-def _decode_chunk(chunk: list[Item], options: Options) -> list[Decoded]:
-    return [_decode_one(item, options) for item in chunk]
-
-
 def _decode_one(item: Item, options: Options) -> Decoded:
     """Never raises: a file that cannot be read is a result."""
     try:
@@ -170,15 +167,12 @@ def _decode_one(item: Item, options: Options) -> Decoded:
         else:
             file_sha, original_size = digests.of_array(data), (data.shape[0], data.shape[1])
             pixels = fit(from_array(data), options)
-    except Unreadable as error:
-        return Decoded(None, (0, 0), b"", b"", False, str(error))
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror or error})"
-        return Decoded(None, (0, 0), b"", b"", False, reason)
     except Exception as error:  # archives raise RuntimeError, zlib.error, NotImplementedError, ...
-        return Decoded(None, (0, 0), b"", b"", False, f"cannot be read ({error})")
+        said = getattr(error, "strerror", None) or error
+        known = isinstance(error, Unreadable)
+        return Decoded(None, reason=str(error) if known else f"cannot be read ({said})")
     constant = bool(pixels.std(dtype=np.float32) < CONSTANT)
-    return Decoded(pixels, original_size, file_sha, digests.of_array(pixels), constant, "")
+    return Decoded(pixels, original_size, file_sha, digests.of_array(pixels), constant)
 
 
 def check_size(origin: str, name: str, pixels: NDArray[np.uint8], options: Options) -> None:

@@ -6,34 +6,28 @@
     ROOT/files, ROOT/splits      remembered digests; which images are held out
 
 KEY hashes the bytes of all files, the options and FORMAT, so a changed image makes another entry.
-An entry is built beside its place and renamed at the end, under a lock that the system drops if
-its process dies: an interrupted build is begun anew, a second process waits and finds the entry.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
 import json
 import os
-import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from underpaint.errors import RunFailed, UserError
-from underpaint.io import discard
-
-__all__ = ["FORMAT", "Entry", "Index", "Write", "load", "locked", "root", "store", "writing"]
+from underpaint.io import appearing, left, remove
 
 FORMAT = "1"  # raise it when the same bytes and options would give other pixels
+FILES = ("about.json", "index.npz", "pixels.bin", "moments.bin")  # the last: of latents
 
-
+T = TypeVar("T")
 Write = Callable[[memoryview], Any]
 
 
@@ -45,17 +39,6 @@ class Entry(NamedTuple):
     part: NDArray[np.uint8]  # [n]: 0 the data, 1 the source of held-out images
     file_sha: NDArray[np.uint8]  # [n, 32]
     pixel_sha: NDArray[np.uint8]  # [n, 32]
-    names: list[str]
-    about: dict[str, Any]
-
-
-class Index(NamedTuple):
-    """What a build knows of its images, beside their pixels. `about` goes into about.json."""
-
-    label: list[int]
-    part: list[int]
-    file_sha: list[bytes]
-    pixel_sha: list[bytes]
     names: list[str]
     about: dict[str, Any]
 
@@ -113,53 +96,36 @@ def load(folder: Path) -> Entry | None:
         return None  # whatever is wrong with it, building it anew is the answer
 
 
-def store(folder: Path, fill: Callable[[Write], Index]) -> Entry:
-    """Build the entry `folder`: `fill(write)` writes all pixels and returns what it knows of them.
+def save(folder: Path, about: dict[str, Any], names: Sequence[str], **arrays: Any) -> None:
+    """Write what an entry knows of its images, beside their pixels."""
+    text = "\0".join(names).encode("utf-8", "surrogateescape")
+    np.savez(folder / "index.npz", names=np.frombuffer(text, np.uint8), **arrays)
+    (folder / "about.json").write_text(json.dumps(about, indent=1))
 
-    The caller holds the entry's lock. Nothing is left behind if `fill` raises.
+
+def built(
+    folder: Path, load: Callable[[Path], T | None], build: Callable[[Path], None], force: bool
+) -> tuple[T, bool]:
+    """What `load` finds in the entry `folder`, and whether it was there before.
+
+    Else, or with `force`, `build` fills a temporary folder, renamed at the end, under a lock that
+    dies with its process: an interrupted build is begun anew, a second process waits for the first.
     """
-    part = folder.with_name(f"{folder.name}.part")
-    with writing(folder.parent):
-        if part.exists():  # of a build that was interrupted
-            shutil.rmtree(part)
-        part.mkdir(parents=True)
-    try:
+    entry = None if force else load(folder)
+    if entry is not None:
+        return entry, True
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        entry = None if force else load(folder)  # built while we waited
+        if entry is not None:
+            return entry, True
         with writing(folder.parent):
-            with (part / "pixels.bin").open("wb") as file:
-                index = fill(file.write)
-                _sync(file)
-            _write_index(part, index)
-            if load(part) is None:  # verified before it gets its name
-                raise RunFailed(f"the cache entry {part} was damaged while written; run again")
-            if folder.exists():
-                discard(folder)
-            os.rename(part, folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+            for path in left(folder.parent, folder.name.__eq__):  # of a build that was interrupted
+                remove(path)
+            with appearing(folder, FILES) as part:
+                build(part)
+                if load(part) is None:  # verified before it gets its name
+                    raise RunFailed(f"the cache entry {part} was damaged while written; run again")
     entry = load(folder)
     if entry is None:
         raise RunFailed(f"the cache entry {folder} vanished while it was written; run again")
-    return entry
-
-
-def _write_index(folder: Path, index: Index) -> None:
-    names = "\0".join(index.names).encode("utf-8", "surrogateescape")
-    with (folder / "index.npz").open("wb") as file:
-        np.savez(
-            file,
-            label=np.array(index.label, np.int64),
-            part=np.array(index.part, np.uint8),
-            file_sha=np.frombuffer(b"".join(index.file_sha), np.uint8).reshape(-1, 32),
-            pixel_sha=np.frombuffer(b"".join(index.pixel_sha), np.uint8).reshape(-1, 32),
-            names=np.frombuffer(names, np.uint8),
-        )
-        _sync(file)
-    with (folder / "about.json").open("w") as text:
-        json.dump(index.about, text, indent=1)
-        _sync(text)
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    return entry, False

@@ -1,10 +1,8 @@
 """A data set ready for training: `prepare(config.Data(source="photos", size=(64,)))`.
 
-The images are decoded once into the cache (cache.py); each has an identity (digests.py) and is for
-training or held out (split.py). What is read afterwards is a file mapped into memory.
+Images are decoded once (`cache`), have identities (`digests`) and a side (`split`); what is read
+afterwards is a file mapped into memory.
 """
-
-from __future__ import annotations
 
 import os
 import time
@@ -21,10 +19,9 @@ from underpaint import config as settings
 from underpaint.data import cache, digests, split
 from underpaint.data.build import Progress, check_bad, decode_all
 from underpaint.data.decode import RESAMPLING, Options, parse_colour
-from underpaint.data.source import Source, find
+from underpaint.data.readers.base import Source
+from underpaint.data.source import find
 from underpaint.errors import UserError
-
-__all__ = ["Dataset", "Latents", "decoding", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -102,9 +99,10 @@ def prepare(
 ) -> Dataset:
     """Decode `config.source` into the cache, unless it is there, and return it.
 
-    force: decode again. progress: called with (images done, images in all) while decoding.
-    workers: threads; 0: one for each core. Raises UserError for data that cannot be used.
+    force: decode again. progress: called with (images done, in all). workers: threads; 0: one for
+    each core. Raises UserError for data that cannot be used.
     """
+    settings.check_data(config)
     started = time.monotonic()
     workers = workers or os.cpu_count() or 1
     options = decoding(config)
@@ -114,21 +112,19 @@ def prepare(
 
     stamps, key = _identify(sources, options, workers)
     folder = cache.root() / "images" / key
-    entry = None if force else cache.load(folder)
-    reused = entry is not None
-    if entry is None:
-        with cache.locked(folder.with_name(f"{key}.lock")):
-            entry = None if force else cache.load(folder)  # built while we waited
-            reused = entry is not None
-            if entry is None:
-                parts = [(source.origin, source.open()) for source in sources]
 
-                def fill(write: cache.Write) -> cache.Index:
-                    index = decode_all(parts, options, config.max_bad, progress, workers, write)
-                    _check_unchanged(stamps)
-                    return index
+    def build(part: Path) -> None:
+        parts = [(source.origin, source.open()) for source in sources]
+        with (part / "pixels.bin").open("wb") as pixels:
+            found = decode_all(parts, options, config.max_bad, progress, workers, pixels.write)
+        for file, before in stamps.items():
+            if digests.stamp(file) != before:
+                raise UserError(
+                    f"data: '{file}' changed while it was read; run again when it is whole"
+                )
+        cache.save(part, **found)
 
-                entry = cache.store(folder, fill)
+    entry, reused = cache.built(folder, cache.load, build, force)
     for part, source in enumerate(sources):
         bad = [b for b in entry.about["unreadable"] if b["part"] == part]
         check_bad(source.origin, bad, int((entry.part == part).sum()), config.max_bad)
@@ -143,7 +139,8 @@ def prepare(
             f"data '{data.origin}': all its images are held out too; give other images to train on"
         )
     if config.limit:
-        train_ids = _first_by_hash(train_ids, entry.file_sha, config.limit)
+        by_hash = sorted(train_ids.tolist(), key=lambda i: (entry.file_sha[i].tobytes(), i))
+        train_ids = np.array(sorted(by_hash[: config.limit]), np.int64)
     held_out_ids = np.flatnonzero(side == split.HELD_OUT)
     report = _report(data, entry, options, side, train_ids)
     report |= {"cache": str(folder), "reused": reused, "seconds": time.monotonic() - started}
@@ -162,13 +159,7 @@ def prepare(
 
 
 def decoding(config: settings.Data) -> Options:
-    """How these settings decode an image. Raises UserError for settings that cannot be."""
-    if config.channels not in (1, 3):
-        raise UserError(f"channels '{config.channels}': give 3 for colour or 1 for grey")
-    if not 0 <= config.max_bad <= 1:
-        raise UserError(f"max-bad '{config.max_bad}': give a share between 0 and 1, such as 0.01")
-    if config.limit < 0:
-        raise UserError(f"limit '{config.limit}': give a number of images, or 0 for all")
+    """How these settings decode an image. Raises UserError for a colour that is none."""
     background = parse_colour(config.background)
     return Options(settings.image_size(config.size), config.channels, config.fit, background)
 
@@ -209,19 +200,10 @@ def _identify(
     return stamps, digests.of_text(*texts)
 
 
-def _check_unchanged(stamps: dict[Path, digests.Stamp]) -> None:
-    for file, before in stamps.items():
-        if digests.stamp(file) != before:
-            raise UserError(f"data: '{file}' changed while it was read; run again when it is whole")
-
-
 def _sides(
     data: Source, held_out: str | int | Source, entry: cache.Entry, share: float
 ) -> NDArray[np.int8]:
-    """The side of each image of the entry, recording what is decided for the first time.
-
-    `share` above 0: so many of them are held out, for an audit, instead of what `held_out` says.
-    """
+    """The side of each image, recorded when first decided; `share` > 0: held out for an audit."""
     if isinstance(held_out, Source):
         side = entry.part.astype(np.int8)  # TRAIN and HELD_OUT are the numbers of the parts
         pixels = [digest.tobytes() for digest in entry.pixel_sha]
@@ -269,13 +251,6 @@ def _listed(path: str, entry: cache.Entry) -> NDArray[np.int8]:
             "data; give the data they were listed from"
         )
     return np.where(chosen, split.TRAIN, split.ASIDE).astype(np.int8)
-
-
-def _first_by_hash(
-    ids: NDArray[np.int64], file_sha: NDArray[np.uint8], limit: int
-) -> NDArray[np.int64]:
-    order = sorted(ids.tolist(), key=lambda i: (file_sha[i].tobytes(), i))
-    return np.array(sorted(order[:limit]), np.int64)
 
 
 def _report(

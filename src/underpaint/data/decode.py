@@ -7,8 +7,6 @@ asked is decoded at 1/2, 1/4 or 1/8 of its scale first, never below twice the ta
 frame of an animation is used.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 from typing import NamedTuple
@@ -18,8 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, UnidentifiedImageError
 
 from underpaint.errors import UserError
-
-__all__ = ["RESAMPLING", "Options", "Unreadable", "decode", "fit", "from_array", "parse_colour"]
 
 RESAMPLING = "Lanczos, antialiased (Pillow)"
 LARGEST = 2 * 89_478_485  # pixels; Pillow's limit against decompression bombs
@@ -61,10 +57,7 @@ def parse_colour(name: str) -> tuple[int, int, int]:
 
 
 def decode(data: bytes, options: Options) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Decode a file's bytes. Returns pixels [H, W, C] and the upright (height, width) it had.
-
-    Raises `Unreadable` with a reason a person understands.
-    """
+    """A file's pixels [H, W, C], and the upright (height, width) it had. Raises `Unreadable`."""
     if not data:
         raise Unreadable("is empty")
     try:
@@ -77,14 +70,10 @@ def decode(data: bytes, options: Options) -> tuple[NDArray[np.uint8], tuple[int,
     except Unreadable:
         raise
     except Exception as error:  # decoders raise SyntaxError, struct.error, OSError, ...
-        raise Unreadable(_reason(error)) from None
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if "truncated" in text.lower() or isinstance(error, (EOFError, struct.error)):
-        return f"is truncated or damaged ({text})"
-    return f"cannot be decoded ({text})"
+        text = " ".join(str(error).split()) or type(error).__name__
+        cut_short = "truncated" in text.lower() or isinstance(error, (EOFError, struct.error))
+        said = "is truncated or damaged" if cut_short else "cannot be decoded"
+        raise Unreadable(f"{said} ({text})") from None
 
 
 def _open(data: bytes, options: Options) -> tuple[Image.Image, tuple[int, int]]:
@@ -171,10 +160,6 @@ def _resample(image: Image.Image, H: int, W: int, options: Options) -> Image.Ima
         return image.resize((W, H), lanczos, box=(left, top, width - left, height - top))
     scale = min(W / width, H / height)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
-    red, green, blue = options.background
-    if options.channels == 1:
-        canvas = Image.new("RGB", (1, 1), options.background).convert("L").resize((W, H))
-    else:
-        canvas = Image.new("RGB", (W, H), (red, green, blue))
+    canvas = Image.new("RGB", (W, H), options.background).convert(image.mode)
     canvas.paste(image.resize((w, h), lanczos), ((W - w) // 2, (H - h) // 2))
     return canvas

@@ -1,12 +1,9 @@
 """What identifies a source: the sha256 of each of its files.
 
-Hashing a large folder again at every start would take minutes, so the digests are remembered with
-each file's size, mtime and ctime (in nanoseconds), as git does. As there, a file that was changed
-less than two seconds before it was hashed is not remembered: it could change once more within the
+They are remembered with each file's size, mtime and ctime (nanoseconds), as git does. As there, a
+file changed less than two seconds before it was hashed is not: it could change once more within the
 clock's resolution.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -19,8 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from underpaint.io import replace_text
-
-__all__ = ["UNREADABLE", "Stamp", "of_array", "of_files", "of_text", "stamp"]
 
 Stamp = tuple[int, int, int]
 UNREADABLE = "unreadable"
@@ -49,12 +44,12 @@ def stamp(file: Path) -> Stamp:
 
 
 def of_files(files: Iterable[Path], memory: Path, workers: int) -> dict[Path, tuple[Stamp, str]]:
-    """Stamp and sha256 of each file; `memory` is the file in which they are remembered.
-
-    A file that cannot be read has the digest `UNREADABLE`.
-    """
+    """Stamp and sha256 (or `UNREADABLE`) of each file; `memory`: where they are remembered."""
     files = list(files)
-    known = _recall(memory)
+    try:
+        known = dict(json.loads(memory.read_text()))
+    except (OSError, ValueError):
+        known = {}  # nothing is lost but time
 
     def digest(file: Path) -> tuple[Stamp, str, bool]:
         now = stamp(file)
@@ -74,10 +69,3 @@ def of_files(files: Iterable[Path], memory: Path, workers: int) -> dict[Path, tu
     if settled != known or not memory.exists():
         replace_text(memory, json.dumps(settled))
     return {file: (s, sha) for file, (s, sha, _) in digests.items()}
-
-
-def _recall(memory: Path) -> dict[str, list[int | str]]:
-    try:
-        return dict(json.loads(memory.read_text()))
-    except (OSError, ValueError):
-        return {}  # nothing is lost but time

@@ -3,24 +3,17 @@
 With the key anybody who has the image can draw its mask again, without it nobody can.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 from pathlib import Path
 
 from underpaint.errors import UserError
 
-__all__ = ["read_key", "seed_of"]
-
 KEY_BYTES = 16  # the least
 
 
 def seed_of(key: bytes | None, pixel_sha: bytes) -> int:
-    """63 bits from which an image's mask is drawn; `pixel_sha`: the sha256 of its pixels.
-
-    Without a key anybody can draw it who has the image.
-    """
+    """63 bits from which an image's mask is drawn; without a key anybody can who has the image."""
     if key is None:
         digest = hashlib.blake2b(f"mask/{pixel_sha.hex()}".encode(), digest_size=8).digest()
     else:

@@ -4,54 +4,31 @@
     ROOT/latents/KEY/about.json    shape, scale and shift
 
 Each step draws z = scale · (mean + std · n − shift) anew. KEY hashes the key of the decoded images,
-the autoencoder's weights and FORMAT; the entry is built beside its place and renamed at the end.
+the autoencoder's weights and FORMAT.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from underpaint.core.spaces import from_uint8
 from underpaint.data import cache, digests
 from underpaint.data.build import Progress
 from underpaint.data.dataset import Dataset, Latents
-from underpaint.errors import RunFailed
-from underpaint.io import discard
-
-__all__ = ["Encoder", "prepare"]
+from underpaint.vae import VAE
 
 FORMAT = "1"
 BATCH = 16
 LARGEST = float(np.finfo(np.float16).max)
 
 
-class Encoder(Protocol):
-    """What we need of an autoencoder (`underpaint.vae.VAE`)."""
-
-    scale: float
-    shift: float
-
-    @property
-    def digest(self) -> str:
-        """Names its weights."""
-
-    def moments(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] → mean and std [B, 2, c, h, w]."""
-
-
 def prepare(
     dataset: Dataset,
-    vae: Encoder,
+    vae: VAE,
     *,
     force: bool = False,
     progress: Progress | None = None,
@@ -60,15 +37,9 @@ def prepare(
     """The data set with its latents, which are computed unless the cache has them."""
     key = digests.of_text(FORMAT, dataset.key, vae.digest)
     folder = cache.root() / "latents" / key
-    moments = None if force else _load(folder)
-    if moments is None:
-        with cache.locked(folder.with_name(f"{key}.lock")):
-            moments = None if force else _load(folder)  # built while we waited
-            if moments is None:
-                _build(folder, dataset, vae, progress, device)
-                moments = _load(folder)
-    if moments is None:
-        raise RunFailed(f"the cache entry {folder} vanished while it was written; run again")
+    moments, _ = cache.built(
+        folder, _load, lambda part: _encode(part, dataset, vae, progress, device), force
+    )
     report = dataset.report | {"latents": list(moments.shape[3:]), "latents_cache": str(folder)}
     latents = Latents(moments, vae.scale, vae.shift)
     return dataclasses.replace(dataset, latents=latents, key=key, report=report)
@@ -84,46 +55,26 @@ def _load(folder: Path) -> NDArray[np.float16] | None:
         return None  # whatever is wrong with it, building it anew is the answer
 
 
-def _build(
+def _encode(
     folder: Path,
     dataset: Dataset,
-    vae: Encoder,
+    vae: VAE,
     progress: Progress | None,
     device: torch.device | str,
 ) -> None:
-    part = folder.with_name(f"{folder.name}.part")
     n = len(dataset.images)
     shape: tuple[int, ...] = ()
-    try:
-        with cache.writing(folder.parent):
-            shutil.rmtree(part, ignore_errors=True)  # of a build that was interrupted
-            part.mkdir(parents=True)
-            with (part / "moments.bin").open("wb") as file:
-                for start in range(0, n, BATCH):
-                    images = np.array(dataset.images[start : start + BATCH])
-                    encoded = [
-                        vae.moments(from_uint8(side).to(device)).cpu()
-                        for side in (images, images[:, :, ::-1])
-                    ]
-                    both = torch.stack(encoded, dim=1).clamp(-LARGEST, LARGEST)
-                    file.write(both.to(torch.float16).numpy().tobytes())
-                    shape = tuple(both.shape[1:])
-                    if progress is not None:
-                        progress(min(start + BATCH, n), n)
-                _sync(file)
-            with (part / "about.json").open("w") as text:
-                json.dump({"shape": [n, *shape], "scale": vae.scale, "shift": vae.shift}, text)
-                _sync(text)
-            if _load(part) is None:  # verified before it gets its name
-                raise RunFailed(f"the cache entry {part} was damaged while written; run again")
-            if folder.exists():
-                discard(folder)
-            os.rename(part, folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    with (folder / "moments.bin").open("wb") as file:
+        for start in range(0, n, BATCH):
+            images = np.array(dataset.images[start : start + BATCH])
+            encoded = [
+                vae.moments(from_uint8(side).to(device)).cpu()
+                for side in (images, images[:, :, ::-1])
+            ]
+            both = torch.stack(encoded, dim=1).clamp(-LARGEST, LARGEST)
+            file.write(both.to(torch.float16).numpy().tobytes())
+            shape = tuple(both.shape[1:])
+            if progress is not None:
+                progress(min(start + BATCH, n), n)
+    about = {"shape": [n, *shape], "scale": vae.scale, "shift": vae.shift}
+    (folder / "about.json").write_text(json.dumps(about))

@@ -1,16 +1,11 @@
 """In which order images are seen, and how they are changed on the way.
 
-Order is a pure function of (seed, position): position p lies in epoch p // n at place p mod n, and
-each epoch is its own permutation of the n images. So any number of processes, each asking for
-different positions, sees every image once an epoch, and resuming needs no state.
+Position p lies in epoch p // n at place p mod n, and each epoch is its own permutation of the n
+images: a pure function of (seed, position), so that processes share it and resuming needs no state.
 """
-
-from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-
-__all__ = ["Order", "augment"]
 
 
 class Order:

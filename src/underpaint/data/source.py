@@ -1,17 +1,10 @@
-"""Where images come from: a source string → the reader that knows this kind of container.
-
-Another container is a module in `readers/` (see `readers/base.py`) and its entry below.
-"""
-
-from __future__ import annotations
+"""Where images come from: a source string → the reader that knows this kind of container."""
 
 from pathlib import Path
 
 from underpaint.data.readers import arrays, csv, folder, tables, tar, zip
-from underpaint.data.readers.base import IMAGE_SUFFIXES, Contents, Item, Reader, Source
+from underpaint.data.readers.base import IMAGE_SUFFIXES, Reader, Source
 from underpaint.errors import UserError
-
-__all__ = ["SEALED", "Contents", "Item", "Source", "find", "is_sealed"]
 
 FOLDERS: tuple[Reader, ...] = (folder.find, arrays.find, tables.find)  # the first that answers
 FILES: tuple[Reader, ...] = (zip.find, tar.find, csv.find, tables.find, arrays.find)

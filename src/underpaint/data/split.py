@@ -7,11 +7,8 @@ recorded at the first `prepare`: an image once held out is never trained on late
 trained on is never held out, and added images are assigned among themselves by the same rule.
 """
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,27 +16,11 @@ from numpy.typing import NDArray
 from underpaint.errors import UserError
 from underpaint.io import replacing
 
-__all__ = [
-    "ASIDE",
-    "HELD_OUT",
-    "TRAIN",
-    "Record",
-    "assign",
-    "extended",
-    "knows_all",
-    "read_record",
-    "write_record",
-]
-
 TRAIN, HELD_OUT, ASIDE = 0, 1, 2
 SHARE, MOST, SMALLEST = 0.05, 0.10, 20
 
 
-class Record(NamedTuple):
-    """Sides decided earlier: sha256 [m, 32] and TRAIN or HELD_OUT [m]."""
-
-    sha: NDArray[np.uint8]
-    side: NDArray[np.int8]
+Record = dict[bytes, int]  # sides decided earlier: sha256 of a file → TRAIN or HELD_OUT
 
 
 def assign(
@@ -50,16 +31,15 @@ def assign(
 ) -> NDArray[np.int8]:
     """The side of each image, [n] of TRAIN, HELD_OUT and (rarely) ASIDE.
 
-    file_sha, pixel_sha: [n, 32]. `wanted`: exactly so many held out, where groups allow it, instead
-    of the shares. ASIDE are images on neither side: a held-out one whose pixels now equal those of
-    one in training (seen at another size), and held-out groups that do not fit into 10 % any more
-    after images were removed or a group grew.
+    file_sha, pixel_sha: [n, 32]. `wanted`: exactly so many held out, where groups allow it. ASIDE:
+    held-out images whose pixels now equal those of one in training, and held-out groups that do not
+    fit into 10 % any more.
     """
     n = len(file_sha)
     group = np.unique(_keys(pixel_sha), return_inverse=True)[1].reshape(n)  # [n]
     groups = int(group.max(initial=-1)) + 1
     size = np.bincount(group, minlength=groups)
-    known = _recorded(file_sha, record)  # [n]: -1 unknown
+    known = _recorded(file_sha, record or {})  # [n]: -1 unknown
     trained = np.bincount(group[known == TRAIN], minlength=groups) > 0
     held = np.bincount(group[known == HELD_OUT], minlength=groups) > 0
 
@@ -95,27 +75,21 @@ def assign(
 
 def extended(record: Record | None, file_sha: NDArray[np.uint8], side: NDArray[np.int8]) -> Record:
     """The record with the images that it did not know. Those set aside stay unrecorded."""
-    if record is None:
-        record = Record(np.empty((0, 32), np.uint8), np.empty(0, np.int8))
-    new = (_recorded(file_sha, record) == -1) & (side != ASIDE)
-    sha = np.concatenate([record.sha, file_sha[new]])
-    return Record(sha, np.concatenate([record.side, side[new]]))
+    decided = zip((sha.tobytes() for sha in file_sha), side.tolist(), strict=True)
+    return {sha: s for sha, s in decided if s != ASIDE} | (record or {})
 
 
 def knows_all(record: Record, file_sha: NDArray[np.uint8]) -> bool:
     """Whether nothing is left to decide."""
-    return bool((_recorded(file_sha, record) != -1).all())
+    return all(sha.tobytes() in record for sha in file_sha)
 
 
 def _keys(sha: NDArray[np.uint8]) -> NDArray[np.void]:
     return np.ascontiguousarray(sha).view("V32").reshape(len(sha))
 
 
-def _recorded(file_sha: NDArray[np.uint8], record: Record | None) -> NDArray[np.int8]:
-    if record is None:
-        return np.full(len(file_sha), -1, np.int8)
-    sides = {sha.tobytes(): int(side) for sha, side in zip(record.sha, record.side, strict=True)}
-    return np.array([sides.get(sha.tobytes(), -1) for sha in file_sha], np.int8)
+def _recorded(file_sha: NDArray[np.uint8], record: Record) -> NDArray[np.int8]:
+    return np.array([record.get(sha.tobytes(), -1) for sha in file_sha], np.int8)
 
 
 def read_record(path: Path) -> Record | None:
@@ -124,7 +98,8 @@ def read_record(path: Path) -> Record | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Record(arrays["sha"], arrays["side"])
+            shas = (sha.tobytes() for sha in arrays["sha"])
+            return dict(zip(shas, arrays["side"].tolist(), strict=True))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         raise UserError(
             f"{path}: the record of which images are held out is damaged; delete it to draw anew"
@@ -134,4 +109,5 @@ def read_record(path: Path) -> Record | None:
 def write_record(path: Path, record: Record) -> None:
     """Replace the file in one step: a reader sees the old or the new one."""
     with replacing(path) as part, part.open("wb") as file:
-        np.savez(file, sha=record.sha, side=record.side)
+        sha = np.frombuffer(b"".join(record), np.uint8).reshape(-1, 32)
+        np.savez(file, sha=sha, side=np.array(list(record.values()), np.int8))

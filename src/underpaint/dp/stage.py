@@ -16,31 +16,23 @@ from underpaint.dp.step import private_step
 from underpaint.errors import UserError
 from underpaint.training.checkpointing import Progress, RunFolder
 from underpaint.training.log import Log
-from underpaint.training.stages import PreparedStage
 from underpaint.training.step import compute
+from underpaint.training.step_rule import StepRule
 from underpaint.training.train_state import TrainState
 
 __all__ = ["Private", "check_scope", "guarantee", "library"]
 
 
-class Private:
-    """A `StepRule`."""
+class Private(StepRule):
+    """Steps on batches drawn by chance, each counted as spent."""
 
     public = False
-
-    def __init__(self, stage: PreparedStage) -> None:
-        self.stage = stage
 
     @property
     def guarantee(self) -> Guarantee:
         """What the stage promises."""
         found: Guarantee = self.stage.guarantee
         return found
-
-    @property
-    def draws(self) -> int:
-        """Draws in an image's gradient."""
-        return self.guarantee.multiplicity
 
     def begin(self, folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> None:
         """The stage by the guarantee it began with; steps that were lost are spent.
@@ -96,7 +88,7 @@ class Private:
             rate=level.realised,
             visible=level.visible,
             flops=progress.flops,
-            **compute(stage, state, level, self.draws),
+            **compute(stage, state, level, self.guarantee.multiplicity),
         )
         seconds = max(progress.seconds - sums.get("since", 0.0), 1e-9)
         speed = sums["steps"] * stage.batch / seconds

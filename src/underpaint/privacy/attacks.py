@@ -169,8 +169,7 @@ def _pia(ask: Query, x0: Tensor, sigmas: Sequence[float], p: int = 4) -> list[Te
 
 
 def _sima(ask: Query, x0: Tensor, sigma: float) -> Tensor:
-    process = ask.denoiser.process
-    alpha = float(process.alpha(process.t(torch.tensor(sigma, dtype=torch.float64))))
+    alpha = float(ask.denoiser.process.alpha(torch.tensor(sigma, dtype=torch.float64)))
     return ask.eps(x0 / alpha, sigma).square().mean((1, 2))  # x_t = x0 is x0/alpha in our frame
 
 

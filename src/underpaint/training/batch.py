@@ -1,7 +1,5 @@
 """The batch of a step: images, masks, times and noise, all drawn from its position in the run."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +12,6 @@ from underpaint.core.masks import Mask
 from underpaint.model import Model
 from underpaint.training.seeding import seed_from
 from underpaint.training.stages import PreparedStage
-
-__all__ = ["Batch", "batch_of", "draw_batch", "microbatch"]
 
 
 class Batch(NamedTuple):
@@ -40,10 +36,9 @@ def draw_batch(
     count: int,
     attempt: int,
 ) -> Batch:
-    """The microbatch of `count` images at `position` of the stage.
+    """The microbatch of `count` images at `position` of the stage (see `seeding`).
 
-    A pure function of its arguments (see `seeding`); also seeds torch's global generator, for
-    dropout.
+    Also seeds torch's global generator, for dropout.
     """
     seed = seed_from(run.train.seed, stage.index, position, attempt)
     torch.manual_seed(seed)

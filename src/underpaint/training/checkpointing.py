@@ -9,16 +9,10 @@ RUN/privacy.log   a line for each step that a private stage began
 RUN/snapshots/000000064000/{narrow,wide}.safetensors config.json state.json   (see `posthoc`)
 ```
 
-A checkpoint is written to a temporary folder, synced to the disk, renamed, and only then named in
-LATEST: a process killed at any moment leaves the previous checkpoint whole.
-
-What is cleared is what we wrote, by these names and in a folder with our mark; whatever else is in
-a run's folder is the user's and stays. Each folder may be a link, which stays.
+A checkpoint appears whole (see `io`) and only then LATEST names it. What is cleared is what we
+wrote, by these names and in a folder with our mark; whatever else is there is the user's and stays.
 """
 
-from __future__ import annotations
-
-import fcntl
 import json
 import os
 import re
@@ -26,38 +20,15 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
-from underpaint import config
+from underpaint import config, io
 from underpaint.errors import UserError
-from underpaint.io import (
-    MARK,
-    appearing,
-    check_place,
-    discard,
-    holds_only,
-    is_marked,
-    is_number,
-    left,
-    mark,
-    numbered,
-    remove,
-    replace_text,
-    writing,
-)
-from underpaint.model import MODEL, Found, damage_of, newest, write_model
-
-__all__ = [
-    "Progress",
-    "RunFolder",
-    "read_optimizer",
-    "read_progress",
-    "read_snapshot",
-    "snapshots",
-]
+from underpaint.model import MODEL, Found, Weights, damage_of, newest, write_model
 
 WRITTEN = (  # in checkpoints and snapshots
     *MODEL,
@@ -68,6 +39,8 @@ FILES = (  # in a run's folder
     *("log.txt", "report.html"),
 )
 LOCK = ".lock"
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -106,7 +79,7 @@ class RunFolder:
         self.evaluation = path / "evaluation"
         self.metrics = path / "metrics.jsonl"
         self.ledger = path / "privacy.log"
-        self._lock: IO[str] | None = None
+        self._lock = FileLock(path / LOCK)
 
     @property
     def advice(self) -> str:
@@ -117,12 +90,12 @@ class RunFolder:
         """Raise UserError if a run cannot be created here (nothing is written or deleted yet)."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; choose another --out")
-        if not self.path.is_dir() or {p.name for p in self.path.iterdir()} <= {LOCK, MARK}:
+        if not self.path.is_dir() or {p.name for p in self.path.iterdir()} <= {LOCK, io.MARK}:
             return
-        if not is_marked(self.path, "run"):
+        if not io.is_marked(self.path, "run"):
             raise UserError(
                 f"{self.path}: holds files and is not a run that underpaint began (it has no "
-                f"{MARK}); choose another --out"
+                f"{io.MARK}); choose another --out"
             )
         if not overwrite:
             raise UserError(
@@ -134,7 +107,7 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder, and clear what an earlier run wrote into it. Raises as `check`."""
         self.check(overwrite=True)
-        with writing(self.path):
+        with io.writing(self.path):
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
@@ -143,8 +116,8 @@ class RunFolder:
                 ) from None
             self.lock()
             for path in self._written():
-                remove(path)
-            mark(self.path, "run")
+                io.remove(path)
+            io.mark(self.path, "run")
             for folder in (self.checkpoints, self.samples):
                 folder.mkdir(exist_ok=True)
 
@@ -155,17 +128,17 @@ class RunFolder:
         for folder in folders:
             if os.path.lexists(folder) and not folder.is_dir():
                 raise UserError(f"{folder}: is no folder, as a run needs; move it away")
-            check_place(folder)
+            io.check_place(folder)
         for path in (self.path / name for name in FILES):
             if path.is_dir():
                 raise UserError(f"{path}: is a folder, and a run writes a file there; move it away")
             found += [path] if os.path.lexists(path) else []
         for folder in (self.checkpoints, self.snapshots):
-            for path in numbered(folder):
-                if not path.is_symlink() and not holds_only(path, WRITTEN):
+            for path in io.numbered(folder):
+                if not path.is_symlink() and not io.holds_only(path, WRITTEN):
                     raise UserError(f"{path}: holds more than underpaint wrote there; move it away")
                 found.append(path)
-            found += left(folder, is_number)
+            found += io.left(folder, io.is_number)
         found += _called(self.checkpoints, "LATEST|BEST")
         found += _called(self.samples, r"images_[0-9]{12}\.png")
         found += _called(self.evaluation, r"scores-[0-9a-f]{16}\.json")  # of other weights
@@ -173,27 +146,26 @@ class RunFolder:
 
     def lock(self) -> None:
         """Hold the folder until the process ends. Raises UserError if another process trains."""
-        with writing(self.path):
-            self._lock = (self.path / LOCK).open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{self.path}: another process is training in this folder") from None
+        with io.writing(self.path):
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(
+                    f"{self.path}: another process is training in this folder"
+                ) from None
 
     def unlock(self) -> None:
         """Let other processes train here."""
-        if self._lock:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def write(self, name: str, text: str) -> None:
         """Replace one text file of the folder in a single step."""
-        with writing(self.path, self.advice):
-            replace_text(self.path / name, text)
+        with io.writing(self.path, self.advice):
+            io.replace_text(self.path / name, text)
 
     def spend(self, stage: str) -> None:
         """Count a step of a private stage, safely on the disk, before it looks at any image."""
-        with writing(self.ledger, self.advice), self.ledger.open("ab") as file:
+        with io.writing(self.ledger, self.advice), self.ledger.open("ab") as file:
             file.write(f"{stage}\n".encode())
             file.flush()
             os.fsync(file.fileno())
@@ -205,16 +177,13 @@ class RunFolder:
         # a last line that was cut short counts for nothing: its step had to wait for it
         lines = self.ledger.read_bytes().split(b"\n")
         if lines[-1]:
-            with writing(self.ledger, self.advice):
+            with io.writing(self.ledger, self.advice):
                 os.truncate(self.ledger, self.ledger.stat().st_size - len(lines[-1]))
         return lines[:-1].count(stage.encode())
 
     def latest(self) -> Found:
-        """The checkpoint to go on from, as in `newest`; one without its optimiser is damaged.
-
-        Raises UserError if there is none.
-        """
-        if not numbered(self.checkpoints):
+        """The checkpoint to go on from, as in `newest`. Raises UserError if there is none."""
+        if not io.numbered(self.checkpoints):
             raise UserError(f"{self.path}: holds no checkpoint to resume from; leave --resume out")
         return newest(self.path, _damage)
 
@@ -222,46 +191,41 @@ class RunFolder:
         """Prepare to go on from `latest`; delete what is half-written.
 
         Where LATEST was right, checkpoints and snapshots after it go, too: the run takes them
-        again. Where it was not, it is set right, which is said, and nothing is deleted: a damaged
-        checkpoint stays until the run writes another in its place.
+        again. Where not, it is set right and nothing is deleted: a damaged checkpoint stays until
+        it is replaced.
         """
         found = self.latest()
-        with writing(self.checkpoints, self.advice):
+        with io.writing(self.checkpoints, self.advice):
             for folder in (self.checkpoints, self.snapshots):
-                for path in left(folder, is_number):
-                    remove(path)
+                for path in io.left(folder, io.is_number):
+                    io.remove(path)
             if found.note:
                 say(found.note)
-                replace_text(self.checkpoints / "LATEST", found.folder.name + "\n")
+                io.replace_text(self.checkpoints / "LATEST", found.folder.name + "\n")
                 return
-            for folder in (self.checkpoints, self.snapshots):
-                for path in numbered(folder):
-                    if path.name > found.folder.name:
-                        _delete(path)
+            self.forget(int(found.folder.name), self.checkpoints, self.snapshots)
 
     def save(
         self,
         spec: config.ModelSpec,
-        model: dict[str, Tensor],
-        ema: dict[str, Tensor],
+        weights: Mapping[Weights, dict[str, Tensor]],
         optimizer: dict[str, dict[str, Tensor]],
         progress: Progress,
         keep: int,
-        averages: Mapping[str, dict[str, Tensor]],
     ) -> Path:
         """Write a checkpoint and delete old ones (the last `keep`, the best, stage ends stay)."""
         final = self.checkpoints / f"{progress.images:012d}"
-        with writing(self.checkpoints, self.advice):
-            with appearing(final, WRITTEN) as temporary:
-                write_model(temporary, spec, {"model": model, "ema": ema, **averages})
+        with io.writing(self.checkpoints, self.advice):
+            with io.appearing(final, WRITTEN) as temporary:
+                write_model(temporary, spec, weights)
                 with (temporary / "optimizer.pt").open("wb") as file:  # a path hides the errno
                     torch.save(optimizer, file)
                 state = json.dumps(asdict(progress), indent=1)
                 (temporary / "state.json").write_text(state, encoding="utf-8")
-            replace_text(self.checkpoints / "LATEST", final.name + "\n")
+            io.replace_text(self.checkpoints / "LATEST", final.name + "\n")
             best = self.checkpoints / "BEST"
             if progress.best:
-                replace_text(best, f"{progress.best:012d}\n")
+                io.replace_text(best, f"{progress.best:012d}\n")
             else:
                 best.unlink(missing_ok=True)
             self._prune(final.name, keep, progress.best)
@@ -270,27 +234,27 @@ class RunFolder:
     def snapshot(
         self,
         spec: config.ModelSpec,
-        averages: Mapping[str, dict[str, Tensor]],
+        averages: Mapping[Weights, dict[str, Tensor]],
         images: int,
         steps: int,
     ) -> None:
         """Write the averages of `posthoc` after so many images and optimiser steps."""
-        with writing(self.snapshots, self.advice):
+        with io.writing(self.snapshots, self.advice):
             self.snapshots.mkdir(exist_ok=True)
-            with appearing(self.snapshots / f"{images:012d}", WRITTEN) as temporary:
+            with io.appearing(self.snapshots / f"{images:012d}", WRITTEN) as temporary:
                 write_model(temporary, spec, averages)
                 state = json.dumps({"steps": steps}) + "\n"
                 (temporary / "state.json").write_text(state, encoding="utf-8")
 
-    def forget(self, after: int) -> None:
-        """Delete the snapshots of weights that the run has gone back from, after so many images."""
-        for folder in numbered(self.snapshots):
-            if int(folder.name) > after:
-                _delete(folder)
+    def forget(self, after: int, *folders: Path) -> None:
+        """Delete what was written into them after so many images: the run has gone back."""
+        for path in (path for folder in folders for path in io.numbered(folder)):
+            if int(path.name) > after:
+                _delete(path)
 
     def _prune(self, latest: str, keep: int, best: int) -> None:
         """Delete checkpoints up to `latest`, but for `keep`, the best and the ends of stages."""
-        past = [folder for folder in numbered(self.checkpoints) if folder.name <= latest]
+        past = [folder for folder in io.numbered(self.checkpoints) if folder.name <= latest]
         for folder in past[: -max(1, keep)]:
             if not (best and folder.name == f"{best:012d}") and not _stays(folder):
                 _delete(folder)
@@ -298,8 +262,8 @@ class RunFolder:
 
 def _delete(folder: Path) -> None:
     """Delete a checkpoint or a snapshot, unless there is something of the user's in it."""
-    if holds_only(folder, WRITTEN):
-        discard(folder)
+    if io.holds_only(folder, WRITTEN):
+        io.discard(folder)
 
 
 def _stays(checkpoint: Path) -> bool:
@@ -334,7 +298,7 @@ def snapshots(folder: Path) -> list[Path]:
     """The snapshots of a run in their order. Raises UserError if there are none."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is not a run; give the folder that was --out in training")
-    found = numbered(folder / "snapshots")
+    found = io.numbered(folder / "snapshots")
     if not found:
         raise UserError(
             f"{folder}: holds no snapshots to rebuild averages from; train with "
@@ -345,20 +309,24 @@ def snapshots(folder: Path) -> list[Path]:
 
 def read_snapshot(folder: Path) -> int:
     """Optimiser steps before a snapshot. Raises UserError if it is damaged."""
-    try:
-        return int(json.loads((folder / "state.json").read_text(encoding="utf-8"))["steps"])
-    except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(f"{folder}: its state.json is missing or damaged") from None
+    return _state(folder, lambda state: int(state["steps"]))
 
 
 def read_progress(checkpoint: Path) -> Progress:
     """`state.json` of a checkpoint. Raises UserError if it is damaged."""
-    try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+
+    def progress(state: dict[str, Any]) -> Progress:
         state.pop("history", None)  # of runs before the checks were judged by their records
         return Progress(**{**state, "cooldown": tuple(state.get("cooldown", (0, 0)))})
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{checkpoint}: its state.json is missing or damaged") from None
+
+    return _state(checkpoint, progress)
+
+
+def _state(folder: Path, read: Callable[[dict[str, Any]], T]) -> T:
+    try:
+        return read(json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{folder}: its state.json is missing or damaged") from None
 
 
 def read_optimizer(checkpoint: Path) -> dict[str, dict[str, Tensor]]:

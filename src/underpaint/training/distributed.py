@@ -3,18 +3,18 @@
 Without `torchrun` there is one process and every call here is free. Gloo connects CPUs, NCCL GPUs.
 """
 
-from __future__ import annotations
-
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device
-
-__all__ = ["World", "start"]
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,17 @@ class World:
 
     def sums(self, values: list[float]) -> list[float]:
         """Each value summed over the processes."""
-        if self.size == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return [float(v) for v in tensor.tolist()]
+        return self._exchanged(values, dist.all_reduce)
 
     def from_first(self, values: list[float]) -> list[float]:
         """The first process's values, everywhere."""
+        return self._exchanged(values, partial(dist.broadcast, src=0))
+
+    def _exchanged(self, values: list[float], exchange: Callable[[Tensor], Any]) -> list[float]:
         if self.size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.broadcast(tensor, 0)
+        exchange(tensor)
         return [float(v) for v in tensor.tolist()]
 
     def close(self) -> None:

@@ -1,19 +1,12 @@
-"""Ending a stage early: what `train.stop: auto` does with the finding of a check.
+"""Ending a stage early: what `train.stop: auto` does where a check says stop or copying.
 
-    stop      the weights go back to those of the best check, then the stage ends
-    copying   the same
-
-A stage with a cool-down that has not begun does it first, from the best weights: with S images of
-the stage behind these and a cool-down of share c, it takes c/(1 − c) S images, as in a stage that
-had been planned to end there. Within a cool-down a check without gain is no reason to end it;
-copying is. Where a stage reaches its end and that is believed to be worse than the best check, the
-weights of the best check come back, too. So a stage always ends with the weights to go on with:
-they are in its last checkpoint, from which the next stage begins and which `sample` reads.
-
-The images, FLOPs and seconds that were spent on weights given up stay counted.
+The weights go back to those of the best check, then the stage ends. A stage with a cool-down that
+has not begun does it first: with S images of the stage behind the best weights and a cool-down of
+share c, it takes c/(1 − c) S images, as in a stage that had been planned to end there. Within a
+cool-down only copying ends it. Where a stage reaches its end and is believed to be worse than the
+best check, the best weights come back, too: a stage always ends with the weights to go on with, in
+its last checkpoint. Images, FLOPs and seconds that were spent on weights given up stay counted.
 """
-
-from __future__ import annotations
 
 import dataclasses
 from typing import NamedTuple
@@ -24,8 +17,6 @@ from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.monitor import Finding
 from underpaint.training.stages import PreparedStage
-
-__all__ = ["Decision", "check_stop", "decide", "said", "shortened"]
 
 ANSWERS = ("unknown", "improving", "stop", "copying", "waiting")
 

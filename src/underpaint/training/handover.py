@@ -1,15 +1,12 @@
 """What a run begins with, and what a stage takes over from the one before."""
 
-from __future__ import annotations
-
 from underpaint import config
+from underpaint.model import find, read_spec, read_weights
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.stages import PreparedStage
 from underpaint.training.train_state import TrainState
-from underpaint.training.warm_start import adapt, read
-
-__all__ = ["begin", "enter"]
+from underpaint.training.warm_start import adapt
 
 
 def begin(
@@ -19,9 +16,9 @@ def begin(
     state = TrainState(stages[0].spec, run.train, world)
     if start is None:
         return state, []
-    spec, weights = read(start)
-    adapted, notes = adapt(weights, spec, state.model, start)
-    state.load(adapted, adapted, 0)
+    folder = find(start)
+    adapted, notes = adapt(read_weights(folder), read_spec(folder), state.model, start)
+    state.load({"model": adapted, "ema": adapted}, 0)
     return state, [f"weights from {start}", *notes]
 
 
@@ -32,16 +29,11 @@ def enter(
     notes: list[str] = []
     if state.spec != stage.spec:
         entered = TrainState(stage.spec, run.train, state.world)
-        weights, average = state.weights()
-        before = "the stage before"
-        model, notes = adapt(weights, state.spec, entered.model, before)
-        ema, _ = adapt(average, state.spec, entered.model, before)
-        entered.load(model, ema, state.ema.steps)
-        if state.power and entered.power:
-            averages = state.power.state().items()
-            entered.power.load(
-                {name: adapt(x, state.spec, entered.model, before)[0] for name, x in averages}
-            )
+        adapted = {}
+        for name, weights in state.weights().items():
+            before = "the stage before"
+            adapted[name], notes = adapt(weights, state.spec, entered.model, before)
+        entered.load(adapted, state.ema.steps)
         entered.load_optimizer(state.optimizer_state())
         state = entered
     if progress.stage_images == 0 and not stage.settings.keep_optimizer:

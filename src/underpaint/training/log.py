@@ -4,13 +4,13 @@
 `images_per_s` and `time` it is a function of the recipe, so that a resumed run writes the same.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,33 +20,23 @@ from underpaint.errors import UserError
 from underpaint.io import writing
 from underpaint.training.checkpointing import RunFolder
 
-__all__ = ["Log", "Tracker", "tracker", "tracker_library"]
-
-
-class Tracker(Protocol):
-    """A service that metrics are also sent to."""
-
-    def log(self, values: dict[str, float], images: int) -> None: ...
-
-    def close(self) -> None: ...
-
 
 class Log:
     """The voice of one process; all but the first are silent and write nothing."""
 
     def __init__(self, folder: RunFolder, total: int, first: bool, quiet: bool = False) -> None:
-        self.folder = folder
-        self.total = total
-        self.first = first
+        self.folder, self.total, self.first = folder, total, first
         self.quiet = quiet or not first
         self.console = Console(stderr=True, quiet=self.quiet, highlight=False)
-        self.tracker: Tracker | None = None
+        self._track: Callable[[dict[str, float], int], None] | None = None
+        self._closing = ExitStack()
         self._bar: Progress | None = None
         self._next_line = 0.0
         if first:
             with writing(folder.path):
-                self._metrics = folder.metrics.open("ab")
-                self._text = (folder.path / "log.txt").open("a", encoding="utf-8")
+                self._metrics = self._closing.enter_context(folder.metrics.open("ab"))
+                text = (folder.path / "log.txt").open("a", encoding="utf-8")
+                self._text = self._closing.enter_context(text)
 
     def say(self, text: str, style: str | None = None) -> None:
         """One line for the reader, also kept in `log.txt`."""
@@ -69,12 +59,30 @@ class Log:
         with writing(self.folder.metrics, self.folder.advice):
             self._metrics.write(line.encode())
             self._metrics.flush()
-        if self.tracker and kind in ("step", "check"):
+        if self._track and kind in ("step", "check"):
             numbers = {k: v for k, v in fields.items() if isinstance(v, (int, float))}
             prefix = kind if kind == "step" else f"check/{fields['mask']}"
-            self.tracker.log(
-                {f"{prefix}/{k}": float(v) for k, v in numbers.items()}, fields["images"]
-            )
+            self._track({f"{prefix}/{k}": float(v) for k, v in numbers.items()}, fields["images"])
+
+    def track(self, run: config.Run) -> None:
+        """Also send numbers to the tracker that `train.track` names, from now on."""
+        library = tracker_library(run.train.track)
+        if library is None or not self.first:
+            return
+        if run.train.track == "tensorboard":
+            writer = library.SummaryWriter(str(self.folder.path / "tensorboard"))
+            self._closing.callback(writer.close)
+
+            def send(values: dict[str, float], images: int) -> None:
+                for name, value in values.items():
+                    writer.add_scalar(name, value, images)
+
+            self._track = send
+        else:  # wandb and trackio share one interface
+            name = self.folder.path.name
+            library.init(project="underpaint", name=name, config=config.to_dict(run))
+            self._closing.callback(library.finish)
+            self._track = lambda values, images: library.log({**values, "images": images})
 
     def records(self, *kinds: str) -> list[dict[str, Any]]:
         """The metrics of these kinds so far; of the process that writes them."""
@@ -114,6 +122,7 @@ class Log:
                     transient=True,
                 )
                 self._bar.start()
+                self._closing.callback(self._bar.stop)
                 self._task = self._bar.add_task("", total=self.total, stage="", speed=0.0, state="")
             self._bar.update(self._task, completed=images, stage=stage, speed=speed, state=state)
         elif time.monotonic() >= self._next_line:
@@ -126,15 +135,8 @@ class Log:
             self._next_line = time.monotonic() + 60.0
 
     def close(self) -> None:
-        """End the bar and the files."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        if self.first:
-            self._metrics.close()
-            self._text.close()
-        if self.tracker:
-            self.tracker.close()
+        """End the bar, the tracker and the files."""
+        self._closing.close()
 
 
 def clock(seconds: float) -> str:
@@ -142,32 +144,6 @@ def clock(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-class _TensorBoard:
-    def __init__(self, library: Any, folder: RunFolder) -> None:
-        self.writer = library.SummaryWriter(str(folder.path / "tensorboard"))
-
-    def log(self, values: dict[str, float], images: int) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, images)
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class _Service:
-    """wandb and trackio share one interface."""
-
-    def __init__(self, library: Any, folder: RunFolder, run: config.Run) -> None:
-        self.library = library
-        library.init(project="underpaint", name=folder.path.name, config=config.to_dict(run))
-
-    def log(self, values: dict[str, float], images: int) -> None:
-        self.library.log({**values, "images": images})
-
-    def close(self) -> None:
-        self.library.finish()
 
 
 def tracker_library(name: str) -> Any:
@@ -179,13 +155,3 @@ def tracker_library(name: str) -> Any:
         raise UserError(
             f"train.track: {name} is not installed; run: pip install 'underpaint[track]'"
         ) from None
-
-
-def tracker(run: config.Run, folder: RunFolder) -> Tracker | None:
-    """The tracker that `train.track` names, begun."""
-    library = tracker_library(run.train.track)
-    if library is None:
-        return None
-    if run.train.track == "tensorboard":
-        return _TensorBoard(library, folder)
-    return _Service(library, folder, run)

@@ -1,9 +1,7 @@
 """What a run shows while it trains: metrics, overfit checks and sample grids."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +16,6 @@ from underpaint.training.stages import PreparedStage
 from underpaint.training.step_rule import StepRule
 from underpaint.training.train_state import TrainState
 from underpaint.training.training_set import TrainingSet
-
-__all__ = [
-    "Answer",
-    "Cadence",
-    "Check",
-    "Finding",
-    "MakeCheck",
-    "draw_samples",
-    "run_check",
-    "say_finding",
-    "say_stage",
-    "stage_record",
-]
 
 Images: TypeAlias = NDArray[np.uint8]
 Answer = Literal["improving", "waiting", "stop", "copying", "unknown"]
@@ -135,20 +120,14 @@ class Cadence(NamedTuple):
     checkpoint: int
 
     @classmethod
-    def of(cls, train: config.Train, total: int, stage: PreparedStage) -> Cadence:
+    def of(cls, train: config.Train, total: int, stage: PreparedStage) -> Self:
         """In a run of `total` images; a stage that may end early has CHECKS of its own."""
-        check_every = train.check_every
-        if train.stop == "auto" and check_every == 0:
-            check_every = max(1, stage.images // CHECKS)
-
-        def every(setting: int, parts: int) -> int:
-            return max(1, total // parts) if setting == 0 else setting
-
+        eighth, checked = max(1, total // 8), max(1, stage.images // CHECKS)
         return cls(
-            every(train.log_every, 400),
-            every(check_every, 8),
-            every(train.sample_every, 8),
-            every(train.checkpoint_every, 8),
+            train.log_every or max(1, total // 400),
+            train.check_every or (checked if train.stop == "auto" else eighth),
+            train.sample_every or eighth,
+            train.checkpoint_every or eighth,
         )
 
 

@@ -19,13 +19,11 @@ average) only where snapshots are close for their t: it is the first intervals t
 their nearness, and an earlier first snapshot alone does not help. `snapshots_for` says how many do.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,24 +32,12 @@ from torch import Tensor, nn
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.io import appearing, check_place, holds_only, writing
-from underpaint.model import MODEL, build, read_spec, read_weights, write_model
+from underpaint.model import MODEL, Weights, build, read_spec, read_weights, write_model
 from underpaint.training import warm_start
 from underpaint.training.checkpointing import read_snapshot, snapshots
 from underpaint.training.seeding import seed_from
 
-__all__ = [
-    "TRACKED",
-    "Average",
-    "PowerAverages",
-    "combination",
-    "exponent",
-    "rebuild",
-    "relative_width",
-    "snapshots_for",
-]
-
-Name = Literal["narrow", "wide"]
-TRACKED: dict[Name, float] = {"narrow": 0.05, "wide": 0.10}
+TRACKED: dict[Weights, float] = {"narrow": 0.05, "wide": 0.10}
 # Narrower than the tracked ones cannot be told; wider ones take more and more snapshots.
 NARROWEST, WIDEST = 0.05, 0.25
 NEAR = 0.02  # how far a profile may be off before `underpaint ema` says so
@@ -65,18 +51,13 @@ class Average(NamedTuple):
     steps: float
 
 
-def relative_width(gamma: float) -> float:
-    """σ_rel of an exponent."""
-    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
-
-
 def exponent(width: float) -> float:
     """γ of a relative width up to 0.288: the largest root of (γ+2)²(γ+3) = (γ+1)/width²."""
     q = width**-2
     return float(np.roots([1, 7, 16 - q, 12 - q]).real.max())
 
 
-GAMMAS: dict[Name, float] = {name: exponent(width) for name, width in TRACKED.items()}
+GAMMAS: dict[Weights, float] = {name: exponent(width) for name, width in TRACKED.items()}
 
 
 class PowerAverages:
@@ -103,13 +84,13 @@ class PowerAverages:
                 list(self._averages[name].values()), list(self._weights.values()), 1 - beta
             )
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
+    def state(self) -> dict[Weights, dict[str, Tensor]]:
         """Both averages as states of the module."""
         tensors = self.module.state_dict()
         return {name: {**tensors, **average} for name, average in self._averages.items()}
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, dict[str, Tensor]]) -> None:
+    def load(self, state: Mapping[Weights, dict[str, Tensor]]) -> None:
         """Take over what `state` gave."""
         for name, average in self._averages.items():
             for k, tensor in average.items():
@@ -125,10 +106,7 @@ def inner_product(a: Average, b: Average) -> float:
 
 
 def combination(stored: Sequence[Average], wanted: Average) -> tuple[np.ndarray, float]:
-    """The weights w [n], summing to one, whose profile is nearest to the wanted one.
-
-    Also how near: ‖Σ w_i p_i − p‖ / ‖p‖.
-    """
+    """The weights w [n], summing to one, of the nearest profile, and ‖Σ w_i p_i − p‖ / ‖p‖."""
     n, scale = len(stored), wanted.steps  # profiles in units of the last step
     A = scale * np.array([[inner_product(a, b) for b in stored] for a in stored])
     b = scale * np.array([inner_product(a, wanted) for a in stored])
@@ -158,11 +136,10 @@ def rebuild(
 ) -> dict[str, float]:
     """Write a model's folder `out/WIDTH` for each width, from the snapshots of the run `folder`.
 
-    Models in `folder/ema`, the default, are replaced; others are with `overwrite` alone.
-
-    The averages end where the last snapshot was taken. Returns the folders, with how far each
-    profile is from the wanted one (with 16 snapshots 1 % at width 0.15, 2 % at 0.2, 8 % at 0.25).
-    Raises UserError for a run without snapshots and for widths out of reach.
+    Models in `folder/ema`, the default, are replaced; others are with `overwrite` alone. The
+    averages end where the last snapshot was taken. Returns the folders, with how far each profile
+    is from the wanted one. Raises UserError for a run without snapshots and for widths out of
+    reach.
     """
     for width in widths:
         if not NARROWEST <= width <= WIDEST:
@@ -178,35 +155,33 @@ def rebuild(
         if out and target.exists() and not overwrite:
             raise UserError(f"{target}: exists already; add --overwrite or choose another --out")
         check_place(target)
-    steps = [read_snapshot(snapshot) for snapshot in found]
-    stored = [Average(GAMMAS[name], t) for t in steps for name in TRACKED]
-    solved = [combination(stored, Average(exponent(width), steps[-1])) for width in widths]
+    tracked = [(snapshot, name) for snapshot in found for name in TRACKED]
+    stored = [Average(GAMMAS[name], read_snapshot(snapshot)) for snapshot, name in tracked]
+    solved = [combination(stored, Average(exponent(width), stored[-1].steps)) for width in widths]
     spec = read_spec(found[-1])
     torch.manual_seed(seed_from(config.load(folder / "config.yaml").train.seed, "weights"))
     model = build(spec)  # earlier stages may have had another size or labels: see `_enter`
     sums: list[dict[str, Tensor]] = [{} for _ in widths]
-    for i, snapshot in enumerate(found):
-        for j, name in enumerate(TRACKED):
-            state = read_weights(snapshot, name)
-            state, _ = warm_start.adapt(state, read_spec(snapshot), model, str(snapshot))
-            for (weights, _), total in zip(solved, sums, strict=True):
-                for k, tensor in state.items():
-                    term = float(weights[2 * i + j]) * tensor.double()
-                    total[k] = total[k] + term if k in total else term
+    for i, (snapshot, name) in enumerate(tracked):
+        state = read_weights(snapshot, name)
+        state, _ = warm_start.adapt(state, read_spec(snapshot), model, str(snapshot))
+        for (weights, _), total in zip(solved, sums, strict=True):
+            for k, tensor in state.items():
+                term = float(weights[i]) * tensor.double()
+                total[k] = total[k] + term if k in total else term
         if progress:
-            progress(i + 1, len(found))
+            progress(i // len(TRACKED) + 1, len(found))
     expected = model.denoiser.backbone.state_dict()
     errors = {}
     for width, (_, error), total in zip(widths, solved, sums, strict=True):
         target = targets[width]
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            # whole-number buffers come out whole but for rounding, since the weights sum to one
-            rounded = {
-                k: v if expected[k].is_floating_point() else v.round() for k, v in total.items()
-            }
-            tensors = {k: v.to(expected[k].dtype) for k, v in rounded.items()}
+            for k, v in total.items():
+                # whole-number buffers come out whole but for rounding: the weights sum to one
+                rounded = v if expected[k].is_floating_point() else v.round()
+                total[k] = rounded.to(expected[k].dtype)
             with appearing(target, MODEL) as temporary:
-                write_model(temporary, spec, {"model": tensors})
+                write_model(temporary, spec, {"model": total})
         errors[str(target)] = error
     return errors

@@ -1,17 +1,11 @@
 """Where randomness comes from: the position in the run, never the process that computes it.
 
-Everything random in a microbatch (augmentation, time, noise, mask, label drop, dropout) is drawn
-from a generator seeded by (seed, stage, position of the microbatch's first image, attempt). Two
-devices with 16 images each therefore draw what one device draws for two microbatches of 16, and a
-resumed run continues bit for bit without any stored generator state. `attempt` counts the returns
-to a checkpoint after a divergence, so that the same batch is not met with the same draws.
+Everything random in a microbatch is drawn from a generator seeded by (seed, stage, position of the
+microbatch's first image, attempt). Two devices therefore draw what one draws for two microbatches,
+and a resumed run continues bit for bit. `attempt` counts the returns after a divergence.
 """
 
-from __future__ import annotations
-
 import hashlib
-
-__all__ = ["seed_from"]
 
 
 def seed_from(*parts: int | str) -> int:

@@ -1,36 +1,30 @@
 """Ctrl-C and SIGTERM: the step is finished, a checkpoint written, and only then the run ends."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
-
-__all__ = ["Signals"]
 
 
-class Signals:
-    """Ctrl-C and SIGTERM end the run after the current step; a second one at once."""
+@contextmanager
+def caught() -> Iterator[list[int]]:
+    """The signals so far, which end the run after the current step; a second one does at once."""
+    received: list[int] = []
 
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received += 1
-        if self.received > 1:
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
         os.write(2, b"\nfinishing this step, then a checkpoint (again: stop at once)\n")
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {number: signal.signal(number, receive) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)

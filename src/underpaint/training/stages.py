@@ -4,8 +4,6 @@ A stage's length is a number of images. A length in minutes is measured once on 
 some seconds and then frozen as images in `config.yaml`, so that a resumed run is the same run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Nothing here depends on which process computes it (see `seeding`): the processes
 microbatches of a step, and the average of their gradients is that of the whole batch.
 """
 
-from __future__ import annotations
-
 import math
 
 from underpaint import config
@@ -15,8 +13,6 @@ from underpaint.training.checkpointing import Progress
 from underpaint.training.optim import NORMS, clip_gradients, clip_limit, learning_rate
 from underpaint.training.stages import Level, PreparedStage
 from underpaint.training.train_state import TrainState
-
-__all__ = ["Diverged", "compute", "move", "step", "training_flops"]
 
 SKIPS = 3  # non-finite steps in a row before the run returns to a checkpoint
 

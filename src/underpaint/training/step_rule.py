@@ -4,11 +4,9 @@ Ordinary stages here; differentially private ones have a rule of their own (`und
 under which no loss is shown and no check is made.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from underpaint import config
 from underpaint.registry import wing
@@ -18,15 +16,14 @@ from underpaint.training.stages import PreparedStage
 from underpaint.training.step import compute, step
 from underpaint.training.train_state import TrainState
 
-__all__ = ["Ordinary", "StepRule", "rule_of"]
 
+class StepRule:
+    """Steps on batches, losses shown."""
 
-class StepRule(Protocol):
-    """What the trainer asks of a stage's rule."""
+    public: bool = True  # whether losses, checks and times may be shown
 
-    stage: PreparedStage  # as long as it has become: an early cool-down shortens it
-    public: bool  # whether losses, checks and times may be shown
-    draws: int  # forward and backward passes an image in a step
+    def __init__(self, stage: PreparedStage) -> None:
+        self.stage = stage  # as long as it has become: an early cool-down shortens it
 
     def begin(self, folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> None:
         """Bring `stage` and `progress` to where the stage goes on from."""
@@ -35,44 +32,10 @@ class StepRule(Protocol):
         self, run: config.Run, state: TrainState, progress: Progress, folder: RunFolder
     ) -> None:
         """One step, counted in `progress`."""
-
-    def log(self, progress: Progress, log: Log, state: TrainState) -> None:
-        """A line of metrics on the steps since the last one, if there were any."""
-
-    def record(self, progress: Progress) -> dict[str, Any]:
-        """What the records of the stage's start and end have besides."""
-
-    def describe(self) -> str | None:
-        """A sentence at the stage's start."""
-
-    def saved(self, progress: Progress) -> str | None:
-        """A sentence at a checkpoint."""
-
-
-def rule_of(stage: PreparedStage) -> StepRule:
-    """The rule that a stage is trained by."""
-    return Ordinary(stage) if stage.guarantee is None else wing("dp").Private(stage)
-
-
-class Ordinary:
-    """Steps on batches, losses shown."""
-
-    public, draws = True, 1
-
-    def __init__(self, stage: PreparedStage) -> None:
-        self.stage = stage
-
-    def begin(self, folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> None:
-        """Nothing."""
-
-    def step(
-        self, run: config.Run, state: TrainState, progress: Progress, folder: RunFolder
-    ) -> None:
-        """See `step.step`."""
         step(self.stage, run, state, progress)
 
     def log(self, progress: Progress, log: Log, state: TrainState) -> None:
-        """Means over the steps since the last line."""
+        """A line of metrics on the steps since the last one, if there were any."""
         stage, sums = self.stage, progress.sums
         steps = sums.get("steps", 0.0)
         if steps:
@@ -101,11 +64,19 @@ class Ordinary:
         progress.sums = {"since": progress.seconds}
 
     def record(self, progress: Progress) -> dict[str, Any]:
-        """Nothing."""
+        """What the records of the stage's start and end have besides."""
         return {}
 
-    def describe(self) -> None:
-        """Nothing."""
+    def describe(self) -> str:
+        """A sentence at the stage's start, if there is one."""
+        return ""
 
-    def saved(self, progress: Progress) -> None:
-        """Nothing."""
+    def saved(self, progress: Progress) -> str:
+        """A sentence at a checkpoint, if there is one."""
+        return ""
+
+
+def rule_of(stage: PreparedStage) -> StepRule:
+    """The rule that a stage is trained by."""
+    found: StepRule = (StepRule if stage.guarantee is None else wing("dp").Private)(stage)
+    return found

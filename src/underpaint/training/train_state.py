@@ -1,9 +1,7 @@
 """What training changes: a model, the average of its weights, and the optimiser's state."""
 
-from __future__ import annotations
-
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from underpaint import config, factory
 from underpaint.core.denoiser import Denoiser
 from underpaint.hardware import check_compiler, use_bf16
-from underpaint.model import Model, build, read_weights
+from underpaint.model import Model, Weights, build, read_weights
 from underpaint.training.checkpointing import read_optimizer, read_progress
 from underpaint.training.distributed import World
 from underpaint.training.optim import (
@@ -27,9 +25,9 @@ from underpaint.training.optim import (
 from underpaint.training.posthoc import TRACKED, PowerAverages
 from underpaint.training.seeding import seed_from
 
-__all__ = ["TrainState", "Weights"]
+__all__ = ["TrainState"]
 
-Weights = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 
 SHAPES = 64  # compiled at most
@@ -37,7 +35,7 @@ UNCERTAINTY = "loss.uncertainty"  # beside the network's tensors in optimizer.pt
 
 
 class TrainState:
-    """Weights, their average and the optimiser, on this process's device.
+    """Tensors, their average and the optimiser, on this process's device.
 
     Raises UserError where the network is to be compiled and torch cannot, or has nothing for Muon.
     """
@@ -79,24 +77,28 @@ class TrainState:
         else:
             yield
 
-    def weights(self) -> tuple[Weights, Weights]:
-        """The tensors of the network and of their average."""
-        return dict(self.backbone.state_dict()), dict(self.averaged.denoiser.backbone.state_dict())
+    def weights(self) -> dict[Weights, Tensors]:
+        """The tensors of the network (`model`), its average (`ema`) and those of `posthoc`."""
+        found: dict[Weights, Tensors] = {
+            "model": dict(self.backbone.state_dict()),
+            "ema": dict(self.averaged.denoiser.backbone.state_dict()),
+        }
+        return {**found, **self.power.state()} if self.power else found
 
-    def load(self, model: Weights, ema: Weights, ema_steps: int) -> None:
-        """Take over weights and their average."""
-        self.backbone.load_state_dict(model)
-        self.averaged.denoiser.backbone.load_state_dict(ema)
+    def load(self, weights: Mapping[Weights, Tensors], ema_steps: int) -> None:
+        """Take over weights and averages; those of `posthoc` begin at the weights if not given."""
+        self.backbone.load_state_dict(weights["model"])
+        self.averaged.denoiser.backbone.load_state_dict(weights["ema"])
         self.ema.steps = ema_steps
         if self.power:
             self.power.reset()
+            if weights.keys() >= TRACKED.keys():
+                self.power.load({name: weights[name] for name in TRACKED})
 
     def restore(self, checkpoint: Path) -> None:
-        """Weights, averages and the optimiser's state of a checkpoint of the same network."""
-        steps = read_progress(checkpoint).ema_steps
-        self.load(read_weights(checkpoint, "model"), read_weights(checkpoint, "ema"), steps)
-        if self.power:
-            self.power.load({name: read_weights(checkpoint, name) for name in TRACKED})
+        """Tensors, averages and the optimiser's state of a checkpoint of the same network."""
+        weights = {name: read_weights(checkpoint, name) for name in self.weights()}
+        self.load(weights, read_progress(checkpoint).ema_steps)
         self.load_optimizer(read_optimizer(checkpoint))
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:

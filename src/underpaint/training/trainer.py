@@ -1,11 +1,9 @@
 """The trainer: one loop for all recipes, stages and devices.
 
-`train` prepares the stages and the folder, then `Trainer.fit` is the whole loop: steps (where the
-loss is: `step`, `core/loss`), lines of metrics, checks, grids and checkpoints as they are due, the
-end of a stage, and the way back to a checkpoint where training diverges.
+`train` prepares the stages and the folder; `Trainer.fit` is the whole loop: steps (where the loss
+is: `step`, `core/loss`), metrics, checks, grids and checkpoints as they are due, the end of a
+stage, and the way back to a checkpoint where training diverges.
 """
-
-from __future__ import annotations
 
 import time
 from collections.abc import Callable
@@ -18,28 +16,16 @@ from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
 from underpaint.model import read_spec
 from underpaint.registry import wing
-from underpaint.training import distributed, early, handover, provenance
+from underpaint.training import distributed, early, handover, monitor, provenance, signals
 from underpaint.training.batch import microbatch
 from underpaint.training.checkpointing import Progress, RunFolder, read_progress
-from underpaint.training.log import Log, tracker, tracker_library
-from underpaint.training.monitor import (
-    Cadence,
-    Check,
-    MakeCheck,
-    draw_samples,
-    run_check,
-    say_finding,
-    say_stage,
-    stage_record,
-)
-from underpaint.training.signals import Signals
+from underpaint.training.log import Log, tracker_library
+from underpaint.training.monitor import Check, MakeCheck
 from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.step import Diverged
 from underpaint.training.step_rule import rule_of
 from underpaint.training.throughput import freeze
 from underpaint.training.train_state import TrainState
-
-__all__ = ["Trainer", "train"]
 
 RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
 
@@ -117,7 +103,7 @@ def train(
                 folder.write("images.json", provenance.identities(stages))
         world.barrier()
         log = Log(folder, sum(stage.images for stage in stages), world.first, quiet)
-        log.tracker = tracker(run, folder) if world.first else None
+        log.track(run)
         for note in notes:
             log.say(note)
         return Trainer(run, folder, world, stages, state, log, make_check).fit()
@@ -160,7 +146,7 @@ class Trainer:
             log.say(f"going on after {self.progress.images:,} images")
         else:
             self._save()
-        with Signals() as signals:
+        with signals.caught() as received:
             while self.progress.stage < len(self.stages):
                 try:
                     ends = self._enter_stage()
@@ -171,7 +157,7 @@ class Trainer:
                         ends, changed = self._report(before)
                         if ends:
                             self._finish_stage()
-                        stopping = self.world.sums([float(signals.received)])[0] > 0
+                        stopping = self.world.sums([float(len(received))])[0] > 0
                         if ends or changed or stopping or self._due(self.every.checkpoint, before):
                             self._save()
                             if sentence := self.rule.saved(self.progress):
@@ -197,15 +183,15 @@ class Trainer:
         self.state, notes = handover.enter(stage, run, self.state, progress)
         for note in notes:
             self.log.say(note)
-        self.every = Cadence.of(run.train, self.log.total, stage)
+        self.every = monitor.Cadence.of(run.train, self.log.total, stage)
         self.rule = rule_of(stage)
         self.check = self._make_check() if self.rule.public else None
         if progress.stage_images == 0:
             progress.best, progress.cooldown = 0, (0, 0)
             progress.norms = []  # other masks and images have other gradients
-            record = stage_record(stage, self.rule, progress)
+            record = monitor.stage_record(stage, self.rule, progress)
             self.log.metric("stage", event="start", **record)
-            say_stage(stage, self.rule, self.log)
+            monitor.say_stage(stage, self.rule, self.log)
         if progress.cooldown[1]:
             self.rule.stage = early.shortened(stage, *progress.cooldown)
         self.rule.begin(self.folder, progress, self.log.warn)
@@ -230,7 +216,7 @@ class Trainer:
     def _report(self, before: int) -> tuple[bool, bool]:
         """Lines, checks, snapshots and grids that are due after a step.
 
-        Returns whether the stage ends here, and whether its weights or its length have changed.
+        Returns whether the stage ends, and whether its weights or length have changed.
         """
         stage, state, progress, first = self.stage, self.state, self.progress, self.world.first
         decision, found = early.Decision(), None
@@ -238,11 +224,11 @@ class Trainer:
             self.rule.log(progress, self.log, state)
         if self._due(self.every.check, before):
             if self.check is not None:
-                found = run_check(self.check, stage, state, progress, self.log)
+                found = monitor.run_check(self.check, stage, state, progress, self.log)
             if self.run.train.stop == "auto" and self.rule.public:
                 decision = early.decide(found, stage, progress, self.world)
                 if found is not None and decision.back:  # why the stage goes back
-                    say_finding(found, self.log)
+                    monitor.say_finding(found, self.log)
                     found = None
                 self._follow(decision)
         ends = decision.ends or self._at_end()
@@ -250,9 +236,11 @@ class Trainer:
             averages = state.power.state()
             self.folder.snapshot(state.spec, averages, progress.images, state.ema.steps)
         if first and self._due(self.every.sample, before, ends):
-            draw_samples(self.folder, self.run, state, progress, self.log, self.stage, self.check)
+            monitor.draw_samples(
+                self.folder, self.run, state, progress, self.log, self.stage, self.check
+            )
         if found is not None:
-            say_finding(found, self.log)
+            monitor.say_finding(found, self.log)
         if ends:
             self.rule.log(progress, self.log, state)  # what is left, where the stage ends early
         return ends, any(decision)
@@ -277,7 +265,7 @@ class Trainer:
         self.state.restore(self.folder.checkpoints / f"{decision.back:012d}")
         progress.ema_steps = self.state.ema.steps
         if self.world.first:
-            self.folder.forget(decision.back)
+            self.folder.forget(decision.back, self.folder.snapshots)
         sentence = early.said(decision, self.stage, progress)
         record = decision._asdict() | {"sentence": sentence}
         self.log.metric("stop", stage=self.stage.name, images=progress.images, **record)
@@ -289,7 +277,7 @@ class Trainer:
     def _finish_stage(self) -> None:
         """The end of a stage: `progress` belongs to the next one."""
         progress = self.progress
-        record = stage_record(self.stage, self.rule, progress)
+        record = monitor.stage_record(self.stage, self.rule, progress)
         self.log.metric("stage", event="end", **record)
         progress.stage += 1
         progress.stage_images = progress.stage_returns = 0
@@ -300,14 +288,8 @@ class Trainer:
         state, progress = self.state, self.progress
         progress.metrics_bytes = self.log.size()
         if self.world.first:
-            self.folder.save(
-                state.spec,
-                *state.weights(),
-                state.optimizer_state(),
-                progress,
-                self.run.train.keep,
-                state.power.state() if state.power else {},
-            )
+            weights, optimizer = state.weights(), state.optimizer_state()
+            self.folder.save(state.spec, weights, optimizer, progress, self.run.train.keep)
         self.world.barrier()
 
     def _restored(self) -> tuple[TrainState, Progress]:

@@ -4,9 +4,6 @@ Three kinds: decoded images and latents here, sealed data in their wing. What th
 protocol `TrainingSet`; nothing that trains or measures knows which one it has.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -21,8 +18,6 @@ from underpaint.core.masks import Mask, MaskSpec
 from underpaint.data import Dataset, augment, fixed_masks
 from underpaint.data.dataset import Latents
 from underpaint.training.seeding import seed_from
-
-__all__ = ["Array", "Examples", "ImageSet", "LatentSet", "TrainingSet", "Visible"]
 
 Ids = NDArray[np.int64]
 
@@ -88,12 +83,22 @@ class Array:
 
     def batch(self, part: slice, spec: MaskSpec, generator: torch.Generator) -> tuple[Tensor, Mask]:
         """Visible patches and masks, see `Examples`."""
-        images, grid = np.ascontiguousarray(self.images[part]), self.space.grid
+        images = np.ascontiguousarray(self.images[part])
         uint8 = images.dtype == np.uint8
         planes = spaces.from_uint8(images) if uint8 else torch.from_numpy(images)
-        contrast = salient.local_variance(planes, grid) if spec.kind == "salient" else None
-        mask = masks.draw(spec, grid, len(planes), generator, contrast=contrast)
-        return masks.gather(self.space.encode(planes), mask.visible), mask
+        x0_patches, mask = _masked(planes, self.space, spec, generator)
+        return masks.gather(x0_patches, mask.visible), mask
+
+
+def _masked(
+    planes: Tensor, space: spaces.Space, spec: MaskSpec, generator: masks.Generator
+) -> tuple[Tensor, Mask]:
+    """All patches [B, N, P] of images or latents, and masks for them."""
+    contrast = salient.local_variance(planes, space.grid) if spec.kind == "salient" else None
+    mask = masks.draw(
+        spec, space.grid, len(planes), generator, device=planes.device, contrast=contrast
+    )
+    return space.encode(planes), mask
 
 
 @dataclass
@@ -117,14 +122,10 @@ class ImageSet:
 
     def visible(self, ids: Ids, rate: float, seed: int, generator: torch.Generator) -> Visible:
         """Patches and masks of a step, see `TrainingSet`."""
-        device, grid, spec = generator.device, self.space.grid, self.spec.at(rate)
         planes, condition = self._planes(ids, np.random.default_rng(seed), seed)
-        planes = planes.to(device)  # [B, C, H, W]
-        contrast = salient.local_variance(planes, grid) if spec.kind == "salient" else None
-        mask = masks.draw(
-            spec, grid, len(ids), self._generator(ids, generator), device=device, contrast=contrast
-        )
-        x0_patches = self.space.encode(planes)  # [B, N, P]
+        planes, device = planes.to(generator.device), generator.device  # [B, C, H, W]
+        source = self._generator(ids, generator)
+        x0_patches, mask = _masked(planes, self.space, self.spec.at(rate), source)
         hidden = None
         if self.keep_hidden and mask.hidden is not None:
             hidden = masks.gather(x0_patches, mask.hidden)
@@ -144,9 +145,7 @@ class ImageSet:
         files, pixels = self.dataset.file_digests, self.dataset.pixel_digests
         return [(files[i].tobytes(), pixels[i].tobytes()) for i in ids.tolist()]
 
-    def _generator(
-        self, ids: Ids, generator: torch.Generator
-    ) -> torch.Generator | Sequence[torch.Generator]:
+    def _generator(self, ids: Ids, generator: torch.Generator) -> masks.Generator:
         """What masks are drawn from: fixed ones follow from the image alone, whatever the epoch."""
         if not self.stage.fixed:
             return generator
@@ -158,10 +157,8 @@ class ImageSet:
         self, ids: Ids, rng: np.random.Generator, seed: int
     ) -> tuple[Tensor, Tensor | None]:
         """The augmented images in [-1, 1], float32 [B, C, H, W], and how they were augmented."""
-        stage, images = self.stage, self.dataset.batch(ids)
-        if stage.flip or stage.shift:
-            images = augment(images, rng, stage.flip, stage.shift)
-        planes = spaces.from_uint8(images)
+        stage = self.stage
+        planes = spaces.from_uint8(augment(self.dataset.batch(ids), rng, stage.flip, stage.shift))
         if not stage.augment:
             return planes, None
         # draws of their own: what flip and shift do does not depend on augment

@@ -4,8 +4,6 @@ The network, the space and the prediction must be the same. Another number of pa
 interpolating the positions, other labels by matching their names.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -13,18 +11,12 @@ from torch import Tensor
 
 from underpaint import backbones, config, factory
 from underpaint.errors import UserError
-from underpaint.model import Model, find, read_spec, read_weights
+from underpaint.model import Model, find, read_spec
 
-__all__ = ["adapt", "adopt", "read"]
-
-# May differ between a checkpoint and the recipe that goes on from it.
-FREE = {
-    "network.labels",
-    "network.label_drop",
-    "network.dropout",
-    "network.augment",
-    "space.vae",
-}
+# Of space and network, what may differ between a checkpoint and the recipe that goes on from it;
+# of the noise, what may not.
+FREE = ("network.labels", "network.label_drop", "network.dropout", "network.augment", "space.vae")
+TRAINED_IN = ("process", "prediction", "sigma_data")
 
 
 def adopt(run: config.Run, source: str) -> config.Run:
@@ -38,12 +30,6 @@ def adopt(run: config.Run, source: str) -> config.Run:
     )
 
 
-def read(source: str) -> tuple[config.ModelSpec, dict[str, Tensor]]:
-    """Spec and averaged weights of the model in `source`."""
-    folder = find(source)
-    return read_spec(folder), read_weights(folder, "ema")
-
-
 def adapt(
     state: dict[str, Tensor], old: config.ModelSpec, model: Model, source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
@@ -51,14 +37,13 @@ def adapt(
 
     Raises UserError naming the first setting in which the two differ for good.
     """
-    new = model.spec
-    mismatch = _mismatch(old, new)
-    if mismatch:
-        place, theirs, ours = mismatch
-        raise UserError(
-            f"{source}: its {place} is {theirs}, the recipe's is {ours}; "
-            f"set --{place} {theirs} or start from another model"
-        )
+    ours = _fixed(model.spec)
+    for place, theirs in _fixed(old).items():
+        if theirs != ours[place]:
+            raise UserError(
+                f"{source}: its {place} is {theirs}, the recipe's is {ours[place]}; "
+                f"set --{place} {theirs} or start from another model"
+            )
     notes = []
     old_grid = factory.space(old.space, old.size, old.channels).grid
     grid = model.space.grid
@@ -77,12 +62,12 @@ def adapt(
         )
     adapted = {}
     for name, tensor in fresh_state.items():
-        theirs = state.get(name)
+        given = state.get(name)
         if backbones.is_label_table(name):
-            adapted[name] = _relabel(tensor, theirs, old_names, model.label_names)
-        elif theirs is not None and theirs.shape == tensor.shape:
-            adapted[name] = theirs
-        elif backbones.is_augment_embedding(name) and theirs is None:  # fresh: it starts at zero
+            adapted[name] = _relabel(tensor, given, old_names, model.label_names)
+        elif given is not None and given.shape == tensor.shape:
+            adapted[name] = given
+        elif backbones.is_augment_embedding(name) and given is None:  # fresh: it starts at zero
             adapted[name] = tensor.detach().clone()
         else:
             raise UserError(f"{source}: its tensor '{name}' does not fit the recipe's network")
@@ -103,15 +88,13 @@ def _relabel(
     return table
 
 
-def _mismatch(old: config.ModelSpec, new: config.ModelSpec) -> tuple[str, Any, Any] | None:
-    for section in ("space", "network", "noise"):
-        theirs, ours = getattr(old, section), getattr(new, section)
-        for field in dataclasses.fields(theirs):
-            place = f"{section}.{field.name}"
-            a, b = getattr(theirs, field.name), getattr(ours, field.name)
-            trained_in = section != "noise" or field.name in ("process", "prediction", "sigma_data")
-            if a != b and place not in FREE and trained_in:
-                return place, a, b
-    if old.channels != new.channels:
-        return "data.channels", old.channels, new.channels
-    return None
+def _fixed(spec: config.ModelSpec) -> dict[str, Any]:
+    """The settings that a checkpoint and what goes on from it must share, by name."""
+    settings = {
+        f"{section}.{name}": value
+        for section in ("space", "network")
+        for name, value in vars(getattr(spec, section)).items()
+    }
+    settings |= {f"noise.{k}": getattr(spec.noise, k) for k in TRAINED_IN}
+    settings["data.channels"] = spec.channels
+    return {place: value for place, value in settings.items() if place not in FREE}

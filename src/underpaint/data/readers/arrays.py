@@ -4,8 +4,6 @@ IDX: two zero bytes, the type (8: uint8), the number of dimensions d, d sizes as
 then the values. The labels of `train-images-idx3-ubyte.gz` are in `train-labels-idx1-ubyte.gz`.
 """
 
-from __future__ import annotations
-
 import gzip
 import struct
 import zipfile
@@ -20,8 +18,6 @@ from numpy.typing import NDArray
 from underpaint.data.readers.base import Contents, Item, Source
 from underpaint.errors import UserError
 
-__all__ = ["find"]
-
 PAIRS = (("images", "labels"), ("x", "y"), ("x_train", "y_train"), ("data", "labels"))
 
 
@@ -34,7 +30,12 @@ def find(path: Path) -> Source | None:
         files = _idx_files(path)
     else:
         files = _with_labels(path) if "idx3" in name or name.endswith(".gz") else []
-    return Source(str(files[0]), files, partial(_open_idx, files)) if files else None
+
+    def open_idx() -> Contents:
+        arrays = [_read_idx(file) for file in files]
+        return _contents(files[0], arrays[0], arrays[1] if len(arrays) > 1 else None)
+
+    return Source(str(files[0]), files, open_idx) if files else None
 
 
 def _open_numpy(path: Path) -> Contents:
@@ -75,12 +76,6 @@ def _with_labels(images: Path) -> list[Path]:
     return [images, *[p for p in labels if p.is_file()][:1]]
 
 
-def _open_idx(files: list[Path]) -> Contents:
-    """Images (first file) and labels (second, if any)."""
-    images = _read_idx(files[0])
-    return _contents(files[0], images, _read_idx(files[1]) if len(files) > 1 else None)
-
-
 def _read_idx(path: Path) -> NDArray[np.uint8]:
     try:
         data = path.read_bytes()
@@ -109,17 +104,8 @@ def _contents(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> 
         )
     if 0 in images.shape:
         raise UserError(f"data '{path}' has the shape ({shape}): it holds no images")
-    texts: list[str | None] = (
-        [None] * len(images) if labels is None else _labels(path, labels, len(images))
-    )
-    items = (
-        Item(str(i), partial(images.__getitem__, i), text)  # read, and paged in, by the worker
-        for i, text in enumerate(texts)
-    )
-    return Contents(len(images), items)
-
-
-def _labels(path: Path, labels: NDArray[Any], n: int) -> list[str | None]:
+    n = len(images)
+    labels = np.full(n, -1) if labels is None else labels
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape != (n,) or labels.dtype.kind not in "iuU":
@@ -127,4 +113,8 @@ def _labels(path: Path, labels: NDArray[Any], n: int) -> list[str | None]:
             f"data '{path}': the labels are {labels.dtype} {labels.shape}; expected one whole "
             f"number or text for each of the {n} images"
         )
-    return [None if label == -1 else str(label) for label in labels.tolist()]
+    items = (  # read, and paged in, by the worker
+        Item(str(i), partial(images.__getitem__, i), None if label == -1 else str(label))
+        for i, label in enumerate(labels.tolist())
+    )
+    return Contents(n, items)

@@ -1,11 +1,8 @@
 """What a reader answers, and what several of them share.
 
-A reader is a module with a function `find(path)`: the `Source` at `path`, or None if `path` is
-another kind of container. A source knows its files (whose bytes identify it) before anything is
-decoded; `open` then yields the images one by one as (name, how to read it, label).
+A reader is a module with `find(path)`: the `Source` at `path`, or None if it is another kind of
+container. A source knows its files before anything is decoded; `open` yields the images.
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,17 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "Contents",
-    "Item",
-    "Reader",
-    "Source",
-    "folder_labels",
-    "is_hidden",
-    "is_image",
-]
 
 IMAGE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -69,10 +55,7 @@ def is_image(name: str) -> bool:
 
 
 def folder_labels(names: list[str]) -> list[str | None]:
-    """The first folder in which the paths differ; no labels if it is the same for all.
-
-    `set/cats/1.png`, `set/dogs/new/2.png` → cats, dogs.
-    """
+    """The first folder in which the paths differ (set/cats/1.png → cats); none if all are alike."""
     parents = [PurePosixPath(name).parent.parts for name in names]
     first, last = min(parents), max(parents)  # what these two share is shared by all
     common = 0

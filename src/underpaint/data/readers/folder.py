@@ -1,21 +1,23 @@
 """Image files in a folder and its sub-folders, whose names are the labels."""
 
-from __future__ import annotations
-
 import os
-from functools import partial
 from pathlib import Path
 
 from underpaint.data.readers.base import Contents, Item, Source, folder_labels, is_hidden, is_image
 from underpaint.errors import UserError
 
-__all__ = ["find"]
-
 
 def find(path: Path) -> Source | None:
     """A folder with at least one image file somewhere below it."""
     files = _image_files(path) if path.is_dir() else []
-    return Source(str(path), files, partial(_open, path, files)) if files else None
+
+    def read() -> Contents:
+        names = [file.relative_to(path).as_posix() for file in files]
+        labelled = zip(names, files, folder_labels(names), strict=True)
+        items = (Item(name, file.read_bytes, label) for name, file, label in labelled)
+        return Contents(len(names), items)
+
+    return Source(str(path), files, read) if files else None
 
 
 def _image_files(root: Path) -> list[Path]:
@@ -34,13 +36,3 @@ def _image_files(root: Path) -> list[Path]:
         below[:] = sorted(name for name in below if not is_hidden(name))
         images += [Path(folder, name) for name in names if is_image(name)]
     return sorted(images)
-
-
-def _open(root: Path, files: list[Path]) -> Contents:
-    names = [file.relative_to(root).as_posix() for file in files]
-    labels = folder_labels(names)
-    items = (
-        Item(name, file.read_bytes, label)
-        for name, file, label in zip(names, files, labels, strict=True)
-    )
-    return Contents(len(names), items)

@@ -5,8 +5,6 @@ the label column is the one of type ClassLabel, else `label`, `labels`, `cls` or
 Where a folder holds several splits, those named train are used: we choose what is held out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,8 +12,6 @@ from typing import Any, NamedTuple
 
 from underpaint.data.readers.base import Contents, Item, Source
 from underpaint.errors import UserError
-
-__all__ = ["find"]
 
 LABELS = ("label", "labels", "cls", "fine_label")
 
@@ -94,7 +90,12 @@ def _open(folder: Path, files: list[Path]) -> Contents:
 def _open_file(datasets: Any, file: Path) -> Rows:
     try:
         if file.suffix == ".arrow":
-            return _open_arrow(datasets, file)
+            rows = datasets.Dataset.from_file(str(file))  # memory-mapped
+            features = rows.features
+            for name, kind in features.items():
+                if isinstance(kind, datasets.Image):  # bytes, decoded by us
+                    rows = rows.cast_column(name, datasets.Image(decode=False))
+            return Rows(features, len(rows), lambda columns: iter(rows.select_columns(columns)))
         # Not load_dataset: that would copy every byte into a second cache.
         import pyarrow.parquet
 
@@ -109,15 +110,6 @@ def _open_file(datasets: Any, file: Path) -> Rows:
     except Exception as error:  # pyarrow and datasets have no common class for damaged files
         text = " ".join(str(error).split())[:200]
         raise UserError(f"data '{file}' cannot be read as a table ({text})") from None
-
-
-def _open_arrow(datasets: Any, file: Path) -> Rows:
-    rows = datasets.Dataset.from_file(str(file))  # memory-mapped
-    features = rows.features
-    for name, kind in features.items():
-        if isinstance(kind, datasets.Image):  # bytes, decoded by us
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-    return Rows(features, len(rows), lambda columns: iter(rows.select_columns(columns)))
 
 
 def _reader(folder: Path, value: Any) -> Callable[[], bytes]:

@@ -3,8 +3,6 @@
 The files of one sample share the path up to the first dot; `.cls` or `.json` holds the label.
 """
 
-from __future__ import annotations
-
 import json
 import tarfile
 from collections.abc import Callable, Iterator
@@ -13,8 +11,6 @@ from pathlib import Path, PurePosixPath
 
 from underpaint.data.readers.base import Contents, Item, Source, is_image
 from underpaint.errors import UserError
-
-__all__ = ["find"]
 
 
 def find(path: Path) -> Source | None:

@@ -1,7 +1,5 @@
 """Image files in a .zip, labelled as in a folder; and the avatars that come with the package."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import io
@@ -12,8 +10,6 @@ from pathlib import Path, PurePosixPath
 from underpaint.data.decode import Unreadable
 from underpaint.data.readers.base import Contents, Item, Source, folder_labels, is_hidden, is_image
 from underpaint.errors import UserError
-
-__all__ = ["avatars", "find"]
 
 AVATARS = Path(__file__).parents[1] / "avatars"
 HAIR = ("black", "brown", "chestnut", "blonde", "orange", "pink", "blue", "purple")
