@@ -59,7 +59,7 @@ class Page:
         from jinja2 import Environment, StrictUndefined
         from markupsafe import Markup, escape
 
-        from underpaint.report.page import text_of, write_page
+        from underpaint.report.html import text_of, write_page
 
         def coded(text: str) -> Any:
             return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -42,7 +42,7 @@ def page(out: Path) -> Path:
     from markupsafe import Markup
 
     from underpaint.report import summary
-    from underpaint.report.page import text_of, write_page
+    from underpaint.report.html import text_of, write_page
 
     study = json.loads(out.read_text(encoding="utf-8"))
     path = samples(out)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -18,9 +16,7 @@ from underpaint.report.summary import StageFacts, seconds_at
 __all__ = ["Chart", "comparison", "of_run"]
 
 Records = list[Record]
-Stages = list[StageFacts]
 ERROR = "mean squared error of x0"
-TRAINING, HELD_OUT = ("training images", 1), ("held-out images", 0)  # names and colours
 
 
 class Chart(NamedTuple):
@@ -32,27 +28,74 @@ class Chart(NamedTuple):
     wide: bool = False
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What is drawn, from which records, and what it means. `{}`: the unit of time."""
-
-    key: str
-    title: str
-    y_label: str
-    lines: Callable[[Records, Stages], list[Line]]  # over seconds, or over `x_label`
-    meaning: str | Callable[[Records, Stages], str]
-    x_label: str = "{} of training"
-    masked: bool = False  # of the stages that were checked at their mask alone
-    log: bool = False
-    zero: bool = False
-    wide: bool = False
-
-
-def of_run(records: Records, stages: Stages) -> list[Chart]:
+def of_run(records: Records, stages: list[StageFacts]) -> list[Chart]:
     """The charts for which a run has records; steps of private stages say nothing of losses."""
     records = [r for r in records if r["kind"] != "step" or "loss" in r]
-    charts = (_chart(spec, records, stages) for spec in SPECS)
-    return [one for one in charts if one is not None]
+    charts = []
+
+    def add(
+        key: str, title: str, y_label: str, lines: list[Line], meaning: str, **options: Any
+    ) -> None:
+        if lines:
+            bands = _bands(options.pop("stages", stages))
+            charts.append(_chart(key, title, y_label, lines, meaning, bands, **options))
+
+    losses = _by_stage(records, stages, "loss", 0)
+    add("loss", "Loss", "training loss", losses, _about_loss(len(losses)), log=True, wide=True)
+    if whole := _checks(records, "whole"):
+        lines, last = _both(records, whole, "train_mean", "held_out_mean"), whole[-1]
+        add("errors", "Training and held-out images", ERROR, lines, _about_errors(last), log=True)
+        x_label = "log-SNR: left almost only noise, right almost clean"
+        about = _about_bins(last)
+        add("bins", "Error by noise level", ERROR, _bins(last), about, log=True, x_label=x_label)
+    if at_mask := _checks(records, "stage"):
+        add(
+            "mask",
+            "The same at the stage's mask",
+            ERROR,
+            _both(records, at_mask, "train_mean", "held_out_mean"),
+            "The error on the visible patches alone, as the masked stage is trained. It shows "
+            "whether that stage itself is still learning or already memorizing.",
+            log=True,
+            stages=[s for s in stages if any(s.name == r["stage"] for r in at_mask)],
+        )
+    if scored := comparable(records):
+        add(
+            "frechet",
+            "Samples against real images",
+            "Fréchet distance",
+            _both(records, scored, "frechet_train", "frechet_held_out"),
+            f"{scored[-1]['protocol']}: lower is better. Few images bias it upwards, so only its "
+            "course and the difference of the two can be read. Samples that come nearer to the "
+            "training images while they stay as far from the held-out ones are on the way to "
+            "copies.",
+            log=True,
+        )
+    if searched := [r for r in of_kind(records, "scores") if r["copies"] is not None]:
+        line = _line(records, searched, "copies", "", 0)
+        add(
+            "copies",
+            "Near copies",
+            "% of the samples",
+            [replace(line, y=[100 * y for y in line.y])],
+            f"Of {searched[-1]['samples']:,} samples at each check: those at most a third as far "
+            "from one training image as from every other, pixel by pixel.",
+            zero=True,
+        )
+    about = "Images trained on in a second: where patches are hidden there is less to compute."
+    add(
+        "speed",
+        "Speed",
+        "images/s",
+        _by_stage(records, stages, "images_per_s", 3),
+        about,
+        zero=True,
+    )
+    if steps := of_kind(records, "step"):
+        rates = [Line("", [r["seconds"] for r in steps], [r["lr"] for r in steps], 2)]
+        about = "The learning rate of each step."
+        add("rate", "Learning-rate schedule", "learning rate", rates, about, zero=True)
+    return charts
 
 
 def comparison(runs: list[tuple[str, Records]]) -> Chart | None:
@@ -68,32 +111,59 @@ def comparison(runs: list[tuple[str, Records]]) -> Chart | None:
             lines.append(Line(name, [r["seconds"] for r in steps], loss, i))
     if not lines:
         return None
-    title = "Error on held-out images" if judged else "Training loss"
-    spec = Spec(
+    return _chart(
         "comparison",
-        title,
+        "Error on held-out images" if judged else "Training loss",
         ERROR if judged else "loss",
-        lambda *_: lines,
+        lines,
         "Lower is better. Each mark is a check on images that the run was not trained on, "
         "averaged over eight noise levels; only training time counts."
         if judged
         else "Lower is better. The loss on the images being trained on, smoothed; it cannot "
         "tell learning from memorizing.",
+        [Band("", "", 0.0, max(max(line.x) for line in lines))],
         log=all(y > 0 for line in lines for y in line.y),
         wide=True,
     )
-    end = max(max(line.x) for line in lines)
-    return _drawn(spec, lines, end, [Band("", "", 0.0, end)], [], [])
 
 
-def _chart(spec: Spec, records: Records, stages: Stages) -> Chart | None:
-    lines = spec.lines(records, stages)
-    if not lines:
-        return None
-    if spec.masked:
-        names = {r["stage"] for r in _checks(records, "stage")}
-        stages = [s for s in stages if s.name in names]
-    bands = [
+def _chart(
+    key: str,
+    title: str,
+    y_label: str,
+    lines: list[Line],
+    meaning: str,
+    bands: list[Band],
+    *,
+    x_label: str = "",
+    **options: Any,
+) -> Chart:
+    """A chart over the seconds of training, in the unit in which their last reads well.
+
+    `x_label`: of lines over something else, which have no bands. `options`: of `plots.chart`.
+    """
+    if not x_label:
+        end = max((band.right for band in bands), default=0.0)
+        unit, scale = (
+            ("hours", 3600.0)
+            if end > 10800
+            else ("minutes", 60.0)
+            if end > 180
+            else ("seconds", 1.0)
+        )
+        x_label = f"{unit} of training"
+        lines = [replace(line, x=[x / scale for x in line.x]) for line in lines]
+        options["bands"] = [replace(b, left=b.left / scale, right=b.right / scale) for b in bands]
+    describe = f"{title}: {y_label} over {x_label}"
+    drawing = chart(key, lines, x_label=x_label, y_label=y_label, describe=describe, **options)
+    return Chart(title, drawing, meaning, options.get("wide", False))
+
+
+# --- lines and bands -----------------------------------------------------------------------------
+
+
+def _bands(stages: list[StageFacts]) -> list[Band]:
+    return [
         Band(
             f"{s.name}: {s.hidden} hidden" if s.masked else s.name,
             s.name,
@@ -104,47 +174,10 @@ def _chart(spec: Spec, records: Records, stages: Stages) -> Chart | None:
         for s in stages
         if s.seconds
     ]
-    end = max((s.begin + s.seconds for s in stages), default=0.0)
-    return _drawn(spec, lines, end, bands, records, stages)
-
-
-def _drawn(
-    spec: Spec, lines: list[Line], end: float, bands: list[Band], records: Records, stages: Stages
-) -> Chart:
-    """The chart; `end` is the last second, which decides the unit of time."""
-    unit, scale = _unit(end) if "{}" in spec.x_label else ("", 1.0)
-    x_label = spec.x_label.format(unit)
-    drawing = chart(
-        spec.key,
-        [replace(line, x=[x / scale for x in line.x]) for line in lines],
-        x_label=x_label,
-        y_label=spec.y_label,
-        describe=f"{spec.title}: {spec.y_label} over {x_label}",
-        bands=[replace(b, left=b.left / scale, right=b.right / scale) for b in bands if unit],
-        log=spec.log,
-        zero=spec.zero,
-        wide=spec.wide,
-    )
-    meaning = spec.meaning if isinstance(spec.meaning, str) else spec.meaning(records, stages)
-    return Chart(spec.title, drawing, meaning, spec.wide)
-
-
-def _unit(seconds: float) -> tuple[str, float]:
-    """Name and length in seconds of the unit in which `seconds` reads well."""
-    if seconds > 3 * 3600:
-        return "hours", 3600.0
-    return ("minutes", 60.0) if seconds > 180 else ("seconds", 1.0)
-
-
-# --- lines -------------------------------------------------------------------------------------
 
 
 def _checks(records: Records, mask: str) -> Records:
     return [r for r in of_kind(records, "check") if r["mask"] == mask]
-
-
-def _copies_known(records: Records) -> Records:
-    return [r for r in of_kind(records, "scores") if r["copies"] is not None]
 
 
 def _line(records: Records, measured: Records, key: str, name: str, colour: int) -> Line:
@@ -154,43 +187,26 @@ def _line(records: Records, measured: Records, key: str, name: str, colour: int)
     return Line(name, seconds, [r[key] for r in known], colour, marks=True)
 
 
-def _train_and_held_out(records: Records, measured: Records, keys: tuple[str, str]) -> list[Line]:
+def _both(records: Records, measured: Records, train: str, held_out: str) -> list[Line]:
+    """A value of training images and of held-out images, as far as they were measured."""
     lines = [
-        _line(records, measured, key, name, colour)
-        for key, (name, colour) in zip(keys, (TRAINING, HELD_OUT), strict=True)
+        _line(records, measured, train, "training images", 1),
+        _line(records, measured, held_out, "held-out images", 0),
     ]
     return [line for line in lines if line.y]
 
 
-def _errors(records: Records, _: Stages, mask: str) -> list[Line]:
-    keys = ("train_mean", "held_out_mean")
-    return _train_and_held_out(records, _checks(records, mask), keys)
-
-
-def _frechet(records: Records, _: Stages) -> list[Line]:
-    keys = ("frechet_train", "frechet_held_out")
-    return _train_and_held_out(records, comparable(records), keys)
-
-
-def _copies(records: Records, _: Stages) -> list[Line]:
-    line = _line(records, _copies_known(records), "copies", "", 0)
-    return [replace(line, y=[100 * y for y in line.y])] if line.y else []
-
-
-def _bins(records: Records, _: Stages) -> list[Line]:
-    checks = _checks(records, "whole")
-    if not checks:
-        return []
-    last = checks[-1]
-    middles = [(a + b) / 2 for a, b in itertools.pairwise(last["log_snr_edges"])]
+def _bins(check: Record) -> list[Line]:
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(check["log_snr_edges"])]
+    lines = [("training images", "train", 1), ("held-out images", "held_out", 0)]
     return [
-        Line(name, middles, last[key], colour, marks=True)
-        for key, (name, colour) in (("train", TRAINING), ("held_out", HELD_OUT))
-        if last[key] is not None
+        Line(name, middles, check[key], colour, marks=True)
+        for name, key, colour in lines
+        if check[key] is not None
     ]
 
 
-def _by_stage(records: Records, stages: Stages, key: str, colour: int) -> list[Line]:
+def _by_stage(records: Records, stages: list[StageFacts], key: str, colour: int) -> list[Line]:
     """A value of the steps, smoothed within each stage."""
     lines = []
     for stage in stages:
@@ -203,17 +219,12 @@ def _by_stage(records: Records, stages: Stages, key: str, colour: int) -> list[L
     return lines
 
 
-def _learning_rate(records: Records, _: Stages) -> list[Line]:
-    steps = of_kind(records, "step")
-    return [Line("", [r["seconds"] for r in steps], [r["lr"] for r in steps], 2)] if steps else []
-
-
 # --- what they mean ----------------------------------------------------------------------------
 
 
-def _about_loss(records: Records, stages: Stages) -> str:
+def _about_loss(stages: int) -> str:
     text = "The loss that training lowers, on the batches it sees (light: raw; dark: smoothed)."
-    if len(_by_stage(records, stages, "loss", 0)) > 1:
+    if stages > 1:
         text += (
             " It jumps where a stage begins because the task changes with what is hidden; only "
             "values of the same stage can be compared."
@@ -221,8 +232,8 @@ def _about_loss(records: Records, stages: Stages) -> str:
     return text
 
 
-def _about_errors(records: Records, _: Stages) -> str:
-    if _checks(records, "whole")[-1]["held_out_mean"] is None:
+def _about_errors(last: Record) -> str:
+    if last["held_out_mean"] is None:
         return (
             "The error when whole training images are denoised, averaged over eight noise levels. "
             "No images were held out, so memorizing cannot be seen here."
@@ -234,8 +245,7 @@ def _about_errors(records: Records, _: Stages) -> str:
     )
 
 
-def _about_bins(records: Records, _: Stages) -> str:
-    last = _checks(records, "whole")[-1]
+def _about_bins(last: Record) -> str:
     text = (
         "How far the denoised image is from the true one, at eight fixed amounts of noise: the "
         "left decides what is in the picture, the right its fine detail."
@@ -247,84 +257,3 @@ def _about_bins(records: Records, _: Stages) -> str:
             "chance."
         )
     return text
-
-
-def _about_frechet(records: Records, _: Stages) -> str:
-    return (
-        f"{comparable(records)[-1]['protocol']}: lower is better. Few images bias it upwards, so "
-        "only its course and the difference of the two can be read. Samples that come nearer to "
-        "the training images while they stay as far from the held-out ones are on the way to "
-        "copies."
-    )
-
-
-def _about_copies(records: Records, _: Stages) -> str:
-    return (
-        f"Of {_copies_known(records)[-1]['samples']:,} samples at each check: those at most a "
-        "third as far from one training image as from every other, pixel by pixel."
-    )
-
-
-SPECS = (
-    Spec(
-        "loss",
-        "Loss",
-        "training loss",
-        partial(_by_stage, key="loss", colour=0),
-        _about_loss,
-        log=True,
-        wide=True,
-    ),
-    Spec(
-        "errors",
-        "Training and held-out images",
-        ERROR,
-        partial(_errors, mask="whole"),
-        _about_errors,
-        log=True,
-    ),
-    Spec(
-        "bins",
-        "Error by noise level",
-        ERROR,
-        _bins,
-        _about_bins,
-        x_label="log-SNR: left almost only noise, right almost clean",
-        log=True,
-    ),
-    Spec(
-        "mask",
-        "The same at the stage's mask",
-        ERROR,
-        partial(_errors, mask="stage"),
-        "The error on the visible patches alone, as the masked stage is trained. It shows "
-        "whether that stage itself is still learning or already memorizing.",
-        masked=True,
-        log=True,
-    ),
-    Spec(
-        "frechet",
-        "Samples against real images",
-        "Fréchet distance",
-        _frechet,
-        _about_frechet,
-        log=True,
-    ),
-    Spec("copies", "Near copies", "% of the samples", _copies, _about_copies, zero=True),
-    Spec(
-        "speed",
-        "Speed",
-        "images/s",
-        partial(_by_stage, key="images_per_s", colour=3),
-        "Images trained on in a second: where patches are hidden there is less to compute.",
-        zero=True,
-    ),
-    Spec(
-        "rate",
-        "Learning-rate schedule",
-        "learning rate",
-        _learning_rate,
-        "The learning rate of each step.",
-        zero=True,
-    ),
-)

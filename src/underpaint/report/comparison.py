@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from underpaint.compare import record
 from underpaint.io import writing
-from underpaint.report import summary
 from underpaint.report.charts import Chart
-from underpaint.report.page import text_of, write_page
+from underpaint.report.html import render, write_page
 from underpaint.report.plots import Line, chart
 
 __all__ = ["write"]
 
 COLOURS = 4
+MEANING = (
+    "Lower is better. A mark is the mean over seeds; the band holds all of them. Each arm is read "
+    "off where it reaches the height at which the baseline ends: the dashed line."
+)
 WAYS = {
     "verdicts": "By compute (FLOPs)",
     "amortised": "Without the compute of pre-training",
@@ -34,13 +35,11 @@ def write(results: dict[str, Any], out: Path) -> Path:
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    templates = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    templates.lstrip_blocks = True
-    templates.filters |= {"flops": summary.flops, "clock": summary.clock}
     study = results.get("study")
-    page = templates.from_string(text_of("comparison.html.jinja")).render(
-        css=Markup(text_of("page.css")),
+    page = render(
+        "comparison.html.jinja",
         title="Comparison" if study is None else f"Study: {', '.join(study['arms'])}",
+        pixelated=False,
         results=results,
         study=study,
         ways={name: title for name, title in WAYS.items() if name in results},
@@ -53,30 +52,23 @@ def write(results: dict[str, Any], out: Path) -> Path:
 
 def _charts(results: dict[str, Any]) -> list[Chart]:
     """Score against compute; four arms a drawing, with the baseline in each."""
-    names = list(dict.fromkeys(run["arm"] for run in results["runs"]))
-    base = results["baseline"]
-    others = [name for name in names if name != base]
-    target = next(iter(results["verdicts"].values()))["target"]
-    parts = [others[i : i + COLOURS - 1] for i in range(0, len(others), COLOURS - 1)]
+    base, score = results["baseline"], results["score"]
+    others = [name for name in dict.fromkeys(run["arm"] for run in results["runs"]) if name != base]
     charts = []
-    for i, part in enumerate(parts):
-        lines = [_line(results, name, colour) for colour, name in enumerate([base, *part])]
+    for i, start in enumerate(range(0, len(others), COLOURS - 1)):
+        names = [base, *others[start : start + COLOURS - 1]]
+        lines = [_line(results, name, colour) for colour, name in enumerate(names)]
         drawing = chart(
             f"compute-{i}",
             lines,
             x_label="share of the baseline's compute",
-            y_label=results["score"],
-            describe=f"{results['score']} against compute of {', '.join([base, *part])}",
+            y_label=score,
+            describe=f"{score} against compute of {', '.join(names)}",
             log=all(y > 0 for line in lines for y in line.y),
             wide=True,
-            level=target,
+            level=next(iter(results["verdicts"].values()))["target"],
         )
-        meaning = (
-            "Lower is better. A mark is the mean over seeds; the band holds all of them. "
-            "Each arm is read off where it reaches the height at which the baseline ends: the "
-            "dashed line."
-        )
-        charts.append(Chart(f"{results['score']} against compute", drawing, meaning, True))
+        charts.append(Chart(f"{score} against compute", drawing, MEANING, True))
     return charts
 
 

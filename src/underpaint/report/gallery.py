@@ -20,7 +20,6 @@ from underpaint.errors import UserError
 from underpaint.evaluation.nearest import nearest
 from underpaint.report.guarantee import is_private
 from underpaint.sealed import format as sealed
-from underpaint.sealed.format import Sealed
 
 __all__ = ["Gallery", "Pair", "draw"]
 
@@ -70,32 +69,27 @@ def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
         )
         return gallery
     data = _data(run, stage)
+    images: Dataset | sealed.Sealed
     try:
-        if sealed.is_sealed(data.source):
-            _describe_sealed(gallery, sealed.read(data.source))
-            return gallery
-        dataset = prepare(data)
+        images = sealed.read(data.source) if sealed.is_sealed(data.source) else prepare(data)
     except UserError as error:
         gallery.missing.append(
             "The images of this run were not found, so the real images and the nearest training "
             f"images are missing here ({error})."
         )
         return gallery
-    gallery.counts = (len(dataset.train_ids), len(dataset.held_out_ids))
-    gallery.size, gallery.channels = dataset.size, dataset.channels
-    _choose_real(gallery, dataset)
-    if gallery.samples and gallery.samples[0].shape == dataset.images.shape[1:]:
-        _find_nearest(gallery, dataset)
+    gallery.counts = (len(images.train_ids), len(images.held_out_ids))
+    gallery.size, gallery.channels = images.size, images.channels
+    if isinstance(images, sealed.Sealed):
+        gallery.missing.append(
+            f"The images are sealed: {images.about['visible']} patches of each are all there is, "
+            "so no real images and no nearest training images can be shown here."
+        )
+        return gallery
+    _choose_real(gallery, images)
+    if gallery.samples and gallery.samples[0].shape == images.images.shape[1:]:
+        _find_nearest(gallery, images)
     return gallery
-
-
-def _describe_sealed(gallery: Gallery, data: Sealed) -> None:
-    gallery.counts = (len(data.train_ids), len(data.held_out_ids))
-    gallery.size, gallery.channels = data.size, data.channels
-    gallery.missing.append(
-        f"The images are sealed: {data.about['visible']} patches of each are all there is, so no "
-        "real images and no nearest training images can be shown here."
-    )
 
 
 def _data(run: config.Run, name: str | None) -> config.Data:
@@ -126,10 +120,11 @@ def _choose_real(gallery: Gallery, dataset: Dataset) -> None:
         name: list(ids[dataset.labels[ids] == names.index(name)][:rows]) if name in names else []
         for name in gallery.captions
     }
-    for row in range(rows):
-        for name in gallery.captions:
-            column = of_label[name]
-            gallery.real.append(dataset.images[column[row]] if row < len(column) else None)
+    gallery.real = [
+        dataset.images[of_label[name][row]] if row < len(of_label[name]) else None
+        for row in range(rows)
+        for name in gallery.captions
+    ]
 
 
 def _find_nearest(gallery: Gallery, dataset: Dataset) -> None:

@@ -34,10 +34,7 @@ def is_private(run: config.Run, stage: str | None) -> bool:
 
 def private_stages(records: list[Record], run: config.Run) -> list[PrivateStage]:
     """The private stages of `run` that have begun, in their order."""
-    latest = {}
-    for record in of_kind(records, "stage"):
-        if "privacy" in record:
-            latest[record["stage"]] = record
+    latest = {r["stage"]: r for r in of_kind(records, "stage") if "privacy" in r}
     stages = []
     for name, record in latest.items():
         privacy, finished = record["privacy"], record["event"] == "end"

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 import shlex
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from numpy.typing import NDArray
-from PIL import Image
 
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.evaluation import early_stopping
 from underpaint.evaluation.sample_metrics import recorded
-from underpaint.io import is_marked, replace_text, writing
+from underpaint.io import is_marked
 from underpaint.report import charts, gallery, guarantee, metrics, summary
+from underpaint.report.html import embedded, render, write_page
 
-__all__ = ["build", "text_of", "write_page"]
+__all__ = ["build"]
 
 GRIDS = 8  # sample grids shown
-LARGE = 400_000  # bytes of a PNG above which a grid is embedded as WebP
 
 
 def build(
@@ -48,20 +41,11 @@ def build(
     stages = summary.stages(records, run)
     pictures = gallery.draw(run_dir, run, stages[-1].name if stages else None)
     compared = list(also) if len(also) != 1 else [(name, run_dir), *also]
-    templates = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    templates.lstrip_blocks = True
-    templates.filters |= {
-        "clock": summary.clock,
-        "flops": summary.flops,
-        "percent": summary.percent,
-        "picture": _picture,
-        "capital": lambda sentence: sentence[:1].upper() + sentence[1:],
-    }
-    page = templates.from_string(text_of("page.html.jinja")).render(
-        css=Markup(text_of("page.css")),
+    page = render(
+        "page.html.jinja",
         title=name,
         sentences=_sentences(run, stages, pictures, environment),
-        health=_health(records),
+        health=(_last(records, "sample").get("health") or {}).get("sentence"),
         stopping=early_stopping.judge(records),
         numbers=_numbers(records, stages),
         stages=stages,
@@ -79,7 +63,7 @@ def build(
         stops=metrics.of_kind(records, "stop"),
         private=guarantee.private_stages(records, run),
         rollbacks=metrics.of_kind(records, "rollback"),
-        skipped=_skipped(records),
+        skipped=_last(records, "step").get("skipped", 0),
         recipe=(run_dir / "config.yaml").read_text(encoding="utf-8"),
         environment={k: _shown(v) for k, v in environment.items() if v is not None},
         commands=_commands(run_dir, environment),
@@ -103,17 +87,6 @@ def _read(run_dir: Path) -> tuple[config.Run, list[metrics.Record], dict[str, An
     return config.load(run_dir / "config.yaml"), records, environment
 
 
-def write_page(path: Path, page: str) -> Path:
-    """Replace the page at once, so that a reader never sees half of it."""
-    with writing(path):
-        replace_text(path, page)
-    return path
-
-
-def text_of(name: str) -> str:
-    return (resources.files("underpaint.report") / name).read_text(encoding="utf-8")
-
-
 # --- what the page says ------------------------------------------------------------------------
 
 
@@ -133,32 +106,24 @@ def _sentences(
         train, held_out = pictures.counts
         height, width = pictures.size
         colour = "in colour" if pictures.channels == 3 else "in grey"
-        text = (
-            f"This model learned from {train:,} images of {source} ({width}×{height} pixels, "
-            f"{colour})"
+        text = f"This model learned from {train:,} images of {source} ({width}×{height} pixels, "
+        text += f"{colour})" + (
+            f"; {held_out:,} more were held out to judge it" if held_out else ""
         )
-        text += f"; {held_out:,} more were held out to judge it" if held_out else ""
-    sentences = [f"{text}."]
     patches = stages[-1].patches if stages else None
-    sentences.append(summary.about_network(run, environment.get("parameters"), patches))
-    sentences.append(summary.about_noise(run.noise))
+    sentences = [
+        f"{text}.",
+        summary.about_network(run, environment.get("parameters"), patches),
+        summary.about_noise(run.noise),
+    ]
     if environment.get("start"):
         sentences.append(f"It began with the weights of {environment['start']}.")
-    if stages:
-        sentences.append(summary.about_stages(stages))
-        sentences.append(summary.about_masks(stages))
     if not stages:
-        sentences.append("No training is recorded yet.")
-    elif not (stages[-1].finished and len(stages) == len(run.stages)):
+        return [*sentences, "No training is recorded yet."]
+    sentences += [summary.about_stages(stages), summary.about_masks(stages)]
+    if not (stages[-1].finished and len(stages) == len(run.stages)):
         sentences.append("The run has not reached the end of its recipe.")
     return sentences
-
-
-def _health(records: list[metrics.Record]) -> str | None:
-    """What is wrong with the last sample grid, if anything is known to be."""
-    grids = metrics.of_kind(records, "sample")
-    health = grids[-1].get("health") if grids else None
-    return health["sentence"] if health else None
 
 
 def _numbers(
@@ -177,15 +142,15 @@ def _numbers(
     if saved:
         share = f"1/{whole / (whole - saved):.3g}"
         found.append(("of the compute of whole images", share))
-    checks = [r for r in metrics.of_kind(records, "check") if r["mask"] == "whole"]
-    if checks and checks[-1]["held_out_mean"] is not None:
-        found.append(("denoising error on held-out images", f"{checks[-1]['held_out_mean']:.4f}"))
+    if (error := _last(records, "check", mask="whole").get("held_out_mean")) is not None:
+        found.append(("denoising error on held-out images", f"{error:.4f}"))
     return found
 
 
-def _skipped(records: list[metrics.Record]) -> int:
-    steps = metrics.of_kind(records, "step")
-    return int(steps[-1].get("skipped", 0)) if steps else 0
+def _last(records: list[metrics.Record], kind: str, **values: Any) -> metrics.Record:
+    """The last record of this kind with these values; empty if there is none."""
+    found = (r for r in reversed(metrics.of_kind(records, kind)) if r.items() >= values.items())
+    return next(found, {})
 
 
 def _commands(run_dir: Path, environment: dict[str, Any]) -> list[tuple[str, str]]:
@@ -211,33 +176,31 @@ def _shown(value: Any) -> str:
 
 def _grids(run_dir: Path, records: list[metrics.Record]) -> list[dict[str, Any]]:
     """At most GRIDS of the run's sample grids, evenly chosen, with the first and the last."""
-    there = [r for r in metrics.of_kind(records, "sample") if _is_grid(run_dir, r["file"])]
+    there = _there(run_dir, records)
     chosen = sorted({round(i) for i in np.linspace(0, len(there) - 1, GRIDS)}) if there else []
     seconds = summary.seconds_at(records, [r["images"] for r in there])
     return [
-        {
-            "images": there[i]["images"],
-            "stage": there[i]["stage"],
-            "seconds": seconds[i],
-            "file": _embedded(run_dir / there[i]["file"]),
-        }
+        there[i] | {"seconds": seconds[i], "file": embedded(run_dir / there[i]["file"])}
         for i in chosen
     ]
 
 
-def _is_grid(run_dir: Path, name: str) -> bool:
-    """Whether it is a sample grid of the run; one from a stranger may name any file of ours."""
-    if not re.fullmatch(r"samples/images_[0-9]{12}\.png", str(name)):
-        return False
-    return (run_dir / name).is_file() and not (run_dir / name).is_symlink()
+def _there(run_dir: Path, records: list[metrics.Record]) -> list[metrics.Record]:
+    """Its sample grids that are there; the records of a stranger may name any file of ours."""
+    return [
+        r
+        for r in metrics.of_kind(records, "sample")
+        if re.fullmatch(r"samples/images_[0-9]{12}\.png", str(r["file"]))
+        and (run_dir / r["file"]).is_file()
+        and not (run_dir / r["file"]).is_symlink()
+    ]
 
 
 def _compared(label: str, run_dir: Path, main: Path) -> dict[str, Any]:
     """What is shown of a run among others."""
     run, records, environment = _read(run_dir)
     stages = summary.stages(records, run)
-    grids = [r for r in metrics.of_kind(records, "sample") if _is_grid(run_dir, r["file"])]
-    checks = [r for r in metrics.of_kind(records, "check") if r["mask"] == "whole"]
+    grids = _there(run_dir, records)
     limit = f", {run.data.limit:,} images" if run.data.limit else ""
     start = environment.get("start")
     if start and Path(start).resolve() == main.resolve():
@@ -248,32 +211,6 @@ def _compared(label: str, run_dir: Path, main: Path) -> dict[str, Any]:
         "start": f"began with the weights of {start}" if start else "began from random weights",
         "images": sum(stage.images for stage in stages),
         "seconds": sum(stage.seconds for stage in stages),
-        "held_out": checks[-1]["held_out_mean"] if checks else None,
-        "grid": _embedded(run_dir / grids[-1]["file"]) if grids else None,
+        "held_out": _last(records, "check", mask="whole").get("held_out_mean"),
+        "grid": embedded(run_dir / grids[-1]["file"]) if grids else None,
     }
-
-
-def _embedded(path: Path) -> str:
-    """A picture file as a data address; large ones (of photographs) are compressed."""
-    data, kind = path.read_bytes(), "png"
-    if len(data) > LARGE:
-        with Image.open(path) as image:
-            data, kind = _encoded(image, "webp"), "webp"
-    return _address(data, kind)
-
-
-def _picture(pixels: NDArray[np.uint8]) -> str:
-    """Pixels [H, W, C] as a data address; small images exactly, large ones as WebP."""
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    kind = "png" if max(image.size) <= 96 else "webp"
-    return _address(_encoded(image, kind), kind)
-
-
-def _encoded(image: Image.Image, kind: str) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **({"quality": 90} if kind == "webp" else {"optimize": True}))
-    return file.getvalue()
-
-
-def _address(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

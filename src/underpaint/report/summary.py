@@ -63,7 +63,7 @@ PREDICTIONS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageFacts:
     """One stage as it was trained, so far."""
 
@@ -139,17 +139,11 @@ def stages(records: list[Record], run: config.Run) -> list[StageFacts]:
                 finished=name in ends,
             )
         )
-    return [_with_seconds(stage, found) for stage in found]
-
-
-def _with_seconds(stage: StageFacts, all_stages: list[StageFacts]) -> StageFacts:
-    whole = [
-        s for s in all_stages if not s.masked and s.patches == stage.patches and s.images_per_s
-    ]
-    if not stage.masked or not whole:
-        return stage
-    saved = stage.images / whole[-1].images_per_s - stage.seconds
-    return StageFacts(**{**stage.__dict__, "saved_seconds": saved})
+    for stage in found:
+        whole = [s for s in found if not s.masked and s.patches == stage.patches and s.images_per_s]
+        if stage.masked and whole:
+            stage.saved_seconds = stage.images / whole[-1].images_per_s - stage.seconds
+    return found
 
 
 def seconds_at(records: list[Record], images: Sequence[int]) -> list[float]:
@@ -248,13 +242,14 @@ def about_masks(all_stages: list[StageFacts]) -> str:
     timed = [s for s in masked if s.saved_seconds is not None]
     if timed and len(timed) == len(masked):
         seconds = sum(s.saved_seconds or 0.0 for s in timed)
-        if seconds > 0:
-            text += (
-                f" At the measured speed of the unmasked stage these images would have taken "
-                f"{clock(seconds)} longer."
+        if seconds <= 0:
+            return (
+                f"{text} It saved no time: the masked stage was not faster than the unmasked one."
             )
-        else:
-            text += " It saved no time: the masked stage was not faster than the unmasked one."
+        text += (
+            " At the measured speed of the unmasked stage these images would have taken "
+            f"{clock(seconds)} longer."
+        )
     return text
 
 

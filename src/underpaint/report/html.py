@@ -1,0 +1,79 @@
+"""From a template of this package to a page: one file that needs no network and no scripts."""
+
+from __future__ import annotations
+
+import base64
+import io
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+
+from underpaint.io import replace_text, writing
+from underpaint.report import summary
+
+__all__ = ["embedded", "picture", "render", "text_of", "write_page"]
+
+LARGE = 400_000  # bytes of a PNG above which it is embedded as WebP
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of a template of this package."""
+    templates = Environment(
+        loader=PackageLoader("underpaint.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {
+        "capital": lambda sentence: sentence[:1].upper() + sentence[1:],
+        "clock": summary.clock,
+        "flops": summary.flops,
+        "number": lambda value: f"{value:.3f}",
+        "of_100": lambda share: f"{100 * share:.0f}",
+        "p": lambda p: f"= {p:.2g}" if p >= 1e-4 else "below 0.0001",
+        "picture": picture,
+        "share": lambda share: f"{share:.1%}",
+    }
+    return templates.get_template(template).render(**values)
+
+
+def text_of(name: str) -> str:
+    """A file of this package."""
+    return (resources.files("underpaint.report") / name).read_text(encoding="utf-8")
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Replace the page at once, so that a reader never sees half of it."""
+    with writing(path):
+        replace_text(path, page)
+    return path
+
+
+def embedded(path: Path) -> str:
+    """A picture file as a data address; large ones (of photographs) are compressed."""
+    if path.stat().st_size <= LARGE:
+        return _address(path.read_bytes(), "png")
+    with Image.open(path) as image:
+        return _encoded(image, "webp")
+
+
+def picture(pixels: NDArray[np.uint8]) -> str:
+    """Pixels [H, W, C] as a data address; small images exactly, large ones as WebP."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return _encoded(image, "png" if max(image.size) <= 96 else "webp")
+
+
+def _encoded(image: Image.Image, kind: str) -> str:
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 90} if kind == "webp" else {"optimize": True}))
+    return _address(file.getvalue(), kind)
+
+
+def _address(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
