@@ -205,11 +205,15 @@ def test_networks_of_whole_images_cannot_be_asked_about_patches(
 
 
 def test_networks_of_coarse_tokens_cannot_be_asked_about_other_squares(
-    place: Path, tmp_path: Path, wrong: Callable[..., str]
+    place: Path,
+    tmp_path: Path,
+    wrong: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """2×2 patches a token, and a file of single patches."""
     flags = ["--space.patch", 2, "--network.kind", "hourglass", "--stages.masked.images", 32]
     run = trained(place, "coarse", "--data", place / "images.npz", *flags)
+    capsys.readouterr()
     data = config.Data(source=str(place / "images.npz"), channels=1, held_out="24")
     seal(data, tmp_path / "patches.up", patch=2, rate=0.5, kind="patch", workers=1)
     line = wrong("audit", run, "--members", tmp_path / "patches.up")
