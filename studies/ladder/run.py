@@ -62,6 +62,7 @@ DDPM: dict[str, Any] = {
     "sampling": {"grid": "karras"},
 }
 X0 = {"noise": {"prediction": "x0", "weighting": "velocity"}}
+MUON = {"train": {"optimizer": "muon"}}
 HOURGLASS = {"network": {"kind": "hourglass", "depth": 3}}
 
 
@@ -90,6 +91,8 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "hourglass": ("dit", {**HOURGLASS, **_stage(learning_rate=2e-3)}),
     "hourglass-x0": ("hourglass", X0),
     "hourglass-64": ("hourglass", {"network": {"width": 64}}),
+    "hourglass-64-x0": ("hourglass-64", X0),
+    "hourglass-64-depth-5": ("hourglass-64", {"network": {"depth": 5}}),
     "hourglass-96": ("hourglass", {"network": {"width": 96}}),
     "hourglass-p2": (
         "hourglass",
@@ -99,6 +102,10 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "hourglass-no-residual": ("hourglass", _options(value_residual=False)),
     "hourglass-depth-5": ("hourglass", {"network": {"depth": 5}}),
     "hourglass-mixed": ("hourglass", {"noise": {"time": "mixed", "stratified": True}}),
+    # the optimiser
+    "patch-8-muon": ("patch-8", {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
+    "patch-8-muon-batch-8": ("patch-8-muon", _stage(learning_rate=4e-3, batch=8)),
+    "hourglass-64-muon": ("hourglass-64", {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
 }
 
 
