@@ -202,8 +202,11 @@ class Model:
                 part = None if ids is None else [ids[i % len(ids)] for i in chosen]
                 source = samplers.SeededNoise([seed + i for i in chosen])
                 x = source.initial(shape).to(self.device) * float(sigmas[0])
-                guided_denoise = self._guided(part, len(chosen), sampling.guidance)
-                x0 = samplers.sample(guided_denoise, x, sigmas, sampling, noise=source.step)
+                asked = self._label_tensor(part, len(chosen))
+                # guidance towards no label is no guidance: one call
+                null = None if part is None or asked is None else torch.full_like(asked, -1)
+                denoise = guided(self.denoiser.denoise, asked, null, sampling.guidance)
+                x0 = samplers.sample(denoise, x, sigmas, sampling, noise=source.step)
                 images[start : chosen.stop] = spaces.to_uint8(self.images(x0)).cpu().numpy()
                 if progress:
                     progress(chosen.stop, n)
@@ -223,14 +226,6 @@ class Model:
                 f"clip {sampling.clip}: latents are not bounded as pixels are; give clip none"
             )
         return sampling
-
-    def _guided(
-        self, ids: list[int] | None, count: int, guidance: float
-    ) -> Callable[[Tensor, float | Tensor], Tensor]:
-        labels = self._label_tensor(ids, count)
-        # guidance towards no label is no guidance: one call
-        null = None if ids is None or labels is None else torch.full_like(labels, -1)
-        return guided(self.denoiser.denoise, labels, null, guidance)
 
 
 @contextlib.contextmanager

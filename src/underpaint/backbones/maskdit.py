@@ -14,6 +14,8 @@ Zheng et al. 2024 (arXiv 2306.09305):
 - 512×8 is the decoder of XL/2: give a small encoder a smaller one (`decoder_width`, …).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,22 +45,12 @@ class Decoder(nn.Module):
     """Mask tokens beside the visible ones, positions, and blocks on all N."""
 
     def __init__(
-        self,
-        grid: tuple[int, int],
-        width: int,
-        depth: int,
-        heads: int,
-        hidden: int,
-        dropout: float,
-        qk_norm: bool,
-        condition: int,
+        self, grid: tuple[int, int], width: int, depth: int, block: Callable[[], Block]
     ) -> None:
         super().__init__()
         self.mask_token = nn.Embedding(1, width)
         self.positions = SinCosPositions(grid, width)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, hidden, dropout, qk_norm, condition) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(block() for _ in range(depth))
 
     def forward(self, x: Tensor, ids: Tensor, c: Tensor) -> Tensor:
         """Visible tokens [B, V, width], all patch numbers [B, N], visible first → [B, N, width]."""
@@ -117,16 +109,12 @@ class MaskDiT(DiT):
             augment=augment,
         )
         self.bridge = Bridge(width, decoder_width)
-        self.decoder = Decoder(
-            grid,
-            decoder_width,
-            decoder_depth,
-            decoder_heads,
-            int(decoder_width * mlp_ratio),
-            dropout,
-            qk_norm,
-            width,
-        )
+        hidden = int(decoder_width * mlp_ratio)
+
+        def block() -> Block:
+            return Block(decoder_width, decoder_heads, hidden, dropout, qk_norm, width)
+
+        self.decoder = Decoder(grid, decoder_width, decoder_depth, block)
         self.modulation = nn.Linear(width, 2 * decoder_width)  # instead of the dit's own two
         self.head = nn.Linear(decoder_width, patch_dim)
         initialise(self.decoder)

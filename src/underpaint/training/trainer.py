@@ -7,6 +7,8 @@ stage, and the way back to a checkpoint where training diverges.
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 
 import torch
@@ -68,10 +70,11 @@ def train(
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
     keep_freed_memory()
-    world = distributed.start(run.train.device)
-    torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
-    log = None
-    try:
+    with ExitStack() as closing:
+        world = distributed.start(run.train.device)
+        closing.callback(world.close)
+        closing.callback(folder.unlock)
+        torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
         if world.first and not resume:
             folder.check(overwrite)
         notes: list[str] = []
@@ -103,38 +106,31 @@ def train(
                 folder.write("images.json", provenance.identities(stages))
         world.barrier()
         log = Log(folder, sum(stage.images for stage in stages), world.first, quiet)
+        closing.callback(log.close)
         log.track(run)
         for note in notes:
             log.say(note)
         return Trainer(run, folder, world, stages, state, log, make_check).fit()
-    finally:
-        if log is not None:
-            log.close()
-        folder.unlock()
-        world.close()
 
 
+@dataclass
 class Trainer:
     """One process's part of a run: its stages, folder, state and log."""
 
-    def __init__(
-        self,
-        run: config.Run,
-        folder: RunFolder,
-        world: distributed.World,
-        stages: list[PreparedStage],
-        state: TrainState | None,
-        log: Log,
-        make_check: MakeCheck | None,
-    ) -> None:
-        """`state` None: go on from the newest checkpoint in `folder`."""
-        self.run, self.folder, self.world, self.stages = run, folder, world, stages
-        self.log, self.make_check = log, make_check
-        self.resumed = state is None
-        if state is None:
+    run: config.Run
+    folder: RunFolder
+    world: distributed.World
+    stages: list[PreparedStage]
+    begin: InitVar[TrainState | None]  # None: go on from the newest checkpoint in `folder`
+    log: Log
+    make_check: MakeCheck | None
+
+    def __post_init__(self, begin: TrainState | None) -> None:
+        self.resumed = begin is None
+        if begin is None:
             self.state, self.progress = self._restored()
         else:
-            self.state, self.progress = state, Progress(metrics_bytes=log.size())
+            self.state, self.progress = begin, Progress(metrics_bytes=self.log.size())
 
     def fit(self) -> Path:
         """Train to the end, through all stages; returns the run's folder."""
