@@ -323,7 +323,7 @@ def test_sealed_images_are_known_by_their_patches(tmp_path: Path) -> None:
     positions = np.tile(np.array([0, 3], np.uint16), (3, 1))
     none = np.zeros(0, np.int64)
     about = {"size": [6, 6], "channels": 1, "label_names": []}
-    sealed = Sealed(patches, positions, about, none, none, none, "key")
+    sealed = Sealed(patches, positions, about, (6, 6), 1, (), none, none, none, "key")
 
     def content(sealed: Sealed, image: int) -> str:
         space, spec = spaces.Pixels((6, 6), 1, 3), MaskSpec("patch", 0.5)

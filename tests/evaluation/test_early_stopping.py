@@ -9,7 +9,7 @@ import torch
 
 from underpaint import api, config
 from underpaint.evaluation.early_stopping import PATIENCE, judge
-from underpaint.report import metrics
+from underpaint.evaluation.records import read
 
 torch.set_num_threads(1)
 
@@ -162,8 +162,8 @@ def test_a_run_on_64_images_too_long_is_copying_and_a_short_one_on_many_is_not(
     def shaded(n: int) -> np.ndarray:  # one number an image
         return np.broadcast_to(rng.integers(0, 256, (n, 1, 1, 1)), (n, 8, 8, 1)).astype(np.uint8)
 
-    over = judge(metrics.read(train(tmp_path / "few", noise(64), noise(64), 40_000) / METRICS))
+    over = judge(read(train(tmp_path / "few", noise(64), noise(64), 40_000) / METRICS))
     assert over.answer == "copying"
     assert over.evidence["gap"][1] > over.evidence["gap"][0]
-    fair = judge(metrics.read(train(tmp_path / "many", shaded(2000), shaded(64), 6400) / METRICS))
+    fair = judge(read(train(tmp_path / "many", shaded(2000), shaded(64), 6400) / METRICS))
     assert fair.answer in ("improving", "waiting")  # the last of few checks may rise a little

@@ -190,19 +190,17 @@ def test_processes_share_the_blocks_without_overlap(place: Path, tmp_path: Path)
         drawn.append(start)
         return pixels[start : start + count]
 
-    empty = [feature_cache._read(tmp_path, start, 32) for start in range(0, 200, 32)]
-    assert empty == [None] * 7
+    stores = [feature_cache.Store(tmp_path / str(rank), draw, extractor) for rank in range(2)]
     # both see an empty folder, as they do before the first barrier
-    for rank in range(2):
-        folder = tmp_path / str(rank)
-        feature_cache.fill(folder, 200, draw, extractor, Other(rank, 2, torch.device("cpu")))
+    for rank, store in enumerate(stores):
+        store.fill(200, Other(rank, 2, torch.device("cpu")))
     assert sorted(drawn) == list(range(0, 200, 32))
     for block in (tmp_path / "1").glob("*.npy"):
         block.rename(tmp_path / "0" / block.name)
-    np.testing.assert_array_equal(feature_cache.read(tmp_path / "0", 200), whole)
+    np.testing.assert_array_equal(stores[0].read(200), whole)
     (tmp_path / "0" / "000000064.npy").write_bytes(b"cut short")
     drawn.clear()
-    feature_cache.fill(tmp_path / "0", 200, draw, extractor, ONE)
+    stores[0].fill(200, ONE)
     assert drawn == [64]
 
 

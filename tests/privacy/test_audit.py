@@ -204,8 +204,8 @@ def test_another_model_is_asked_in_the_same_precision(
     precision: Precision, run: Path, honest: Path
 ) -> None:
     loaded = model.load(honest, device="cpu", precision=precision)
-    setup = SimpleNamespace(subsets=())  # nothing that it may not have seen
-    assert load_reference(run, loaded, setup).precision == precision
+    setup = SimpleNamespace(loaded=loaded, subsets=())  # nothing that it may not have seen
+    assert load_reference(run, setup).precision == precision
 
 
 def test_a_reference_that_has_seen_a_side_is_refused(

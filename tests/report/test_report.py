@@ -13,7 +13,8 @@ from tests.report.synthetic import model, write_images, write_run
 from underpaint import backbones, config, report
 from underpaint.core import masks, preconditioning, schedules, spaces
 from underpaint.errors import UserError
-from underpaint.report import gallery, metrics, summary
+from underpaint.evaluation import records as metrics
+from underpaint.report import gallery, summary
 from underpaint.report.plots import Band, Line, chart, smooth
 
 SECTIONS = ["samples", "progress", "nearest", "stages", "curves", "repeat"]

@@ -20,6 +20,7 @@ from underpaint._version import __version__
 from underpaint.compare.split_scoring import final_data
 from underpaint.compare.verdict import Point, verdict
 from underpaint.errors import UserError
+from underpaint.evaluation.records import of_kind, read
 
 __all__ = ["NOTE", "compare"]
 
@@ -38,42 +39,37 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
     paths = [Path(folder) for folder in folders]
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("the same run is given twice; give different ones")
-    arms: dict[str, dict[int, list[Point]]] = {}
-    known: dict[tuple[str, str], str] = {}  # recipe without its seed, start → arm
-    notes = [NOTE]
-    runs: list[dict[str, Any]] = []
-    first = ""
     recipes = [_read(path) for path in paths]
     for path, (_, images, _) in zip(paths, recipes, strict=True):
-        if first and images != first:
+        if images != recipes[0][1]:
             raise UserError(
                 f"{path} was trained on other images than {paths[0]}; scores of different data "
                 "cannot be compared, so give runs of the same data"
             )
-        first = images
+    arms: dict[str, dict[int, list[Point]]] = {}
+    known: dict[tuple[str, str], str] = {}  # recipe without its seed, start → arm
+    notes, runs = [NOTE], []
     for path, (recipe, _, start) in zip(paths, recipes, strict=True):
         seed, points = recipe.train.seed, _points(path)
         recipe.train = dataclasses.replace(recipe.train, seed=0)
-        name = known.setdefault((config.to_yaml(recipe), start), _name(path, arms))
+        name = path.resolve().name
+        name = known.setdefault(
+            (config.to_yaml(recipe), start), name if name not in arms else str(path)
+        )
         if seed in arms.setdefault(name, {}):
             raise UserError(f"{path}: {name} has seed {seed} already; give runs of other seeds")
         if start and not arms[name]:
             notes.append(f"{name} began with the weights of {start}, whose compute is not counted")
         arms[name][seed] = points
-        runs += [
-            {
-                "arm": name,
-                "seed": seed,
-                "run": str(path),
-                "flops": point.compute,
-                "score": point.score,
-            }
-            for point in points
-        ]
+        for point in points:
+            run = {"arm": name, "seed": seed, "run": str(path)}
+            runs.append({**run, "flops": point.compute, "score": point.score})
     base = next(iter(arms))
     if len(arms) < 2:
         raise UserError("these runs differ in their seeds alone; give runs of two recipes")
-    _seeds_in_pairs(arms, base)
+    for name, scores in arms.items():  # one run an arm is a pair, whatever its seeds are
+        if len(scores) == len(arms[base]) == 1:
+            arms[name] = dict(zip(arms[base], scores.values(), strict=True))
     return {
         "underpaint": __version__,
         "score": SCORE,
@@ -86,17 +82,6 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
         },
         "notes": notes,
     }
-
-
-def _seeds_in_pairs(arms: dict[str, dict[int, list[Point]]], base: str) -> None:
-    """One run an arm is a pair, whatever its seeds are."""
-    for name, scores in arms.items():
-        if (
-            name != base
-            and len(scores) == len(arms[base]) == 1
-            and not set(scores) & set(arms[base])
-        ):
-            arms[name] = {next(iter(arms[base])): next(iter(scores.values()))}
 
 
 def _read(path: Path) -> tuple[config.Run, str, str]:
@@ -116,25 +101,11 @@ def _read(path: Path) -> tuple[config.Run, str, str]:
 
 def _points(path: Path) -> list[Point]:
     """Compute and held-out error at each check of whole images."""
-    records = []
-    for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # a last line cut short
-            break
+    records = read(path / "metrics.jsonl")
     spent = sorted({(r["images"], r["flops"]) for r in records if r["kind"] in ("step", "stage")})
-    checks = [
-        r
-        for r in records
-        if r["kind"] == "check" and r["mask"] == "whole" and r.get("held_out_mean") is not None
-    ]
+    checks = [r for r in of_kind(records, "check") if r["mask"] == "whole"]
+    checks = [r for r in checks if r.get("held_out_mean") is not None]
     if not checks or not spent:
         raise UserError(f"{path}: has measured no held-out images; train it with train.check_every")
     images, flops = zip(*spent, strict=True)
     return [Point(float(np.interp(r["images"], images, flops)), r["held_out_mean"]) for r in checks]
-
-
-def _name(path: Path, arms: dict[str, Any]) -> str:
-    """The folder's name, or its path where another has that name."""
-    name = path.resolve().name
-    return name if name not in arms else str(path)

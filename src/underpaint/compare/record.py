@@ -36,11 +36,7 @@ __all__ = [
 ]
 
 PARTS = ("runs", "trials", "earlier")
-ROWS = {
-    "settings",
-    "timed",
-    "units",
-}  # names whose values have a line each, as the items of a list do
+ROWS = {"settings", "timed", "units"}  # names whose values have a line each, as items of a list
 
 Values = dict[str, Any]
 

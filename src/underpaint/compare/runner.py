@@ -35,11 +35,12 @@ from underpaint.compare.split_scoring import Half, final_data, half, measure
 from underpaint.compare.study import Study
 from underpaint.compare.verdict import Curve, Point, verdict
 from underpaint.errors import UserError
+from underpaint.evaluation.records import of_kind, read
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.io import check_new, is_marked, mark, numbered, replace_text, writing
 from underpaint.training import train
 
-__all__ = ["RESULTS", "Task", "conduct", "tasks"]
+__all__ = ["RESULTS", "conduct"]
 
 Say = Callable[[str], None]
 
@@ -50,16 +51,21 @@ RESULTS = ("results.json", "comparison.html", "speeds.json")
 class Task:
     """One run of a study."""
 
+    study: Study
     arm: str
+    trial: dict[str, Any]  # settings of tuning
     point: float
     seed: int
-    folder: Path
+    which: Half
     run: config.Run
-    start: str | None
-    half: Half
-    score: str
-    images: int
-    extractor: str
+    folder: Path
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How it is scored."""
+        study = self.study
+        features = {"features": study.features} if study.score == "FD" else {}
+        return {"score": study.score, "half": self.which, "images": study.images, **features}
 
 
 def conduct(
@@ -77,11 +83,11 @@ def conduct(
     workers = workers or len(os.sched_getaffinity(0))
     before = record.read(out / "results.json")
     known = {out / name: run for name, run in record.runs_of(before).items()}
+    # what cannot work is refused before anything is trained
     _same_images(study)
-    for arm in study.arms.values():
-        _charged(arm.start)  # refuses a start of unknown cost, before anything is trained
+    start_flops = {name: _charged(arm.start) for name, arm in study.arms.items()}
     best: dict[str, dict[str, Any]] = {name: {} for name in study.arms}
-    todo = tasks(study, out, best)  # refuses what cannot work, before anything is trained
+    todo = _tasks(study, out, best)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         if not begun:
@@ -89,29 +95,26 @@ def conduct(
     tuned: dict[str, list[dict[str, Any]]] = {}
     trial_runs: list[dict[str, Any]] = []
     if study.tuning.trials:
-        trials = studies.trials(study.tuning)
-        by_arm = {name: _trials(study, out, name, trials) for name in study.arms}
-        every = [task for of_arm in by_arm.values() for task in of_arm]
-        found = _all(every, known, workers, say)
-        trial_runs = [_line(task, out, found[task.folder]) for task in every]
-        for name, of_arm in by_arm.items():
-            tuned[name] = [
-                {**trial, "score": found[task.folder]["score"]}
-                for trial, task in zip(trials, of_arm, strict=True)
-            ]
-            best[name] = min(zip(tuned[name], trials, strict=True), key=lambda p: p[0]["score"])[1]
-        todo = tasks(study, out, best)
+        trials = [
+            _task(study, name, trial, study.tuning.point, 0, "A", out / "tuning" / name)
+            for name in study.arms
+            for trial in studies.trials(study.tuning)
+        ]
+        found = _all(trials, known, workers, say)
+        trial_runs = [_line(task, out, found) for task in trials]
+        for task in trials:
+            score = {"score": found[task.folder]["score"]}
+            tuned.setdefault(task.arm, []).append(task.trial | score)
+        for name, scored in tuned.items():
+            best[name] = dict(min(scored, key=lambda trial: trial["score"]))
+            del best[name]["score"]
+        todo = _tasks(study, out, best)
     seconds, timed = _speeds(study, best, out, say, before)
-    done = _all(todo, known, workers, say)
-    runs = [
-        _line(task, out, done[task.folder])
-        | {
-            "seconds_alone": sum(
-                stage.images * seconds[task.arm][name] for name, stage in task.run.stages.items()
-            )
-        }
-        for task in todo
-    ]
+    found = _all(todo, known, workers, say)
+    runs = []
+    for task in todo:
+        alone = (s.images * seconds[task.arm][name] for name, s in task.run.stages.items())
+        runs.append(_line(task, out, found) | {"seconds_alone": sum(alone)})
     asked = {run["run"] for run in (*runs, *trial_runs)}
     earlier = [run for run in record.runs_of(before).values() if run["run"] not in asked]
     results = {
@@ -123,7 +126,7 @@ def conduct(
         "chosen": best,
         "notes": _notes(study, best),
         "seconds_an_image": seconds,
-        "start_flops": {name: _charged(arm.start) for name, arm in study.arms.items()},
+        "start_flops": start_flops,
         **_verdicts(study, runs),
         **record.of_arms({"runs": runs, "trials": trial_runs, "earlier": earlier}, timed),
     }
@@ -133,7 +136,7 @@ def conduct(
     return dict(json.loads(text))
 
 
-def _line(task: Task, out: Path, found: dict[str, Any]) -> dict[str, Any]:
+def _line(task: Task, out: Path, found: dict[Path, dict[str, Any]]) -> dict[str, Any]:
     """What results.json holds of a run, its settings still in full."""
     return {
         "arm": task.arm,
@@ -141,53 +144,32 @@ def _line(task: Task, out: Path, found: dict[str, Any]) -> dict[str, Any]:
         "seed": task.seed,
         "run": str(task.folder.relative_to(out)),
         "settings": config.to_dict(task.run),
-        **found,
+        **found[task.folder],
     }
 
 
 def _notes(study: Study, best: dict[str, dict[str, Any]]) -> list[str]:
     """What a reader should know of the tuning."""
-    notes = []
-    for name, chosen in best.items():
-        edges = [f"{key} {chosen[key]:g}" for key in studies.at_the_edge(study.tuning, chosen)]
-        if edges:
-            notes.append(
-                f"the best {' and '.join(edges)} of {name} lies at the edge of what was tried: "
-                "a wider grid may find better"
-            )
-    return notes
+    edges = {
+        name: [f"{key} {chosen[key]:g}" for key in studies.at_the_edge(study.tuning, chosen)]
+        for name, chosen in best.items()
+    }
+    return [
+        f"the best {' and '.join(found)} of {name} lies at the edge of what was tried: a wider "
+        "grid may find better"
+        for name, found in edges.items()
+        if found
+    ]
 
 
-def tasks(study: Study, out: Path, best: dict[str, dict[str, Any]]) -> list[Task]:
+def _tasks(study: Study, out: Path, best: dict[str, dict[str, Any]]) -> list[Task]:
     """All runs that are reported, with the settings that tuning has chosen for each arm."""
     return [
-        _task(
-            study,
-            name,
-            best[name],
-            point,
-            seed,
-            out / "runs" / name / f"{point:g}" / f"seed-{seed}",
-            "B",
-        )
+        _task(study, name, best[name], point, seed, "B", out / "runs" / name / f"{point:g}")
         for name in study.arms
         for point in study.points_of(name)
         for seed in study.seeds_of(name)
     ]
-
-
-def _trials(study: Study, out: Path, name: str, trials: list[dict[str, Any]]) -> list[Task]:
-    return [
-        _task(
-            study, name, trial, study.tuning.point, 0, out / "tuning" / name / _called(trial), "A"
-        )
-        for trial in trials
-    ]
-
-
-def _called(trial: dict[str, Any]) -> str:
-    """The folder of a trial: by its settings, so that a grid may grow and keep what is done."""
-    return "-".join(f"{key}-{value:g}" for key, value in trial.items())
 
 
 def _task(
@@ -196,54 +178,42 @@ def _task(
     trial: dict[str, Any],
     point: float,
     seed: int,
-    folder: Path,
     which: Half,
+    place: Path,
 ) -> Task:
-    run, arm = studies.recipe(study, name, trial), study.arms[name]
+    """A run of arm `name`, below `place`; a trial's folder is named by its settings."""
+    run, shares = studies.recipe(study, name, trial), study.arms[name].shares
     run.train = dataclasses.replace(run.train, seed=seed, threads=1)
     dataset = data.prepare(run.data)
+    classes = len(dataset.label_names)
     try:
         run = studies.scaled(
-            run,
-            arm.shares,
-            study.budget,
-            point,
-            dataset.size,
-            dataset.channels,
-            len(dataset.label_names),
+            run, shares, study.budget, point, dataset.size, dataset.channels, classes
         )
     except UserError as error:
         raise UserError(f"arm {name}: {error}") from None
-    return Task(
-        name,
-        point,
-        seed,
-        folder,
-        run,
-        arm.start or None,
-        which,
-        study.score,
-        study.images,
-        study.features,
-    )
+    called = "-".join(f"{key}-{value:g}" for key, value in trial.items())
+    folder = place / (f"seed-{seed}" if which == "B" else called)
+    return Task(study, name, trial, point, seed, which, run, folder)
 
 
 def _same_images(study: Study) -> None:
     """Raise UserError if the arms would be judged on different images."""
-    first, key_of_first = "", b""
+    keys: dict[str, bytes] = {}
     for name in study.arms:
         wanted = final_data(studies.recipe(study, name))
         if not wanted.source:
             raise UserError("the study names no images; add settings: {data: {source: FOLDER}}")
         dataset = data.prepare(wanted)
         half(dataset, "A", study.images)  # raises where too few are held out
-        key = dataset.key.encode() + dataset.train_ids.tobytes() + dataset.held_out_ids.tobytes()
-        if key_of_first and key != key_of_first:
+        ids = dataset.train_ids.tobytes() + dataset.held_out_ids.tobytes()
+        keys[name] = dataset.key.encode() + ids
+        first = next(iter(keys))
+        if keys[name] != keys[first]:
             raise UserError(
                 f"arms {first} and {name} end on different images; scores of different data cannot "
                 "be compared, so give all arms the same data and size in their last stage"
             )
-        first, key_of_first = first or name, key
 
 
 # --- running -----------------------------------------------------------------------------------
@@ -259,7 +229,7 @@ def _all(
         found[task.folder] = score
         say(
             f"{len(found)} of {len(todo)}: {task.arm} at {task.point:g}, seed {task.seed}: "
-            f"{task.score} {score['score']:.5g}"
+            f"{task.study.score} {score['score']:.5g}"
         )
 
     recorded = {task.folder: _recorded(task, known.get(task.folder)) for task in todo}
@@ -282,15 +252,9 @@ def _recorded(task: Task, known: dict[str, Any] | None) -> dict[str, Any] | None
             f"{task.folder}: stands in results.json with other settings than the study has now; "
             "give another --out, or remove its line"
         )
-    if known["protocol"] != _protocol(task):
+    if known["protocol"] != task.protocol:
         return None
     return {name: known[name] for name in ("protocol", "score", "images", "flops", "seconds")}
-
-
-def _protocol(task: Task) -> dict[str, Any]:
-    """How a task is scored."""
-    protocol = {"score": task.score, "half": task.half, "images": task.images}
-    return protocol | ({"features": task.extractor} if task.score == "FD" else {})
 
 
 def _name(task: Task) -> str:
@@ -303,9 +267,7 @@ def _name(task: Task) -> str:
 def _one(task: Task) -> dict[str, Any]:
     """Train what is left of a task, and score it once."""
     torch.set_num_threads(1)
-    kept = task.folder / "study.json"
-    protocol = _protocol(task)
-    recipe = task.folder / "config.yaml"
+    kept, recipe = task.folder / "study.json", task.folder / "config.yaml"
     begun = recipe.is_file()
     # loaded, so that a setting that is new since then stands at its default
     if begun and config.to_yaml(config.load(recipe)) != config.to_yaml(task.run):
@@ -315,7 +277,7 @@ def _one(task: Task) -> dict[str, Any]:
         )
     try:
         measured = json.loads(kept.read_text(encoding="utf-8"))
-        if measured["protocol"] == protocol:
+        if measured["protocol"] == task.protocol:
             return dict(measured)
     except (OSError, ValueError, KeyError):
         pass
@@ -323,24 +285,26 @@ def _one(task: Task) -> dict[str, Any]:
     train(
         task.run,
         task.folder,
-        start=None if resumable else task.start,
+        start=None if resumable else task.study.arms[task.arm].start or None,
         resume=resumable,
         overwrite=not resumable,
         make_check=OverfitCheck.of,
         quiet=True,
     )
-    score = measure(task.folder, task.score, task.half, most=task.images, extractor=task.extractor)
-    measured = {"protocol": protocol, "score": score, **_spent(task.folder)}
+    study = task.study
+    score = measure(
+        task.folder, study.score, task.which, most=study.images, extractor=study.features
+    )
+    measured = {"protocol": task.protocol, "score": score, **_spent(task.folder)}
     replace_text(kept, json.dumps(measured, indent=1) + "\n")
     return measured
 
 
 def _spent(folder: Path) -> dict[str, float]:
     """Images, FLOPs and seconds of training of a finished run."""
-    for line in reversed((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
-        record = json.loads(line)
-        if record["kind"] == "stage" and record["event"] == "end":
-            return {key: record[key] for key in ("images", "flops", "seconds")}
+    for stage in reversed(of_kind(read(folder / "metrics.jsonl"), "stage")):
+        if stage["event"] == "end":
+            return {key: stage[key] for key in ("images", "flops", "seconds")}
     raise UserError(f"{folder}: its last stage has not ended")
 
 
@@ -359,7 +323,7 @@ def _speeds(
     study: Study, best: dict[str, dict[str, Any]], out: Path, say: Say, before: dict[str, Any]
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """Seconds an image of each stage of each arm, and the settings they were measured with."""
-    runs = {name: _task(study, name, best[name], 1.0, 0, out, "B").run for name in study.arms}
+    runs = {name: _task(study, name, best[name], 1.0, 0, "B", out).run for name in study.arms}
     timed = {name: config.to_dict(run) for name, run in runs.items()}
     stages = {name: settings["stages"] for name, settings in timed.items()}
     if record.timed_stages(before) == json.loads(json.dumps(stages)):
@@ -373,38 +337,30 @@ def _speeds(
 def _verdicts(study: Study, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """`verdicts` by FLOPs with pre-training charged, `amortised` without, `by_seconds`."""
 
-    def charged(key: str) -> dict[str, float]:
-        return {name: _charged(arm.start, key) for name, arm in study.arms.items()}
+    def compared(key: str, start_key: str | None, cost: str = "compute") -> dict[str, Any]:
+        def curves(name: str, most: float = math.inf) -> dict[int, Curve]:
+            start = _charged(study.arms[name].start, start_key) if start_key else 0.0
+            return {
+                seed: [
+                    Point(run[key] + start, run["score"])
+                    for run in runs
+                    if run["arm"] == name and run["seed"] == seed and run["point"] <= most
+                ]
+                for seed in study.seeds_of(name)
+            }
 
-    def curves(name: str, key: str, extra: float, most: float = math.inf) -> dict[int, Curve]:
+        base = curves(study.baseline, most=1.0)  # point 1 makes the target
+        words = {"score": study.score, "against": study.baseline, "cost": cost}
         return {
-            seed: [
-                Point(run[key] + extra, run["score"])
-                for run in runs
-                if run["arm"] == name and run["seed"] == seed and run["point"] <= most
-            ]
-            for seed in study.seeds_of(name)
+            name: dataclasses.asdict(verdict(name, curves(name), base, **words))
+            for name in study.arms
+            if name != study.baseline
         }
 
-    def against(name: str, key: str, extra: dict[str, float]) -> dict[str, Any]:
-        base = study.baseline
-        reference = curves(base, key, extra[base], most=1.0)  # point 1 makes the target
-        found = verdict(
-            name,
-            curves(name, key, extra[name]),
-            reference,
-            score=study.score,
-            against=base,
-            cost="compute" if key == "flops" else "time",
-        )
-        return dataclasses.asdict(found)
-
-    free = dict.fromkeys(study.arms, 0.0)
-    others = [name for name in study.arms if name != study.baseline]
     result = {
-        "verdicts": {name: against(name, "flops", charged("flops")) for name in others},
-        "by_seconds": {name: against(name, "seconds_alone", charged("seconds")) for name in others},
+        "verdicts": compared("flops", "flops"),
+        "by_seconds": compared("seconds_alone", "seconds", "time"),
     }
-    if any(charged("flops").values()):
-        result["amortised"] = {name: against(name, "flops", free) for name in others}
+    if any(arm.start for arm in study.arms.values()):
+        result["amortised"] = compared("flops", None)
     return result

@@ -27,6 +27,8 @@ from underpaint.training import cost
 
 __all__ = ["Arm", "Study", "Tuning", "at_the_edge", "load", "recipe", "scaled", "trials"]
 
+DIMENSIONS = ("learning_rate", "batch", "patch")  # of tuning
+
 
 @dataclass(kw_only=True)
 class Arm:
@@ -122,24 +124,20 @@ def recipe(study: Study, name: str, trial: dict[str, Any] | None = None) -> conf
             f"arms.{name}: with train.stop auto its runs would end below their budget, and arms "
             "that differ in budget cannot be compared; give train.stop none"
         )
-    chosen = trial or {}
+    chosen = dict(trial or {})
     if "patch" in chosen:
-        run.space = dataclasses.replace(run.space, patch=chosen["patch"])
+        run.space = dataclasses.replace(run.space, patch=chosen.pop("patch"))
     asked = arm.settings.get("stages") or {}
     for name_of, stage in run.stages.items():
         fixed = asked.get(name_of) or {}  # what makes the arm is not tuned away
-        changes = {
-            key: chosen[key]
-            for key in ("learning_rate", "batch")
-            if key in chosen and key not in fixed
-        }
+        changes = {key: value for key, value in chosen.items() if key not in fixed}
         run.stages[name_of] = dataclasses.replace(stage, **changes)
-    unknown = [stage for stage in arm.shares if stage not in run.stages]
-    if unknown:
-        raise UserError(
-            f"arms.{name}.shares: the recipe has no stage '{unknown[0]}'; it has "
-            f"{', '.join(run.stages)}"
-        )
+    for stage_name in arm.shares:
+        if stage_name not in run.stages:
+            raise UserError(
+                f"arms.{name}.shares: the recipe has no stage '{stage_name}'; it has "
+                f"{', '.join(run.stages)}"
+            )
     return run
 
 
@@ -164,10 +162,9 @@ def scaled(
         for name, stage in run.stages.items()
         if shares.get(name, 0.0) > 0
     }
-    found = cost.describe(run, size, channels, classes)
-    for cost_of_stage in found["stages"]:
-        name, stage = cost_of_stage["name"], run.stages[cost_of_stage["name"]]
-        an_image = cost_of_stage["flops_per_image"]
+    for found in cost.describe(run, size, channels, classes)["stages"]:
+        name, an_image = found["name"], found["flops_per_image"]
+        stage = run.stages[name]
         batches = int(shares[name] * point * budget / (an_image * stage.batch) + 0.5)
         if batches < 1:
             least = an_image * stage.batch / (shares[name] * point)
@@ -184,7 +181,7 @@ def scaled(
 
 def trials(tuning: Tuning) -> list[dict[str, Any]]:
     """The settings of each trial: the same for every arm, chosen evenly by chance."""
-    names = [name for name in ("learning_rate", "batch", "patch") if getattr(tuning, name)]
+    names = [name for name in DIMENSIONS if getattr(tuning, name)]
     every = [
         dict(zip(names, values, strict=True))
         for values in itertools.product(*(getattr(tuning, name) for name in names))
@@ -212,10 +209,8 @@ def _check(study: Study, place: str) -> None:
         )
     if not 0 < study.budget < math.inf:
         raise UserError(f"{place}: budget {study.budget:g}: give the training FLOPs of a run")
-    for where, points in [
-        ("", study.points),
-        *((f"arms.{n}.", study.points_of(n)) for n in study.arms),
-    ]:
+    ladders = {"": study.points} | {f"arms.{name}.": study.points_of(name) for name in study.arms}
+    for where, points in ladders.items():
         if not points or list(points) != sorted(set(points)) or points[0] <= 0:
             raise UserError(f"{place}: {where}points: give ascending shares of the budget above 0")
     if 1.0 not in study.points_of(study.baseline):
@@ -246,13 +241,13 @@ def _check(study: Study, place: str) -> None:
     tuning = study.tuning
     if tuning.trials < 0 or tuning.point <= 0:
         raise UserError(f"{place}: tuning: give trials from 0 up and a point above 0")
-    there = len(trials(dataclasses.replace(tuning, trials=10**6)))
+    there = math.prod(len(getattr(tuning, name)) or 1 for name in DIMENSIONS)
     if tuning.trials > there:
         raise UserError(
             f"{place}: tuning.trials {tuning.trials}: its dimensions have {there} combinations; "
             "give fewer trials or more values"
         )
-    for name in ("learning_rate", "batch", "patch"):
+    for name in DIMENSIONS:
         values = getattr(tuning, name)
         if len(set(values)) < len(values):
             raise UserError(f"{place}: tuning.{name} {list(values)} holds a value twice")

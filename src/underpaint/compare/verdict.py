@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -115,42 +115,37 @@ def verdict(
                 f"{seeds[0]}; compare runs of one budget"
             )
     T = target([end.score for end in ends.values()])
-    met = [crossing(_shifted(chosen[s], T - ends[s].score), T) for s in seeds]
+    met = [
+        crossing([Point(p.compute, p.score + (T - ends[s].score)) for p in chosen[s]], T)
+        for s in seeds
+    ]
     ratios = tuple((c.relation, c.compute / budget) for c in met)
-    relations = {relation for relation, _ in ratios}
+    outside = {relation for relation, _ in ratios} - {"="}
+    relation: Relation = "=" if not outside else "≤" if "≤" in outside else ">"
     logs = [math.log(ratio) for _, ratio in ratios]
     differences = [_at(chosen[s], budget) - ends[s].score for s in seeds]
-    difference = (
-        intervals.of_mean(differences, LEVEL) if not any(map(math.isnan, differences)) else None
-    )
-    low = high = needed = None
-    if relations == {"="}:
-        relation: Relation = "="
-        found = intervals.of_mean(logs, LEVEL)
-        answer = _by_ratio(found)
-        if found is not None:
-            low, high = math.exp(found.low), math.exp(found.high)
-    else:
-        relation = "≤" if "≤" in relations else ">"
-        answer = _by_difference(difference, ratios)
+    known = not any(map(math.isnan, differences))
+    difference = intervals.of_mean(differences, LEVEL) if known else None
+    found = intervals.of_mean(logs, LEVEL) if relation == "=" else None
+    answer = _by_ratio(found) if relation == "=" else _by_difference(difference, ratios)
+    needed = None
     if answer == "undecided":
         needed = more_seeds(logs if relation == "=" else differences, ratio=relation == "=")
-    both = {"≤", ">"} <= relations
     result = Verdict(
         answer=answer,
         sentence="",
         target=T,
         seeds=seeds,
         ratios=ratios,
-        ratio=None if both else math.exp(float(np.mean(logs))),
+        ratio=None if len(outside) == 2 else math.exp(float(np.mean(logs))),
         relation=relation,
-        low=low,
-        high=high,
+        low=math.exp(found.low) if found else None,
+        high=math.exp(found.high) if found else None,
         freedom=len(seeds) - 1,
         difference=difference,
         more_seeds=needed,
     )
-    return Verdict(**{**result.__dict__, "sentence": _sentence(result, arm, score, against, cost)})
+    return replace(result, sentence=_sentence(result, arm, score, against, cost))
 
 
 def target(ends: Sequence[float]) -> float:
@@ -217,10 +212,6 @@ def _ordered(curve: Curve, name: str) -> list[Point]:
     return sorted(curve)
 
 
-def _shifted(curve: Curve, by: float) -> list[Point]:
-    return [Point(p.compute, p.score + by) for p in curve]
-
-
 def _at(curve: Curve, compute: float) -> float:
     """The score at `compute`, linear in log compute; nan outside the curve."""
     x = np.log([p.compute for p in curve])
@@ -238,21 +229,16 @@ def _sentence(v: Verdict, arm: str, score: str, against: str, cost: str) -> str:
     if v.ratio is None:
         text = f"{reaches} sooner than measured with some of {many} and not at all with others"
     elif v.relation == ">":
-        never = sum(relation == ">" for relation, _ in v.ratios)
-        bound = min(ratio for relation, ratio in v.ratios if relation == ">")
+        never = [ratio for relation, ratio in v.ratios if relation == ">"]
         text = (
-            f"{arm} does not reach {owner} final {score} within {bound:.3g} of its {cost} "
-            f"with {never} of {many}"
+            f"{arm} does not reach {owner} final {score} within {min(never):.3g} of its {cost} "
+            f"with {len(never)} of {many}"
         )
     elif v.relation == "≤":
         text = f"{reaches} in at most {v.ratio:.2f} of its {cost} ({many})"
-    elif v.low is None:
-        text = f"{reaches} in {v.ratio:.2f} of its {cost} ({many}, no interval)"
     else:
-        text = (
-            f"{reaches} in {v.ratio:.2f} of its {cost} (95 %: {v.low:.2f}–{v.high:.2f}, {many}, "
-            f"{freedom})"
-        )
+        interval = f"95 %: {v.low:.2f}–{v.high:.2f}, {many}, {freedom}" if v.low is not None else ""
+        text = f"{reaches} in {v.ratio:.2f} of its {cost} ({interval or f'{many}, no interval'})"
     if v.relation != "=" and v.difference is not None:
         d = v.difference
         text += (
@@ -261,11 +247,10 @@ def _sentence(v: Verdict, arm: str, score: str, against: str, cost: str) -> str:
         )
     if v.answer != "undecided":
         return f"{text}: it {v.answer}"
-    advice = (
-        f"run {v.more_seeds} more seed{'s' if v.more_seeds != 1 else ''}"
-        if v.more_seeds
-        else f"not even {MOST_SEEDS} seeds would tell a difference this small"
-        if v.relation == "="
-        else "add ladder points beyond those there are"
-    )
+    if v.more_seeds:
+        advice = f"run {v.more_seeds} more seed{'s' if v.more_seeds != 1 else ''}"
+    elif v.relation == "=":
+        advice = f"not even {MOST_SEEDS} seeds would tell a difference this small"
+    else:
+        advice = "add ladder points beyond those there are"
     return f"undecided: {text}; {advice}"

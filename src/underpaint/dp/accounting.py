@@ -15,6 +15,7 @@ only grows with the steps, so that on the way the smaller of RDP's and of the wh
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -95,7 +96,7 @@ def guarantee(name: str, stage: config.Stage, dp: config.DP, images: int, length
     rate, steps = stage.batch / images, length // stage.batch
     try:
         epsilon, noise, accountant = _least_noise(dp.epsilon, dp.delta, rate, steps)
-    except _NotEnough:
+    except OverflowError:
         raise UserError(
             f"{place}.dp.epsilon {dp.epsilon:g}: no noise keeps {steps:,} steps within it; give a "
             "larger epsilon or delta, a shorter stage or a smaller batch"
@@ -103,13 +104,12 @@ def guarantee(name: str, stage: config.Stage, dp: config.DP, images: int, length
     return Guarantee(epsilon, dp.delta, dp.clip, dp.multiplicity, noise, rate, steps, accountant)
 
 
-class _NotEnough(Exception):
-    """The budget is too small for any noise."""
-
-
 @lru_cache(32)
 def _least_noise(epsilon: float, delta: float, rate: float, steps: int) -> tuple[float, float, str]:
-    """Epsilon spent, noise multiplier, and the accountant that says so."""
+    """Epsilon spent, noise multiplier, and the accountant that says so.
+
+    Raises OverflowError where no noise is enough.
+    """
     from opacus.accountants.utils import get_noise_multiplier
 
     search = partial(
@@ -125,9 +125,9 @@ def _least_noise(epsilon: float, delta: float, rate: float, steps: int) -> tuple
         try:  # first, since it says at once where no noise is enough
             noise = float(search(accountant="rdp", alphas=ORDERS))
         except ValueError:
-            raise _NotEnough from None
+            noise = math.inf
         if noise > LARGEST:
-            raise _NotEnough
+            raise OverflowError(f"noise multiplier {noise:g}")
         error = ERROR * min(1.0, epsilon)
         try:
             by_prv = float(search(accountant="prv", eps_error=error))

@@ -42,23 +42,25 @@ def check_scope(stages: list[PreparedStage], start: str | None, processes: int) 
                 _check_apart(place, stage, other)
         if start:
             notes += _check_start(place, stage, start)
-    names = _sharing(private)
-    if names:
-        budgets = [
-            stage.settings.dp for stage in private if stage.settings.dp and stage.name in names
-        ]
+    sharing = [
+        stage
+        for stage in private
+        if any(o is not stage and _shared(stage.training_set, o.training_set) for o in private)
+    ]
+    if sharing:
+        names = " and ".join(stage.name for stage in sharing)
+        budgets = [stage.settings.dp for stage in sharing if stage.settings.dp]
         notes.append(
-            f"stages {' and '.join(names)} share images: together they spend up to epsilon "
+            f"stages {names} share images: together they spend up to epsilon "
             f"{sum(b.epsilon for b in budgets):g} at delta {sum(b.delta for b in budgets):g}"
         )
     return notes
 
 
 def _check_batch_statistics(place: str, stage: PreparedStage) -> None:
-    modules = list(factory.unallocated_network(stage.spec).modules())
-    if any(
-        isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats for m in modules
-    ):
+    norms = nn.modules.batchnorm._NormBase
+    modules = factory.unallocated_network(stage.spec).modules()
+    if any(isinstance(m, norms) and m.track_running_stats for m in modules):
         raise UserError(
             f"{place}: network.kind {stage.spec.network.kind} has batch norm, which mixes the "
             "images of a batch; use a network with layer or group norm"
@@ -135,19 +137,6 @@ def _ancestors(start: str) -> Iterator[tuple[str, set[str] | None]]:
             return
         yield source, set(trained)
         source = before
-
-
-def _sharing(private: list[PreparedStage]) -> list[str]:
-    """Names of the private stages that have images in common with another."""
-    return [
-        stage.name
-        for stage in private
-        if any(
-            _shared(stage.training_set, other.training_set)
-            for other in private
-            if other is not stage
-        )
-    ]
 
 
 def _shared(a: TrainingSet, b: TrainingSet) -> int:

@@ -18,6 +18,7 @@ weights that were given up no longer count. The samples (sample_metrics.py) are 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -40,12 +41,9 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
         sentence = "too early to say whether to go on: that needs two checks of held-out images"
         best = checks[0]["images"] if checks else None
         return Finding("unknown", sentence, best, 0, False, {})
-    at = 0
-    for i in range(1, len(checks)):
-        if _worse(checks[at], checks[i]):
-            at = i
-    since = len(checks) - 1 - at
-    gain, last = checks[at], checks[-1]
+    gain, since, last = checks[0], 0, checks[-1]
+    for check in checks[1:]:
+        gain, since = (check, 0) if _worse(gain, check) else (gain, since + 1)
     images = last["images"] - gain["images"]
     mean, error = _difference(gain, last)
     evidence = {
@@ -55,11 +53,7 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
         "gap": [gain["gap"], last["gap"]],
         "change": mean,
         "change_se": error,
-        "bins_worse": [
-            i
-            for i, (a, b) in enumerate(zip(gain["held_out"], last["held_out"], strict=True))
-            if b > a
-        ],
+        "bins_worse": np.flatnonzero(np.less(gain["held_out"], last["held_out"])).tolist(),
         "checks_since": since,
     }
     drawn, measured = _drawn(records, gain["images"], last["images"])
@@ -145,22 +139,18 @@ def _comparable(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 kept = [r for r in kept if not given_up[0] < r["images"] <= given_up[1]]
                 given_up = None
             kept.append(record)
-    found: list[dict[str, Any]] = []
-    for check in reversed(kept):
-        if found and not _same(check, found[-1]):
-            break
-        found.append(check)
-    return found[::-1]
+    last = kept[-1:]
+    same = itertools.takewhile(lambda check: _measured(check) == _measured(last[0]), kept[::-1])
+    return list(same)[::-1]
 
 
 def _of(check: dict[str, Any], stage: str | None) -> bool:
     return check.get("stage") == stage and bool(check.get("held_out_images"))
 
 
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two checks are of the same images at the same rate."""
-    counts = {len(check["held_out_images"]) for check in (one, other)}
-    return len(counts) == 1 and one.get("rate") == other.get("rate")
+def _measured(check: dict[str, Any]) -> tuple[int, float | None]:
+    """How many images at what rate: two checks of the same measure the same."""
+    return len(check["held_out_images"]), check.get("rate")
 
 
 def _difference(before: dict[str, Any], after: dict[str, Any]) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from underpaint._version import __version__
 from underpaint.data import Dataset, cache
 from underpaint.errors import UserError
 from underpaint.evaluation import feature_cache, features
+from underpaint.evaluation.feature_cache import Store
 from underpaint.evaluation.results import SAMPLING, digest, score_all
 from underpaint.hardware import Precision
 from underpaint.io import replace_text
@@ -42,12 +43,10 @@ Progress = Callable[[int, int], None]
 class Judged:
     """What is scored: samples of a model, or images that lie there."""
 
-    source: str
     size: tuple[int, int]
     channels: int
     most: int | None  # images there are; None: any number can be drawn
-    store: Path  # of the features
-    draw: feature_cache.Draw
+    store: Store
     about: dict[str, Any]  # its part of the protocol
 
 
@@ -94,36 +93,40 @@ def evaluate(
                 source, weights=weights, device=str(world.device), vae=vae, precision=precision
             )
             judged = _model(source, loaded, real, network, seed, chosen, weights, batch)
-        _same_shape(judged, real, wanted.source)
+        one, two = (_shown((*v.size, v.channels)) for v in (judged, real))
+        if one != two:
+            raise UserError(
+                f"sizes differ: {source} has images of {one}, {wanted.source} of {two}; scores "
+                "need both in one size: prepare the reference with --size, or score images of its "
+                "size"
+            )
         train, held = (_shuffled(ids) for ids in (real.train_ids, real.held_out_ids))
         count, notes = _count(n, len(train), len(held), judged.most)
-        sides = {"train": (train, min(2 * count, len(train)))}
-        if len(held) >= LEAST:
-            sides["held_out"] = (held, count)
-        stores = {name: _store(real, ids, network) for name, (ids, _) in sides.items()}
-        total = count + sum(length for _, length in sides.values())
-        done = 0
+        ids = {"train": train} | ({"held_out": held} if len(held) >= LEAST else {})
+        stores = {"samples": judged.store}
+        stores |= {name: Store.of(real, part, network) for name, part in ids.items()}
+        lengths = {"samples": count, "train": min(2 * count, len(train)), "held_out": count}
+        done, total = 0, sum(lengths[name] for name in stores)
 
         def report(images: int) -> None:
             if progress:
                 progress(done + images, total)
 
-        feature_cache.fill(judged.store, count, judged.draw, network, world, report)
-        done = count
-        for name, (ids, length) in sides.items():
-            feature_cache.fill(stores[name], length, _reader(real, ids), network, world, report)
-            done += length
+        for name, store in stores.items():
+            store.fill(lengths[name], world, report)
+            done += lengths[name]
     finally:
         world.close()
     if not world.first:
         return None
     place = world.device if world.device.type == "cuda" else torch.device("cpu")
     found = {
-        name: torch.from_numpy(feature_cache.read(stores[name], length)).to(place)
-        for name, (_, length) in sides.items()
+        name: torch.from_numpy(store.read(lengths[name])).to(place)
+        for name, store in stores.items()
     }
-    samples = torch.from_numpy(feature_cache.read(judged.store, count)).to(place)
-    result = score_all(samples, found, count, stores, network, notes, interval)
+    samples = found.pop("samples")
+    content = [stores[name].folder.name for name in sorted(found)]
+    result = score_all(samples, found, count, content, network, notes, interval)
     result["protocol"] = {
         **network.identity,
         "scores": [network.distance, network.kernel_distance],
@@ -132,15 +135,16 @@ def evaluate(
         "reference": {
             "source": wanted.source,
             "key": real.key,
-            **{name: digest(ids.tobytes()) for name, (ids, _) in sides.items()},
+            **{name: digest(part.tobytes()) for name, part in ids.items()},
         },
         **judged.about,
         "seeds": None if judged.most else [seed, seed + count - 1],
         "underpaint": __version__,
     }
-    file = judged.store.parent / f"scores-{digest(json.dumps(result['protocol']))}.json"
-    result = {"source": judged.source, **result, "file": str(file)}
-    with cache.writing(file.parent):
+    folder = judged.store.folder.parent
+    file = folder / f"scores-{digest(json.dumps(result['protocol']))}.json"
+    result = {"source": str(source), **result, "file": str(file)}
+    with cache.writing(folder):
         replace_text(file, json.dumps(result, indent=1) + "\n")
     return result
 
@@ -174,34 +178,21 @@ def _reference(
         if reference is None:
             raise UserError(f"{source}: to score images, add --reference DATA, the real ones")
         return config.Data(source=reference, size=size, held_out=held_out or "auto")
-    spec = model.read_spec(model.find(source))
-    real = _own_data(model.find(source))
-    if real is None or not real.source:
-        if reference is None:
-            raise UserError(f"{source}: does not say what it was trained on; add --reference DATA")
-        real = config.Data(source="")
+    folder = model.find(source)
+    spec, place = model.read_spec(folder), _run_of(folder)
+    real = config.Data()
+    if place:
+        run = config.load(place / "config.yaml")
+        real = list(run.stages.values())[-1].data or run.data
+    if not real.source and reference is None:
+        raise UserError(f"{source}: does not say what it was trained on; add --reference DATA")
     if size and config.image_size(size) != spec.size:
         given, right = (_shown(s) for s in (config.image_size(size) or (0, 0), spec.size))
         raise UserError(f"--size {given}: this model draws {right}; leave --size out")
-    real = replace(
-        real,
-        size=spec.size,
-        channels=spec.channels,
-        held_out=held_out or real.held_out,
-    )
+    real = replace(real, size=spec.size, channels=spec.channels, held_out=held_out or real.held_out)
     if reference is not None and reference != real.source:
         real = replace(real, source=reference, limit=0, held_out=held_out or "auto")
     return real
-
-
-def _own_data(folder: Path) -> config.Data | None:
-    """The images of the last stage of the run that `folder`, a checkpoint, belongs to."""
-    place = _run_of(folder)
-    if place is None:
-        return None
-    run = config.load(place / "config.yaml")
-    stages = list(run.stages.values())
-    return (stages[-1].data if stages else None) or run.data
 
 
 def _run_of(folder: Path) -> Path | None:
@@ -227,9 +218,8 @@ def _folder(
     if len(ids) < LEAST:
         raise UserError(_too_few(f"{source} has {len(ids)} images"))
     about = {"images": dataset.key, "sampling": None, "weights": None, "ema": None}
-    store = _store(dataset, ids, network)
-    draw = _reader(dataset, ids)
-    return Judged(source, dataset.size, dataset.channels, len(ids), store, draw, about)
+    store = Store.of(dataset, ids, network)
+    return Judged(dataset.size, dataset.channels, len(ids), store, about)
 
 
 def _model(
@@ -270,8 +260,10 @@ def _model(
 
     writable = run is not None and os.access(run, os.W_OK)
     place = run / "evaluation" if run and writable else cache.root() / "evaluation"
-    store = place / digest(json.dumps([network.identity, about, seed], sort_keys=True))
-    return Judged(str(source), loaded.spec.size, loaded.spec.channels, None, store, draw, about)
+    name = digest(json.dumps([network.identity, about, seed], sort_keys=True))
+    return Judged(
+        loaded.spec.size, loaded.spec.channels, None, Store(place / name, draw, network), about
+    )
 
 
 def _labels(
@@ -294,15 +286,6 @@ def _labels(
 
         return drawn, f"as frequent as in {real.key[:12]}"
     return lambda start, count: [i % len(names) for i in range(start, start + count)], "in turn"
-
-
-def _same_shape(judged: Judged, real: Dataset, reference: str) -> None:
-    one, two = (_shown((*v.size, v.channels)) for v in (judged, real))
-    if one != two:
-        raise UserError(
-            f"sizes differ: {judged.source} has images of {one}, {reference} of {two}; scores need "
-            "both in one size: prepare the reference with --size, or score images of its size"
-        )
 
 
 def _count(asked: int | None, train: int, held: int, samples: int | None) -> tuple[int, list[str]]:
@@ -342,16 +325,6 @@ def _too_few(what: str) -> str:
 def _shuffled(ids: np.ndarray) -> np.ndarray:
     """An order in which every beginning is a fair sample: a function of the ids."""
     return np.random.default_rng(0).permutation(np.sort(ids))
-
-
-def _reader(dataset: Dataset, ids: np.ndarray) -> feature_cache.Draw:
-    return lambda start, count: dataset.batch(ids[start : start + count])
-
-
-def _store(dataset: Dataset, ids: np.ndarray, network: features.Extractor) -> Path:
-    """Where the features of these images lie, by content."""
-    key = digest(json.dumps([dataset.key, network.identity]), ids.astype(np.int64).tobytes())
-    return cache.root() / "features" / key
 
 
 def _shown(size: tuple[int, ...]) -> str:

@@ -9,76 +9,87 @@ stopped goes on with the missing blocks, more images later add blocks, and the p
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from underpaint.data import cache
+from underpaint.data import Dataset, cache
 from underpaint.evaluation.features import Extractor
+from underpaint.evaluation.results import digest
 from underpaint.io import replacing
 from underpaint.training.distributed import World
 
-__all__ = ["BLOCK", "fill", "read"]
+__all__ = ["BLOCK", "Draw", "Store"]
 
 BLOCK = 256  # images
 
 Draw = Callable[[int, int], np.ndarray]  # (first image, count) → uint8 [count, H, W, C]
 
 
-def fill(
-    folder: Path,
-    count: int,
-    draw: Draw,
-    extractor: Extractor,
-    world: World,
-    progress: Callable[[int], None] | None = None,
-) -> None:
-    """Compute the missing blocks of the first `count` images, all processes together.
+class Store(NamedTuple):
+    """The features of the images that `draw` gives, in a folder."""
 
-    `progress` is called with the number of images that are done, as far as this process knows.
-    """
-    with cache.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    blocks = [(start, min(BLOCK, count - start)) for start in range(0, count, BLOCK)]
-    missing = [(start, size) for start, size in blocks if _read(folder, start, size) is None]
-    world.barrier()  # all have the same list before the first block is written
-    there = count - sum(size for _, size in missing)
-    if progress:
-        progress(there)
-    for i, (start, size) in enumerate(missing[world.rank :: world.size]):
-        features = extractor(draw(start, size))
-        _write(_path(folder, start), features)
-        if progress:
-            others = missing[: (i + 1) * world.size]
-            progress(there + sum(size for _, size in others))
-    world.barrier()
+    folder: Path
+    draw: Draw
+    extractor: Extractor
+
+    @classmethod
+    def of(cls, dataset: Dataset, ids: np.ndarray, extractor: Extractor) -> Store:
+        """Of the images `ids`; in the cache, by content."""
+        key = digest(json.dumps([dataset.key, extractor.identity]), ids.astype(np.int64).tobytes())
+
+        def draw(start: int, count: int) -> np.ndarray:
+            return dataset.batch(ids[start : start + count])
+
+        return cls(cache.root() / "features" / key, draw, extractor)
+
+    def fill(
+        self, count: int, world: World, progress: Callable[[int], object] | None = None
+    ) -> None:
+        """Compute the missing blocks of the first `count` images, all processes together.
+
+        `progress` is called with the number of images that are done, as far as this process knows.
+        """
+        report = progress or (lambda done: None)
+        with cache.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [(start, n) for start, n in _blocks(count) if self._read(start, n) is None]
+        world.barrier()  # all have the same list before the first block is written
+        there = count - sum(n for _, n in missing)
+        report(there)
+        for i, (start, n) in enumerate(missing[world.rank :: world.size], 1):
+            features = self.extractor(self.draw(start, n))
+            path = self._path(start)
+            with cache.writing(self.folder), replacing(path) as part, part.open("wb") as file:
+                np.save(file, features)
+            report(there + sum(n for _, n in missing[: i * world.size]))
+        world.barrier()
+
+    def read(self, count: int) -> np.ndarray:
+        """The features of the first `count` images, after `fill`."""
+        parts = []
+        for start, n in _blocks(count):
+            part = self._read(start, n)
+            if part is None:
+                raise FileNotFoundError(self._path(start))
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def _path(self, start: int) -> Path:
+        return self.folder / f"{start:09}.npy"
+
+    def _read(self, start: int, size: int) -> np.ndarray | None:
+        """A block, or None if it is missing, damaged or shorter than `size`."""
+        try:
+            features = np.load(self._path(start), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return features[:size] if features.ndim == 2 and len(features) >= size else None
 
 
-def read(folder: Path, count: int) -> np.ndarray:
-    """The features of the first `count` images, after `fill`."""
-    parts = []
-    for start in range(0, count, BLOCK):
-        part = _read(folder, start, min(BLOCK, count - start))
-        if part is None:
-            raise FileNotFoundError(_path(folder, start))
-        parts.append(part)
-    return np.concatenate(parts)
-
-
-def _path(folder: Path, start: int) -> Path:
-    return folder / f"{start:09}.npy"
-
-
-def _read(folder: Path, start: int, size: int) -> np.ndarray | None:
-    """A block, or None if it is missing, damaged or shorter than `size`."""
-    try:
-        features = np.load(_path(folder, start), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return features[:size] if features.ndim == 2 and len(features) >= size else None
-
-
-def _write(path: Path, features: np.ndarray) -> None:
-    with cache.writing(path.parent), replacing(path) as part, part.open("wb") as file:
-        np.save(file, features)
+def _blocks(count: int) -> list[tuple[int, int]]:
+    """First image and number of images of each block."""
+    return [(start, min(BLOCK, count - start)) for start in range(0, count, BLOCK)]

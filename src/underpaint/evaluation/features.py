@@ -13,10 +13,12 @@ of an extractor.
 
 from __future__ import annotations
 
+import shutil
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,24 +74,18 @@ KINDS = {
 }
 
 
+@dataclass(frozen=True)
 class Extractor:
     """A network with the rule by which images are brought to it."""
 
-    def __init__(
-        self,
-        name: str,
-        names: tuple[str, str],
-        digest: str,
-        resize: str,
-        network: Callable[[Tensor], Any],
-        prepare: Callable[[Tensor], Tensor],
-        device: torch.device,
-    ) -> None:
-        self.name = name
-        self.distance, self.kernel_distance = names
-        self.sha256 = digest
-        self.resize = resize
-        self._network, self._prepare, self.device = network, prepare, device
+    name: str
+    distance: str  # names of the scores in this feature space
+    kernel_distance: str
+    sha256: str
+    resize: str
+    network: Callable[[Tensor], Any]
+    prepare: Callable[[Tensor], Tensor]
+    device: torch.device
 
     @property
     def identity(self) -> dict[str, str]:
@@ -108,22 +104,20 @@ class Extractor:
                 part = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH]))
                 x = part.to(self.device).permute(0, 3, 1, 2).float()
                 x = x.expand(-1, 3, -1, -1).contiguous()
-                found.append(self._checked(self._run(self._prepare(x)), len(x)))
+                found.append(self._features(self.prepare(x)))
         return np.concatenate(found)
 
-    def _run(self, x: Tensor) -> Any:
+    def _features(self, x: Tensor) -> np.ndarray:
         try:
-            return self._network(x)
+            features = self.network(x)
         except RuntimeError as error:
             if self.name != "torchscript":
                 raise
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"the TorchScript network fails on images: {reason}") from None
-
-    def _checked(self, features: Any, count: int) -> np.ndarray:
-        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != count:
-            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features)
-            raise UserError(f"the network gives {shape} for {count} images; expected [images, D]")
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features)
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(x):
+            raise UserError(f"the network gives {shape} for {len(x)} images; expected [images, D]")
         if not bool(torch.isfinite(features).all()):
             raise UserError(f"the {self.name} network gives features that are not finite")
         return features.float().cpu().numpy()
@@ -143,29 +137,26 @@ def load(
         path = _existing(weights_file)
         names = (f"FD-{path.stem}", f"KD-{path.stem}")
         rule = "none of ours: the network gets pixels in [0, 1] at the images' own size"
-        return Extractor(name, names, sha256(path), rule, _script(path, place), _unit, place)
+        network = _script(path, place)
+        return Extractor(name, *names, sha256(path), rule, network, lambda x: x / 255, place)
     if name not in KINDS:
         raise UserError(f"features '{name}' are not known; known: {', '.join(KINDS)}, torchscript")
     known = KINDS[name]
     path = find_weights(name, weights_file)
-    names = (known.distance, known.kernel_distance)
     if name == "inception":
-        network: Callable[[Tensor], Any] = _script(path, place)
-        return Extractor(name, names, known.sha256, known.resize, network, _inception, place)
-    mobilenet = MobileNetV2()
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    mobilenet.load_state_dict(
-        {key: tensor for key, tensor in state.items() if not key.startswith("classifier.")}
-    )
-    mobilenet.eval().to(place)
-    return Extractor(name, names, known.sha256, known.resize, mobilenet, _mobilenet, place)
+        network, prepare = _script(path, place), _inception
+    else:
+        mobilenet, prepare = MobileNetV2(), _mobilenet
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        mobilenet.load_state_dict(
+            {key: tensor for key, tensor in state.items() if not key.startswith("classifier.")}
+        )
+        network = mobilenet.eval().to(place)
+    names = (known.distance, known.kernel_distance)
+    return Extractor(name, *names, known.sha256, known.resize, network, prepare, place)
 
 
 # --- how images are brought to a network: float32 [B, 3, H, W] from 0 to 255 ------------------
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / 255
 
 
 def _mobilenet(x: Tensor) -> Tensor:
@@ -240,10 +231,8 @@ def _installed(known: Known) -> Path | None:
         files = metadata.files(known.package.partition("==")[0]) or []
     except metadata.PackageNotFoundError:
         return None
-    for file in files:
-        if file.name == known.file and (path := Path(str(file.locate()))).is_file():
-            return path
-    return None
+    paths = (Path(str(file.locate())) for file in files if file.name == known.file)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _download(name: str, path: Path) -> None:
@@ -251,8 +240,7 @@ def _download(name: str, path: Path) -> None:
     try:
         with replacing(path) as part:
             with urllib.request.urlopen(known.url, timeout=20) as answer, part.open("wb") as file:
-                while piece := answer.read(1 << 20):
-                    file.write(piece)
+                shutil.copyfileobj(answer, file)
             if sha256(part) != known.sha256:
                 raise urllib.error.URLError("another file lies there")
     except OSError as error:  # URLError is one
@@ -265,9 +253,7 @@ def _download(name: str, path: Path) -> None:
 
 def _script(path: Path, device: torch.device) -> Callable[[Tensor], Any]:
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # the format is deprecated; the weights of the FID are in it
+        with warnings.catch_warnings():  # it is deprecated; the weights of the FID are in it
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:

@@ -22,10 +22,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def excludes(self, value: float) -> bool:
-        """Whether `value` lies outside."""
-        return not self.low <= value <= self.high
-
 
 def of_proportion(count: int, trials: int, confidence: float = 0.95) -> Interval:
     """The exact interval of `count` of `trials`. Raises ValueError where that is no proportion."""

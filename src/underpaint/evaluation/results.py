@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from underpaint.data import cache
 from underpaint.evaluation import features, metrics
 from underpaint.io import replace_text
 
-__all__ = ["SAMPLING", "differences", "digest", "score", "score_all"]
+__all__ = ["SAMPLING", "differences", "digest", "kept", "score", "score_all"]
 
 SAMPLING = ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr")
 
@@ -53,7 +53,7 @@ def score_all(
     samples: Tensor,
     found: dict[str, Tensor],
     count: int,
-    stores: dict[str, Path],
+    content: list[str],
     network: features.Extractor,
     notes: list[str],
     interval: bool,
@@ -61,14 +61,14 @@ def score_all(
     """`{scores: {train, held_out, floor}, warnings}` of `samples` [count, D].
 
     `found`: features of the real images, `train` (up to 2·count) and perhaps `held_out` (count);
-    `stores`: where they lie, which tells their content. `notes` begin the warnings.
+    `content`: what names these images. `notes` begin the warnings.
     """
     parts = [found["train"][:count], found["train"][count:]]
     result = {"train": score(parts[0], samples, interval=interval)}
     if "held_out" in found:
         result["held_out"] = score(found["held_out"], samples, interval=interval)
     if len(parts[1]) == count:
-        result["floor"] = _floor(parts, found.get("held_out"), count, stores)
+        result["floor"] = _floor(parts, found.get("held_out"), count, content)
     else:
         notes.append(
             f"no noise floor: it needs two parts of {count:,} training images, and there are "
@@ -84,27 +84,33 @@ def score_all(
 
 
 def _floor(
-    parts: list[Tensor], held: Tensor | None, count: int, stores: dict[str, Path]
+    parts: list[Tensor], held: Tensor | None, count: int, content: list[str]
 ) -> dict[str, Any]:
     """Mean of the scores of real images; kept in the cache, for it is the same for every model."""
-    names = [stores[name].name for name in sorted(stores)]
-    kept = cache.root() / "features" / f"floor-{digest(json.dumps([names, count, 1]))}.json"
+
+    def make() -> dict[str, Any]:
+        pairs = [(parts[0], parts[1])] if held is None else [(half, held) for half in parts]
+        each = [score(one, other, interval=False) for one, other in pairs]
+        mean: dict[str, Any] = {}
+        for name in each[0]:
+            values = [part[name] for part in each]
+            mean[name] = None if None in values else float(np.mean(values))
+        return mean | {"frechet_halves": [part["frechet"] for part in each]}
+
+    name = f"floor-{digest(json.dumps([content, count, 1]))}.json"
+    return kept(cache.root() / "features" / name, make)[0]
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+    """What `make` gives, kept in the file `path` of the cache, and whether it was there."""
     try:
-        return dict(json.loads(kept.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        pass
-    if held is None:
-        each = [score(parts[0], parts[1], interval=False)]
-    else:
-        each = [score(half, held, interval=False) for half in parts]
-    mean: dict[str, Any] = {}
-    for name in each[0]:
-        values = [part[name] for part in each]
-        mean[name] = None if None in values else float(np.mean(values))
-    mean["frechet_halves"] = [part["frechet"] for part in each]
-    with cache.writing(kept.parent):
-        replace_text(kept, json.dumps(mean))
-    return mean
+        return dict(json.loads(path.read_text(encoding="utf-8"))), True
+    except (OSError, ValueError):  # not there, or cut short
+        values = make()
+    with cache.writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(values))
+    return values, False
 
 
 def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
@@ -113,24 +119,20 @@ def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
     Empty where they are comparable. Other seeds and other weights are what one compares; another
     extractor, resize rule, count, reference, way of sampling or averaging is not.
     """
-    found = []
-    for name in ("extractor_sha256", "resize", "count", "weights", "ema"):
-        found += _difference(name, one.get(name), two.get(name))
-    for group, names in (
-        ("reference", ("key", "train", "held_out")),
-        ("sampling", (*SAMPLING, "labels", "precision")),
-    ):
-        a, b = one.get(group) or {}, two.get(group) or {}
-        for name in names:
-            found += _difference(f"{group}.{name}", a.get(name), b.get(name))
-    return found
+    single = ("extractor_sha256", "resize", "count", "weights", "ema")
+    values = [(name, one.get(name), two.get(name)) for name in single]
+    groups: dict[str, tuple[str, ...]] = {
+        "reference": ("key", "train", "held_out"),
+        "sampling": (*SAMPLING, "labels", "precision"),
+    }
+    for group, names in groups.items():
+        of_one, of_two = one.get(group) or {}, two.get(group) or {}
+        values += [(f"{group}.{name}", of_one.get(name), of_two.get(name)) for name in names]
 
-
-def _difference(name: str, a: Any, b: Any) -> list[str]:
     def shown(value: Any) -> str:
         return "unknown" if value is None else str(value)
 
-    return [] if a == b else [f"{name}: {shown(a)} and {shown(b)}"]
+    return [f"{name}: {shown(a)} and {shown(b)}" for name, a, b in values if a != b]
 
 
 def digest(*parts: str | bytes) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,6 @@ __all__ = ["Drawn", "comparable", "recorded"]
 LEAST = 64  # images a side of a Fréchet distance, as in `evaluate`
 SEARCHED = 20_000  # training images among which copies are looked for
 EXTRACTOR = "mobilenetv2"
-
-Features = Callable[[np.ndarray], np.ndarray]  # uint8 [n, H, W, C] → float32 [n, D]
 
 
 class Drawn:

@@ -120,13 +120,12 @@ class OverfitCheck:
             self._errors(denoiser, images, labels, spec or MaskSpec(), side)
             for side, (images, labels) in enumerate(self.sides)
         ]
-        train, held_out = errors[0], errors[1] if len(errors) > 1 else None
-        train_mean = float(train.mean())
+        train_mean = float(errors[0].mean())
         record: dict[str, Any] = {
             "mask": "stage" if spec else "whole",
             "rate": spec.rate if spec else 0.0,
             "log_snr_edges": self.edges,
-            "train": train.mean(0).tolist(),
+            "train": errors[0].mean(0).tolist(),
             "held_out": None,
             "train_mean": train_mean,
             "held_out_mean": None,
@@ -134,12 +133,12 @@ class OverfitCheck:
             "gap": None,
             "held_out_images": None,
         }
-        if held_out is not None:
-            images = held_out.mean(1)  # [n]
+        for held_out in errors[1:]:
+            images, n = held_out.mean(1), len(held_out)  # [n]
             record |= {
                 "held_out": held_out.mean(0).tolist(),
                 "held_out_mean": float(images.mean()),
-                "held_out_se": _standard_error(images),
+                "held_out_se": float(images.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0,
                 "gap": float(images.mean()) - train_mean,
                 "held_out_images": [float(f"{error:.6g}") for error in images],
             }
@@ -176,8 +175,9 @@ class OverfitCheck:
         with evaluating(denoiser):
             for start in range(0, n, self.batch):
                 part = slice(start, min(n, start + self.batch))
-                classes = None if labels is None else torch.from_numpy(labels[part].copy())
-                classes = None if classes is None else classes.to(device)
+                classes = (
+                    None if labels is None else torch.tensor(labels[part].copy(), device=device)
+                )
                 x0, mask = images.batch(part, spec, masks)  # [b, V, P]
                 on_device = mask.to(device)
                 for i in range(BINS):
@@ -196,11 +196,6 @@ def log_snr_edges(process: Process) -> list[float]:
     low = max(LOG_SNR[0], -2 * math.log(process.sigma_max))
     high = min(LOG_SNR[1], -2 * math.log(process.sigma_min))
     return [low + (high - low) * i / BINS for i in range(BINS + 1)]
-
-
-def _standard_error(values: np.ndarray) -> float:
-    """Of the mean of `values` [n]; 0 for a single one."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _chosen(ids: np.ndarray, limit: int, seed: int) -> np.ndarray:

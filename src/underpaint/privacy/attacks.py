@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -28,13 +29,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from underpaint.core.denoiser import Denoiser
-from underpaint.core.masks import Mask, MaskSpec, draw, gather, visible_count, whole
+from underpaint.core.masks import Mask, MaskSpec, draw, from_visible, gather, whole
 from underpaint.core.schedules import Process
 from underpaint.errors import UserError
 from underpaint.model import evaluating
 from underpaint.training.seeding import seed_from
 
-__all__ = ["ATTACKS", "Ensemble", "Query", "check", "levels", "rows", "scores"]
+__all__ = ["ATTACKS", "Ensemble", "check", "levels", "rows", "scores"]
 
 ATTACKS = {
     "loss": "error of the noise the model sees in a noised image",
@@ -46,6 +47,8 @@ ATTACKS = {
 LOG_SNR = (-3.0, 5.0)  # from sigma 4.5 to 0.08: beyond, every image looks alike or is plain to see
 INNER = 2  # DDIM steps between two levels, to reach one from the other
 
+Eps = Callable[[Tensor, float], Tensor]
+
 
 class Ensemble(NamedTuple):
     """The random masks of the attack `masks`."""
@@ -54,19 +57,6 @@ class Ensemble(NamedTuple):
     rate: float = 0.5
     block: int = 2
     masks: int = 8
-
-
-class Query:
-    """A model asked about images of which `mask` shows a part: x is [B, V, P] throughout."""
-
-    def __init__(self, denoiser: Denoiser, labels: Tensor | None, mask: Mask) -> None:
-        self.denoiser = denoiser
-        self.labels = labels
-        self.mask = mask
-
-    def eps(self, x: Tensor, sigma: float) -> Tensor:
-        """The noise the model sees at the visible patches, [B, V, P]."""
-        return self.denoiser.eps(x, sigma, self.labels, self.mask)
 
 
 def check(names: Sequence[str]) -> list[str]:
@@ -109,12 +99,11 @@ def scores(
     """
     names = check(names)
     n, N, P = patches.shape
-    mask = whole(denoiser.backbone.grid) if mask is None else mask  # type: ignore[arg-type]
-    ensemble = Ensemble() if ensemble is None else ensemble
+    mask = mask or whole(denoiser.backbone.grid)  # type: ignore[arg-type]
     device = next((p.device for p in denoiser.parameters()), patches.device)
     generator = torch.Generator().manual_seed(seed_from(seed, "attack", "noise"))
     fixed = torch.randn(noises, 1, N, P, generator=generator).to(device)  # the same for all images
-    parts = _parts(mask, ensemble, denoiser, seed)
+    parts = _parts(mask, ensemble or Ensemble(), denoiser, seed)
     result = {name: np.empty((n, len(sigmas))) for name in names}
     with evaluating(denoiser):
         for start in range(0, n, batch):
@@ -122,82 +111,92 @@ def scores(
             shown = rows(mask, part, device)
             condition = None if labels is None else labels[part].to(device)
             x0 = gather(patches[part].to(device).float(), shown.visible)  # [B, V, P]
-            ask = Query(denoiser, condition, shown)
+            eps = partial(denoiser.eps, labels=condition, mask=shown)
             for name in names:
-                if name == "loss":
-                    values = [_loss(ask, x0, _at(fixed, shown, len(x0)), s) for s in sigmas]
-                elif name == "secmi":
-                    values = _secmi(ask, x0, sigmas)
+                if name == "secmi":
+                    values = _secmi(eps, denoiser.process, x0, sigmas)
                 elif name == "pia":
-                    values = _pia(ask, x0, sigmas)
+                    values = _pia(eps, denoiser.process, x0, sigmas)
                 elif name == "sima":
-                    values = [_sima(ask, x0, s) for s in sigmas]
+                    values = _sima(eps, denoiser.process, x0, sigmas)
+                elif name == "masks" and parts is not None:
+                    ask = partial(denoiser.eps, labels=condition)
+                    values = _masks(ask, x0, shown, parts, fixed, sigmas)
                 else:
-                    values = _masks(denoiser, condition, x0, shown, parts, fixed, sigmas)
+                    values = _loss(eps, x0, _at(fixed, shown, len(x0)), sigmas)
                 result[name][part] = torch.stack(values, 1).double().cpu().numpy()
             if progress:
                 progress(part.stop, n)
     return result
 
 
-def _loss(ask: Query, x0: Tensor, noises: list[Tensor], sigma: float) -> Tensor:
-    errors = [(n - ask.eps(x0 + sigma * n, sigma)).square().mean((1, 2)) for n in noises]
-    return torch.stack(errors).mean(0)  # [B]
+# --- from x0 [B, V, P] and the noise eps(x, sigma) that is seen in it to scores [B] ---------------
 
 
-def _secmi(ask: Query, x0: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
+def _loss(eps: Eps, x0: Tensor, noises: list[Tensor], sigmas: Sequence[float]) -> list[Tensor]:
+    def error(sigma: float) -> Tensor:
+        each = [(n - eps(x0 + sigma * n, sigma)).square().mean((1, 2)) for n in noises]
+        return torch.stack(each).mean(0)
+
+    return [error(sigma) for sigma in sigmas]
+
+
+def _secmi(eps: Eps, process: Process, x0: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
     """One DDIM trajectory up through all levels: dx/dsigma = e(x, sigma), by Euler steps.
 
     With x' = x + (s' − s) e(x, s), the way back ends at x' + (s − s') e(x', s'): the error is
     (s' − s)(e(x, s) − e(x', s')). The factor is the same for every image and left out.
     """
-    sigma, x = ask.denoiser.process.sigma_min, x0
-    here, values = ask.eps(x, sigma), []
+    sigma, x = process.sigma_min, x0
+    here, values = eps(x, sigma), []
     for end in sigmas:
         for between in np.geomspace(sigma, end, INNER + 1)[1:].tolist():
             x, sigma = x + (between - sigma) * here, between
-            here = ask.eps(x, sigma)
-        further = min(sigma * 1.15, ask.denoiser.process.sigma_max)
-        there = ask.eps(x + (further - sigma) * here, further)
+            here = eps(x, sigma)
+        further = min(sigma * 1.15, process.sigma_max)
+        there = eps(x + (further - sigma) * here, further)
         values.append((here - there).square().mean((1, 2)))
     return values
 
 
-def _pia(ask: Query, x0: Tensor, sigmas: Sequence[float], p: int = 4) -> list[Tensor]:
-    noise = ask.eps(x0, ask.denoiser.process.sigma_min)
-    return [(noise - ask.eps(x0 + s * noise, s)).abs().pow(p).mean((1, 2)) for s in sigmas]
+def _pia(eps: Eps, process: Process, x0: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
+    noise = eps(x0, process.sigma_min)
+    return [(noise - eps(x0 + s * noise, s)).abs().pow(4).mean((1, 2)) for s in sigmas]
 
 
-def _sima(ask: Query, x0: Tensor, sigma: float) -> Tensor:
-    alpha = float(ask.denoiser.process.alpha(torch.tensor(sigma, dtype=torch.float64)))
-    return ask.eps(x0 / alpha, sigma).square().mean((1, 2))  # x_t = x0 is x0/alpha in our frame
+def _sima(eps: Eps, process: Process, x0: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
+    alphas = process.alpha(torch.tensor(sigmas, dtype=torch.float64)).tolist()
+    # x_t = x0 is x0/alpha in our frame
+    return [
+        eps(x0 / alpha, sigma).square().mean((1, 2))
+        for sigma, alpha in zip(sigmas, alphas, strict=True)
+    ]
 
 
 def _masks(
-    denoiser: Denoiser,
-    labels: Tensor | None,
+    ask: Callable[..., Tensor],
     x0: Tensor,
     seen: Mask,
-    parts: Mask | None,
+    parts: Mask,
     fixed: Tensor,
     sigmas: Sequence[float],
 ) -> list[Tensor]:
-    """The loss under each of the masks `parts`, which number the visible patches x0 [B, V, P]."""
-    B = len(x0)
-    if parts is None or parts.visible is None:
-        return [_loss(Query(denoiser, labels, seen), x0, _at(fixed, seen, B), s) for s in sigmas]
+    """The loss under each of the masks `parts`, which number the patches that `seen` shows."""
+    assert parts.visible is not None
+    B, count = len(x0), len(parts.visible)
     totals = [x0.new_zeros(B) for _ in sigmas]
-    count = len(parts.visible)
     for i in range(count):
-        chosen = parts.visible[i].to(x0.device).expand(B, -1)  # [B, V'] places among the visible
+        part = rows(parts, slice(i, i + 1), x0.device)
+        chosen, window = (
+            None if f is None else f.expand(B, -1) for f in (part.visible, part.window)
+        )
+        assert chosen is not None  # [B, V'] places among the visible
         shown = chosen if seen.visible is None else seen.visible.gather(1, chosen)
-        window = None if parts.window is None else parts.window[i].to(x0.device).expand(B, -1)
-        mask = Mask(seen.grid, shown, _hidden(shown, seen.grid), window)
-        ask = Query(denoiser, labels, mask)
-        part = gather(x0, chosen)
+        mask = from_visible(seen.grid, shown, "patch")._replace(window=window)
         noise = _at(fixed[i % len(fixed)][None], mask, B)
-        for total, s in zip(totals, sigmas, strict=True):
-            total += _loss(ask, part, noise, s) / count
+        losses = _loss(partial(ask, mask=mask), gather(x0, chosen), noise, sigmas)
+        for total, loss in zip(totals, losses, strict=True):
+            total += loss / count
     return totals
 
 
@@ -212,23 +211,15 @@ def _parts(mask: Mask, ensemble: Ensemble, denoiser: Denoiser, seed: int) -> Mas
         return None
     if mask.grid == (unit, unit):
         return None
-    if mask.visible is None:
+    if mask.visible is not None:
+        spec, grid = MaskSpec("patch", ensemble.rate), (1, mask.visible.shape[1])
+    else:
         kind = ensemble.kind if ensemble.kind in ("patch", "block", "crop") else "patch"
         multiple = denoiser.stride
         spec = MaskSpec(kind, ensemble.rate, block=ensemble.block, multiple=multiple, unit=unit)
-        return draw(spec, mask.grid, ensemble.masks, generator)
-    V = mask.visible.shape[1]
-    spec = MaskSpec("patch", ensemble.rate)
-    if visible_count(spec, (1, V)) == V:
-        return None
-    return draw(spec, (1, V), ensemble.masks, generator)
-
-
-def _hidden(visible: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The patches that are not visible, ascending."""
-    hidden = torch.ones(len(visible), math.prod(grid), dtype=torch.bool, device=visible.device)
-    hidden.scatter_(1, visible, False)
-    return hidden.nonzero()[:, 1].view(len(visible), -1)
+        grid = mask.grid
+    drawn = draw(spec, grid, ensemble.masks, generator)
+    return None if drawn.visible is None else drawn
 
 
 def _at(fixed: Tensor, mask: Mask, count: int) -> list[Tensor]:

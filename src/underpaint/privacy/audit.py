@@ -14,16 +14,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from underpaint import model
 from underpaint._version import __version__
@@ -43,10 +41,9 @@ from underpaint.privacy import (
 )
 from underpaint.privacy.calibration import (
     AttackSetup,
+    Progress,
     calibrate_by_shadows,
     load_reference,
-    null_control,
-    phase_progress,
 )
 from underpaint.privacy.copies import ImagePair, find_copies
 from underpaint.privacy.membership import FEWEST, Subset, subsample
@@ -55,9 +52,6 @@ __all__ = ["DEFAULT_IMAGES", "Audit", "audit"]
 
 DEFAULT_IMAGES = 1000  # members, and non-members
 COMPLETED = 200  # members, and non-members
-OTHERS = 500  # non-members among which the positive control looks for those it learned
-
-Progress = Callable[[str, int, int], None]
 
 
 class Audit(NamedTuple):
@@ -115,7 +109,7 @@ def audit(
     positive control, and with it any verdict of no leak. `vae`, `precision`: as in `model.load`.
     Raises UserError for wrong use.
     """
-    clock = Clock()
+    clock, report = Clock(), progress or (lambda what, done, total: None)
     with clock("data"):
         names = attacks.check(names)
         network = features.load(extractor, weights_file) if extractor else None
@@ -125,6 +119,7 @@ def audit(
         subsets = _chosen(data.members, data.non_members, n, fpr, seed, str(source))
         masks, ensemble, seen = data.masks(loaded, *subsets, seed)
         setup = AttackSetup(
+            loaded,
             subsets,
             [subset.patches(loaded) for subset in subsets],
             masks,
@@ -133,9 +128,11 @@ def audit(
             ensemble,
             seed,
             batch,
+            report,
         )
-        other = None if reference is None else load_reference(reference, loaded, setup)
+        other = None if reference is None else load_reference(reference, setup)
         blind = controls.blind(subsets[0].pixels(), subsets[1].pixels(), seed)
+        null: dict[str, Any] = {"blind": blind, "reference": None}
     trained = []
     if shadow_models:
         with clock("shadow models"):
@@ -144,27 +141,21 @@ def audit(
                 shadow_models,
                 images=shadow_images,
                 seed=seed,
-                progress=phase_progress(progress, "shadow models"),
+                progress=progress and partial(progress, "shadow models"),
             )
     with clock("attacks"):
-        scores = setup.scores(loaded, "attacks", progress)
-    tried = {name: (scores[0][name], scores[1][name]) for name in names}
-    null: dict[str, Any] = {"blind": blind, "reference": None}
+        scores = setup.scores(loaded, "attacks")
+    tried = {name: [part[name] for part in scores] for name in names}
     if other is not None:
         with clock("reference"):
-            base = setup.scores(other, "reference", progress)
-        null["reference"] = null_control(base, names)
-        tried |= {
-            f"{name}, calibrated": (
-                scores[0][name] - base[0][name],
-                scores[1][name] - base[1][name],
-            )
-            for name in names
-        }
+            base = setup.scores(other, "reference")
+        null["reference"] = controls.reference(base, names)
+        for name in names:
+            tried[f"{name}, calibrated"] = [scores[i][name] - base[i][name] for i in (0, 1)]
     shadow = None
     if trained:
         with clock("shadow attacks"):
-            calibrated, shadow = calibrate_by_shadows(scores, trained, setup, loaded, progress)
+            calibrated, shadow = calibrate_by_shadows(scores, trained, setup)
         tried |= calibrated
     counts = len(subsets[0].ids), len(subsets[1].ids)
     whole = isinstance(subsets[0].dataset, Dataset)
@@ -172,16 +163,17 @@ def audit(
     with clock("statistics"):
         rates = tuple(fpr) or tuple(statistics.REQUIRED)
         by_attack = {
-            name: statistics.evaluate(a, b, seed=seed, fpr=rates) for name, (a, b) in tried.items()
+            name: statistics.evaluate(*both, seed=seed, fpr=rates) for name, both in tried.items()
         }
         all_scores = [np.concatenate([part[name] for name in names], 1) for part in scores]
-        dataset = cdi.infer(all_scores[0], all_scores[1], seed=seed)
+        dataset = cdi.infer(*all_scores, seed=seed)
+    sha256 = model.read_card(folder)["sha256"]
     result: dict[str, Any] = {
         "source": str(source),
         "underpaint": __version__,
         "weights": weights,
         "precision": loaded.precision,
-        "sha256": model.read_card(folder)["sha256"],
+        "sha256": sha256,
         "made": time.strftime("%Y-%m-%d"),
         "asked": {
             "attacks": names,
@@ -201,7 +193,7 @@ def audit(
         "non_members": counts[1],
         "of": {"members": len(data.members.ids), "non_members": len(data.non_members.ids)},
         "seen": seen,
-        "parts": None if (m := masks[0]) is None or m.visible is None else m.visible.shape[1],
+        "parts": None if masks[0].visible is None else masks[0].visible.shape[1],
         "patches": setup.patches[0].shape[1],
         "levels": setup.sigmas,
         "seed": seed,
@@ -219,22 +211,12 @@ def audit(
     pairs: dict[str, list[ImagePair]] = {}
     if whole:
         with clock("completion"):
-            result["completion"] = _completion(loaded, setup, progress)
-        result["copies"], pairs = find_copies(
-            loaded,
-            data.members,
-            subsets[1],
-            samples,
-            seed=seed,
-            batch=batch,
-            extractor=network,
-            phase=clock,
-            progress=progress,
-        )
+            result["completion"] = _completion(setup)
+        result["copies"], pairs = find_copies(setup, data.members, samples, network, clock)
     positive = None
     if control:
         with clock("positive control"):
-            positive = _positive(folder, loaded, setup, weights, progress)
+            positive = controls.positive(setup, [sha256, weights, loaded.precision])
     result["controls"] = {"null": null, "positive": positive}
     result |= verdict.judge(result, tests)
     result["phases"] = dict(clock.spent)
@@ -261,58 +243,18 @@ def _chosen(
     return members, non_members
 
 
-# --- what is tried -----------------------------------------------------------------------------
-
-
-def _completion(
-    loaded: model.Model, setup: AttackSetup, progress: Progress | None
-) -> dict[str, Any]:
+def _completion(setup: AttackSetup) -> dict[str, Any]:
     """The error of the hidden half of members and of non-members."""
     by_subset = []
     for subset, x in zip(setup.subsets, setup.patches, strict=True):
-        labels = subset.labels(loaded)
+        labels = subset.labels(setup.loaded)
         errors = completion.errors(
-            loaded.denoiser,
+            setup.loaded.denoiser,
             x[:COMPLETED],
             labels=None if labels is None else labels[:COMPLETED],
             seed=setup.seed,
             batch=setup.batch,
-            progress=phase_progress(progress, "completion"),
+            progress=partial(setup.progress, "completion"),
         )
         by_subset.append(errors.mean(0))
     return {**completion.advantage(*by_subset), "images": [len(part) for part in by_subset]}
-
-
-def _positive(
-    folder: Path,
-    loaded: model.Model,
-    setup: AttackSetup,
-    weights: str,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """The positive control, kept by what it depends on: the weights, the images, the attacks."""
-    patches, mask, seed = setup.patches[1], setup.masks[1], setup.seed
-    labels = setup.subsets[1].labels(loaded)
-    # the images lie in the order of the data set, which may be one of classes
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(patches)))
-    count = min(controls.COPIED, len(patches) // 2)
-    few, rest = order[:count], order[count : count + OTHERS]
-    shown = b"" if mask is None or mask.visible is None else mask.visible.numpy().tobytes()
-    inputs: list[Any] = [model.read_card(folder)["sha256"], weights, loaded.precision, setup.names]
-    inputs += [setup.sigmas, setup.ensemble, seed, controls.VERSION]
-    name = hashlib.sha256(json.dumps(inputs).encode())
-    name.update(patches.numpy().tobytes() + shown)
-    return controls.cached(
-        name.hexdigest()[:32],
-        lambda: controls.overfit(
-            loaded.denoiser,
-            patches[few],
-            patches[rest],
-            setup.names,
-            setup.sigmas,
-            labels=None if labels is None else (labels[few], labels[rest]),
-            masks=None if mask is None else (attacks.rows(mask, few), attacks.rows(mask, rest)),
-            seed=seed,
-            progress=phase_progress(progress, "positive control"),
-        ),
-    )

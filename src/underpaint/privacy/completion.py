@@ -94,20 +94,19 @@ def errors(
     draws: int = 2,
     steps: int = 20,
     repeats: int = 2,
-    grid: str = "karras",
     batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
     """Squared error of the hidden patches of each of `patches` [n, N, P], by mask: [draws, n].
 
-    The same masks and noises for every image. `grid`: of the noise levels, as in `samplers.sigmas`.
+    The same masks and noises for every image.
     """
     n, N, P = patches.shape
     device = next((p.device for p in denoiser.parameters()), patches.device)
     shown = masks(denoiser.backbone.grid, draws, seed)  # type: ignore[arg-type]
     if shown.visible is None or shown.hidden is None:
         raise ValueError("an image of one patch has no half")
-    levels = samplers.sigmas(denoiser.process, steps, grid)
+    levels = samplers.sigmas(denoiser.process, steps, "karras")
     result = np.zeros((draws, n))
     with evaluating(denoiser):
         for start in range(0, n, batch):

@@ -13,33 +13,32 @@ made on the copy, so that the result also shows which of them work on this model
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from underpaint.core.denoiser import Denoiser
 from underpaint.core.loss import DenoisingLoss
-from underpaint.core.masks import Mask, whole
 from underpaint.data import cache
-from underpaint.io import replace_text
+from underpaint.evaluation.results import kept
 from underpaint.privacy import cdi
 from underpaint.privacy.attacks import rows, scores
-from underpaint.privacy.statistics import auc, calibration_split, mann_whitney
+from underpaint.privacy.calibration import AttackSetup, Scores
+from underpaint.privacy.statistics import auc, calibration_split, evaluate, mann_whitney
 from underpaint.training.seeding import seed_from
 
-__all__ = ["CONFIDENCE", "COPIED", "ENOUGH", "VERSION", "blind", "cached", "overfit"]
+__all__ = ["ENOUGH", "blind", "positive", "reference"]
 
 CONFIDENCE = 0.999  # of the null: an audit is refused once in a thousand for no reason
 ENOUGH = 0.9  # AUC that the positive control must exceed
 COPIED = 64  # non-members that the copy memorizes
-VERSION = 2  # of what `cached` keeps
+OTHERS = 500  # non-members among which they are looked for
+VERSION = 2  # of what the cache keeps
 CHECKS = (100, 200, 400, 800, 1600)  # steps after which the copy is attacked
 BATCH, RATE = 32, 1e-3
 FIRST, SEEN = "loss", 200  # the attack that decides when to stop, and images of each for it
@@ -64,91 +63,95 @@ def blind(
     return {"auc": area._asdict(), "passed": passed}
 
 
-def overfit(
-    denoiser: Denoiser,
-    learned: Tensor,
-    others: Tensor,
-    names: Sequence[str],
-    sigmas: Sequence[float],
-    *,
-    labels: tuple[Tensor, Tensor] | None = None,
-    masks: tuple[Mask, Mask] | None = None,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Train a copy on `learned` [m, N, P] until an attack separates them from `others` [n, N, P].
+def reference(base: list[Scores], names: Sequence[str]) -> dict[str, Any]:
+    """The attacks on a reference model, which saw none of the images: scores of both, by attack."""
+    confidence = 1 - (1 - CONFIDENCE) / len(names)
+    results = {
+        name: evaluate(base[0][name], base[1][name], fpr=(), confidence=confidence)
+        for name in names
+    }
+    passed = all(result["two_sided"] >= 1 - confidence for result in results.values())
+    return {"auc": {name: result["auc"] for name, result in results.items()}, "passed": passed}
 
-    `labels` and `masks` of both, as the audited model is attacked with. The copy is attacked with
-    everything in `names`; returns each one's best AUC over the levels.
+
+def positive(setup: AttackSetup, identity: list[Any]) -> dict[str, Any]:
+    """The planted leak: each attack's best AUC over the levels on a copy that has memorized images.
+
+    Kept in the cache by all that it depends on: `identity` of the weights, the images, the attacks;
+    `reused` says whether it was there.
     """
+    mask = setup.masks[1]
+    shown = b"" if mask.visible is None else mask.visible.numpy().tobytes()
+    inputs = [*identity, setup.names, setup.sigmas, setup.ensemble, setup.seed, VERSION]
+    name = hashlib.sha256(json.dumps(inputs).encode())
+    name.update(setup.patches[1].numpy().tobytes() + shown)
+    path = cache.root() / "audit" / f"{name.hexdigest()[:32]}.json"
+    result, reused = kept(path, lambda: _overfit(setup))
+    return result | {"reused": reused}
+
+
+def _overfit(setup: AttackSetup) -> dict[str, Any]:
+    """Train a copy on some non-members until an attack separates them from others."""
     began = time.monotonic()
-    model = copy.deepcopy(denoiser).eval().requires_grad_(True)
+    model = copy.deepcopy(setup.loaded.denoiser).eval().requires_grad_(True)
     denoising_loss = DenoisingLoss(model)
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed_from(seed, "control"))
+    generator = torch.Generator().manual_seed(seed_from(setup.seed, "control"))
     optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
-    images = [learned.to(device), others.to(device)]
-    conditions = [None, None] if labels is None else [part.to(device) for part in labels]
-    grid: tuple[int, int] = denoiser.backbone.grid  # type: ignore[assignment]
-    shown = (whole(grid), whole(grid)) if masks is None else masks
-
-    def best_auc(attacks: Sequence[str], most: int | None) -> dict[str, float]:
-        """Each attack's best AUC over the levels, against at most so many of the others."""
-        members, rest = (
-            scores(model, x[:most], attacks, sigmas, labels=y, mask=mask, seed=seed)
-            for x, y, mask in zip(images, conditions, shown, strict=True)
+    patches, labels = setup.patches[1], setup.subsets[1].labels(setup.loaded)
+    # the images lie in the order of the data set, which may be one of classes
+    order = torch.from_numpy(np.random.default_rng(setup.seed).permutation(len(patches)))
+    count = min(COPIED, len(patches) // 2)
+    parts = [  # what is memorized, and others
+        (
+            patches[ids].to(device),
+            None if labels is None else labels[ids].to(device),
+            rows(setup.masks[1], ids),
         )
+        for ids in (order[:count], order[count : count + OTHERS])
+    ]
+
+    def best_auc(names: Sequence[str], most: int | None) -> dict[str, float]:
+        """Each attack's best AUC over the levels, with at most so many images of each kind."""
+        found = [
+            scores(model, x[:most], names, setup.sigmas, labels=y, mask=mask, seed=setup.seed)
+            for x, y, mask in parts
+        ]
         return {
-            name: max(auc(members[name][:, i], rest[name][:, i]).value for i in range(len(sigmas)))
-            for name in attacks
+            name: max(auc(a, b).value for a, b in zip(*(f[name].T for f in found), strict=True))
+            for name in names
         }
 
-    done, enough = 0, (1 + ENOUGH) / 2
+    (images, classes, mask), done = parts[0], 0
+    # one attack decides when it is enough; all are made once, at the end
+    first, enough = [FIRST if FIRST in setup.names else setup.names[0]], (1 + ENOUGH) / 2
     for until in CHECKS:
         for _ in range(until - done):
-            ids = torch.randint(len(learned), (min(BATCH, len(learned)),), generator=generator)
-            x0 = images[0][ids]
+            ids = torch.randint(count, (min(BATCH, count),), generator=generator)
+            x0 = images[ids]
             t = model.process.draw_t(len(ids), generator, device)
             noise = torch.randn(x0.shape, generator=generator).to(device)
-            condition = None if conditions[0] is None else conditions[0][ids]
-            mask = rows(shown[0], ids, device)
-            loss = denoising_loss(x0, condition, mask, t, noise).mean
+            condition = None if classes is None else classes[ids]
+            loss = denoising_loss(x0, condition, rows(mask, ids, device), t, noise).mean
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
         done = until
-        if progress:
-            progress(done, CHECKS[-1])
-        # one attack decides when it is enough; all are made once, at the end
-        if max(best_auc([FIRST if FIRST in names else names[0]], SEEN).values()) > enough:
+        setup.progress("positive control", done, CHECKS[-1])
+        if max(best_auc(first, SEEN).values()) > enough:
             break
-    areas = best_auc(names, None)
+    areas = best_auc(setup.names, None)
     best = max(areas.values())
     return {
         "auc": areas,
         "best": best,
         "passed": best > ENOUGH,
         "steps": done,
-        "learned": len(learned),
-        "others": len(others),
+        "learned": count,
+        "others": len(parts[1][0]),
         "seconds": time.monotonic() - began,
     }
-
-
-def cached(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` gives, kept in the cache under `name`; `reused` says which it was."""
-    path = cache.root() / "audit" / f"{name}.json"
-    if path.is_file():
-        try:
-            return {**json.loads(path.read_text(encoding="utf-8")), "reused": True}
-        except ValueError:
-            pass  # cut short: make it anew
-    result = make()
-    with cache.writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(Path(path), json.dumps(result))
-    return {**result, "reused": False}
 
 
 def _summary(images: NDArray[np.uint8]) -> NDArray[np.float64]:

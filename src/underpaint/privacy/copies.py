@@ -12,7 +12,6 @@ was made for photographs, so the threshold that counts there is the one of the h
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from underpaint import model
-from underpaint.data import Dataset, cache
+from underpaint.data import Dataset
 from underpaint.evaluation import feature_cache, features, nearest
 from underpaint.evaluation.intervals import of_proportion
 from underpaint.evaluation.nearest import THIRD, Ratios, distance_ratios
-from underpaint.evaluation.results import digest
+from underpaint.privacy.calibration import AttackSetup
 from underpaint.privacy.membership import Subset, distinct
 from underpaint.training.distributed import World
 
@@ -38,7 +36,6 @@ SEARCHED = 10_000  # images whose near-duplicates are looked for
 LEAST = 3  # training images: a nearest, a second nearest and one more
 
 ImagePair = tuple[NDArray[np.uint8], NDArray[np.uint8], float]  # sample, training image, ratio
-Progress = Callable[[str, int, int], None]
 
 
 class Nearest(NamedTuple):
@@ -58,52 +55,45 @@ class Copies(NamedTuple):
 
 
 def find_copies(
-    loaded: model.Model,
+    setup: AttackSetup,
     members: Subset,
-    non_members: Subset,
     samples: int,
-    *,
-    seed: int = 0,
-    batch: int = 64,
-    extractor: features.Extractor | None = None,
+    extractor: features.Extractor | None,
     phase: Callable[[str], contextlib.AbstractContextManager[None]],
-    progress: Progress | None = None,
 ) -> tuple[dict[str, Any], dict[str, list[ImagePair]]]:
-    """Sample with the labels of members, and search all members for what the samples copy.
+    """Sample with the labels of members, and search all `members` for what the samples copy.
 
     Returns the numbers by space, and in each space the pairs with the lowest ratios. `phase` is
-    entered with the name of each phase, `progress` called with a name, images done and in all.
+    entered with the name of each phase.
     """
+    loaded, seed, non_members = setup.loaded, setup.seed, setup.subsets[1]
     dataset, held_out = members.dataset, non_members.dataset
-    if not isinstance(dataset, Dataset) or not isinstance(held_out, Dataset):
-        raise TypeError("sealed images are not whole")
+    assert isinstance(dataset, Dataset)  # sealed images are not whole
+    assert isinstance(held_out, Dataset)
     labels = members.labels(loaded)
-    rng = np.random.default_rng(seed)
     chosen: list[str | int] | None = None
     if labels is not None:
+        rng = np.random.default_rng(seed)
         chosen = [int(labels[i]) for i in rng.integers(0, len(labels), samples)]
     with phase("samples"):
+        report = partial(setup.progress, "samples")
         sampled = loaded.sample(
-            samples,
-            seed=seed,
-            labels=chosen,
-            batch=batch,
-            progress=progress and partial(progress, "samples"),
+            samples, seed=seed, labels=chosen, batch=setup.batch, progress=report
         )
     ids = distinct(dataset, members.ids)
     images = dataset.images
     with phase("copies"):
         spaces = {"pixels": search(sampled, held_out.batch(non_members.ids), images, ids)}
-        duplicates = near_duplicates(images, ids)
+        near = near_duplicates(images, ids)
     if extractor is not None:
         with phase("features"):
-            spaces[extractor.name] = search(
-                extractor(sampled),
-                _features(held_out, non_members.ids, extractor, None),
-                _features(dataset, ids, extractor, progress),
-                np.arange(len(ids)),
-            )
-    shown = [part[:SHOWN].tolist() for part in duplicates[:3]]
+            of_held_out = _features(held_out, non_members.ids, extractor, None)
+            of_members = _features(dataset, ids, extractor, partial(setup.progress, "features"))
+            of_samples = extractor(sampled)
+            found = search(of_samples, of_held_out, of_members, np.arange(len(ids)))
+            worst = found.worst._replace(ids=ids[found.worst.ids])
+            spaces[extractor.name] = found._replace(worst=worst)
+    shown = [part[:SHOWN].tolist() for part in near[:3]]
     result: dict[str, Any] = {
         "samples": samples,
         "training_images": len(ids),
@@ -111,18 +101,17 @@ def find_copies(
         "extractor": None if extractor is None else extractor.identity,
         "removed_duplicates": len(members.ids) - len(ids),
         "near_duplicates_searched": min(len(ids), SEARCHED),
-        "near_duplicate_pairs": len(duplicates.ids),
+        "near_duplicate_pairs": len(near.ids),
         "near_duplicates": [
             [dataset.names[i], dataset.names[j], ratio] for i, j, ratio in zip(*shown, strict=True)
         ],
     }
-    pairs = {}
-    for space, (_, worst) in spaces.items():
-        of_dataset = worst.ids if space == "pixels" else ids[worst.ids]
-        pairs[space] = [
-            (sampled[i], images[j], float(ratio))
-            for i, j, ratio in zip(worst.which, of_dataset, worst.ratios, strict=True)
+    pairs = {
+        space: [
+            (sampled[i], images[j], float(ratio)) for i, j, ratio in zip(*worst[:3], strict=True)
         ]
+        for space, (_, worst) in spaces.items()
+    }
     pairs["near duplicates"] = [
         (images[i], images[j], ratio) for i, j, ratio in zip(*shown, strict=True)
     ]
@@ -142,9 +131,9 @@ def search(
     if len(ids) < LEAST:
         raise ValueError(f"{len(ids)} training images: a ratio of distances needs {LEAST}")
     ratios = distance_ratios(samples, images, ids)
-    base = None
-    if held_out is not None and len(held_out):
-        base = distance_ratios(held_out, images, ids)
+    base = (
+        distance_ratios(held_out, images, ids) if held_out is not None and len(held_out) else None
+    )
     result: dict[str, Any] = {
         "samples": len(samples),
         "training_images": len(ids),
@@ -235,18 +224,9 @@ def _features(
     dataset: Dataset,
     ids: NDArray[np.int64],
     extractor: features.Extractor,
-    progress: Progress | None,
+    progress: Callable[[int, int], None] | None,
 ) -> NDArray[np.float32]:
     """Features [n, D] of the images `ids`, kept in the cache by content."""
-    key = digest(json.dumps([dataset.key, extractor.identity]), ids.astype(np.int64).tobytes())
-    folder = cache.root() / "features" / key
-
-    def report(done: int) -> None:
-        if progress:
-            progress("features", done, len(ids))
-
-    def read(start: int, count: int) -> NDArray[np.uint8]:
-        return dataset.batch(ids[start : start + count])
-
-    feature_cache.fill(folder, len(ids), read, extractor, World(0, 1, extractor.device), report)
-    return feature_cache.read(folder, len(ids))
+    store, n = feature_cache.Store.of(dataset, ids, extractor), len(ids)
+    store.fill(n, World(0, 1, extractor.device), lambda done: progress and progress(done, n))
+    return store.read(n)

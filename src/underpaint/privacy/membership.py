@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,24 +24,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from underpaint import config, factory, model
+from underpaint.compare.split_scoring import final_data
 from underpaint.core import salient
-from underpaint.core.masks import Mask, MaskSpec, draw, from_visible
-from underpaint.core.spaces import from_uint8, levels
+from underpaint.core.masks import Mask, MaskSpec, draw, from_visible, whole
+from underpaint.core.spaces import Pixels, from_uint8, levels
 from underpaint.data import Dataset, fixed_masks, latents, prepare
 from underpaint.errors import UserError
 from underpaint.privacy import attacks
 from underpaint.sealed import format as sealed
 from underpaint.sealed.format import Sealed
 
-__all__ = [
-    "FEWEST",
-    "MembershipData",
-    "Subset",
-    "distinct",
-    "label_indices",
-    "load",
-    "subsample",
-]
+__all__ = ["FEWEST", "MembershipData", "Subset", "different", "distinct", "load", "subsample"]
 
 FEWEST = 16  # members, and non-members: eight to calibrate on and eight to evaluate on
 
@@ -55,32 +50,32 @@ class Subset(NamedTuple):
         """[n, H, W, C]; of sealed images black where nothing was kept."""
         if isinstance(self.dataset, Dataset):
             return self.dataset.batch(self.ids)
-        values, positions = self.dataset.batch(self.ids)  # [n, V, P], [n, V]
-        (height, width), patch = self.dataset.size, self.dataset.about["patch"]
-        h, w, C = height // patch, width // patch, self.dataset.channels
-        whole = np.zeros((len(values), h * w, values.shape[2]), np.uint8)
-        np.put_along_axis(whole, positions[:, :, None], values, 1)
-        planes = whole.reshape(-1, h, w, C, patch, patch).transpose(0, 1, 4, 2, 5, 3)
-        return planes.reshape(-1, height, width, C)
+        space = Pixels(self.dataset.size, self.dataset.channels, self.dataset.about["patch"])
+        return space.decode(self._placed(torch.from_numpy, space.grid)).permute(0, 2, 3, 1).numpy()
 
     def patches(self, loaded: model.Model) -> Tensor:
         """[n, N, P], as the model's space gives them; zeros where a sealed image is not known."""
         if isinstance(self.dataset, Sealed):
-            values, positions = self.dataset.batch(self.ids)
-            known = levels(values)
-            h, w = loaded.space.grid
-            ids = torch.from_numpy(positions)[:, :, None].expand_as(known)
-            return known.new_zeros(len(known), h * w, known.shape[2]).scatter(1, ids, known)
+            return self._placed(levels, loaded.space.grid)
         if self.dataset.latents is not None:
             return loaded.space.encode(torch.from_numpy(self.dataset.latents.means(self.ids)))
         return loaded.space.encode(from_uint8(self.dataset.batch(self.ids)))
+
+    def _placed(self, convert: Callable[..., Tensor], grid: tuple[int, int]) -> Tensor:
+        """The patches of sealed images at their places [n, N, P], zeros elsewhere."""
+        values, positions = self.dataset.batch(self.ids)  # [n, V, P], [n, V]
+        known = convert(values)
+        ids = torch.from_numpy(positions)[:, :, None].expand_as(known)
+        return known.new_zeros(len(known), math.prod(grid), known.shape[2]).scatter(1, ids, known)
 
     def labels(self, loaded: model.Model) -> Tensor | None:
         """[n], −1 where the model does not know the label's name; None for one without labels."""
         if not loaded.label_names:
             return None
-        table = label_indices(self.dataset.label_names, loaded.label_names)
-        return torch.from_numpy(table[self.dataset.labels[self.ids]])
+        theirs, known = self.dataset.label_names, loaded.label_names
+        numbers = [known.index(name) if name in known else -1 for name in theirs]
+        table = torch.tensor([*numbers, -1])  # the last is of no label
+        return table[torch.from_numpy(self.dataset.labels[self.ids])]
 
 
 class MembershipData(NamedTuple):
@@ -94,60 +89,49 @@ class MembershipData(NamedTuple):
 
     def masks(
         self, loaded: model.Model, members: Subset, non_members: Subset, seed: int
-    ) -> tuple[list[Mask | None], attacks.Ensemble, str]:
-        """What is seen of members and non-members, the run's random masks, and the first in words.
-
-        None: whole images.
-        """
+    ) -> tuple[list[Mask], attacks.Ensemble, str]:
+        """What is seen of members and non-members, the run's random masks, the first as text."""
+        both = (members, non_members)
         last = list(self.run.stages.values())[-1] if self.run else None
-        ensemble = _ensemble(self.run, loaded)
+        ensemble, grid = _ensemble(self.run, loaded), loaded.space.grid
         if isinstance(members.dataset, Sealed):
-            kept: list[Mask | None] = [_shown(part, loaded) for part in (members, non_members)]
+            kept = [_shown(part, loaded) for part in both]
             return kept, ensemble, "the patches that were kept of each image at sealing"
         if last is None or last.mask == "none":
-            return [None, None], ensemble, "whole images"
+            return [whole(grid), whole(grid)], ensemble, "whole images"
         if last.fixed and not sealed.is_sealed((last.data or members.data).source):
-            fixed: list[Mask | None] = [
-                _fixed(last, part, loaded) for part in (members, non_members)
-            ]
+            fixed = [_fixed(last, part, loaded) for part in both]
             return fixed, ensemble, "of each image the patches of its own fixed mask"
-        generator = torch.Generator().manual_seed(seed)
-        spec = MaskSpec(
-            ensemble.kind,
-            ensemble.rate,
-            block=ensemble.block,
-            multiple=loaded.denoiser.stride,
-            unit=loaded.denoiser.unit,
-        )
-        mask = draw(spec, loaded.space.grid, 1, generator)
-        if mask.visible is None:
-            return [None, None], ensemble, "whole images"
-        same: list[Mask | None] = [_repeat(mask, len(part.ids)) for part in (members, non_members)]
-        return same, ensemble, "the same patches of every image"
+        kind, rate, block, _ = ensemble
+        stride, unit = loaded.denoiser.stride, loaded.denoiser.unit
+        spec = MaskSpec(kind, rate, block=block, multiple=stride, unit=unit)
+        mask = draw(spec, grid, 1, torch.Generator().manual_seed(seed))
+        seen = "whole images" if mask.visible is None else "the same patches of every image"
+        same = [attacks.rows(mask, torch.zeros(len(part.ids), dtype=torch.int64)) for part in both]
+        return same, ensemble, seen
 
 
 def load(
     folder: Path, loaded: model.Model, members: str | None, non_members: str | None
 ) -> MembershipData:
     """Members and non-members, which do not overlap. Raises UserError where they are not known."""
-    place, run = _recorded_run(folder)
-    for given, flag in ((members, "--members"), (non_members, "--non-members")):
-        if given is not None and sealed.is_sealed(given):
-            if flag == "--non-members" or non_members is not None:
+    # the run's folder around a model's folder, and its recipe
+    place = next((p for p in (folder, *folder.parents) if (p / "config.yaml").is_file()), None)
+    run = config.load(place / "config.yaml") if place else None
+    for source, flag in ((members, "--members"), (non_members, "--non-members")):
+        if source is not None and sealed.is_sealed(source):
+            if non_members is not None:
                 raise UserError(
-                    f"{flag} {given}: is sealed, and its own held-out images are the non-members; "
+                    f"{flag} {source}: is sealed, and its own held-out images are the non-members; "
                     "give --members with the sealed file and leave --non-members out"
                 )
-            return _of_sealed(run, place, given, 0, loaded)
-    last = list(run.stages.values())[-1] if run else None
-    data = (last.data or run.data) if last and run else config.Data()
-    closed = sealed.is_sealed(data.source)
+            return _of_sealed(run, place, source, 0, loaded)
+    data = final_data(run) if run else config.Data()
+    closed, given = sealed.is_sealed(data.source), members is not None and non_members is not None
     if closed and members is None and non_members is None:
         return _of_sealed(run, place, data.source, data.limit, loaded)
-    known = _recorded(folder, place, members is not None and non_members is not None, closed)
-    if last and last.size:
-        data = dataclasses.replace(data, size=last.size)
-    dataset = None if known is None else _with_latents(prepare(data), loaded)
+    known = {} if given else _recorded(folder, place, closed)
+    dataset = None if given else _prepared(data, loaded)
     subsets = []
     for source, name in ((members, "trained"), (non_members, "held_out")):
         if source is not None:
@@ -161,20 +145,23 @@ def load(
                 only="",
                 size=loaded.spec.size,
             )
-            images = _with_latents(prepare(given_data), loaded)
+            images = _prepared(given_data, loaded)
             subsets.append(Subset(images, images.train_ids, given_data))
-        elif dataset is not None and known is not None:
-            listed = set(known.get(name, []))
+        elif dataset is not None:
+            listed = set(known[name])
             ids = [i for i, sha in enumerate(dataset.file_sha256) if sha in listed]
             subsets.append(Subset(dataset, np.array(ids, np.int64), data))
-    _require_disjoint(subsets[0], subsets[1])
+    one, two = (
+        {s.dataset.pixel_sha256[i] for i in s.ids.tolist()}
+        for s in subsets
+        if isinstance(s.dataset, Dataset)
+    )
+    if both := one & two:
+        raise UserError(
+            f"{len(both)} images are members and non-members at once (their pixels are equal); "
+            "remove them from one of the lists"
+        )
     return MembershipData(run, place, subsets[0], subsets[1], _notes(run, data))
-
-
-def _recorded_run(folder: Path) -> tuple[Path | None, config.Run | None]:
-    """The run's folder around a model's folder, and its recipe."""
-    place = next((p for p in (folder, *folder.parents) if (p / "config.yaml").is_file()), None)
-    return place, config.load(place / "config.yaml") if place else None
 
 
 def distinct(dataset: Dataset, ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -183,30 +170,27 @@ def distinct(dataset: Dataset, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.sort(ids[np.unique(digests, return_index=True)[1]])
 
 
+def different(subset: Subset) -> Subset:
+    """The subset without images whose pixels equal those of an earlier one."""
+    if len(subset.ids) and isinstance(subset.dataset, Dataset):
+        return subset._replace(ids=distinct(subset.dataset, subset.ids))
+    return subset
+
+
 def subsample(subset: Subset, n: int, seed: int) -> Subset:
     """At most `n` different images of a subset, a function of `seed`, ascending."""
-    ids = subset.ids
-    if len(ids) and isinstance(subset.dataset, Dataset):
-        ids = distinct(subset.dataset, ids)
-    if len(ids) > n:
-        ids = np.sort(np.random.default_rng(seed).choice(ids, n, replace=False))
+    subset = different(subset)
+    if len(subset.ids) <= n:
+        return subset
+    ids = np.sort(np.random.default_rng(seed).choice(subset.ids, n, replace=False))
     return subset._replace(ids=ids)
-
-
-def label_indices(names: tuple[str, ...], known: tuple[str, ...]) -> NDArray[np.int64]:
-    """The place of each of `names` in `known`, −1 if it is not there; the last is of no label."""
-    return np.array([*(known.index(n) if n in known else -1 for n in names), -1], np.int64)
 
 
 # --- where they come from ------------------------------------------------------------------------
 
 
-def _recorded(
-    folder: Path, place: Path | None, given: bool, closed: bool
-) -> dict[str, list[str]] | None:
-    """What the run recorded; None if both lists are `given`."""
-    if given:
-        return None
+def _recorded(folder: Path, place: Path | None, closed: bool) -> dict[str, list[str]]:
+    """What the run recorded: the sha256 of the files `trained` on and `held_out`."""
     recorded = place / "images.json" if place else None
     if recorded is None or not recorded.is_file() or closed:
         why = "was trained on sealed images" if closed else "no images.json of a run"
@@ -220,7 +204,9 @@ def _recorded(
         raise UserError(f"{recorded}: is damaged; give --members and --non-members") from None
 
 
-def _with_latents(dataset: Dataset, loaded: model.Model) -> Dataset:
+def _prepared(data: config.Data, loaded: model.Model) -> Dataset:
+    """The images, with their latents for a model of latents."""
+    dataset = prepare(data)
     return dataset if loaded.vae is None else latents.prepare(dataset, loaded.vae)
 
 
@@ -262,20 +248,6 @@ def _of_sealed(
     return MembershipData(run, place, Subset(dataset, ids, data), held_out, notes)
 
 
-def _require_disjoint(members: Subset, non_members: Subset) -> None:
-    """Raise UserError if an image is a member and a non-member, by its pixels."""
-    sha = [
-        {part.dataset.pixel_sha256[i] for i in part.ids.tolist()}
-        for part in (members, non_members)
-        if isinstance(part.dataset, Dataset)
-    ]
-    if both := sha[0] & sha[1]:
-        raise UserError(
-            f"{len(both)} images are members and non-members at once (their pixels are equal); "
-            "remove them from one of the lists"
-        )
-
-
 def _notes(run: config.Run | None, data: config.Data) -> list[str]:
     """Which images of the run are not in this audit."""
     sources = {(stage.data or run.data).source for stage in run.stages.values()} if run else set()
@@ -307,8 +279,7 @@ def _ensemble(run: config.Run | None, loaded: model.Model) -> attacks.Ensemble:
 
 def _shown(subset: Subset, loaded: model.Model) -> Mask:
     """The masks [n, V] of sealed images."""
-    if not isinstance(subset.dataset, Sealed):
-        raise TypeError("only sealed images have masks of their own")
+    assert isinstance(subset.dataset, Sealed)
     about, (_, positions) = subset.dataset.about, subset.dataset.batch(subset.ids)
     visible = torch.from_numpy(positions)
     return from_visible(loaded.space.grid, visible, about["kind"], about["multiple"])
@@ -316,8 +287,7 @@ def _shown(subset: Subset, loaded: model.Model) -> Mask:
 
 def _fixed(stage: config.Stage, subset: Subset, loaded: model.Model) -> Mask:
     """The masks [n, V] that a stage with fixed masks gives these images, or would have given."""
-    if isinstance(subset.dataset, Sealed):
-        raise TypeError("sealed images have masks of their own")
+    assert isinstance(subset.dataset, Dataset)
     key = fixed_masks.read_key(stage.fixed_key) if stage.fixed_key else None
     seeds = [
         fixed_masks.seed_of(key, subset.dataset.pixel_digests[i].tobytes())
@@ -331,9 +301,3 @@ def _fixed(stage: config.Stage, subset: Subset, loaded: model.Model) -> Mask:
     spec = factory.mask_spec(stage, loaded.denoiser)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return draw(spec, loaded.space.grid, len(subset.ids), generators, contrast=contrast)
-
-
-def _repeat(mask: Mask, count: int) -> Mask:
-    """The mask [1, V] of one image for `count` of them."""
-    fields = (None if f is None else f.expand(count, *f.shape[1:]) for f in mask[1:])
-    return Mask(mask.grid, *fields)

@@ -35,11 +35,12 @@ from numpy.typing import NDArray
 
 from underpaint import config, model
 from underpaint.compare.pool import gather
+from underpaint.compare.split_scoring import final_data
 from underpaint.data import Dataset, cache
 from underpaint.errors import Interrupted, UserError
 from underpaint.hardware import pick_device
 from underpaint.io import numbered, replace_text
-from underpaint.privacy.membership import MembershipData, Subset, distinct
+from underpaint.privacy.membership import MembershipData, Subset, different
 from underpaint.privacy.statistics import auc
 from underpaint.sealed import format as sealed
 from underpaint.training import train
@@ -62,10 +63,7 @@ class Shadow(NamedTuple):
 
     def trained_on(self, subset: Subset) -> NDArray[np.bool_]:
         """Which images of a subset it was trained on, [n]."""
-        if not isinstance(subset.dataset, Dataset):
-            raise TypeError("sealed images have no files")
-        sha = subset.dataset.file_sha256
-        return np.array([sha[i] in self.inside for i in subset.ids.tolist()])
+        return np.array([sha in self.inside for sha in _files(subset)])
 
 
 class Task(NamedTuple):
@@ -75,8 +73,15 @@ class Task(NamedTuple):
     recipe: config.Run
     inside: list[str]  # sha256 of the files it is trained on
     start: str | None
-    folder: Path
     quiet: bool
+
+    @property
+    def folder(self) -> Path:
+        """Named by all that the model depends on."""
+        begun_with = model.read_card(model.find(self.start))["sha256"] if self.start else None
+        inputs = json.dumps([config.to_dict(self.recipe), self.inside, begun_with], sort_keys=True)
+        name = hashlib.sha256(inputs.encode()).hexdigest()[:32]
+        return cache.root() / "audit" / "shadows" / name
 
 
 def train_all(
@@ -98,22 +103,25 @@ def train_all(
     recipe = _recipe(data, images)
     start = _start(data)
     workers = _workers(recipe, count)
-    pool = sorted({sha for part in (data.members, data.non_members) for sha in _files(part)})
+    subsets = (different(data.members), different(data.non_members))
+    pool = sorted({sha for part in subsets for sha in _files(part)})
     tasks = []
     for i in range(count):
         order = np.random.default_rng(seed_from(seed, "shadow", i // 2)).permutation(len(pool))
         half = order[: len(pool) // 2] if i % 2 == 0 else order[len(pool) // 2 :]
         inside = sorted(pool[j] for j in half.tolist())
-        tasks.append(_task(recipe, inside, start, seed, i, progress is None or workers > 1))
+        train_seed = seed_from(seed, "shadow", "seed", i) % (1 << 31)
+        seeded = dataclasses.replace(recipe.train, seed=train_seed)
+        run = dataclasses.replace(recipe, train=seeded)
+        tasks.append(Task(i, run, inside, start, progress is None or workers > 1))
+    report = progress or (lambda done, total: None)
     trained: dict[int, Shadow] = {}
 
     def done(task: Task, folder: Path) -> None:
         trained[task.number] = Shadow(folder, frozenset(task.inside))
-        if progress:
-            progress(len(trained), count)
+        report(len(trained), count)
 
-    if progress:
-        progress(0, count)
+    report(0, count)
     try:
         gather(tasks, _train, workers, _name, done)
     except Interrupted:
@@ -126,7 +134,8 @@ def calibrate(scores: Scores, shadow: Scores, inside: NDArray[np.bool_]) -> Scor
 
     Low for members. Raises ValueError for an image that is outside no model.
     """
-    s, k = _log(scores), _log(shadow)
+    # errors are positive, differ by factors between images, and may vanish for a perfect copy
+    s, k = (np.log(np.maximum(values, 1e-12)) for values in (scores, shadow))
     out = ~inside[:, :, None]
     outside = out.sum(0)
     if (outside == 0).any():
@@ -167,11 +176,6 @@ def expected_auc(shadow: Scores, inside: NDArray[np.bool_]) -> dict[str, float]:
     return {"mean": float(np.mean(best)), "least": float(np.min(best))}
 
 
-def _log(scores: Scores) -> Scores:
-    """Errors are positive, differ by factors between images, and may vanish for a perfect copy."""
-    return np.asarray(np.log(np.maximum(scores, 1e-12)))
-
-
 # --- training them -------------------------------------------------------------------------------
 
 
@@ -185,8 +189,7 @@ def _recipe(data: MembershipData, images: int) -> config.Run:
             "--against shadow trains on whole images, and these are sealed; give the images "
             "themselves by --members and --non-members, or a reference model"
         )
-    last = list(run.stages.values())[-1]
-    audited = (last.data or run.data).source
+    audited = final_data(run).source
     one, two = data.members.data, data.non_members.data
     pool = dataclasses.replace(one, audit_split=0.0, limit=0)
     if one.source != two.source:
@@ -202,13 +205,9 @@ def _recipe(data: MembershipData, images: int) -> config.Run:
             data_of = dataclasses.replace(pool, size=data_of.size)
         elif sealed.is_sealed(data_of.source):
             raise UserError(f"--against shadow: stage {name} was trained on sealed images")
-        length = max(stage.batch, round(share * stage.images))
+        length, warmup = max(stage.batch, round(share * stage.images)), round(share * stage.warmup)
         stages[name] = dataclasses.replace(
-            stage,
-            data=data_of,
-            images=length,
-            minutes=0.0,
-            warmup=round(share * stage.warmup),
+            stage, data=data_of, images=length, minutes=0.0, warmup=warmup
         )
     quiet = dataclasses.replace(
         run.train, check_every=-1, sample_every=-1, snapshots=0, keep=1, track="none"
@@ -230,11 +229,9 @@ def _start(data: MembershipData) -> str | None:
 
 
 def _files(subset: Subset) -> list[str]:
-    """sha256 of the files of all different images of a subset."""
-    if not isinstance(subset.dataset, Dataset):
-        raise TypeError("sealed images have no files")
-    ids = distinct(subset.dataset, subset.ids)
-    return [subset.dataset.file_sha256[i] for i in ids.tolist()]
+    """sha256 of the files of a subset's images."""
+    assert isinstance(subset.dataset, Dataset)  # sealed images have no files, and were refused
+    return [subset.dataset.file_sha256[i] for i in subset.ids.tolist()]
 
 
 def _workers(recipe: config.Run, count: int) -> int:
@@ -242,18 +239,6 @@ def _workers(recipe: config.Run, count: int) -> int:
     if not recipe.train.threads or pick_device(recipe.train.device).type != "cpu":
         return 1
     return max(1, min(count, len(os.sched_getaffinity(0)) // recipe.train.threads))
-
-
-def _task(
-    recipe: config.Run, inside: list[str], start: str | None, seed: int, i: int, quiet: bool
-) -> Task:
-    """The task of one shadow model; its folder is named by all that the model depends on."""
-    train_seed = seed_from(seed, "shadow", "seed", i) % (1 << 31)
-    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=train_seed))
-    begun_with = model.read_card(model.find(start))["sha256"] if start else None
-    inputs = json.dumps([config.to_dict(recipe), inside, begun_with], sort_keys=True)
-    folder = cache.root() / "audit" / "shadows" / hashlib.sha256(inputs.encode()).hexdigest()[:32]
-    return Task(i, recipe, inside, start, folder, quiet)
 
 
 def _name(task: Task) -> str:
@@ -264,16 +249,18 @@ def _name(task: Task) -> str:
 def _train(task: Task) -> Path:
     """The run's folder of one shadow model, which may be finished, begun or not there."""
     folder, recipe = task.folder, task.recipe
-    listed = folder / "images.txt"
     if (folder / "done").is_file():
         return folder / "run"
+    listed = folder / "images.txt"
     with cache.locked(folder.with_suffix(".lock")), cache.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(listed, "\n".join(task.inside) + "\n")
-    stages = {
-        name: dataclasses.replace(stage, data=_only(recipe, stage, listed))
-        for name, stage in recipe.stages.items()
-    }
+    last = list(recipe.stages.values())[-1]
+    stages = dict(recipe.stages)
+    for name, stage in stages.items():  # of the pool the listed images alone, of others all
+        if stage.data and last.data and stage.data.source == last.data.source:
+            only = dataclasses.replace(stage.data, only=str(listed))
+            stages[name] = dataclasses.replace(stage, data=only)
     run = dataclasses.replace(recipe, stages=stages, data=config.Data())
     begun = bool(numbered(folder / "run" / "checkpoints"))
     train(
@@ -288,11 +275,3 @@ def _train(task: Task) -> Path:
     for checkpoint in numbered(folder / "run" / "checkpoints"):
         (checkpoint / "optimizer.pt").unlink(missing_ok=True)  # has served, and is the larger half
     return folder / "run"
-
-
-def _only(recipe: config.Run, stage: config.Stage, listed: Path) -> config.Data | None:
-    """The stage's data: of the pool the listed images alone, of others all."""
-    last = list(recipe.stages.values())[-1]
-    if stage.data is None or last.data is None or stage.data.source != last.data.source:
-        return stage.data
-    return dataclasses.replace(stage.data, only=str(listed))

@@ -37,10 +37,7 @@ __all__ = [
 
 Scores = NDArray[np.float64]
 
-REQUIRED = {
-    0.01: 300,
-    0.001: 3000,
-}  # non-members for a false-positive rate: 0 of 3,000 bound it
+REQUIRED = {0.01: 300, 0.001: 3000}  # non-members for a false-positive rate: 0 of 3,000 bound it
 
 
 def auc(members: Scores, non_members: Scores, confidence: float = 0.95) -> Interval:
@@ -112,10 +109,10 @@ def rates(
     members: Scores, non_members: Scores, threshold: float, confidence: float = 0.95
 ) -> dict[str, Interval]:
     """True and false positives of "member, if the score is at most the threshold"."""
-    result = {}
-    for name, scores in (("tpr", members), ("fpr", non_members)):
-        result[name] = of_proportion(int((scores <= threshold).sum()), len(scores), confidence)
-    return result
+    return {
+        name: of_proportion(int((scores <= threshold).sum()), len(scores), confidence)
+        for name, scores in (("tpr", members), ("fpr", non_members))
+    }
 
 
 def evaluate(
@@ -143,9 +140,7 @@ def evaluate(
         "auc": auc(s, r, confidence)._asdict(),
         "p_value": mann_whitney(s, r),
         "two_sided": mann_whitney(s, r, "two-sided"),
-        "auc_by_level": [
-            auc(members[:, i], non_members[:, i]).value for i in range(members.shape[1])
-        ],
+        "auc_by_level": _auc_by_level(members, non_members),
         "scored": [len(s), len(r)],
     }
     # two counts, each with half of the error: their mean is then inside at the whole confidence
@@ -157,14 +152,11 @@ def evaluate(
     )._asdict()
     result["tpr_at"] = {}
     for rate in fpr:
-        if len(non_members) < required_non_members(rate):
-            result["tpr_at"][f"{rate:g}"] = {
-                "needs": required_non_members(rate),
-                "has": len(non_members),
-            }
-            continue
-        share = rates(s, r, _at_rate(b, rate), confidence)
-        result["tpr_at"][f"{rate:g}"] = {name: i._asdict() for name, i in share.items()}
+        found: dict[str, Any] = {"needs": required_non_members(rate), "has": len(non_members)}
+        if found["has"] >= found["needs"]:
+            share = rates(s, r, _at_rate(b, rate), confidence)
+            found = {name: interval._asdict() for name, interval in share.items()}
+        result["tpr_at"][f"{rate:g}"] = found
     return result
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from underpaint.evaluation.records import Record, of_kind
 from underpaint.evaluation.sample_metrics import comparable
-from underpaint.report.metrics import Record, of_kind
 from underpaint.report.plots import Band, Line, chart, smooth
 from underpaint.report.summary import StageFacts, seconds_at
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from underpaint import config
-from underpaint.report.metrics import Record, of_kind
+from underpaint.evaluation.records import Record, of_kind
 
 __all__ = ["PrivateStage", "is_private", "private_stages"]
 

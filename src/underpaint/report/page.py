@@ -14,9 +14,10 @@ import numpy as np
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.evaluation import early_stopping
+from underpaint.evaluation.records import Record, of_kind, read
 from underpaint.evaluation.sample_metrics import recorded
 from underpaint.io import is_marked
-from underpaint.report import charts, gallery, guarantee, metrics, summary
+from underpaint.report import charts, gallery, guarantee, summary
 from underpaint.report.html import embedded, render, write_page
 
 __all__ = ["build"]
@@ -56,13 +57,13 @@ def build(
         grids=_grids(run_dir, records),
         compared=[_compared(label, Path(path), run_dir) for label, path in compared],
         compared_chart=charts.comparison(
-            [(label, metrics.read(Path(path) / "metrics.jsonl")) for label, path in compared]
+            [(label, read(Path(path) / "metrics.jsonl")) for label, path in compared]
         ),
         charts=charts.of_run(records, stages),
-        has_checks=bool(metrics.of_kind(records, "check")),
-        stops=metrics.of_kind(records, "stop"),
+        has_checks=bool(of_kind(records, "check")),
+        stops=of_kind(records, "stop"),
         private=guarantee.private_stages(records, run),
-        rollbacks=metrics.of_kind(records, "rollback"),
+        rollbacks=of_kind(records, "rollback"),
         skipped=_last(records, "step").get("skipped", 0),
         recipe=(run_dir / "config.yaml").read_text(encoding="utf-8"),
         environment={k: _shown(v) for k, v in environment.items() if v is not None},
@@ -71,7 +72,7 @@ def build(
     return write_page(run_dir / "report.html", page)
 
 
-def _read(run_dir: Path) -> tuple[config.Run, list[metrics.Record], dict[str, Any]]:
+def _read(run_dir: Path) -> tuple[config.Run, list[Record], dict[str, Any]]:
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: holds no run (no config.yaml); give the folder of a run")
     try:
@@ -83,7 +84,7 @@ def _read(run_dir: Path) -> tuple[config.Run, list[metrics.Record], dict[str, An
     page = run_dir / "report.html"
     if page.exists() and not (is_marked(run_dir, "run") or (run_dir / "metrics.jsonl").is_file()):
         raise UserError(f"{page}: exists, and {run_dir} is no run of underpaint's; move it away")
-    records = metrics.read(run_dir / "metrics.jsonl") + recorded(run_dir)
+    records = read(run_dir / "metrics.jsonl") + recorded(run_dir)
     return config.load(run_dir / "config.yaml"), records, environment
 
 
@@ -126,9 +127,7 @@ def _sentences(
     return sentences
 
 
-def _numbers(
-    records: list[metrics.Record], stages: list[summary.StageFacts]
-) -> list[tuple[str, str]]:
+def _numbers(records: list[Record], stages: list[summary.StageFacts]) -> list[tuple[str, str]]:
     """The few figures that stand at the top."""
     if not stages:
         return []
@@ -147,9 +146,9 @@ def _numbers(
     return found
 
 
-def _last(records: list[metrics.Record], kind: str, **values: Any) -> metrics.Record:
+def _last(records: list[Record], kind: str, **values: Any) -> Record:
     """The last record of this kind with these values; empty if there is none."""
-    found = (r for r in reversed(metrics.of_kind(records, kind)) if r.items() >= values.items())
+    found = (r for r in reversed(of_kind(records, kind)) if r.items() >= values.items())
     return next(found, {})
 
 
@@ -174,7 +173,7 @@ def _shown(value: Any) -> str:
 # --- pictures ----------------------------------------------------------------------------------
 
 
-def _grids(run_dir: Path, records: list[metrics.Record]) -> list[dict[str, Any]]:
+def _grids(run_dir: Path, records: list[Record]) -> list[dict[str, Any]]:
     """At most GRIDS of the run's sample grids, evenly chosen, with the first and the last."""
     there = _there(run_dir, records)
     chosen = sorted({round(i) for i in np.linspace(0, len(there) - 1, GRIDS)}) if there else []
@@ -185,11 +184,11 @@ def _grids(run_dir: Path, records: list[metrics.Record]) -> list[dict[str, Any]]
     ]
 
 
-def _there(run_dir: Path, records: list[metrics.Record]) -> list[metrics.Record]:
+def _there(run_dir: Path, records: list[Record]) -> list[Record]:
     """Its sample grids that are there; the records of a stranger may name any file of ours."""
     return [
         r
-        for r in metrics.of_kind(records, "sample")
+        for r in of_kind(records, "sample")
         if re.fullmatch(r"samples/images_[0-9]{12}\.png", str(r["file"]))
         and (run_dir / r["file"]).is_file()
         and not (run_dir / r["file"]).is_symlink()

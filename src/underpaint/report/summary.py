@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from underpaint import config
-from underpaint.report.metrics import Record, of_kind
+from underpaint.evaluation.records import Record, of_kind
 
 __all__ = [
     "StageFacts",
@@ -78,7 +78,6 @@ class StageFacts:
     seconds: float
     flops: float
     whole_flops: float  # the same images, unmasked
-    first_image: int  # of the run
     begin: float  # seconds of training before it
     finished: bool
     saved_seconds: float | None = None
@@ -134,7 +133,6 @@ def stages(records: list[Record], run: config.Run) -> list[StageFacts]:
                 seconds=last["seconds"] - start["seconds"],
                 flops=last["flops"] - start["flops"],
                 whole_flops=images * last.get("whole_flops_per_image", 0.0),
-                first_image=start["images"],
                 begin=start["seconds"],
                 finished=name in ends,
             )

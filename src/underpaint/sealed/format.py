@@ -79,15 +79,8 @@ FIELDS = {  # of the JSON, all of them and no others
     "arrays": dict,  # the byte at which each array's data begin
     "checksums": str,  # sha256 of the array `checksums`, its .npy header included
 }
-DUPLICATES = (
-    "groups",
-    "images",
-    "largest",
-    "joint_coverage_mean",
-    "joint_coverage_largest",
-    "exact",
-    "dropped",
-)
+JOINT = ("joint_coverage_mean", "joint_coverage_largest")
+DUPLICATES = ("groups", "images", "largest", *JOINT, "exact", "dropped")
 
 
 class Block(NamedTuple):
@@ -162,25 +155,13 @@ class Sealed:
     patches: NDArray[np.uint8]  # [n, V, P], mapped
     positions: NDArray[np.uint16]  # [n, V], mapped
     about: dict[str, Any]  # FIELDS
+    size: tuple[int, int]  # height and width, in pixels, of the images that were sealed
+    channels: int
+    label_names: tuple[str, ...]  # empty if no labels were kept
     labels: NDArray[np.int64]  # [n]; -1: none
     train_ids: NDArray[np.int64]
     held_out_ids: NDArray[np.int64]
     key: str  # names the content
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width, in pixels, of the images that were sealed."""
-        return (self.about["size"][0], self.about["size"][1])
-
-    @property
-    def channels(self) -> int:
-        """1 or 3."""
-        return int(self.about["channels"])
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Empty if no labels were kept."""
-        return tuple(self.about["label_names"])
 
     def batch(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Patches [B, V, P] of the images `ids`, and their positions [B, V]."""
@@ -224,6 +205,9 @@ def _read(path: Path, stamp: digests.Stamp) -> Sealed:
         patches=mapped["patches"],
         positions=mapped["positions"],
         about=about,
+        size=(about["size"][0], about["size"][1]),
+        channels=about["channels"],
+        label_names=tuple(about["label_names"]),
         labels=labels,
         train_ids=np.flatnonzero(~held_out),
         held_out_ids=np.flatnonzero(held_out),
@@ -238,21 +222,17 @@ def verify(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path).expanduser().resolve()
     about, _, _ = _verified(file)
-    h, w = _grid(about)
-    arrays = _blocks(about)
+    arrays, patches = _blocks(about), math.prod(_grid(about))
     sizes = {block.name: block.end - block.offset for block in arrays}
     return {
         "file": str(file),
         "version": VERSION,
         **{name: about[name] for name in FIELDS if name not in ("arrays", "checksums")},
-        "patches": h * w,
-        "hidden": 1 - about["visible"] / (h * w),
-        "bytes": {
-            "header": HEADER + NPY * len(arrays),
-            "labels": 0,
-            **sizes,
-            "all": arrays[-1].end,
-        },
+        "patches": patches,
+        "hidden": 1 - about["visible"] / patches,
+        "bytes": {"header": HEADER + NPY * len(arrays), "labels": 0}
+        | sizes
+        | {"all": arrays[-1].end},
         "checksums": f"all {arrays[-1].shape[0] + 2:,} hold",
     }
 
@@ -360,7 +340,9 @@ def _possible(about: dict[str, Any], name: str, values: NDArray[Any]) -> bool:
     """Whether all values of a chunk of an array are such as its field means."""
     if name == "positions":
         positions = values.astype(np.int64)
-        return bool((np.diff(positions, axis=1) > 0).all() and (positions < _patches(about)).all())
+        return bool(
+            (np.diff(positions, axis=1) > 0).all() and (positions < math.prod(_grid(about))).all()
+        )
     if name == "labels":
         return bool((values >= -1).all() and (values < len(about["label_names"])).all())
     return name != "held_out" or bool((values.view(np.uint8) <= 1).all())
@@ -369,10 +351,6 @@ def _possible(about: dict[str, Any], name: str, values: NDArray[Any]) -> bool:
 def _blocks(about: dict[str, Any]) -> list[Block]:
     labelled = bool(about["label_names"])
     return blocks(about["images"], about["visible"], about["patch_dim"], labelled)
-
-
-def _patches(about: dict[str, Any]) -> int:
-    return math.prod(_grid(about))
 
 
 def _grid(about: dict[str, Any]) -> tuple[int, int]:

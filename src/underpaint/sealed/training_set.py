@@ -63,10 +63,8 @@ class SealedSet:
 
     def visible(self, ids: Ids, rate: float, seed: int, generator: torch.Generator) -> Visible:
         """Patches and masks of a step; nothing of them is random."""
-        patches, positions = self.sealed.batch(ids)
-        visible = torch.from_numpy(positions).to(generator.device)
-        mask = masks.from_visible(self.space.grid, visible, self.spec.kind, self.spec.multiple)
-        return Visible(spaces.levels(patches).to(generator.device), mask)
+        patches, mask = self.examples(ids).batch(slice(None), self.spec, generator)
+        return Visible(patches.to(generator.device), mask.to(generator.device))
 
     def examples(self, ids: Ids) -> Examples:
         """See `TrainingSet`."""

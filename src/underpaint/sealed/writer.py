@@ -71,10 +71,10 @@ def seal(
     source = find(data.source)
     key = secrets.token_bytes(32) if key is None else key
     with writing(path), replacing(path) as temporary:
-        with temporary.open("w+b", buffering=0) as file:
+        with temporary.open("w+b") as file:
             contents = source.open()
             spec = masks.MaskSpec(kind, rate, block=block, multiple=multiple)
-            writer = Writer(file, contents.total, patch, spec, key, labels)
+            writer: Writer | None = None
             bad: list[dict[str, Any]] = []
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of decoders
@@ -88,15 +88,17 @@ def seal(
                         if options.size is None:  # the first image's; all others must agree
                             options = options._replace(size=image.original_size)
                         check_size(source.origin, item.name, image.pixels, options)
+                        if writer is None:
+                            shape = image.pixels.shape
+                            writer = Writer(file, contents.total, shape, patch, spec, key, labels)
                         bleed = _bleed(image.original_size, options)
                         digests = image.file_sha, image.pixel_sha
                         label = item.label if labels else None
                         writer.add(image.pixels, digests, label, bleed, drop_duplicates)
                     if progress is not None and (done % BATCH == 0 or done == contents.total):
                         progress(done, contents.total)
-            writer.flush()
-            check_bad(source.origin, bad, writer.seen, data.max_bad)
-            if writer.count < 2:
+            check_bad(source.origin, bad, writer.seen if writer else 0, data.max_bad)
+            if writer is None or writer.count < 2:
                 raise UserError(f"data '{source.origin}' is one image; at least 2 are needed")
             names = contents.label_names if labels else ()
             if wanted is not None and wanted >= writer.count:
@@ -117,23 +119,43 @@ class Writer:
         self,
         file: BinaryIO,
         total: int,
+        shape: tuple[int, ...],
         patch: int,
         spec: masks.MaskSpec,
         key: bytes,
         labelled: bool,
     ) -> None:
-        self.file, self.key, self.labelled = file, key, labelled
-        self.patch, self.spec = patch, spec
+        """`total`: images at most; `shape`: of each, height, width and channels.
+
+        Raises UserError for a grid and a mask that cannot be sealed.
+        """
+        height, width, channels = shape
+        self.file, self.key, self.spec = file, key, spec
+        try:
+            self.space = Pixels((height, width), channels, patch)
+            h, w = self.space.grid
+            self.V = masks.visible_count(spec, (h, w))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if h * w == self.V:
+            raise UserError(
+                f"mask '{spec.kind}' at rate {spec.rate:g} hides nothing of a grid of {h}×{w}; "
+                "raise the rate"
+            )
+        if h * w > 1 << 16:
+            raise UserError(f"a grid of {h}×{w} has more than 65,536 patches; give a larger patch")
         order = np.random.default_rng(secrets.randbits(128))
         self.slots = order.permutation(total).astype(np.int32)  # of the images in their order
-        self.count = self.seen = self.bleed = self.dropped = self.exact = 0
+        self.count = self.seen = self.bleed = self.dropped = 0
         self.file_sha, self.pixel_sha = bytearray(), bytearray()
         self.labels: list[int] = []  # numbers of `names`
         self.names: dict[str, int] = {}
         self.root = np.arange(total, dtype=np.int32)  # of an image's group of near duplicates
-        self.space: Pixels | None = None
-        self.near_duplicates: NearDuplicates | None = None
+        self.near_duplicates = NearDuplicates((height, width), channels, total)
         self.waiting: list[NDArray[np.uint8]] = []
+        # for all images until the end, when it is known how many there are
+        arrays = sealed.blocks(total, self.V, self.space.patch_dim, labelled)
+        self.arrays = {block.name: block for block in arrays}
 
     def add(
         self,
@@ -145,8 +167,6 @@ class Writer:
     ) -> None:
         """Take an image [H, W, C], or leave it out as a near duplicate."""
         self.seen += 1
-        if self.near_duplicates is None:
-            self.near_duplicates = self._begin(pixels)
         near = self.near_duplicates.near(pixels)
         if near and drop_duplicates:
             self.dropped += 1
@@ -161,32 +181,11 @@ class Writer:
         self.waiting.append(pixels)
         self.count += 1
         if len(self.waiting) == BATCH:
-            self.flush()
+            self._flush()
 
-    def _begin(self, pixels: NDArray[np.uint8]) -> NearDuplicates:
-        """What the first image decides: the grid, V and P."""
-        height, width, channels = pixels.shape
-        try:
-            self.space = Pixels((height, width), channels, self.patch)
-            h, w = self.space.grid
-            self.V = masks.visible_count(self.spec, (h, w))
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        if h * w == self.V:
-            raise UserError(
-                f"mask '{self.spec.kind}' at rate {self.spec.rate:g} hides nothing of a grid of "
-                f"{h}×{w}; raise the rate"
-            )
-        if h * w > 1 << 16:
-            raise UserError(f"a grid of {h}×{w} has more than 65,536 patches; give a larger patch")
-        # for all images until the end, when it is known how many there are
-        arrays = sealed.blocks(len(self.slots), self.V, self.space.patch_dim, self.labelled)
-        self.arrays = {block.name: block for block in arrays}
-        return NearDuplicates((height, width), channels, len(self.slots))
-
-    def flush(self) -> None:
+    def _flush(self) -> None:
         """Write the patches of the waiting images, and forget the images."""
-        if not self.waiting or self.space is None:
+        if not self.waiting:
             return
         first, B = self.count - len(self.waiting), len(self.waiting)
         seeds = [
@@ -197,18 +196,16 @@ class Writer:
         mask = masks.draw(self.spec, self.space.grid, B, generators)
         planes = torch.from_numpy(np.stack(self.waiting)).permute(0, 3, 1, 2)
         assert mask.visible is not None  # a mask that hides nothing was refused
-        rows = {
-            "positions": mask.visible.numpy().astype("<u2"),
-            "patches": masks.gather(self.space.encode(planes), mask.visible).numpy(),
-        }
-        for name, values in rows.items():
-            for slot, row in zip(self.slots[first : self.count].tolist(), values, strict=True):
-                self._put(name, slot, row.tobytes())
+        positions = mask.visible.numpy().astype("<u2")
+        patches = masks.gather(self.space.encode(planes), mask.visible).numpy()
+        for i, slot in enumerate(self.slots[first : self.count].tolist()):
+            self._put("positions", slot, positions[i].tobytes())
+            self._put("patches", slot, patches[i].tobytes())
         self.waiting.clear()
 
     def finish(self, wanted: int | None, label_names: tuple[str, ...] | None) -> None:
         """Close the gaps, split, and write labels, held-out marks, checksums and header."""
-        self.near_duplicates = None  # frees the thumbnails
+        self._flush()
         n, slots = self.count, self._compact()
         names = label_names or natural_order(list(self.names))
         of_name = np.array([names.index(name) for name in self.names] + [-1])  # −1 stays −1
@@ -222,15 +219,13 @@ class Writer:
         held_out = np.empty(n, bool)
         held_out[slots] = side == split.HELD_OUT
         duplicates = self._joint(groups, slots) | {"exact": exact, "dropped": self.dropped}
-
-        assert self.space is not None
         arrays = sealed.blocks(n, self.V, self.space.patch_dim, bool(names))
         checksums = self._rewrite(arrays, {"labels": label, "held_out": held_out})
         about = {
             "images": n,
             "size": list(self.space.size),
             "channels": self.space.channels,
-            "patch": self.patch,
+            "patch": self.space.patch,
             "visible": self.V,
             "patch_dim": self.space.patch_dim,
             "kind": self.spec.kind,
@@ -244,10 +239,10 @@ class Writer:
             "arrays": {block.name: block.offset for block in arrays},
             "checksums": hashlib.sha256(checksums).hexdigest(),
         }
-        _write(self.file, checksums)
+        self.file.write(checksums)
         self.file.truncate()
         self.file.seek(0)
-        _write(self.file, sealed.header(about))
+        self.file.write(sealed.header(about))
 
     def _compact(self) -> NDArray[np.int32]:
         """Move the last rows into the gaps of images that were left out.
@@ -265,7 +260,6 @@ class Writer:
 
     def _joint(self, groups: NDArray[np.int32], slots: NDArray[np.int32]) -> dict[str, Any]:
         """How many images have near duplicates, and what share of a picture a group shows."""
-        assert self.space is not None
         _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         shared = np.flatnonzero(sizes[group] > 1)
         N = self.space.grid[0] * self.space.grid[1]
@@ -296,19 +290,19 @@ class Writer:
             if begin == block.start:
                 data = block.npy_header() + data
             self.file.seek(begin)
-            _write(self.file, data)
+            self.file.write(data)
             checksums += hashlib.sha256(data).digest()
         return bytes(checksums)
 
     def _get(self, name: str, row: int, count: int = 1) -> bytes:
         block = self.arrays[name]
         self.file.seek(block.offset + row * block.row)
-        return _all(self.file, count * block.row)
+        return self.file.read(count * block.row)
 
     def _put(self, name: str, row: int, data: bytes) -> None:
         block = self.arrays[name]
         self.file.seek(block.offset + row * block.row)
-        _write(self.file, data)
+        self.file.write(data)
 
     def _of(self, image: int) -> int:
         """The first image of the group of near duplicates that `image` belongs to."""
@@ -329,30 +323,10 @@ def _bleed(original_size: tuple[int, int], options: Options) -> int:
 
 def _wanted(held_out: str) -> int | None:
     """How many images are held out; None: the usual share."""
-    if held_out == "auto":
-        return None
-    if held_out == "none":
-        return 0
+    if held_out in ("auto", "none"):
+        return 0 if held_out == "none" else None
     if held_out.isascii() and held_out.isdigit():
         return int(held_out)
     raise UserError(
         f"held-out '{held_out}': the split is made at sealing; give auto, none or a number"
     )
-
-
-def _all(file: BinaryIO, count: int) -> bytes:
-    """Exactly `count` bytes; an unbuffered file may give them in parts."""
-    data = bytearray()
-    while len(data) < count:
-        more = file.read(count - len(data))
-        if not more:
-            raise OSError("the file ended while it was read")
-        data += more
-    return bytes(data)
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    """Write all of `data`; an unbuffered file may take only the part that fits on the disk."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]

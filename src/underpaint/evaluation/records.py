@@ -1,4 +1,4 @@
-"""Reading `metrics.jsonl`: one JSON object a line, written while a run goes on."""
+"""A run's records: `metrics.jsonl` has one JSON object a line, written while the run goes on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(path: Path) -> list[Record]:
             if number == len(lines):  # nothing follows, not even the end of the line
                 break
             raise UserError(
-                f"{path}: line {number} is damaged; remove it to make a report of the rest"
+                f"{path}: line {number} is damaged; remove it to read the rest"
             ) from None
         records.append(record)
     return records
