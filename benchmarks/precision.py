@@ -26,7 +26,7 @@ import torch
 from underpaint import api, config, data, model
 from underpaint.core.spaces import from_uint8
 from underpaint.evaluation import features, metrics
-from underpaint.hardware import Precision, has_amx
+from underpaint.hardware import Precision
 from underpaint.privacy import attacks, statistics
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -111,7 +111,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     result = {
-        "amx": has_amx(),
+        "amx": bool(torch.cpu.get_capabilities().get("amx_bf16")),
         "load_before": round(os.getloadavg()[0], 2),
         "drawing": drawing(given.samples),
         "audit": auditing(given.work),

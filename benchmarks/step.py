@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from underpaint import config
-from underpaint.hardware import has_amx, keep_freed_memory
+from underpaint.hardware import keep_freed_memory
 from underpaint.planning import devices
 from underpaint.planning.measure import timed_stage
 from underpaint.training.checkpointing import Progress
@@ -110,7 +110,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "peak_flop_per_s": peak,
         "threads": torch.get_num_threads(),
         "precision": "bf16" if state.bf16 else "fp32",
-        "amx": device == "cpu" and has_amx(),
+        "amx": device == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16")),
         "compiled": arguments.compile,
         "freed_memory_kept": kept,
         "torch": torch.__version__,

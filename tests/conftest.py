@@ -1,14 +1,14 @@
 """What the tests of the command line and of the studies share."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from underpaint import hardware
 from underpaint.cli import main
 
 SMALL = """\
@@ -38,10 +38,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("UNDERPAINT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`precision: auto` is float32 on every CPU; test_precision.py says what it is elsewhere."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+@pytest.fixture(autouse=True, scope="session")
+def float32() -> Iterator[None]:
+    """`precision: auto` is float32, and nothing is timed; test_precision.py says more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "bf16_speedup", lambda width: 1.0)
+        yield
 
 
 @pytest.fixture

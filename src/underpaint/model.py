@@ -101,7 +101,7 @@ class Model:
 
     @precision.setter
     def precision(self, precision: Precision) -> None:
-        self.denoiser.bf16 = use_bf16(precision, self.device)
+        self.denoiser.bf16 = use_bf16(precision, self.device, self.spec.network.width)
 
     def label_ids(self, labels: Sequence[str | int]) -> list[int]:
         """Class numbers of names (or of numbers, -1 for none). Raises UserError if unknown."""

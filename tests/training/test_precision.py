@@ -9,26 +9,53 @@ import torch
 import torch.nn.functional as F
 
 from tests.training.runs import assert_same_run, metrics, weights
-from underpaint import config, model
+from underpaint import config, hardware, model
 from underpaint.backbones.layers import attend
 from underpaint.cli import main
 from underpaint.hardware import use_bf16
-from underpaint.training import train
+from underpaint.training import throughput, train
 
 CPU = torch.device("cpu")
+MEASURE = hardware.bf16_speedup  # as it is before tests/conftest.py replaces it
 
 
-@pytest.mark.parametrize("amx", [False, True])
-def test_auto_goes_by_what_the_cpu_multiplies(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
-    assert use_bf16("auto", CPU) is amx
+def speedup(monkeypatch: pytest.MonkeyPatch, found: float) -> list[int]:
+    """Let bf16 be measured as so many times as fast; returns the widths that are asked for."""
+    widths: list[int] = []
+
+    def measured(width: int) -> float:
+        widths.append(width)
+        return found
+
+    monkeypatch.setattr(hardware, "bf16_speedup", measured)
+    monkeypatch.setattr(throughput, "bf16_speedup", measured)
+    return widths
+
+
+@pytest.mark.parametrize(("found", "expected"), [(0.03, False), (1.05, False), (1.2, True)])
+def test_auto_goes_by_what_is_measured(
+    found: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths = speedup(monkeypatch, found)
+    assert use_bf16("auto", CPU, 96) is expected
+    assert widths == [96]
     assert use_bf16("bf16", CPU)
     assert not use_bf16("fp32", CPU)
+    assert not use_bf16("auto", torch.device("mps"))
+    assert widths == [96]  # nothing is measured where nothing is to be chosen
 
 
-def test_auto_is_float32_on_cpus_without_such_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64"})
-    assert not use_bf16("auto", CPU)
+def test_the_measurement_leaves_no_trace() -> None:
+    """Neither in the random numbers that follow nor in the modes around it."""
+    measure = MEASURE.__wrapped__
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        assert 0 < measure(16) < float("inf")
+        assert not torch.is_grad_enabled()
+    assert torch.equal(torch.rand(4), expected)
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_attention_on_a_cpu_is_in_float32() -> None:
@@ -63,25 +90,32 @@ def test_a_run_in_bf16_learns_as_one_in_float32(recipe: config.Run, tmp_path: Pa
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("began", ["fp32", "bf16"])
-def test_a_run_goes_on_as_it_began(
-    began: str, recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("found", "chosen"), [(1.02, "fp32"), (1.34, "bf16")])
+def test_a_run_measures_once_and_goes_on_as_it_began(
+    found: float, chosen: str, recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float32 also where auto would choose bf16 now; of a change of precision the log speaks."""
     recipe.train.precision = "auto"
     recipe.train.keep = 100
-    amx = began == "bf16"
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    speedup(monkeypatch, found)
     run = train(recipe, tmp_path / "run", quiet=True)
+    assert recipe.train.precision == "auto"  # the caller's recipe is as it was
+    assert config.load(run / "config.yaml").train.precision == chosen
+    assert json.loads((run / "env.json").read_text())["precision"] == chosen
+    line = f"precision {chosen}: training in bf16 is {found:.2g} times as fast as in fp32 here"
+    assert (run / "log.txt").read_text().count(line) == 1
     straight = weights(run)
     name = sorted(p.name for p in (run / "checkpoints").iterdir() if p.is_dir())[1]
-    (run / "checkpoints" / "LATEST").write_text(name + "\n")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not amx})
-    train(None, run, resume=True, quiet=True)
-    resumed = weights(run)
-    same = all(torch.equal(straight[key], resumed[key]) for key in straight)
-    told = "begun in bf16 on cpu; goes on in fp32 here" in (run / "log.txt").read_text()
-    assert (same, told) == ((False, True) if amx else (True, False))
+    for written in (chosen, "auto"):  # so runs had it that began before
+        text = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(
+            text.replace(f"precision: {chosen}", f"precision: {written}")
+        )
+        (run / "checkpoints" / "LATEST").write_text(name + "\n")
+        widths = speedup(monkeypatch, 1 / found)
+        train(None, run, resume=True, quiet=True)
+        assert not widths
+        resumed = weights(run)
+        assert all(torch.equal(straight[key], resumed[key]) for key in straight)
 
 
 def test_a_run_in_bf16_repeats_itself(recipe: config.Run, tmp_path: Path) -> None:
@@ -110,15 +144,15 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return train(config.from_dict(config.Run, settings, "test: "), place / "run", quiet=True)
 
 
-@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("fast_at_it", [False, True])
 def test_a_model_draws_in_float32_unless_asked(
-    amx: bool, learned: Path, monkeypatch: pytest.MonkeyPatch
+    fast_at_it: bool, learned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    widths = speedup(monkeypatch, 2.0 if fast_at_it else 0.5)
     plain = model.load(learned, device="cpu")
-    assert plain.precision == "fp32"
+    assert (plain.precision, widths) == ("fp32", [])
     assert model.load(learned, device="cpu", precision="auto").precision == (
-        "bf16" if amx else "fp32"
+        "bf16" if fast_at_it else "fp32"
     )
     fast = model.load(learned, device="cpu", precision="bf16")
     one, two = (loaded.sample(16, seed=3).astype(float) for loaded in (plain, fast))

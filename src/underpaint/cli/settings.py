@@ -104,6 +104,6 @@ def add_precision(parser: Parser, default: str) -> None:
         "--precision",
         choices=choices(config.Train, "precision"),
         default=default,
-        help="of the network; auto: bf16 on GPUs and on CPUs with AMX, faster and drawing slightly "
+        help="of the network; auto: bf16 where the machine is fast at it, drawing slightly "
         "other images (default: %(default)s)",
     )

@@ -113,7 +113,8 @@ def _stage(
     mean = {key: sum(lv["share"] * lv[key] for lv in levels) for key in levels[0] if key != "share"}
     micro = run.train.microbatch or stage.batch
     most, least = (pick(lv["visible"] for lv in levels) for pick in (max, min))
-    half = use_bf16(run.train.precision, pick_device(run.train.device)) and stage.dp is None
+    device = pick_device(run.train.device)
+    half = use_bf16(run.train.precision, device, run.network.width) and stage.dp is None
     bytes_per = 2 if half else 4
     activations = backbone.activation_bytes(most, stage.mask, bytes_per)
     weights = _parameters(backbone) * parameter_bytes(bytes_per)

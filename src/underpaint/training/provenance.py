@@ -1,7 +1,7 @@
 """Where a run was made: versions, device, threads (`env.json`), and of what (`images.json`).
 
-A run that is resumed asks `recorded` what it was: its data must be the same, and its precision is
-kept where `train.precision auto` would choose another on the same kind of device.
+A run that is resumed asks `recorded` what it was: its data must be the same, and so
+is its precision.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from typing import Any
 
 import torch
 
-from underpaint import config
 from underpaint._version import __version__
 from underpaint.errors import UserError
-from underpaint.hardware import use_bf16
 from underpaint.training.stages import PreparedStage
 from underpaint.training.train_state import TrainState
 
-__all__ = ["describe", "identities", "keep_precision", "recorded"]
+__all__ = ["describe", "identities", "recorded"]
 
 
 def describe(stages: list[PreparedStage], state: TrainState, start: str | None) -> str:
@@ -51,23 +49,9 @@ def recorded(folder: Path) -> dict[str, Any]:
     """What `describe` wrote when the run in `folder` began. Raises UserError if it is not there."""
     try:
         found = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("data", "device", "precision")}
+        return {key: found[key] for key in ("data", "precision")}
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder}: its env.json is missing or damaged") from None
-
-
-def keep_precision(train: config.Train, began: dict[str, Any], device: torch.device) -> list[str]:
-    """Let `precision: auto` be what the run began in, or say why it cannot be.
-
-    float32 goes on in float32 on the same device; bf16 needs a machine that is fast at it.
-    """
-    now = "bf16" if use_bf16(train.precision, device) else "fp32"
-    if train.precision != "auto" or began["precision"] == now:
-        return []
-    if began["precision"] == "fp32" and began["device"] == _device_name(device):
-        train.precision = "fp32"
-        return []
-    return [f"begun in {began['precision']} on {began['device']}; goes on in {now} here"]
 
 
 def identities(stages: list[PreparedStage]) -> str:

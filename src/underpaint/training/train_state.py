@@ -46,7 +46,7 @@ class TrainState:
         self.model: Model = build(spec)
         self.spec = spec
         self.world = world
-        self.bf16 = use_bf16(train.precision, world.device)
+        self.bf16 = use_bf16(train.precision, world.device, spec.network.width)
         self.model.denoiser.to(world.device).train()
         self.backbone: nn.Module = self.model.denoiser.backbone
         self.ema = EMA(self.model.denoiser, train.ema)

@@ -26,7 +26,7 @@ from underpaint.training.monitor import Check, MakeCheck
 from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.step import Diverged
 from underpaint.training.step_rule import rule_of
-from underpaint.training.throughput import freeze
+from underpaint.training.throughput import freeze, settle_precision
 from underpaint.training.train_state import TrainState
 
 RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
@@ -94,8 +94,11 @@ def train(
                 folder.go_on(notes.append)
             began = provenance.recorded(folder.path)
             _same_data(folder, stages, began["data"])
-            notes += provenance.keep_precision(run.train, began, world.device)
+            if run.train.precision == "auto":  # of a run that began before it was written down
+                run.train.precision = began["precision"]
         else:
+            run, precision_notes = settle_precision(run, world)
+            notes += precision_notes
             state, start_notes = handover.begin(run, stages, start, world)
             notes += start_notes
             run, stages = freeze(run, stages, world)
