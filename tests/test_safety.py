@@ -167,12 +167,17 @@ def test_a_link_to_nowhere_is_one_line(copy: Path, small: Path, faces: Path, wro
     assert everything(copy) == before
 
 
-def test_a_lock_that_is_a_link_empties_nothing(copy: Path, tmp_path: Path) -> None:
+def test_a_lock_that_is_a_link_empties_nothing(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mine").write_text("mine")
     (copy / ".lock").unlink()
     (copy / ".lock").symlink_to(tmp_path / "mine")
-    assert main(["train", "--resume", "--out", str(copy), "--quiet"]) == 0
+    assert main(["train", "--resume", "--out", str(copy), "--quiet"]) == 2
     assert (tmp_path / "mine").read_text() == "mine"
+    assert (
+        f"{copy}: cannot be written (Too many levels of symbolic links)" in capsys.readouterr().err
+    )
 
 
 def test_a_run_that_was_stopped_while_it_was_cleared(copy: Path, small: Path, faces: Path) -> None:
