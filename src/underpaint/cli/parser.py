@@ -26,7 +26,7 @@ __all__ = [
     "check_least",
     "closest",
     "console",
-    "flag",
+    "flag_of",
     "print_facts",
     "print_json",
     "print_table",
@@ -110,10 +110,10 @@ def check_least(args: argparse.Namespace, **least: int) -> None:
     for name, low in least.items():
         value = getattr(args, name)
         if value is not None and value < low:
-            raise UserError(f"{flag(name)} {value}: give a number from {low} up")
+            raise UserError(f"{flag_of(name)} {value}: give a number from {low} up")
 
 
-def flag(name: str) -> str:
+def flag_of(name: str) -> str:
     """`-n` and `--max-bad` of `n` and `max_bad`."""
     return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
 

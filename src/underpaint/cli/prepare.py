@@ -10,6 +10,8 @@ from underpaint.cli.settings import add_images, images_of
 
 __all__ = ["arguments", "run", "shown"]
 
+MOST = 12
+
 
 def arguments(parser: Parser, verb: str) -> None:
     parser.add_argument(
@@ -48,28 +50,23 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         print_facts({key.replace("_", " "): shown(fact) for key, fact in dataset.report.items()})
 
 
-def shown(value: Any, most: int = 12) -> str:
-    """A value of the report for a person: lists and counts are cut after `most`."""
+def shown(value: Any) -> str:
+    """A value of the report for a person: lists and counts are cut after MOST."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
+    if isinstance(value, (int, float)):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
     if isinstance(value, dict):
         if set(value) == {"path", "reason"}:
             return f"{value['path']}: {value['reason']}"
-        parts = [f"{key} {shown(item)}" for key, item in value.items()]
-        return _cut(parts, most, ", ")
+        return _cut([f"{key} {shown(item)}" for key, item in value.items()], ", ")
     if isinstance(value, (list, tuple)):
         if value and all(isinstance(item, int) for item in value):
             return " × ".join(str(item) for item in value)
-        return _cut([shown(item) for item in value], most, "\n")
+        return _cut([shown(item) for item in value], "\n")
     return "none" if value is None else str(value)
 
 
-def _cut(parts: list[str], most: int, between: str) -> str:
-    if not parts:
-        return "none"
-    rest = [f"and {len(parts) - most:,} more"] if len(parts) > most else []
-    return between.join(parts[:most] + rest)
+def _cut(parts: list[str], between: str) -> str:
+    rest = [f"and {len(parts) - MOST:,} more"] if len(parts) > MOST else []
+    return between.join(parts[:MOST] + rest) or "none"

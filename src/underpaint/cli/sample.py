@@ -48,17 +48,24 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     """Draw and write."""
     check_least(args, n=1, seed=0, batch=1)
     sampling = sampling_of(args)
-    out = _checked_out(Path(args.out), args.overwrite)
+    from underpaint.io import check_new, check_place
+
+    out = Path(args.out)
+    kind = "folder" if out.is_dir() or not out.suffix else out.suffix.lower()
+    if kind not in ("folder", ".png", ".npz"):
+        raise UserError(f"--out {out}: give a .png (grid), a .npz (array) or a folder")
+    if kind != "folder":
+        check_new([out], args.overwrite)
+    check_place(out if kind == "folder" else out.parent)
     from underpaint import model as models
     from underpaint import pictures
-    from underpaint.io import check_new
 
     how = {name: getattr(args, name) for name in ("weights", "device", "vae", "precision")}
     model = models.load(args.model, **how)
     labels = _labels(model, args)
     seeds = [args.seed + i for i in range(args.n)]
     drawn = [labels[i % len(labels)] for i in range(args.n)] if labels else None
-    if _is_folder(out):
+    if kind == "folder":
         check_new([out / name for name in pictures.names(seeds, drawn)], args.overwrite)
     began = time.perf_counter()
     with Bar("sampling", quiet=args.quiet) as bar:
@@ -70,9 +77,9 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     about["seed"] = args.seed
     for name, given in sampling.items():
         about[name] = getattr(model.spec.sampling, name) if given is None else given
-    if _is_folder(out):
+    if kind == "folder":
         pictures.save_folder(out, images, seeds, drawn, about)
-    elif out.suffix.lower() == ".npz":
+    elif kind == ".npz":
         pictures.save_npz(out, images, seeds, drawn, about)
     else:
         columns, captions = _columns(args.n, labels)
@@ -82,22 +89,6 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         print_json({"out": str(out), "n": args.n, "seconds": round(seconds, 3), **about})
     else:
         print(out)
-
-
-def _is_folder(out: Path) -> bool:
-    return out.is_dir() or not out.suffix
-
-
-def _checked_out(out: Path, overwrite: bool) -> Path:
-    """`out`, if it is one of the three kinds and can be written, before anything is drawn."""
-    from underpaint.io import check_new, check_place
-
-    if out.suffix.lower() not in (".png", ".npz", "") and not out.is_dir():
-        raise UserError(f"--out {out}: give a .png (grid), a .npz (array) or a folder")
-    if not _is_folder(out):
-        check_new([out], overwrite)
-    check_place(out if _is_folder(out) else out.parent)
-    return out
 
 
 def _labels(model: Model, args: argparse.Namespace) -> list[str] | None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from underpaint import config
-from underpaint.cli.parser import Parser, flag
+from underpaint.cli.parser import Parser, flag_of
 from underpaint.errors import UserError
 
 __all__ = [
@@ -146,7 +146,7 @@ def add_images(parser: Parser, names: Sequence[str] = IMAGES, **about: str) -> N
     """The settings of images of these names; `about`: help that is not theirs."""
     for name in names:
         other = {"help": about[name]} if name in about else {}
-        add_setting(parser, flag(name), f"data.{name}", **other)
+        add_setting(parser, flag_of(name), f"data.{name}", **other)
 
 
 def images_of(args: argparse.Namespace, names: Sequence[str] = IMAGES) -> config.Data:
@@ -177,7 +177,7 @@ def add_model(parser: Parser, precision: str) -> None:
 def add_sampling(parser: Parser) -> None:
     """The settings of `sampling` that may differ from the model's own."""
     for name in SAMPLING:
-        add_setting(parser, flag(name), f"sampling.{name}", "the model's own")
+        add_setting(parser, flag_of(name), f"sampling.{name}", "the model's own")
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -186,5 +186,5 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     for field in dataclasses.fields(config.Sampling):
         allowed, value = field.metadata["allowed"], given.get(field.name)
         if value is not None and allowed and (refusal := allowed.refusal(value)):
-            raise UserError(f"{flag(field.name)} {refusal}")
+            raise UserError(f"{flag_of(field.name)} {refusal}")
     return given
