@@ -26,14 +26,14 @@ import torch
 from underpaint import api, config, data, model
 from underpaint.core.spaces import from_uint8
 from underpaint.evaluation import features, metrics
-from underpaint.hardware import has_amx
+from underpaint.hardware import Precision, has_amx
 from underpaint.privacy import attacks, statistics
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 REAL = 1000  # images the samples are compared with
 MEMBERS, OTHERS = 200, 800
 ROUNDS = 4  # parts drawn in turn, so that the machine's mood hits both
-LEARNED = {
+LEARNED: dict[str, Any] = {
     "data": {"source": "avatars:lorelei", "limit": MEMBERS, "held_out": str(OTHERS)},
     "network": {"kind": "dit", "labels": False},
     "stages": {"masked": None}

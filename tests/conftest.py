@@ -21,6 +21,11 @@ sampling: {count: 4, steps: 2, sampler: euler}
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that no core waits for one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c() -> None:
     """Tests press Ctrl-C; a shell's background job would ignore it, and so would its children."""

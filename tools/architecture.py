@@ -57,13 +57,13 @@ class Box(NamedTuple):
 DATA = [
     Box("files", ("folder, zip, tar, csv,", "arrays, IDX, parquet"), "data/source.py"),
     Box("decode", ("upright, resampled,", "uint8 [H, W, C]"), "data/decode.py"),
-    Box("cache", ("mapped into memory;", "sha256, label, split"), "data/cache.py"),
+    Box("cache", ("mapped into memory;", "with sha256 and label"), "data/cache.py"),
     Box("batch", ("ids by their position;", "mirrored, shifted"), "data/order.py"),
     Box("patches", ("[B, N, P] in [−1, 1]", "at grid positions"), "core/spaces.py"),
 ]
 TRAINING = [
     Box("mask, gather", ("V of N patches stay:", "[B, V, P]"), "core/masks.py"),
-    Box("noise", ("x = x0 + σ n", "at the visible patches"), "core/schedules.py"),
+    Box("noise", ("x = x0 + σ n", "at the visible patches"), "core/loss.py"),
     Box("backbone", ("positions, c_noise,", "labels → F"), "backbones/"),
     Box("loss", ("F against its target,", "mean an image"), "core/loss.py"),
     Box("gradient", ("over microbatches and", "processes, clipped"), "training/step.py"),

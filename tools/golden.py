@@ -37,7 +37,7 @@ def digest(*arrays: np.ndarray) -> str:
     return hashlib.sha256(b"".join(each)).hexdigest()[:16]
 
 
-def shrunk(name: str, source: Path, vae: Path):
+def shrunk(name: str, source: Path, vae: Path) -> up.config.Run:
     """The preset with a small network, images of 8×8 patches and STEPS steps a stage."""
     run = up.preset(name)
     unit = run.space.patch
@@ -109,7 +109,7 @@ def main() -> int:
         from underpaint import backbones, config
 
         # the figures were recorded before narrow networks were refused
-        backbones.check_features = lambda *_: None  # type: ignore[assignment]
+        backbones.check_features = lambda *_: None
         names = args.only or config.preset_names()
         for name in names:
             key = RENAMED.get(name, name)

@@ -170,7 +170,7 @@ class Model:
         """The expected clean images given noisy ones.
 
         `images` [B, C, H, W] = x0 + sigma·n with x0 in [-1, 1]; `sigma` a number or [B], the noise
-        level in that frame (METHODS: x_t/alpha_t). Returns [B, C, H, W] on the model's device.
+        level in that frame (x_t/alpha_t). Returns [B, C, H, W] on the model's device.
 
         A model of wavelets takes images, too, but its sigma is the noise of the coefficients (n of
         deviation 1 there has 2^levels in pixels). A model of latents takes latents

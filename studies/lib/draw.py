@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-TOOL = Path(__file__).parent.parent / "tools" / "avatars"
+TOOL = Path(__file__).parents[2] / "tools" / "avatars"
 COUNT, SIZE, STYLE = 25_000, 64, "lorelei"
 
 

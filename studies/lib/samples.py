@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from underpaint.compare import split_scoring
 from underpaint.evaluation import features, metrics
@@ -30,7 +30,7 @@ def scored(folder: Path, images: int, count: int) -> dict[str, float]:
     labels = [i % len(loaded.label_names) for i in range(count)]
     drawn = torch.from_numpy(_features()(loaded.sample(count, seed=0, labels=labels)))
     found: dict[str, float] = {}
-    for half in ("A", "B"):
+    for half in get_args(split_scoring.Half):
         ids = split_scoring.half(dataset, half, count)
         real = _real(dataset, half, count)
         found[f"frechet_{half}"] = metrics.frechet_distance(real, drawn)
@@ -51,14 +51,13 @@ def scored(folder: Path, images: int, count: int) -> dict[str, float]:
 
 @functools.cache
 def _features() -> Any:
-
     return features.load("mobilenetv2")
 
 
 _halves: dict[bytes, Any] = {}  # features of held-out halves, which all runs on the data share
 
 
-def _real(dataset: Any, half: str, count: int) -> Any:
+def _real(dataset: Any, half: split_scoring.Half, count: int) -> Any:
     """Features of the images of a half."""
     import torch
 

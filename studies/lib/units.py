@@ -93,11 +93,13 @@ def main(
     out: Path,
     do: Callable[[str, Path, float], Result],
     write: Callable[[Path, Path, float], None],
+    table: Callable[[list[str]], str] | None = None,
 ) -> int:
     """The command line of a study: units that `out` does not hold yet, one thread; an exit code.
 
     `about`: the docstring, whose first line is the help. `do` gets a unit, the folder of the runs
-    and the share of the lengths; `write` the folder, the JSON and the share.
+    and the share of the lengths; `write` the folder, the JSON and the share. `table`: what there
+    is to do of some units, in words, for `--table`.
     """
     import torch
 
@@ -107,7 +109,12 @@ def main(
     parser.add_argument("--scale", type=float, default=1.0, help="share of the lengths")
     parser.add_argument("--work", type=Path, default=work, help="runs")
     parser.add_argument("--out", type=Path, default=out, help="results")
+    if table:
+        parser.add_argument("--table", action="store_true", help="say what there is to do, and end")
     given = parser.parse_args()
+    if table and given.table:
+        print(table(given.only))
+        return 0
     torch.set_num_threads(1)
     restore(committed(given.out, given.scale).get("units", {}), given.work)
     return conduct(
@@ -125,16 +132,10 @@ def trained(run: Any, folder: Path, start: str | None = None) -> Result:
     """
     from underpaint import api
 
-    begun = (folder / "checkpoints" / "LATEST").is_file()
-    api.train(
-        None if begun else run,
-        folder,
-        start=None if begun else start,
-        resume=begun,
-        overwrite=not begun,
-        quiet=True,
-        write_report=False,
-    )
+    if (folder / "checkpoints" / "LATEST").is_file():
+        api.resume(folder, quiet=True, write_report=False)
+    else:
+        api.train(run, folder, start=start, overwrite=True, quiet=True, write_report=False)
     return spent(folder)
 
 

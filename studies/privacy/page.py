@@ -144,7 +144,9 @@ def at_equal_quality(
     common = max(curve[0][0] for curve in curves)
     if common > min(curve[-1][0] for curve in curves):
         return None
-    a, b = (float(np.interp(common, *zip(*curve, strict=True))) for curve in curves)
+    a, b = (
+        float(np.interp(common, [x for x, _ in curve], [y for _, y in curve])) for curve in curves
+    )
     return a, b
 
 

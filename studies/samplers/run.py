@@ -152,6 +152,7 @@ def ratios(results: dict[str, Any]) -> dict[str, Any]:
         ]
         if name != FIRST and len(logs) > 1:
             spread = of_mean(logs)
+            assert spread is not None  # two values at least
             told[name] = [math.exp(v) for v in (spread.value, spread.low, spread.high)]
     return told
 

@@ -100,6 +100,7 @@ def effects(results: dict[str, Any]) -> list[dict[str, Any]]:
             found: dict[str, Any] = {"task": task, "law": law, "seeds": len(pairs)}
             for score in ("frechet_B", "held_out"):
                 spread = of_mean([math.log(one[score] / two[score]) for one, two in pairs])
+                assert spread is not None  # two values at least
                 found[score] = [math.exp(v) for v in (spread.value, spread.low, spread.high)]
             told.append(found)
     return told

@@ -190,7 +190,9 @@ def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
                 verdict = "pays"
             elif relations <= {"=", ">"} and low > 1:
                 verdict = "does not pay"
-        paces = [pace(results[f"{cell.name}_{s}"]) for s in SEEDS if f"{cell.name}_{s}" in results]
+        known = (results.get(f"{cell.name}_{s}") for s in SEEDS)
+        paces = [pace(found) for found in known if found]
+        slow = [value for value in paces if value is not None]
         told.append(
             {
                 **cell._asdict(),
@@ -202,7 +204,7 @@ def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "high": high,
                 "seeds": len(own),
                 "verdict": verdict,
-                "slowdown": None if None in paces else float(np.mean(paces)),
+                "slowdown": float(np.mean(slow)) if len(slow) == len(paces) else None,
                 "source": "studies/where",
             }
         )

@@ -13,7 +13,7 @@ from underpaint.core.loss import DenoisingLoss
 from underpaint.core.masks import MaskSpec
 from underpaint.errors import UserError
 
-SUITS = {  # METHODS §5
+SUITS = {  # which prediction goes with which process
     "eps": {"vp-linear", "vp-cosine", "flow", "edm", "ve"},
     "x0": {"vp-linear", "vp-cosine", "flow", "edm", "ve"},
     "v": {"vp-linear", "vp-cosine"},

@@ -70,7 +70,7 @@ def per_image(values: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("process", "prediction"), PAIRS)
 def test_output_of_the_definition_gives_back_x0_and_noise(process: str, prediction: str) -> None:
-    """The targets as METHODS §5 defines them, in alpha and sigma_t, not in our coefficients."""
+    """The targets as the literature defines them, in alpha and sigma_t, not in our coefficients."""
     steps = schedules.build(process)
     x0, n = data()
     t = torch.tensor([0.02, 0.3, 0.7, 0.95], dtype=torch.float64)

@@ -139,7 +139,13 @@ def test_weights_are_those_of_the_literature(process, prediction):
     x = x0 + sigma[:, None, None] * masks.gather(n, mask.visible)
     error = (model.denoise(x, sigma, None, mask) - x0).square().mean(dim=(1, 2))
     b, snr = model.prediction.b(sigma), 1 / sigma**2
-    weights = {"output": 1 / b**2, "x0": 1, "min-snr": snr.clamp(max=gamma)}
+    time = sigma / (1 + sigma)
+    weights = {
+        "output": 1 / b**2,
+        "x0": 1,
+        "min-snr": snr.clamp(max=gamma),
+        "velocity": time.clamp(min=0.05) ** -2,
+    }
     for weighting, w in weights.items():
         loss = loss_of(model, patches, mask, t, n, weighting=weighting, gamma=gamma)
         torch.testing.assert_close(loss.per_image, w * error, rtol=1e-6, atol=0)
@@ -166,6 +172,26 @@ def test_min_snr_on_the_output(process, prediction, factor):
     )
     snr = 1 / sigma**2
     torch.testing.assert_close(weighted / plain, factor(snr, snr.clamp(max=5.0)))
+
+
+def test_the_weight_of_velocity_is_flow_matchings_loss():
+    """(x̂ − x_t)/t against n − x0, whatever the network predicts: the output weight on flow."""
+    backbone, patches, n, mask = random_problem()
+    sigma = torch.tensor([0.06, 0.4, 0.5, 2.0, 9.0], dtype=torch.float64)
+    flow, x0 = (denoiser(backbone, "flow", prediction) for prediction in ("flow", "x0"))
+    t = flow.process.t(sigma)
+    one, other = (
+        loss_of(flow, patches, mask, t, n, weighting=weighting).per_image
+        for weighting in ("output", "velocity")
+    )
+    torch.testing.assert_close(other, one)
+    per_image = loss_of(x0, patches, mask, t, n, weighting="velocity").per_image
+    clean, noise = (masks.gather(v, mask.visible) for v in (patches, n))
+    time = t[:, None, None]
+    x_t = (1 - time) * clean + time * noise
+    x_hat = x0.denoise(clean + sigma[:, None, None] * noise, sigma, None, mask)
+    velocity = (x_t - x_hat) / time
+    torch.testing.assert_close(per_image, (velocity - (noise - clean)).square().mean((1, 2)))
 
 
 @pytest.mark.parametrize("process", ["ve", "edm"])

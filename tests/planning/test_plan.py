@@ -343,7 +343,7 @@ def test_what_a_network_is_too_narrow_to_predict_as_noise_is_planned_as_x0() -> 
         run, backbone = found.run, candidates.counted(found.run, found.images)
         backbones.check_features(backbone, run.noise)
         few = backbone.features <= backbone.patch_dim
-        asked = ("x0", "min-snr") if few else ("flow", "output")
+        asked = ("x0", "velocity") if few else ("flow", "output")
         assert (run.noise.prediction, run.noise.weighting) == asked
         assert any(r.startswith("prediction x0: a patch has") for r in found.reasons) == few
         seen.add(few)

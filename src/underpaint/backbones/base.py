@@ -246,7 +246,7 @@ def check_features(backbone: Backbone, noise: configuration.Noise) -> None:
             f"a patch has {backbone.patch_dim} numbers and the network {backbone.features} "
             f"features at its narrowest, but noise.prediction {noise.prediction} needs one for "
             "each number and would give samples of pure noise; give --noise.prediction x0 "
-            "--noise.weighting min-snr, a wider network or a smaller --space.patch"
+            "--noise.weighting velocity, a wider network or a smaller --space.patch"
         )
 
 

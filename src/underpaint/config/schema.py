@@ -162,8 +162,10 @@ class Noise:
     )
     shift: float = setting(1.0, "resolution shift of the flow's time; above 1: more noise")
     sigma_data: float = setting(0.5, "standard deviation of the data (edm, ve)")
-    weighting: Literal["output", "x0", "min-snr"] = setting(
-        "output", "squared error of the network's output, of x0, or of x0 weighted min(SNR, gamma)"
+    weighting: Literal["output", "x0", "min-snr", "velocity"] = setting(
+        "output",
+        "squared error of the network's output, of x0, of x0 weighted min(SNR, gamma), or of the "
+        "velocity",
     )
     gamma: float = setting(5.0, "gamma of the min-snr weighting", POSITIVE)
     learned_weights: bool = setting(

@@ -6,6 +6,9 @@ Fixed weights w(σ) of the squared error of x0; with b = ∂x0/∂F, the error o
              2022, arXiv 2206.00364)
     x0       w = 1
     min-snr  w = min(1/σ², gamma) (Hang et al. 2023, arXiv 2303.09556)
+    velocity w = 1/max(t, 0.05)², t = σ/(1 + σ): the squared error of the flow's velocity, for
+             networks that predict x0 (Li and He 2025, arXiv 2511.13720). Unlike min-snr it does
+             not fade where there is much noise, which is where the layout is decided
 
 Learned weights, beside the network:
 
@@ -31,7 +34,9 @@ from torch import Tensor, nn
 
 __all__ = ["WEIGHTINGS", "Uncertainty", "output_weight"]
 
-WEIGHTINGS = ("output", "x0", "min-snr")
+WEIGHTINGS = ("output", "x0", "min-snr", "velocity")
+
+LEAST_TIME = 0.05  # of the velocity's weight, which is 400 at most
 
 TERMS = 16
 REACH = 8.0  # |ln σ|, further out u is what it is there: σ from 3e-4 to 3e3
@@ -70,4 +75,6 @@ def output_weight(weighting: str, sigma: Tensor, b: Tensor, gamma: float) -> Ten
             return b.square()
         case "min-snr":
             return sigma.pow(-2).clamp(max=gamma) * b.square()
+        case "velocity":
+            return (sigma / (1 + sigma)).clamp(min=LEAST_TIME).pow(-2) * b.square()
     raise ValueError(f"weighting '{weighting}' is none of {', '.join(WEIGHTINGS)}")

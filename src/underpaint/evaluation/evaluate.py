@@ -1,6 +1,6 @@
 """How near are a model's samples, or a folder of images, to a set of real images?
 
-Draws samples, turns them and the real images into features, and scores these (results.py). The
+Draws samples, turns them and the real images into features, and scores these (`results`). The
 result carries its protocol: what has to be equal before two numbers may be compared.
 
 Features lie in RUN/evaluation (those of images that exist: in the cache, by content), block by

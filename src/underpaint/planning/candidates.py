@@ -6,10 +6,10 @@
 - network: the largest of `NETWORKS` with at most one parameter for `VALUES` numbers of the training
   images, that sees `ENOUGH` images and `PATCHES` patches a parameter: as wide as the budget can
   teach, and too narrow to hold the images. Fewer than `FEW` images get the packaged weights'.
-- prediction: the velocity, as the presets; x0, with min-SNR weights, where the network has no more
-  features than a patch has numbers. On heads of 32×32 in patches of 48 numbers (8,000 images, one
-  seed) the error through 48 features was 0.083 with velocity and 0.051 with x0; through 64, 0.047
-  and 0.046.
+- prediction: the velocity, as the presets; x0, with the velocity's weights, where the network has
+  no more features than a patch has numbers. On heads of 32×32 in patches of 48 numbers (8,000
+  images, one seed) the error through 48 features was 0.083 with velocity and 0.051 with x0; through
+  64, 0.047 and 0.046.
 - masked stage: as `evidence.json` says of the number of patches nearest to this one; none where it
   does not say `pays`. It speaks of FLOPs: that is turned into time by what a FLOP of each stage
   takes on this machine, and masks are proposed where the middle of that interval is below 1.
@@ -306,9 +306,8 @@ def _network(
         numbers = counted(best, images).patch_dim
         reasons.append(
             f"prediction x0: a patch has {numbers} numbers, too many to predict noise through the "
-            f"network's {network.width} features, but clean images need fewer; weighting "
-            "min-snr, so "
-            "that the noisiest levels do not drown the details"
+            f"network's {network.width} features, but clean images need fewer; weighting velocity, "
+            "which keeps the noisiest levels in view, where the layout is decided"
         )
     return best
 
@@ -357,7 +356,7 @@ def _recipe(images: Images, shape: tuple[int, int, int], patch: int, cell: Cell)
     run.stages["whole"] = whole
     backbone = counted(run, images)
     if backbone.features <= backbone.patch_dim:
-        run.noise = dataclasses.replace(run.noise, prediction="x0", weighting="min-snr")
+        run.noise = dataclasses.replace(run.noise, prediction="x0", weighting="velocity")
     return run
 
 

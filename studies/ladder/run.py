@@ -1,0 +1,178 @@
+"""What makes training cheaper? One ingredient after the other, at equal training FLOPs.
+
+    python -m studies.lib.draw                     the pictures, once
+    python -m studies.ladder.run --table           what there is to do, with core-minutes
+    python -m studies.ladder.run                   as many processes as there are cores
+
+Drawn heads of 64×64, 20,000 to learn from and 5,000 held out. A unit is a run of its own: it begins
+with the settings of its `parent` in `UNITS` and changes what its name says. Units of one rung spend
+the same FLOPs (three times the forward pass of each image, and the optimiser's), one seed, and are
+scored on half A of the held-out images:
+
+    error      mean squared error of x0 of 512 images over eight noise levels
+    frechet    distance in MobileNetV2 features (never an FID) of 400 samples, by Heun in ten steps,
+               to 400 images
+
+Both decide which ingredient stays. `ENDS` are the published recipe, the plain DiT and the winner,
+with seeds of their own, scored on half B on 1,024 and 500 images, the distance by Heun in 40 steps
+as well. All in float32, so that units of several machines may stand beside each other.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from studies.lib import units
+
+HERE = Path(__file__).parent
+DATA = {"source": "runs/data/lorelei-64.zip", "size": 64, "held_out": "5000"}
+BUDGET = 1.8e13  # training FLOPs of a rung
+RATE = 4.5e10  # FLOPs a second of one thread, for the table of what there is to do
+
+ALONE = {"threads": 1, "precision": "fp32", "sample_every": -1, "check_every": -1}
+
+# the tuned plain DiT of studies/acceleration: learning rate and batch the best of ten trials
+DIT: dict[str, Any] = {
+    "data": DATA,
+    "space": {"patch": 4},
+    "network": {"kind": "dit"},
+    "noise": {"time": "logit-normal", "stratified": False},
+    "stages": {
+        "masked": None,
+        "whole": {
+            "minutes": 0,
+            "images": 4,
+            "batch": 4,
+            "learning_rate": 4e-3,
+            "warmup": 667,
+            "schedule": "cooldown",
+        },
+    },
+    "train": ALONE,
+    "sampling": {"sampler": "heun", "steps": 10},
+}
+# as published for CelebA 64×64 (arXiv 2006.11239, 2306.11363), at this network's size
+DDPM: dict[str, Any] = {
+    "network": {"kind": "uvit"},
+    "noise": {"process": "vp-linear", "prediction": "eps", "time": "uniform", "steps": 1000},
+    "stages": {"whole": {"batch": 128, "learning_rate": 2e-4, "warmup": 0, "schedule": "constant"}},
+    "train": {"betas": [0.99, 0.99], "weight_decay": 0.03, "decay": "all"},
+    "sampling": {"grid": "karras"},
+}
+X0 = {"noise": {"prediction": "x0", "weighting": "velocity"}}
+MUON = {"train": {"optimizer": "muon"}}
+HOURGLASS = {"network": {"kind": "hourglass", "depth": 3}}
+
+
+def _stage(**changes: Any) -> dict[str, Any]:
+    return {"stages": {"whole": changes}}
+
+
+def _options(**options: Any) -> dict[str, Any]:
+    return {"network": {"options": options}}
+
+
+# unit → its parent and what it changes
+UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "dit": (None, DIT),
+    "ddpm": ("dit", DDPM),
+    # patch and prediction
+    "patch-8": ("dit", {"space": {"patch": 8}, **X0, **_stage(learning_rate=2e-3)}),
+    "patch-8-min-snr": ("patch-8", {"noise": {"weighting": "min-snr"}}),
+    "patch-8-rate-4e-3": ("patch-8", _stage(learning_rate=4e-3)),
+    "patch-8-rate-1e-3": ("patch-8", _stage(learning_rate=1e-3)),
+    "patch-8-batch-8": ("patch-8", _stage(batch=8)),
+    "patch-8-mixed": ("patch-8", {"noise": {"time": "mixed", "stratified": True}}),
+    "patch-8-depth-8": ("patch-8", {"network": {"depth": 8}}),
+    "patch-8-width-192": ("patch-8", {"network": {"width": 192, "heads": 6}}),
+    # the hourglass and its parts
+    "hourglass": ("dit", {**HOURGLASS, **_stage(learning_rate=2e-3)}),
+    "hourglass-x0": ("hourglass", X0),
+    "hourglass-64": ("hourglass", {"network": {"width": 64}}),
+    "hourglass-64-x0": ("hourglass-64", X0),
+    "hourglass-64-depth-5": ("hourglass-64", {"network": {"depth": 5}}),
+    "hourglass-96": ("hourglass", {"network": {"width": 96}}),
+    "hourglass-p2": (
+        "hourglass",
+        {"space": {"patch": 2}, "network": {"width": 64, "options": {"levels": 2}}},
+    ),
+    "hourglass-levels-2": ("hourglass", _options(levels=2)),
+    "hourglass-no-residual": ("hourglass", _options(value_residual=False)),
+    "hourglass-depth-5": ("hourglass", {"network": {"depth": 5}}),
+    "hourglass-mixed": ("hourglass", {"noise": {"time": "mixed", "stratified": True}}),
+    # the optimiser
+    "patch-8-muon": ("patch-8", {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
+    "patch-8-muon-batch-8": ("patch-8-muon", _stage(learning_rate=4e-3, batch=8)),
+    "hourglass-64-muon": ("hourglass-64", {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
+}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, section by section."""
+    found = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = merged(found[key], value) if both else value
+    return found
+
+
+def settings(unit: str) -> dict[str, Any]:
+    """Everything that a unit sets, its parents' settings among it."""
+    parent, changes = UNITS[unit]
+    return merged(settings(parent), changes) if parent else changes
+
+
+def recipe(unit: str, scale: float) -> Any:
+    """The run of a unit: as long as its FLOPs allow."""
+    from underpaint import config
+    from underpaint.compare import study
+
+    asked = settings(unit)
+    shares = asked.pop("shares", {"whole": 1.0})
+    run = config.from_dict(config.Run, asked, f"ladder: {unit}: ", config.preset("default"))
+    return study.scaled(run, shares, BUDGET, scale, (64, 64), 3, 0)
+
+
+def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
+    """Train one, begun or gone on with, and score it; a grid of its samples stays beside it."""
+    from underpaint import model
+    from underpaint.compare import split_scoring
+    from underpaint.pictures import grid
+
+    folder = work / unit
+    spent = units.trained(recipe(unit, scale), folder)
+    loaded = model.load(folder, device="cpu")
+    grid(loaded.sample(24, seed=0), 8).save(work / f"{unit}.png")
+    error = split_scoring.measure(folder, "held-out loss", "A", most=512, extractor="mobilenetv2")
+    frechet = split_scoring.measure(folder, "FD", "A", most=400, extractor="mobilenetv2")
+    parameters = sum(p.numel() for p in loaded.backbone.parameters())
+    shutil.rmtree(folder / "checkpoints")
+    return {**spent, "parameters": parameters, "error": error, "frechet": frechet}
+
+
+def table(names: list[str]) -> str:
+    """What there is to do: images, FLOPs an image and core-minutes of each unit."""
+    lines, total = [], 0.0
+    for unit in names:
+        run = recipe(unit, 1.0)
+        images = sum(stage.images for stage in run.stages.values())
+        minutes = BUDGET / RATE / 60
+        total += minutes
+        lines.append(
+            f"{unit:26} {images:9,} images {BUDGET / images / 1e9:6.2f} GFLOP each "
+            f"{minutes:5.1f} core-minutes"
+        )
+    return "\n".join([*lines, f"{total:.0f} core-minutes, and half as much again to score them"])
+
+
+def write(work: Path, out: Path, scale: float) -> None:
+    """The JSON of all units that are done."""
+    results = units.gather(UNITS, work, lambda unit: {"parent": UNITS[unit][0], **UNITS[unit][1]})
+    told = {**units.made(), "precision": "fp32", "scale": scale, "budget": BUDGET}
+    units.write_json(out, {**told, "units": results})
+
+
+if __name__ == "__main__":
+    raise SystemExit(units.main(__doc__ or "", UNITS, HERE / "results.json", do, write, table))
