@@ -123,9 +123,9 @@ def test_copies_are_shown_beside_what_they_were_copied_from(tmp_path, source):
     run_dir = write_run(tmp_path / "run", source)
     drawn = gallery.draw(run_dir, report.page._read(run_dir)[0], "whole")
     assert len(drawn.pairs) == 16
-    copies = [pair for pair in drawn.pairs if pair.distance == 0]
+    copies = [(sample, image) for sample, image, distance in drawn.pairs if distance == 0]
     assert len(copies) >= 10  # all but those that happen to be held out
-    assert all(np.array_equal(pair.sample, pair.image) for pair in copies)
+    assert all(np.array_equal(sample, image) for sample, image in copies)
     # independent uniform noise: differences of variance 2·(256² − 1)/12, the nearest a bit closer
     assert 80 < drawn.usual < np.sqrt(2 * (256**2 - 1) / 12)
     assert [drawn.columns, len(drawn.real), drawn.captions] == [4, 16, LABELS]

@@ -6,25 +6,36 @@ import argparse
 from typing import Any
 
 from underpaint.cli.evaluate import EXTRACTORS
-from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
-from underpaint.cli.settings import add_precision
+from underpaint.cli.parser import (
+    Bar,
+    Parser,
+    add_output,
+    check_least,
+    console,
+    print_json,
+    print_table,
+    settings_of,
+)
+from underpaint.cli.settings import add_model
 from underpaint.errors import UserError
 
 __all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    """Flags."""
     add = parser.add_argument
     add("source", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
     add(
         "--attacks",
+        dest="names",
+        type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
         metavar="NAMES",
         default="loss,secmi,pia,sima,masks",
         help="attacks on single images, with commas between them (default: %(default)s)",
     )
     add(
         "--against",
+        dest="reference",
         metavar="MODEL|shadow",
         help="a reference model that saw none of these images; shadow: models trained for it",
     )
@@ -46,6 +57,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--samples", type=int, default=512, help="searched for copies (default: %(default)s)")
     add(
         "--features",
+        dest="extractor",
         choices=EXTRACTORS,
         help="also look for copies in this feature space (default: pixels alone)",
     )
@@ -54,17 +66,18 @@ def arguments(parser: Parser, verb: str) -> None:
         "--fpr",
         type=float,
         nargs="+",
-        default=[],
+        default=(),
         help="false-positive rates that must be shown (default: 0.01 and 0.001, where there are "
         "images enough)",
     )
-    add("--no-control", action="store_true", help="leave out the positive control and any verdict")
-    add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
+    add(
+        "--no-control",
+        dest="control",
+        action="store_false",
+        help="leave out the positive control and any verdict",
+    )
     add("--seed", type=int, default=0, help="of noises, masks and halves (default: %(default)s)")
-    add("--vae", metavar="FOLDER", help="where the model's autoencoder is now, if it has moved")
-    add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
-    add_precision(parser, "auto")
+    add_model(parser, "auto")
     add("--out", metavar="FOLDER", help="where page and JSON go (default: RUN/audit)")
     add("--overwrite", action="store_true", help="replace an audit that is in --out")
     add_output(parser)
@@ -72,20 +85,14 @@ def arguments(parser: Parser, verb: str) -> None:
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
     """Write `audit.json` and `audit.html`, and print what was found."""
-    for flag, value, least in (
-        ("-n", args.n, 1),
-        ("--samples", args.samples, 1),
-        ("--batch", args.batch, 1),
-        ("--seed", args.seed, 0),
-        ("--shadows", args.shadows, 2),
-        ("--shadow-images", args.shadow_images, 1),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{flag} {value}: give a number from {least} up")
-    shadow = args.against == "shadow"
-    if not shadow and (args.shadows or args.shadow_images):
+    check_least(args, n=1, samples=1, batch=1, seed=0, shadows=2, shadow_images=1)
+    settings = settings_of(args)
+    shadows = settings.pop("shadows", 0)
+    if args.reference == "shadow":
+        settings |= {"reference": None, "shadow_models": shadows or 4}
+    elif shadows or args.shadow_images:
         raise UserError("--shadows and --shadow-images say how --against shadow trains; add that")
-    if args.weights_file and not args.features:
+    if args.weights_file and not args.extractor:
         raise UserError("--weights-file is of the network that --features names; add that")
     from pathlib import Path
 
@@ -104,28 +111,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     def progress(what: str, done: int, total: int) -> None:
         bars.setdefault(what, Bar(what, quiet=args.quiet))(done, total)
 
-    found = audit(
-        args.source,
-        names=[name.strip() for name in args.attacks.split(",") if name.strip()],
-        n=args.n or 0,
-        samples=args.samples,
-        fpr=args.fpr,
-        reference=None if shadow else args.against,
-        shadow_models=(args.shadows or 4) if shadow else 0,
-        shadow_images=args.shadow_images or 0,
-        extractor=args.features,
-        weights_file=args.weights_file,
-        members=args.members,
-        non_members=args.non_members,
-        weights=args.weights,
-        control=not args.no_control,
-        seed=args.seed,
-        batch=args.batch,
-        device=args.device,
-        vae=args.vae,
-        precision=args.precision,
-        progress=progress,
-    )
+    found = audit(**settings, progress=progress)
     page = write(found, out)
     if args.json:
         print_json({**found.result, "page": str(page)})
@@ -134,21 +120,13 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
 
 
 def _print(result: dict[str, Any], page: object) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for i, column in enumerate(("attack", "AUC", "interval", "balanced accuracy")):
-        table.add_column(column, justify="right" if i else "left")
+    rows = []
     for name, record in result["membership"].items():
-        found = record["auc"]
-        table.add_row(
-            name,
-            f"{found['value']:.3f}",
-            f"{found['low']:.3f} to {found['high']:.3f}",
-            f"{record['balanced_accuracy']['value']:.3f}",
-        )
+        area, accuracy = record["auc"], record["balanced_accuracy"]
+        interval = f"{area['low']:.3f} to {area['high']:.3f}"
+        rows.append([name, f"{area['value']:.3f}", interval, f"{accuracy['value']:.3f}"])
+    print_table(["attack", "AUC", "interval", "balanced accuracy"], rows)
     out = console()
-    out.print(table)
     for space, record in (result["copies"] or {}).get("spaces", {}).items():
         count = record["ratios"]["second"]["third"]["count"]
         out.print(f"copies by {space}: {count} of {record['samples']} samples")

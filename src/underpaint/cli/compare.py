@@ -13,7 +13,6 @@ __all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    """Flags."""
     add = parser.add_argument
     add(
         "sources",
@@ -77,12 +76,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
 
 def _print(results: dict[str, Any], page: Path | None) -> None:
     out = console()
-    for verdict in results["verdicts"].values():
-        out.print(verdict["sentence"])
-    for verdict in results.get("amortised", {}).values():
-        out.print(f"without its pre-training: {verdict['sentence']}")
-    for verdict in results.get("by_seconds", {}).values():
-        out.print(f"by time: {verdict['sentence']}")
+    ways = {"verdicts": "", "amortised": "without its pre-training: ", "by_seconds": "by time: "}
+    for name, intro in ways.items():
+        for verdict in results.get(name, {}).values():
+            out.print(f"{intro}{verdict['sentence']}")
     for note in results.get("notes", []):
         out.print(f"note: {note}")
     if page:

@@ -10,7 +10,6 @@ __all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    """Flags."""
     parser.add_argument("run", metavar="RUN", help="a run that was trained with --train.snapshots")
     parser.add_argument(
         "--width",

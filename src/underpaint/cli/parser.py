@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from underpaint.errors import UserError
@@ -19,7 +19,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["Bar", "Parser", "add_output", "closest", "console", "print_json", "width"]
+__all__ = [
+    "Bar",
+    "Parser",
+    "add_output",
+    "check_least",
+    "closest",
+    "console",
+    "flag_of",
+    "print_facts",
+    "print_json",
+    "print_table",
+    "settings_of",
+    "width",
+]
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -51,11 +64,8 @@ class Parser(argparse.ArgumentParser):
         """What argparse found, in our words."""
         message = re.sub(r"^argument ", "", message)
         message = re.sub(r"^(-n|--\w[\w-]*)(, ?-\S+|/\S+)?: ", r"\1: ", message)
-        kinds = {"int": "a whole number", "float": "a number"}
-        for kind, words in kinds.items():
-            message = re.sub(
-                rf"invalid {kind} value: ('.*')$", rf"expected {words}, got \1", message
-            )
+        message = re.sub(r"invalid int value: (.*)$", r"expected a whole number, got \1", message)
+        message = re.sub(r"invalid float value: (.*)$", r"expected a number, got \1", message)
         choice = re.match(r"(.*?): invalid choice: (\S+) \(choose from (.*)\)$", message)
         if choice:
             options = choice[3].replace("'", "")
@@ -89,10 +99,53 @@ def add_output(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What is given of all but where the results go: the arguments of the verb's function."""
+    here = ("out", "overwrite", "json", "quiet")
+    return {k: v for k, v in vars(args).items() if v is not None and k not in here}
+
+
+def check_least(args: argparse.Namespace, **least: int) -> None:
+    """Raise UserError for a number that is given and below its `least`."""
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise UserError(f"{flag_of(name)} {value}: give a number from {low} up")
+
+
+def flag_of(name: str) -> str:
+    """`-n` and `--max-bad` of `n` and `max_bad`."""
+    return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+
+
 def print_json(values: dict[str, Any]) -> None:
     """The one object on stdout; of several processes (torchrun) the first prints."""
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(values, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
+    """A table on stdout, its first `words` columns to the left and the numbers to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < words else "right", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """What is known of a thing, a line for each fact, on stdout."""
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(name, fact)
+    console().print(table)
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from underpaint import config
-from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
+from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, print_table
+from underpaint.cli.settings import add_images, images_of
 from underpaint.cli.train import name_of
 from underpaint.errors import UserError
 
@@ -22,17 +23,9 @@ CHOICES = ("patch ", "network:", "batch ")  # reasons that one has to ask for
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    """Flags."""
     add = parser.add_argument
     add("data", metavar="DATA", help="images, as `prepare` reads them")
-    add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels; without: the images' own")
-    add(
-        "--channels",
-        type=int,
-        choices=(1, 3),
-        default=config.Data().channels,
-        help="default: %(default)s",
-    )
+    add_images(parser, ("size", "channels"))
     add(
         "--budget",
         default="1h",
@@ -69,8 +62,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     """Measure, propose, write the recipe, and print what it will take."""
     if not 0 < args.seconds < float("inf"):
         raise UserError(f"--seconds {args.seconds:g}: give a number above 0")
-    wanted = config.Data(source=args.data, size=tuple(args.size or ()), channels=args.channels)
-    config.check_data(wanted)
+    wanted = images_of(args, ("size", "channels"))
     out = Path(args.out or _default_out(wanted))
     from underpaint import data
     from underpaint.data.source import is_sealed
@@ -145,8 +137,6 @@ def _values(plan: Plan, out: Path) -> dict[str, Any]:
 
 
 def _print(plan: Plan, out: Path, explain: bool) -> None:
-    from rich.table import Table
-
     from underpaint.planning.plan import shown
 
     run, images, machine = plan.run, plan.images, plan.machine
@@ -159,12 +149,9 @@ def _print(plan: Plan, out: Path, explain: bool) -> None:
         f"{run.stages['whole'].learning_rate:g}"
         + (f"; microbatches of {run.train.microbatch}" if run.train.microbatch else "")
     )
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    columns = ("stage", "mask", "hidden", "batch", "images", "images/s", "time", "memory")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 2 else "right")
-    for row in plan.rows:
-        table.add_row(
+    columns = ["stage", "mask", "hidden", "batch", "images", "images/s", "time", "memory"]
+    rows = [
+        [
             row.name,
             row.mask,
             f"{row.rate:.1%}",
@@ -173,9 +160,11 @@ def _print(plan: Plan, out: Path, explain: bool) -> None:
             f"{row.images_per_s:,.4g}",
             shown(row.seconds),
             f"{row.memory / 2**30:.2f} GiB",
-        )
-    table.add_row("grids, checks", "", "", "", "", "", shown(plan.evaluating), "")
-    screen.print(table)
+        ]
+        for row in plan.rows
+    ]
+    rows.append(["grids, checks", "", "", "", "", "", shown(plan.evaluating), ""])
+    print_table(columns, rows, words=2)
     if machine.measured:
         screen.print(f"in all about {shown(plan.seconds)}, measured here ({machine.shown})")
     else:

@@ -11,7 +11,6 @@ __all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    """Flags."""
     parser.add_argument(
         "name", nargs="?", metavar="NAME", help="print this recipe's YAML, to copy and edit"
     )

@@ -12,7 +12,6 @@ __all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    """Flags."""
     parser.add_argument(
         "--minutes", type=float, default=4.5, help="of training in all (default: %(default)s)"
     )

@@ -10,7 +10,6 @@ __all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    """Flags."""
     parser.add_argument("run", metavar="RUN", help="a run's folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 

@@ -6,11 +6,10 @@ import argparse
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from underpaint import config
-from underpaint.cli.parser import Bar, Parser, add_output, closest, print_json
-from underpaint.cli.settings import add_precision, choices
+from underpaint.cli.parser import Bar, Parser, add_output, check_least, closest, print_json
+from underpaint.cli.settings import add_model, add_sampling, sampling_of
 from underpaint.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,37 +26,14 @@ def arguments(parser: Parser, verb: str) -> None:
     add("model", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
     add("-n", type=int, default=64, metavar="N", help="images (default: %(default)s)")
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
-    add("--steps", type=int, help="sampling steps (default: the model's own)")
-    add("--sampler", choices=choices(config.Sampling, "sampler"), help="default: the model's own")
-    add(
-        "--grid",
-        choices=choices(config.Sampling, "grid"),
-        help="noise levels of the steps (default: its own)",
-    )
-    add(
-        "--clip",
-        choices=choices(config.Sampling, "clip"),
-        help="clipping of x0 (default: the model's own)",
-    )
-    add("--eta", type=float, help="noise of the ancestral sampler (default: the model's own)")
-    add(
-        "--corrections",
-        type=int,
-        help="Langevin steps at each level (langevin, pc; default: its own)",
-    )
-    add("--snr", type=float, help="size of a Langevin step (langevin, pc; default: its own)")
     add(
         "--label",
         nargs="+",
         metavar="NAME",
         help="labels to draw, in turn (default: all of the model's in turn; 'none': unconditional)",
     )
-    add("--guidance", type=float, help="classifier-free guidance, 1: none (default: its own)")
-    add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
-    add("--vae", metavar="FOLDER", help="where the model's autoencoder is now, if it has moved")
-    add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
-    add_precision(parser, "fp32")
+    add_sampling(parser)
+    add_model(parser, "fp32")
     add(
         "--out",
         default="samples.png",
@@ -70,56 +46,40 @@ def arguments(parser: Parser, verb: str) -> None:
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
     """Draw and write."""
-    for flag, value, least in (
-        ("-n", args.n, 1),
-        ("--steps", args.steps, 1),
-        ("--seed", args.seed, 0),
-        ("--batch", args.batch, 1),
-        ("--guidance", args.guidance, 0),
-        ("--eta", args.eta, 0),
-        ("--corrections", args.corrections, 0),
-    ):
-        if value is not None and not least <= value < math.inf:
-            raise UserError(f"{flag} {value:g}: give a number from {least} up")
-    out = _checked_out(Path(args.out), args.overwrite)
+    check_least(args, n=1, seed=0, batch=1)
+    sampling = sampling_of(args)
+    from underpaint.io import check_new, check_place
+
+    out = Path(args.out)
+    kind = "folder" if out.is_dir() or not out.suffix else out.suffix.lower()
+    if kind not in ("folder", ".png", ".npz"):
+        raise UserError(f"--out {out}: give a .png (grid), a .npz (array) or a folder")
+    if kind != "folder":
+        check_new([out], args.overwrite)
+    check_place(out if kind == "folder" else out.parent)
     from underpaint import model as models
     from underpaint import pictures
-    from underpaint.io import check_new
 
-    model = models.load(
-        args.model,
-        weights=args.weights,
-        device=args.device,
-        vae=args.vae,
-        precision=args.precision,
-    )
+    how = {name: getattr(args, name) for name in ("weights", "device", "vae", "precision")}
+    model = models.load(args.model, **how)
     labels = _labels(model, args)
     seeds = [args.seed + i for i in range(args.n)]
     drawn = [labels[i % len(labels)] for i in range(args.n)] if labels else None
-    if _is_folder(out):
+    if kind == "folder":
         check_new([out / name for name in pictures.names(seeds, drawn)], args.overwrite)
     began = time.perf_counter()
     with Bar("sampling", quiet=args.quiet) as bar:
         images = model.sample(
-            args.n,
-            seed=args.seed,
-            labels=labels,
-            sampler=args.sampler,
-            steps=args.steps,
-            grid=args.grid,
-            guidance=args.guidance,
-            clip=args.clip,
-            eta=args.eta,
-            corrections=args.corrections,
-            snr=args.snr,
-            batch=args.batch,
-            progress=bar,
+            args.n, seed=args.seed, labels=labels, batch=args.batch, progress=bar, **sampling
         )
     seconds = time.perf_counter() - began
-    about = _about(model, args)
-    if _is_folder(out):
+    about = {"model": args.model, "weights": args.weights, "precision": model.precision}
+    about["seed"] = args.seed
+    for name, given in sampling.items():
+        about[name] = getattr(model.spec.sampling, name) if given is None else given
+    if kind == "folder":
         pictures.save_folder(out, images, seeds, drawn, about)
-    elif out.suffix.lower() == ".npz":
+    elif kind == ".npz":
         pictures.save_npz(out, images, seeds, drawn, about)
     else:
         columns, captions = _columns(args.n, labels)
@@ -129,22 +89,6 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         print_json({"out": str(out), "n": args.n, "seconds": round(seconds, 3), **about})
     else:
         print(out)
-
-
-def _is_folder(out: Path) -> bool:
-    return out.is_dir() or not out.suffix
-
-
-def _checked_out(out: Path, overwrite: bool) -> Path:
-    """`out`, if it is one of the three kinds and can be written, before anything is drawn."""
-    from underpaint.io import check_new, check_place
-
-    if out.suffix.lower() not in (".png", ".npz", "") and not out.is_dir():
-        raise UserError(f"--out {out}: give a .png (grid), a .npz (array) or a folder")
-    if not _is_folder(out):
-        check_new([out], overwrite)
-    check_place(out if _is_folder(out) else out.parent)
-    return out
 
 
 def _labels(model: Model, args: argparse.Namespace) -> list[str] | None:
@@ -167,16 +111,6 @@ def _labels(model: Model, args: argparse.Namespace) -> list[str] | None:
         if name not in known:
             raise UserError(f"--label {name}: this model does not know it; {closest(name, known)}")
     return args.label or known
-
-
-def _about(model: Model, args: argparse.Namespace) -> dict[str, Any]:
-    defaults = model.spec.sampling
-    about = {"model": args.model, "weights": args.weights, "precision": model.precision}
-    about["seed"] = args.seed
-    for name in ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr"):
-        given = getattr(args, name)
-        about[name] = getattr(defaults, name) if given is None else given
-    return about
 
 
 def _columns(n: int, labels: list[str] | None) -> tuple[int, list[str] | None]:

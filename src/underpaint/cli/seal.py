@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from underpaint import config
-from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
-from underpaint.cli.settings import choices
+from underpaint.cli.parser import Bar, Parser, add_output, check_least, print_facts, print_json
+from underpaint.cli.settings import add_images, images_of
 from underpaint.errors import UserError
 
 __all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    """Flags."""
-    defaults, add = config.Data(), parser.add_argument
+    add = parser.add_argument
     add("data", metavar="DATA", nargs="?", help="images, as underpaint prepare reads them")
     add("--verify", metavar="FILE", help="instead: read a sealed file and show what it holds")
     add("--out", metavar="FILE", help="the file to write, for example sealed.up")
-    add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels; without: the images' own")
     add("--patch", type=int, default=4, help="side of a patch in pixels (default: %(default)s)")
     add(
         "--kind",
@@ -39,38 +36,8 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--key", metavar="FILE", help="key of the masks; without: a random one, which is forgotten")
     add("--labels", action="store_true", help="keep the images' labels (names of folders)")
     add("--drop-duplicates", action="store_true", help="keep one of images that are nearly equal")
-    add(
-        "--channels",
-        type=int,
-        choices=(1, 3),
-        default=defaults.channels,
-        help="default: %(default)s",
-    )
-    add(
-        "--fit",
-        choices=choices(config.Data, "fit"),
-        default=defaults.fit,
-        help="how another aspect is met (default: %(default)s)",
-    )
-    add(
-        "--background",
-        default=defaults.background,
-        metavar="COLOUR",
-        help="behind transparent pixels and padding (default: %(default)s)",
-    )
-    add(
-        "--max-bad",
-        type=float,
-        default=defaults.max_bad,
-        metavar="SHARE",
-        help="share of unreadable files that is skipped (default: %(default)s)",
-    )
-    add(
-        "--held-out",
-        default=defaults.held_out,
-        metavar="SPEC",
-        help="images kept for evaluation: auto, a number or none (default: %(default)s)",
-    )
+    held_out = "images kept for evaluation: auto, a number or none (default: %(default)s)"
+    add_images(parser, held_out=held_out)
     add_output(parser)
 
 
@@ -86,28 +53,14 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         found = verify(args.verify)
     else:
         found = _seal(args)
-    if args.json:
-        print_json(found)
-    else:
-        _print(found)
+    print_json(found) if args.json else print_facts(_facts(found))
 
 
 def _seal(args: argparse.Namespace) -> dict[str, Any]:
     if not args.data or not args.out:
         raise UserError("seal needs DATA and --out FILE, or --verify FILE; see underpaint seal -h")
-    data = config.Data(
-        source=args.data,
-        size=tuple(args.size or ()),
-        channels=args.channels,
-        fit=args.fit,
-        background=args.background,
-        max_bad=args.max_bad,
-        held_out=args.held_out,
-    )
-    config.check_data(data)
-    for name, least in {"patch": 1, "block": 1, "multiple": 1}.items():
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} {getattr(args, name)}: give a number from {least} up")
+    data = images_of(args)
+    check_least(args, patch=1, block=1, multiple=1)
     from underpaint.data import fixed_masks
     from underpaint.sealed.writer import seal
 
@@ -128,18 +81,7 @@ def _seal(args: argparse.Namespace) -> dict[str, Any]:
         )
 
 
-def _print(found: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _lines(found).items():
-        table.add_row(name, value)
-    console().print(table)
-
-
-def _lines(found: dict[str, Any]) -> dict[str, str]:
+def _facts(found: dict[str, Any]) -> dict[str, str]:
     """What the file holds, in words."""
     height, width = found["size"]
     V, N, P, n = (found[name] for name in ("visible", "patches", "patch_dim", "images"))

@@ -1,20 +1,35 @@
 """Every setting of a recipe with its type, default and help, read from the dataclasses.
 
-`train --help` and docs/recipes.md print the same rows, so that neither can go stale.
+`train --help` and docs/recipes.md print the same rows, and the flags of other verbs that stand for
+a setting have its help and its range, so that none can go stale.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import textwrap
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from underpaint import config
-from underpaint.cli.parser import Parser
+from underpaint.cli.parser import Parser, flag_of
+from underpaint.errors import UserError
 
-__all__ = ["Row", "Section", "add_precision", "as_help", "choices", "sections"]
+__all__ = [
+    "Row",
+    "Section",
+    "add_images",
+    "add_model",
+    "add_sampling",
+    "add_setting",
+    "as_help",
+    "images_of",
+    "sampling_of",
+    "sections",
+]
 
 
 class Row(NamedTuple):
@@ -62,11 +77,6 @@ def as_help(width: int) -> str:
     return "\n".join(lines)
 
 
-def choices(cls: type, name: str) -> tuple[str, ...]:
-    """The values that a setting of one of several words can have."""
-    return typing.get_args(typing.get_type_hints(cls)[name])
-
-
 def _rows(cls: type) -> list[Row]:
     hints = typing.get_type_hints(cls)
     defaults = cls()
@@ -98,12 +108,83 @@ def _shown(value: Any) -> str:
     return str(value) if value else ""
 
 
-def add_precision(parser: Parser, default: str) -> None:
-    """`--precision` of the network that images are drawn with."""
-    parser.add_argument(
+# --- flags that stand for settings ---------------------------------------------------------------
+
+IMAGES = ("size", "channels", "fit", "background", "max_bad", "held_out")
+METAVARS = {"source": "DATA", "background": "COLOUR", "max_bad": "SHARE", "held_out": "SPEC"}
+SAMPLING = ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr")
+
+
+def add_setting(parser: Parser, flag: str, setting: str, left_out: str = "", **other: Any) -> None:
+    """A flag that stands for `setting`, as `train.seed`, with its kind and help.
+
+    `left_out`: whose setting counts where the flag, which is None then, is left out. `other`:
+    options of argparse instead of those that follow.
+    """
+    section, name = setting.split(".")
+    cls = typing.get_type_hints(config.Run)[section]
+    field = next(f for f in dataclasses.fields(cls) if f.name == name)
+    hint = typing.get_type_hints(cls)[name]
+    found: dict[str, Any] = {"default": None if left_out else field.default}
+    found["help"] = field.metadata["help"].replace("%", "%%")
+    if left_out or field.default:
+        found["help"] += f" (default: {left_out or '%(default)s'})"
+    if hint is bool:
+        found["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(hint) is Literal:
+        found["choices"] = typing.get_args(hint)
+    elif typing.get_origin(hint) is tuple:
+        found |= {"type": int, "nargs": "+", "metavar": ("H", "W")}
+    elif name == "channels":
+        found |= {"type": int, "choices": (1, 3)}
+    else:
+        found |= {"type": hint, "metavar": METAVARS.get(name, _kind(hint))}
+    parser.add_argument(flag, **found | other)
+
+
+def add_images(parser: Parser, names: Sequence[str] = IMAGES, **about: str) -> None:
+    """The settings of images of these names; `about`: help that is not theirs."""
+    for name in names:
+        other = {"help": about[name]} if name in about else {}
+        add_setting(parser, flag_of(name), f"data.{name}", **other)
+
+
+def images_of(args: argparse.Namespace, names: Sequence[str] = IMAGES) -> config.Data:
+    """The images that such flags ask for, and DATA. Raises UserError for what cannot be."""
+    given = {name: getattr(args, name) for name in names}
+    data = config.Data(source=args.data, **given | {"size": tuple(args.size)})
+    config.check_data(data)
+    return data
+
+
+def add_model(parser: Parser, precision: str) -> None:
+    """How a model is loaded, and asked."""
+    add = parser.add_argument
+    add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
+    add("--vae", metavar="FOLDER", help="where the model's autoencoder is now, if it has moved")
+    add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    add_setting(
+        parser,
         "--precision",
-        choices=choices(config.Train, "precision"),
-        default=default,
+        "train.precision",
+        default=precision,
         help="of the network; auto: bf16 where the machine is fast at it, drawing slightly "
         "other images (default: %(default)s)",
     )
+
+
+def add_sampling(parser: Parser) -> None:
+    """The settings of `sampling` that may differ from the model's own."""
+    for name in SAMPLING:
+        add_setting(parser, flag_of(name), f"sampling.{name}", "the model's own")
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What such flags ask for, None where they are left out. Raises UserError beyond a range."""
+    given = {name: getattr(args, name) for name in SAMPLING}
+    for field in dataclasses.fields(config.Sampling):
+        allowed, value = field.metadata["allowed"], given.get(field.name)
+        if value is not None and allowed and (refusal := allowed.refusal(value)):
+            raise UserError(f"{flag_of(field.name)} {refusal}")
+    return given

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from underpaint import config
-from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, width
-from underpaint.cli.settings import as_help
+from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, print_table, width
+from underpaint.cli.settings import add_setting, as_help
 from underpaint.errors import UserError
 
 __all__ = ["arguments", "name_of", "recipe", "run"]
 
+SHORT = {  # flags of their own
+    "--data": "data.source",
+    "--size": "data.size",
+    "--channels": "data.channels",
+    "--held-out": "data.held_out",
+    "--audit-split": "data.audit_split",
+    "--labels": "network.labels",
+    "--compile": "train.compile",
+    "--track": "train.track",
+    "--stop": "train.stop",
+}
 DEFAULT = "default"  # the preset for somebody's own images
 ASSUMED = (64, 64)  # pixels, where the dry run of a named preset has no size
 
@@ -24,23 +34,9 @@ ASSUMED = (64, 64)  # pixels, where the dry run of a named preset has no size
 def arguments(parser: Parser, verb: str) -> None:
     """Flags; dotted settings are left over and go to `config.apply_flags`."""
     parser.set_defaults(verb=verb)
+    for flag, setting in SHORT.items():
+        add_setting(parser, flag, setting, "the recipe's", dest=setting)
     add = parser.add_argument
-    add(
-        "--data", metavar="DATA", help="images: a folder, an archive, avatars:STYLE … (data.source)"
-    )
-    add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels (data.size)")
-    add("--channels", type=int, choices=(1, 3), help="colour or grey (data.channels)")
-    add(
-        "--held-out",
-        metavar="SPEC",
-        help="images for judging: auto, a number, none, or another source (data.held_out)",
-    )
-    add(
-        "--audit-split",
-        type=float,
-        metavar="SHARE",
-        help="set aside a random share as non-members for `audit`, as 0.5 (data.audit_split)",
-    )
     add("--preset", metavar="NAME", help=f"recipe of the package (default: {DEFAULT})")
     add("--config", metavar="FILE", help="recipe in YAML; with --preset: on top of it")
     add("--out", metavar="RUN", help="folder of the run (default: runs/ and the name of DATA)")
@@ -52,24 +48,6 @@ def arguments(parser: Parser, verb: str) -> None:
         "and --config their network is taken, too",
     )
     add("--minutes", type=float, metavar="M", help="length of all stages together, in proportion")
-    add(
-        "--labels",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="learn the labels of the data (network.labels)",
-    )
-    add("--compile", action="store_true", help="compile the network (train.compile)")
-    add(
-        "--track",
-        metavar="NAME",
-        choices=("tensorboard", "wandb", "trackio"),
-        help="also send metrics to tensorboard, wandb or trackio (train.track)",
-    )
-    add(
-        "--stop",
-        choices=("none", "auto"),
-        help="auto: end a stage where held-out images stop gaining (train.stop)",
-    )
     add("--resume", action="store_true", help="go on with the run in --out, by its own recipe")
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--dry-run", action="store_true", help="say what it would cost; train nothing")
@@ -95,14 +73,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     from underpaint import api
 
     with Bar("decoding", quiet=args.quiet) as bar:
-        folder = api.train(
-            chosen,
-            out,
-            start=args.start,
-            overwrite=args.overwrite,
-            preparing=bar,
-            quiet=args.quiet,
-        )
+        how = {"start": args.start, "overwrite": args.overwrite, "quiet": args.quiet}
+        folder = api.train(chosen, out, preparing=bar, **how)
     _finish(folder, args)
 
 
@@ -119,22 +91,9 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
         from underpaint.training import adopt
 
         chosen = adopt(chosen, args.start)
-    data = {
-        "source": args.data,
-        "size": args.size,
-        "channels": args.channels,
-        "held_out": args.held_out,
-        "audit_split": args.audit_split,
-    }
-    flags: dict[str, Any] = {"data": {k: v for k, v in data.items() if v is not None}}
-    if args.labels is not None:
-        flags["network"] = {"labels": args.labels}
-    flags["train"] = {"compile": True} if args.compile else {}
-    if args.track is not None:
-        flags["train"]["track"] = args.track
-    if args.stop is not None:
-        flags["train"]["stop"] = args.stop
-    chosen = config.from_dict(config.Run, flags, "--", chosen)
+    for name, value in _settings(args).items():
+        section, _, key = name.partition(".")
+        chosen = config.from_dict(config.Run, {section: {key: value}}, "--", chosen)
     chosen = config.apply_flags(chosen, others)
     if args.verb != "train":
         from underpaint.api import only_stages
@@ -144,6 +103,11 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
         chosen = _within(chosen, args.minutes)
     config.check(chosen)
     return chosen
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that are given by flags of their own, by their dotted names."""
+    return {name: v for name, v in vars(args).items() if "." in name and v is not None}
 
 
 def _within(run: config.Run, minutes: float) -> config.Run:
@@ -198,13 +162,13 @@ def name_of(source: str) -> str:
 def _resume(args: argparse.Namespace, others: list[str]) -> None:
     if args.overwrite or args.dry_run:
         raise UserError("--resume goes on with a run; it cannot be with --overwrite or --dry-run")
-    if args.out is None and not args.data:
+    given = _settings(args)
+    source = given.get("data.source", "")
+    if args.out is None and not source:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with")
-    out = args.out or _default_out(config.Run(data=config.Data(source=args.data)), args.verb)
-    given = [args.preset, args.config, args.start, args.size, args.channels, args.minutes]
-    given += [args.held_out, args.labels, args.audit_split]
-    given += [args.track, args.compile or None, args.stop]
-    if others or any(value is not None for value in given):
+    out = args.out or _default_out(config.Run(data=config.Data(source=source)), args.verb)
+    recipe = (args.preset, args.config, args.start, args.minutes)
+    if others or given.keys() - {"data.source"} or any(value is not None for value in recipe):
         console(stderr=True, quiet=args.quiet).print(
             f"resuming with the saved config, {out}/config.yaml; other settings are not read"
         )
@@ -223,11 +187,13 @@ def _finish(folder: Path, args: argparse.Namespace) -> None:
     if not args.json:
         print(f"run      {folder}\nreport   {page}\nsample   underpaint sample {folder} -n 64")
         return
-    last: dict[str, dict[str, Any]] = {}
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if record["kind"] != "check" or record["mask"] == "whole":
-            last[record["kind"]] = record
+    from underpaint.evaluation import records
+
+    last: dict[str, dict[str, Any]] = {
+        record["kind"]: record
+        for record in records.read(folder / "metrics.jsonl")
+        if record["kind"] != "check" or record["mask"] == "whole"
+    }
     stage, check = last.get("stage", {}), last.get("check", {})
     print_json(
         {
@@ -269,30 +235,26 @@ def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    columns = ("stage", "mask", "hidden", "patches", "GFLOP/image", "cost", "length", "memory")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 2 else "right")
-    for stage in found["stages"]:
-        length = f"{stage['images']:,} images" if stage["images"] else f"{stage['minutes']:.3g} min"
-        table.add_row(
+    height, wide = found["size"]
+    out = console()
+    out.print(f"{found['parameters']:,} parameters, images of {height}×{wide}×{found['channels']}")
+    if found["assumed"]:
+        out.print("no images and no --size were given, so a size is assumed")
+    columns = ["stage", "mask", "hidden", "patches", "GFLOP/image", "cost", "length", "memory"]
+    rows = [
+        [
             stage["name"],
             stage["mask"],
             f"{stage['rate']:.1%}",
             f"{stage['visible']:.4g} of {stage['patches']}",
             f"{stage['flops_per_image'] / 1e9:,.4g}",
             f"1/{stage['times_cheaper']:.3g}",
-            length,
+            f"{stage['images']:,} images" if stage["images"] else f"{stage['minutes']:.3g} min",
             f"{stage['memory'] / 2**30:.2f} GiB",
-        )
-    height, wide = found["size"]
-    out = console()
-    out.print(f"{found['parameters']:,} parameters, images of {height}×{wide}×{found['channels']}")
-    if found["assumed"]:
-        out.print("no images and no --size were given, so a size is assumed")
-    out.print(table)
+        ]
+        for stage in found["stages"]
+    ]
+    print_table(columns, rows, words=2)
     for stage in found["stages"]:
         if not stage["saves"]:
             out.print(

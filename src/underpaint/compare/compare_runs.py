@@ -32,7 +32,7 @@ NOTE = (
 
 
 def compare(folders: list[str | Path]) -> dict[str, Any]:
-    """Results as `conduct` gives them, from the run folders; the first one is the baseline.
+    """Results as `runner.conduct` gives them, from the run folders; the first one is the baseline.
 
     Raises UserError for folders that are no runs, or runs of different data or without checks.
     """

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 GROUPS = 20
+NEAR, DENSE = 3, 5  # neighbours for precision and recall, for density and coverage
 SUBSETS, SUBSET = 100, 1000
 
 
@@ -127,20 +128,17 @@ class Manifold(NamedTuple):
     coverage: float
 
 
-def manifold(
-    real: Tensor, samples: Tensor, *, near: int = 3, dense: int = 5, memory: int = 1 << 28
-) -> Manifold:
+def manifold(real: Tensor, samples: Tensor, *, memory: int = 1 << 28) -> Manifold:
     """All four from one pass over the distances between `real` [n, D] and `samples` [m, D].
 
-    `near` neighbours for precision and recall, `dense` for density and coverage; `memory`: bytes of
-    distances at once. Raises ValueError if there are not more features than neighbours.
+    `memory`: bytes of distances at once. Raises ValueError for no more features than neighbours.
     """
-    if min(len(real), len(samples)) <= max(near, dense):
-        raise ValueError(f"{len(real)} and {len(samples)} features for {max(near, dense)} nearest")
+    if min(len(real), len(samples)) <= DENSE:
+        raise ValueError(f"{len(real)} and {len(samples)} features for {DENSE} nearest")
     centre = real.mean(0)  # ‖a‖² + ‖b‖² − 2 a·b cancels least around the origin
     real, samples = real - centre, samples - centre
-    radii = _radii(real, (near, dense), memory)  # [n, 2]
-    of_samples = _radii(samples, (near,), memory)[:, 0]  # [m]
+    radii = _radii(real, (NEAR, DENSE), memory)  # [n, 2]
+    of_samples = _radii(samples, (NEAR,), memory)[:, 0]  # [m]
     inside = torch.zeros(len(samples), dtype=torch.bool, device=real.device)
     balls = recalled = covered = 0
     for part in _parts(len(real), len(samples), memory):
@@ -151,7 +149,7 @@ def manifold(
         balls += int(hits.sum())
         covered += int(hits.any(1).sum())
     n, m = len(real), len(samples)
-    return Manifold(float(inside.float().mean()), recalled / n, balls / (dense * m), covered / n)
+    return Manifold(float(inside.float().mean()), recalled / n, balls / (DENSE * m), covered / n)
 
 
 def _radii(x: Tensor, neighbours: tuple[int, ...], memory: int) -> Tensor:
@@ -181,23 +179,17 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
 
 
 def jackknife(
-    statistic: Callable[[Tensor, Tensor], float],
-    x: Tensor,
-    y: Tensor,
-    value: float,
-    *,
-    groups: int = GROUPS,
-    seed: int = 0,
+    statistic: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, value: float
 ) -> Interval:
     """95 % interval of `value` = statistic(x, y) by the delete-group jackknife.
 
-    Both sets are shuffled and cut into `groups`; leaving out the g-th of both gives θ_g, and
+    Both sets are shuffled and cut into GROUPS; leaving out the g-th of both gives θ_g, and
     variance = (G − 1)/G Σ (θ_g − mean θ)², with G − 1 degrees of freedom. A bootstrap would
     repeat images, which lowers the rank and pushes a Fréchet distance up.
     """
-    rng = np.random.default_rng(seed)
-    keep = [torch.from_numpy(rng.permutation(len(z)) % groups).to(z.device) for z in (x, y)]
-    found = np.array([statistic(x[keep[0] != g], y[keep[1] != g]) for g in range(groups)])
-    error = float(np.sqrt((groups - 1) / groups * np.square(found - found.mean()).sum()))
-    reach = float(student.ppf(0.975, groups - 1)) * error
+    rng = np.random.default_rng(0)
+    group = [torch.from_numpy(rng.permutation(len(z)) % GROUPS).to(z.device) for z in (x, y)]
+    found = np.array([statistic(x[group[0] != g], y[group[1] != g]) for g in range(GROUPS)])
+    error = float(np.sqrt((GROUPS - 1) / GROUPS * np.square(found - found.mean()).sum()))
+    reach = float(student.ppf(0.975, GROUPS - 1)) * error
     return Interval(value, value - reach, value + reach)

@@ -145,7 +145,7 @@ class OverfitCheck:
         return record
 
     def scores(self, model: Model) -> dict[str, Any] | None:
-        """A record of what `model` draws (`drawn.Drawn`), if samples are wanted."""
+        """A record of what `model` draws (`sample_metrics.Drawn`), if samples are wanted."""
         return None if self.sampled is None else self.sampled.measure(model)
 
     def health(self, samples: np.ndarray, progress: tuple[int, int]) -> dict[str, Any] | None:

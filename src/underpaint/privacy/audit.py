@@ -1,13 +1,5 @@
 """An audit: every attack of this package on one model, its controls, and what they allow to say.
 
-    membership   members and non-members, and what of an image the attacks see
-    attacks      scores of single images, against a reference model or shadow models if asked
-    completion   half of an image is shown
-    copies       samples against training images
-    cdi          all scores together: was this data set used?
-    controls     could a leak be seen, and is one seen where none can be?
-    verdict      what may be said
-
 `underpaint audit` writes the page of it (report/audit.py); docs/audit.md explains how to read that.
 """
 

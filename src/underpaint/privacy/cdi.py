@@ -13,6 +13,7 @@ Meinshausen et al. 2009). So the chance of accusing an honest model is at most t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from scipy import optimize, special, stats
 
 from underpaint.privacy.statistics import calibration_split
 
-__all__ = ["fit", "infer", "predict"]
+__all__ = ["fit", "infer", "predict", "separate"]
 
 Features = NDArray[np.float64]
+Scale = Callable[[Features, Features], Features]  # features, and those that the scale is of
 
 
 def fit(
@@ -59,6 +61,18 @@ def scaled(features: Features, base: Features) -> Features:
     return np.asarray((both[0] - np.median(both[1], 0)) / np.where(deviation > 0, deviation, 1.0))
 
 
+def separate(
+    one: Features, two: Features, seed: int, scale: Scale, penalty: float = 1.0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logits of belonging to `one`, of a half of each set, learned on the other halves."""
+    fit_one, test_one = calibration_split(len(one), seed)
+    fit_two, test_two = calibration_split(len(two), seed + 1)
+    known = np.concatenate([one[fit_one], two[fit_two]])
+    weights = fit(scale(known, known), np.arange(len(known)) < len(fit_one), penalty)
+    first, second = (scale(part, known) for part in (one[test_one], two[test_two]))
+    return predict(weights, first), predict(weights, second)
+
+
 def infer(
     suspects: Features, never: Features, *, splits: int = 25, seed: int = 0
 ) -> dict[str, Any]:
@@ -72,14 +86,7 @@ def infer(
     p_values = []
     for split in range(splits):
         split_seed = int(np.random.default_rng([seed, split]).integers(2**31))
-        fit_s, test_s = calibration_split(len(suspects), split_seed)
-        fit_n, test_n = calibration_split(len(never), split_seed + 1)
-        known = np.concatenate([suspects[fit_s], never[fit_n]])
-        labels = np.arange(len(known)) < len(fit_s)
-        weights = fit(scaled(known, known), labels)
-        one, two = (
-            predict(weights, scaled(part, known)) for part in (suspects[test_s], never[test_n])
-        )
+        one, two = separate(suspects, never, split_seed, scaled)
         if one.std() + two.std() == 0:
             p_values.append(1.0)
             continue

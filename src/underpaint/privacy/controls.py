@@ -29,7 +29,7 @@ from underpaint.evaluation.results import kept
 from underpaint.privacy import cdi
 from underpaint.privacy.attacks import rows, scores
 from underpaint.privacy.calibration import AttackSetup, Scores
-from underpaint.privacy.statistics import auc, calibration_split, evaluate, mann_whitney
+from underpaint.privacy.statistics import auc, auc_by_level, evaluate, mann_whitney
 from underpaint.training.seeding import seed_from
 
 __all__ = ["ENOUGH", "blind", "positive", "reference"]
@@ -48,18 +48,16 @@ def blind(
     members: NDArray[np.uint8], non_members: NDArray[np.uint8], seed: int = 0
 ) -> dict[str, Any]:
     """The AUC of a classifier on images [n, H, W, C] alone, with its 99.9 % interval."""
+
+    def scaled(features: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray[np.float64]:
+        spread = base.std(0)
+        return np.asarray((features - base.mean(0)) / np.where(spread == 0, 1, spread))
+
     one, two = _summary(members), _summary(non_members)
-    fit_m, test_m = calibration_split(len(one), seed)
-    fit_n, test_n = calibration_split(len(two), seed + 1)
-    known = np.concatenate([one[fit_m], two[fit_n]])
-    centre, spread = known.mean(0), known.std(0)
-    spread[spread == 0] = 1
-    labels = np.arange(len(known)) < len(fit_m)
-    weights = cdi.fit((known - centre) / spread, labels, penalty=10.0)
-    low = [-cdi.predict(weights, (part - centre) / spread) for part in (one[test_m], two[test_n])]
-    area = auc(low[0], low[1], CONFIDENCE)
+    first, second = cdi.separate(one, two, seed, scaled, penalty=10.0)
+    area = auc(-first, -second, CONFIDENCE)
     # the test of that interval, exact where the images are few
-    passed = mann_whitney(low[0], low[1], "two-sided") >= 1 - CONFIDENCE
+    passed = mann_whitney(-first, -second, "two-sided") >= 1 - CONFIDENCE
     return {"auc": area._asdict(), "passed": passed}
 
 
@@ -117,10 +115,7 @@ def _overfit(setup: AttackSetup) -> dict[str, Any]:
             scores(model, x[:most], names, setup.sigmas, labels=y, mask=mask, seed=setup.seed)
             for x, y, mask in parts
         ]
-        return {
-            name: max(auc(a, b).value for a, b in zip(*(f[name].T for f in found), strict=True))
-            for name in names
-        }
+        return {name: max(auc_by_level(found[0][name], found[1][name])) for name in names}
 
     (images, classes, mask), done = parts[0], 0
     # one attack decides when it is enough; all are made once, at the end

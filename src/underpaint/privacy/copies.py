@@ -148,16 +148,14 @@ def search(
     return Copies(result, _ordered(np.arange(len(samples)), ratios, ratios.second, order, images))
 
 
-def near_duplicates(
-    images: nearest.Images, ids: NDArray[np.int64], most: int = SEARCHED
-) -> Nearest:
+def near_duplicates(images: nearest.Images, ids: NDArray[np.int64]) -> Nearest:
     """Training images that stand out as near to another: d1/mean(d2 … d51) below 1/3.
 
-    Of more than `most` images a random `most` are compared with all.
+    Of more than SEARCHED images a random SEARCHED are compared with all.
     """
     chosen = ids
-    if len(ids) > most:
-        chosen = np.sort(np.random.default_rng(0).choice(ids, most, replace=False))
+    if len(ids) > SEARCHED:
+        chosen = np.sort(np.random.default_rng(0).choice(ids, SEARCHED, replace=False))
     ratios = distance_ratios(images[chosen], images, ids, skip=1)
     order = np.argsort(ratios.next, kind="stable")
     order = order[ratios.next[order] < THIRD]
@@ -210,9 +208,7 @@ def _below(count: int, n: int, rank: int, m: int) -> float:
     The threshold is one of the `m` itself, so that this is no binomial: `count` come before it if
     among the first count + rank of all in their order there are at most `rank` of the `m`.
     """
-    if count == 0:
-        return 1.0
-    return float(stats.hypergeom.cdf(rank, n + m, m, count + rank))
+    return 1.0 if count == 0 else float(stats.hypergeom.cdf(rank, n + m, m, count + rank))
 
 
 def _share(count: int, trials: int) -> dict[str, Any]:

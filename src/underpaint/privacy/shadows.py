@@ -41,7 +41,7 @@ from underpaint.errors import Interrupted, UserError
 from underpaint.hardware import pick_device
 from underpaint.io import numbered, replace_text
 from underpaint.privacy.membership import MembershipData, Subset, different
-from underpaint.privacy.statistics import auc
+from underpaint.privacy.statistics import auc_by_level
 from underpaint.sealed import format as sealed
 from underpaint.training import train
 from underpaint.training.seeding import seed_from
@@ -169,7 +169,7 @@ def expected_auc(shadow: Scores, inside: NDArray[np.bool_]) -> dict[str, float]:
     Scores [K, n, levels]: these models were trained by the same recipe, so this is what to expect.
     """
     best = [
-        max(auc(k[member, level], k[~member, level]).value for level in range(k.shape[1]))
+        max(auc_by_level(k[member], k[~member]))
         for k, member in zip(shadow, inside, strict=True)
         if min(member.sum(), (~member).sum()) >= 2
     ]

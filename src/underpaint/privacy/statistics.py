@@ -26,6 +26,7 @@ from underpaint.evaluation.intervals import Interval, of_proportion
 __all__ = [
     "REQUIRED",
     "auc",
+    "auc_by_level",
     "calibration_split",
     "detectable",
     "evaluate",
@@ -89,13 +90,13 @@ def require(rates: list[float], non_members: int) -> None:
             )
 
 
-def detectable(members: int, non_members: int, error: float = 0.025, power: float = 0.8) -> float:
-    """The AUC that a one-sided test with this error would distinguish from 0.5 with this power.
+def detectable(members: int, non_members: int, error: float = 0.025) -> float:
+    """The AUC that a one-sided test with this error would tell from 0.5 in four cases of five.
 
     From the variance of the Mann–Whitney statistic without a difference, (m + n + 1)/(12 m n).
     """
     deviation = math.sqrt((members + non_members + 1) / (12 * members * non_members))
-    reach = stats.norm.isf(error) + stats.norm.ppf(power)
+    reach = stats.norm.isf(error) + stats.norm.ppf(0.8)
     return min(1.0, 0.5 + float(reach) * deviation)
 
 
@@ -132,7 +133,7 @@ def evaluate(
     choose_m, score_m = calibration_split(len(members), seed)
     choose_n, score_n = calibration_split(len(non_members), seed)
     first, second = members[choose_m], non_members[choose_n]
-    level = int(np.argmax(_auc_by_level(first, second)))
+    level = int(np.argmax(auc_by_level(first, second)))
     a, b = first[:, level], second[:, level]
     s, r = members[score_m, level], non_members[score_n, level]
     result: dict[str, Any] = {
@@ -140,7 +141,7 @@ def evaluate(
         "auc": auc(s, r, confidence)._asdict(),
         "p_value": mann_whitney(s, r),
         "two_sided": mann_whitney(s, r, "two-sided"),
-        "auc_by_level": _auc_by_level(members, non_members),
+        "auc_by_level": auc_by_level(members, non_members),
         "scored": [len(s), len(r)],
     }
     # two counts, each with half of the error: their mean is then inside at the whole confidence
@@ -160,7 +161,8 @@ def evaluate(
     return result
 
 
-def _auc_by_level(members: Scores, non_members: Scores) -> list[float]:
+def auc_by_level(members: Scores, non_members: Scores) -> list[float]:
+    """The AUC of scores [m, levels] and [n, levels] at each level."""
     return [auc(members[:, i], non_members[:, i]).value for i in range(members.shape[1])]
 
 

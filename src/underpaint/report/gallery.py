@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +17,14 @@ from underpaint import model as models
 from underpaint.data import Dataset, prepare
 from underpaint.errors import UserError
 from underpaint.evaluation.nearest import nearest
-from underpaint.report.guarantee import is_private
 from underpaint.sealed import format as sealed
 
-__all__ = ["Gallery", "Pair", "draw"]
+__all__ = ["Gallery", "draw"]
 
 Image = NDArray[np.uint8]  # [H, W, C]
 COLUMNS, ROWS = 8, 4
 PAIRS = 16
 HELD_OUT = 64  # held-out images whose distance to the training images is measured beside
-
-
-class Pair(NamedTuple):
-    """A sample, the training image nearest to it, and their root mean square difference."""
-
-    sample: Image
-    image: Image
-    distance: float  # grey levels, 0 to 255
 
 
 @dataclass
@@ -45,7 +35,8 @@ class Gallery:
     real: list[Image | None] = field(default_factory=list)  # None: no image with this label left
     columns: int = COLUMNS
     captions: tuple[str, ...] = ()  # of the columns: labels
-    pairs: list[Pair] = field(default_factory=list)
+    # a sample, the training image nearest to it, their root mean square difference in grey levels
+    pairs: list[tuple[Image, Image, float]] = field(default_factory=list)
     usual: float | None = None  # median distance of held-out images to their nearest
     held_out_used: int = 0
     counts: tuple[int, int] | None = None  # training and held-out images
@@ -62,13 +53,16 @@ def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
         _draw_samples(gallery, model)
     except UserError as error:
         gallery.missing.append(f"No final samples could be drawn ({error}).")
-    if is_private(run, stage):
+    recipe = run.stages.get(stage or "")
+    if recipe and recipe.dp:
         gallery.missing.append(
             "The images of the last stage are private: no training images, and none nearest to "
             "the samples, are shown here."
         )
         return gallery
-    data = _data(run, stage)
+    data = (recipe.data if recipe else None) or run.data  # as the training loop chooses them
+    if recipe and recipe.size:
+        data = dataclasses.replace(data, size=recipe.size)
     images: Dataset | sealed.Sealed
     try:
         images = sealed.read(data.source) if sealed.is_sealed(data.source) else prepare(data)
@@ -90,13 +84,6 @@ def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
     if gallery.samples and gallery.samples[0].shape == images.images.shape[1:]:
         _find_nearest(gallery, images)
     return gallery
-
-
-def _data(run: config.Run, name: str | None) -> config.Data:
-    """The images of a stage, as the training loop chooses them."""
-    stage = run.stages.get(name or "")
-    data = (stage.data if stage else None) or run.data
-    return dataclasses.replace(data, size=stage.size) if stage and stage.size else data
 
 
 def _draw_samples(gallery: Gallery, model: models.Model) -> None:
@@ -132,7 +119,7 @@ def _find_nearest(gallery: Gallery, dataset: Dataset) -> None:
     scale = np.sqrt(samples[0].size)
     distances, ids = nearest(samples, dataset.images, dataset.train_ids, 1)
     gallery.pairs = [
-        Pair(sample, dataset.images[i], float(distance / scale))
+        (sample, dataset.images[i], float(distance / scale))
         for sample, (distance,), (i,) in zip(samples, distances, ids, strict=True)
     ]
     held_out = np.random.default_rng(0).permutation(dataset.held_out_ids)[:HELD_OUT]

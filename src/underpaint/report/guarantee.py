@@ -5,12 +5,12 @@ All figures come from the stage's own records; nothing is computed anew.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 from underpaint import config
 from underpaint.evaluation.records import Record, of_kind
 
-__all__ = ["PrivateStage", "is_private", "private_stages"]
+__all__ = ["private_stages"]
 
 ACCOUNTANTS = {
     "prv": "PRV (privacy loss random variables, an upper bound)",
@@ -18,22 +18,8 @@ ACCOUNTANTS = {
 }
 
 
-class PrivateStage(NamedTuple):
-    """One differentially private stage as far as it has come."""
-
-    name: str
-    spent: float  # epsilon
-    finished: bool
-    rows: list[tuple[str, str]]  # what, figure
-
-
-def is_private(run: config.Run, stage: str | None) -> bool:
-    """Whether this stage of the recipe has dp."""
-    return bool(stage and stage in run.stages and run.stages[stage].dp)
-
-
-def private_stages(records: list[Record], run: config.Run) -> list[PrivateStage]:
-    """The private stages of `run` that have begun, in their order."""
+def private_stages(records: list[Record], run: config.Run) -> list[dict[str, Any]]:
+    """The private stages of `run` that have begun: name, epsilon spent, whether finished, rows."""
     latest = {r["stage"]: r for r in of_kind(records, "stage") if "privacy" in r}
     stages = []
     for name, record in latest.items():
@@ -54,5 +40,5 @@ def private_stages(records: list[Record], run: config.Run) -> list[PrivateStage]
             ("draws in an image's gradient", f"{privacy['multiplicity']}"),
             ("accountant", ACCOUNTANTS.get(privacy["accountant"], privacy["accountant"])),
         ]
-        stages.append(PrivateStage(name, spent, finished, rows))
+        stages.append({"name": name, "spent": spent, "finished": finished, "rows": rows})
     return stages

@@ -135,10 +135,10 @@ def chart(
     )
 
 
-def smooth(values: Sequence[float], parts: int = 12) -> list[float]:
-    """A running mean over a `parts`-th of the values."""
+def smooth(values: Sequence[float]) -> list[float]:
+    """A running mean over a twelfth of the values."""
     array = np.asarray(values, dtype=np.float64)
-    reach = len(array) // (2 * parts)
+    reach = len(array) // 24
     sums = np.concatenate([[0.0], np.cumsum(array)])
     ends = np.arange(len(array))
     low, high = np.maximum(0, ends - reach), np.minimum(len(array), ends + reach + 1)
