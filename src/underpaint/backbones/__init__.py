@@ -1,5 +1,6 @@
-"""Networks: one file each, all behind the contract of `base`. Importing one registers it."""
+"""Networks: one file each, all behind the contract of `base`."""
 
+from underpaint.backbones import dit, maskdit, unet, uvit  # importing a network registers it
 from underpaint.backbones.base import (
     Backbone,
     Prediction,
@@ -31,11 +32,18 @@ __all__ = [
     "build",
     "check_features",
     "check_hidden",
+<<<<<<< HEAD
     "hidden_matrices",
+=======
+    "dit",
+>>>>>>> slimcore
     "interpolate_positions",
     "is_augment_embedding",
     "is_label_table",
     "kinds",
+    "maskdit",
     "position_ids",
     "register",
+    "unet",
+    "uvit",
 ]

@@ -6,6 +6,7 @@ container. A source knows its files before anything is decoded; `open` yields th
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -54,12 +55,18 @@ def is_image(name: str) -> bool:
     return not is_hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def folder_labels(names: list[str]) -> list[str | None]:
-    """The first folder in which the paths differ (set/cats/1.png → cats); none if all are alike."""
+def labelled(names: list[str], read: Callable[[str], bytes]) -> Contents:
+    """Image files by their paths, each labelled by the first folder in which the paths differ.
+
+    set/cats/1.png, set/dogs/2.png: cats, dogs. No labels where all folders are alike.
+    """
     parents = [PurePosixPath(name).parent.parts for name in names]
     first, last = min(parents), max(parents)  # what these two share is shared by all
     common = 0
     while common < len(first) and first[common] == last[common]:
         common += 1
     labels = [parts[common] if len(parts) > common else None for parts in parents]
-    return labels if len(set(labels) - {None}) > 1 else [None] * len(labels)
+    if len(set(labels) - {None}) < 2:
+        labels = [None] * len(labels)
+    items = (Item(n, partial(read, n), label) for n, label in zip(names, labels, strict=True))
+    return Contents(len(names), items)

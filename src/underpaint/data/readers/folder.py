@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from underpaint.data.readers.base import Contents, Item, Source, folder_labels, is_hidden, is_image
+from underpaint.data.readers.base import Contents, Source, is_hidden, is_image, labelled
 from underpaint.errors import UserError
 
 
@@ -13,9 +13,7 @@ def find(path: Path) -> Source | None:
 
     def read() -> Contents:
         names = [file.relative_to(path).as_posix() for file in files]
-        labelled = zip(names, files, folder_labels(names), strict=True)
-        items = (Item(name, file.read_bytes, label) for name, file, label in labelled)
-        return Contents(len(names), items)
+        return labelled(names, lambda name: (path / name).read_bytes())
 
     return Source(str(path), files, read) if files else None
 

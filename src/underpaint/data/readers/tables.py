@@ -113,13 +113,10 @@ def _open_file(datasets: Any, file: Path) -> Rows:
 
 
 def _reader(folder: Path, value: Any) -> Callable[[], bytes]:
-    if isinstance(value, bytes):
-        return partial(bytes, value)
-    if isinstance(value, dict) and value.get("bytes") is not None:
-        return partial(bytes, value["bytes"])
-    if isinstance(value, dict) and value.get("path"):
-        return (folder / value["path"]).read_bytes
-    return partial(bytes, b"")
+    data, path = value, None
+    if isinstance(value, dict):
+        data, path = value.get("bytes"), value.get("path")
+    return (folder / path).read_bytes if data is None and path else partial(bytes, data or b"")
 
 
 def _image_column(datasets: Any, features: Any, folder: Path) -> str:

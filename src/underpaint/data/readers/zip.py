@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from underpaint.data.decode import Unreadable
-from underpaint.data.readers.base import Contents, Item, Source, folder_labels, is_hidden, is_image
+from underpaint.data.readers.base import Contents, Item, Source, is_hidden, is_image, labelled
 from underpaint.errors import UserError
 
 AVATARS = Path(__file__).parents[1] / "avatars"
@@ -45,12 +45,7 @@ def _open(path: Path) -> Contents:
     )
     if not names:
         raise UserError(f"data '{path}': the archive holds no images (PNG, JPEG, WebP, ...)")
-    labels = folder_labels(names)
-    items = (
-        Item(name, partial(_read, archive, name), label)
-        for name, label in zip(names, labels, strict=True)
-    )
-    return Contents(len(names), items)
+    return labelled(names, partial(_read, archive))
 
 
 def _open_avatars(path: Path) -> Contents:
