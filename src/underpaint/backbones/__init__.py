@@ -32,18 +32,11 @@ __all__ = [
     "build",
     "check_features",
     "check_hidden",
-<<<<<<< HEAD
     "hidden_matrices",
-=======
-    "dit",
->>>>>>> slimcore
     "interpolate_positions",
     "is_augment_embedding",
     "is_label_table",
     "kinds",
-    "maskdit",
     "position_ids",
     "register",
-    "unet",
-    "uvit",
 ]
