@@ -1,6 +1,5 @@
-"""Networks: one file each, all behind the contract of `base`."""
+"""Networks: one file each, all behind the contract of `base`. Importing one registers it."""
 
-from underpaint.backbones import dit, maskdit, unet, uvit  # importing a network registers it
 from underpaint.backbones.base import (
     Backbone,
     Prediction,
