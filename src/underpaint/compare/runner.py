@@ -264,13 +264,22 @@ def _name(task: Task) -> str:
     )
 
 
+def _is_of(began: config.Run, run: config.Run) -> bool:
+    """Whether a run was begun by this recipe: with the precision that `auto` was there.
+
+    Loaded, so that a setting that is new since then stands at its default.
+    """
+    if run.train.precision == "auto":
+        began = dataclasses.replace(began, train=dataclasses.replace(began.train, precision="auto"))
+    return config.to_yaml(began) == config.to_yaml(run)
+
+
 def _one(task: Task) -> dict[str, Any]:
     """Train what is left of a task, and score it once."""
     torch.set_num_threads(1)
     kept, recipe = task.folder / "study.json", task.folder / "config.yaml"
     begun = recipe.is_file()
-    # loaded, so that a setting that is new since then stands at its default
-    if begun and config.to_yaml(config.load(recipe)) != config.to_yaml(task.run):
+    if begun and not _is_of(config.load(recipe), task.run):
         raise UserError(
             f"{task.folder}: was begun with other settings than the study has now; give another "
             "--out, or remove it"
