@@ -13,10 +13,8 @@ scored on half A of the held-out images:
     frechet    distance in MobileNetV2 features (never an FID) of 400 samples, by Heun in ten steps,
                to 400 images
 
-Both decide which ingredient stays. The ends are the published recipe, the plain DiT and the winner,
-with seeds of their own, scored on half B on 1,024 and 500 images, the distance by Heun in 40 steps
-as well. All in float32, so that units of several machines may stand beside each other. Seconds are
-measured apart, on a quiet machine.
+Both decide which ingredient stays. All in float32, so that units of several machines may stand
+beside each other; seconds are measured apart, on a quiet machine.
 """
 
 from __future__ import annotations
@@ -172,7 +170,7 @@ def write(work: Path, out: Path, scale: float) -> None:
     """The JSON of all units that are done."""
     results = units.gather(UNITS, work, lambda unit: {"parent": UNITS[unit][0], **UNITS[unit][1]})
     for result in results.values():  # of processes that shared a machine with other work
-        del result["seconds"], result["stage_seconds"]
+        result.pop("seconds", None), result.pop("stage_seconds", None)
     told = {**units.made(), "precision": "fp32", "scale": scale, "budget": BUDGET}
     units.write_json(out, {**told, "units": results})
 
