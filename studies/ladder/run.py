@@ -5,15 +5,17 @@
     python -m studies.ladder.run                   as many processes as there are cores
 
 Drawn heads of 64×64, 20,000 to learn from and 5,000 held out. A unit is a run of its own: it begins
-with the settings of its `parent` in `UNITS` and changes what its name says. Units of one rung spend
+with the settings of its parent in `UNITS` and changes what its name says. Units of one rung spend
 the same FLOPs (three times the forward pass of each image, and the optimiser's), one seed, and are
-scored on half A of the held-out images:
+scored on half A of the held-out images, but for those named `end-`, which are scored on half B:
 
     error      mean squared error of x0 of 512 images over eight noise levels
     frechet    distance in MobileNetV2 features (never an FID) of 400 samples, by Heun in ten steps,
                to 400 images
 
-Both decide which ingredient stays. All in float32, so that units of several machines may stand
+Both decide which ingredient stays; what is not said of data, budget and seed is as in `STUDY`. The
+other pictures: `python -m studies.lib.draw --size 128`, `python -m studies.lib.photographs`, and
+Debian's dataset-fashion-mnist. All in float32, so that units of several machines may stand
 beside each other; seconds are measured apart, on a quiet machine.
 """
 
@@ -30,7 +32,26 @@ DATA = {"source": "runs/data/lorelei-64.zip", "size": 64, "held_out": "5000"}
 BUDGET = 1.8e13  # training FLOPs of a rung
 RATE = 4.5e10  # FLOPs a second of one thread, for the table of what there is to do
 
+STUDY: dict[str, Any] = {
+    "budget": BUDGET,
+    "shares": {"whole": 1.0},  # of the FLOPs, by stage
+    "images": (64, 64, 3, 8),  # height, width, channels, labels
+    "half": "A",
+    "error": 512,  # held-out images
+    "frechet": 400,  # samples, and images
+    "steps": 0,  # of the sampler for a second distance
+}
 ALONE = {"threads": 1, "precision": "fp32", "sample_every": -1, "check_every": -1}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, section by section."""
+    found = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = merged(found[key], value) if both else value
+    return found
+
 
 # the tuned plain DiT of studies/acceleration: learning rate and batch the best of ten trials
 DIT: dict[str, Any] = {
@@ -51,6 +72,7 @@ DIT: dict[str, Any] = {
     },
     "train": ALONE,
     "sampling": {"sampler": "heun", "steps": 10},
+    "study": STUDY,
 }
 # as published for CelebA 64×64 (arXiv 2006.11239, 2306.11363), at this network's size
 DDPM: dict[str, Any] = {
@@ -63,6 +85,37 @@ DDPM: dict[str, Any] = {
 X0 = {"noise": {"prediction": "x0", "weighting": "velocity"}}
 MUON = {"train": {"optimizer": "muon"}}
 HOURGLASS = {"network": {"kind": "hourglass", "depth": 3}}
+HALF_RESOLUTION = {
+    "stages": {"masked": {"mask": "none", "rate": 0.0, "size": 32, "batch": 4, "minutes": 0}},
+    "study": {"shares": {"masked": 0.2, "whole": 0.8}},
+}
+MASKED = {
+    "stages": {"masked": {"mask": "block", "block": 2, "rate": 0.9, "batch": 16, "minutes": 0}},
+    "study": {"shares": {"masked": 0.5, "whole": 0.5}},
+}
+AT_128 = {
+    "data": {"source": "runs/data/lorelei-128.zip", "size": 128},
+    "study": {"images": (128, 128, 3, 8), "budget": 2.4e13},
+}
+PHOTOGRAPHS = {
+    "data": {
+        "source": "runs/data/photographs-64.zip",
+        "held_out": "runs/data/photographs-64-held-out.zip",
+    },
+    "study": {"images": (64, 64, 3, 0)},
+}
+FASHION = {
+    "data": {"source": "/usr/share/datasets/fashion-mnist", "size": 28, "channels": 1},
+    "study": {"images": (28, 28, 1, 10), "budget": 4e12},
+}
+BEST = "hourglass-64"  # so far
+ENDS = {  # parent and budget, three seeds each
+    "ddpm": ("ddpm", 3e13),
+    "dit": ("dit", 3e13),
+    "best-tenth": (BEST, 3e12),
+    "best-quarter": (BEST, 7.5e12),
+    "best": (BEST, 3e13),
+}
 
 
 def _stage(**changes: Any) -> dict[str, Any]:
@@ -105,16 +158,43 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "patch-8-muon": ("patch-8", {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
     "patch-8-muon-batch-8": ("patch-8-muon", _stage(learning_rate=4e-3, batch=8)),
     "hourglass-64-muon": ("hourglass-64", {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
+    # batch and rate, resolution, masks
+    "best-rate-4e-3": (BEST, _stage(learning_rate=4e-3)),
+    "best-batch-2": (BEST, _stage(batch=2, learning_rate=1.4e-3)),
+    "best-half-resolution": (BEST, HALF_RESOLUTION),
+    "best-masked": (BEST, MASKED),
+    # where coarse tokens are many
+    "128-best": (BEST, AT_128),
+    "128-best-masked": ("128-best", MASKED),
+    # other pictures
+    "photographs-dit": ("dit", PHOTOGRAPHS),
+    "photographs-best": (BEST, PHOTOGRAPHS),
+    "fashion-dit": ("dit", FASHION),
+    "fashion-best": (BEST, merged(FASHION, {"space": {"patch": 2}})),
+    # MaskDM as published, against the same without its first stage
+    "maskdm": (
+        "ddpm",
+        {
+            "stages": {
+                "masked": MASKED["stages"]["masked"]
+                | {"batch": 256, "learning_rate": 2e-4, "warmup": 0, "schedule": "constant"},
+                "whole": {"keep_optimizer": False},
+            },
+            "study": MASKED["study"],
+        },
+    ),
 }
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`, section by section."""
-    found = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(found.get(key), dict)
-        found[key] = merged(found[key], value) if both else value
-    return found
+UNITS |= {
+    f"end-{name}-{seed}": (
+        parent,
+        {
+            "train": {"seed": seed},
+            "study": {"budget": budget, "half": "B", "error": 1024, "frechet": 500, "steps": 40},
+        },
+    )
+    for name, (parent, budget) in ENDS.items()
+    for seed in (1, 2, 3)
+}
 
 
 def settings(unit: str) -> dict[str, Any]:
@@ -128,10 +208,13 @@ def recipe(unit: str, scale: float) -> Any:
     from underpaint import config
     from underpaint.compare import study
 
-    asked = settings(unit)
-    shares = asked.pop("shares", {"whole": 1.0})
+    asked = dict(settings(unit))
+    about = asked.pop("study")
     run = config.from_dict(config.Run, asked, f"ladder: {unit}: ", config.preset("default"))
-    return study.scaled(run, shares, BUDGET, scale, (64, 64), 3, 0)
+    height, width, channels, labels = about["images"]
+    return study.scaled(
+        run, about["shares"], about["budget"], scale, (height, width), channels, labels
+    )
 
 
 def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
@@ -140,15 +223,23 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     from underpaint.compare import split_scoring
     from underpaint.pictures import grid
 
-    folder = work / unit
+    folder, about = work / unit, settings(unit)["study"]
     spent = units.trained(recipe(unit, scale), folder)
     loaded = model.load(folder, device="cpu")
     grid(loaded.sample(24, seed=0), 8).save(work / f"{unit}.png")
-    error = split_scoring.measure(folder, "held-out loss", "A", most=512, extractor="mobilenetv2")
-    frechet = split_scoring.measure(folder, "FD", "A", most=400, extractor="mobilenetv2")
+
+    def score(name: str, **sampling: Any) -> float:
+        most = about["error"] if name == "held-out loss" else about["frechet"]
+        return split_scoring.measure(
+            folder, name, about["half"], most=most, extractor="mobilenetv2", **sampling
+        )
+
+    found = {"error": score("held-out loss"), "frechet": score("FD")}
+    if about["steps"]:
+        found["frechet_converged"] = score("FD", steps=about["steps"])
     parameters = sum(p.numel() for p in loaded.backbone.parameters())
     shutil.rmtree(folder / "checkpoints")
-    return {**spent, "parameters": parameters, "error": error, "frechet": frechet}
+    return {**spent, "parameters": parameters, **found}
 
 
 def table(names: list[str]) -> str:
@@ -157,10 +248,11 @@ def table(names: list[str]) -> str:
     for unit in names:
         run = recipe(unit, 1.0)
         images = sum(stage.images for stage in run.stages.values())
-        minutes = BUDGET / RATE / 60
+        budget = settings(unit)["study"]["budget"]
+        minutes = budget / RATE / 60
         total += minutes
         lines.append(
-            f"{unit:26} {images:9,} images {BUDGET / images / 1e9:6.2f} GFLOP each "
+            f"{unit:26} {images:9,} images {budget / images / 1e9:6.2f} GFLOP each "
             f"{minutes:5.1f} core-minutes"
         )
     return "\n".join([*lines, f"{total:.0f} core-minutes, and half as much again to score them"])

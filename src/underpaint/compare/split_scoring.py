@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,11 +46,14 @@ def half(dataset: Dataset, which: Half, most: int) -> np.ndarray:
     return ids[:middle][:most] if which == "A" else ids[middle : 2 * middle][:most]
 
 
-def measure(folder: Path, score: str, which: Half, *, most: int, extractor: str) -> float:
+def measure(
+    folder: Path, score: str, which: Half, *, most: int, extractor: str, **sampling: Any
+) -> float:
     """The score of the averaged weights of the finished run in `folder`; lower is better.
 
     `held-out loss`: mean squared error of x0 of whole images over eight noise levels.
     `FD`: Fréchet distance in the features of `extractor`, as many samples as images.
+    `sampling`: what `Model.sample` shall do otherwise than the run's settings say.
     """
     dataset = data.prepare(final_data(config.load(folder / "config.yaml")))
     ids = half(dataset, which, most)
@@ -74,6 +77,6 @@ def measure(folder: Path, score: str, which: Half, *, most: int, extractor: str)
         )
     network = features.load(extractor)
     drawn = [int(label) for label in dataset.labels[ids]] if loaded.label_names else None
-    samples = loaded.sample(len(ids), seed=0, labels=drawn)
+    samples = loaded.sample(len(ids), seed=0, labels=drawn, **sampling)
     found = [torch.from_numpy(network(images)) for images in (dataset.batch(ids), samples)]
     return float(metrics.frechet_distance(found[0], found[1]))
