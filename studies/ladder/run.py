@@ -108,13 +108,13 @@ FASHION = {
     "data": {"source": "/usr/share/datasets/fashion-mnist", "size": 28, "channels": 1},
     "study": {"images": (28, 28, 1, 10), "budget": 4e12},
 }
-BEST = "hourglass-64"  # so far
+BEST = "hourglass-64-x0"  # so far
 ENDS = {  # parent and budget, three seeds each
     "ddpm": ("ddpm", 3e13),
     "dit": ("dit", 3e13),
-    "best-tenth": (BEST, 3e12),
-    "best-quarter": (BEST, 7.5e12),
-    "best": (BEST, 3e13),
+    f"{BEST}-tenth": (BEST, 3e12),
+    f"{BEST}-quarter": (BEST, 7.5e12),
+    BEST: (BEST, 3e13),
 }
 
 
@@ -144,7 +144,6 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "hourglass-x0": ("hourglass", X0),
     "hourglass-64": ("hourglass", {"network": {"width": 64}}),
     "hourglass-64-x0": ("hourglass-64", X0),
-    "hourglass-64-depth-5": ("hourglass-64", {"network": {"depth": 5}}),
     "hourglass-96": ("hourglass", {"network": {"width": 96}}),
     "hourglass-p2": (
         "hourglass",
@@ -157,20 +156,24 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     # the optimiser
     "patch-8-muon": ("patch-8", {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
     "patch-8-muon-batch-8": ("patch-8-muon", _stage(learning_rate=4e-3, batch=8)),
-    "hourglass-64-muon": ("hourglass-64", {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
-    # batch and rate, resolution, masks
-    "best-rate-4e-3": (BEST, _stage(learning_rate=4e-3)),
-    "best-batch-2": (BEST, _stage(batch=2, learning_rate=1.4e-3)),
-    "best-half-resolution": (BEST, HALF_RESOLUTION),
-    "best-masked": (BEST, MASKED),
+    # of the best so far: shape, optimiser, batch and rate, times, resolution, masks
+    f"{BEST}-depth-5": (BEST, {"network": {"depth": 5}}),
+    f"{BEST}-96": (BEST, {"network": {"width": 96}}),
+    f"{BEST}-muon": (BEST, {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
+    f"{BEST}-mixed": (BEST, {"noise": {"time": "mixed", "stratified": True}}),
+    f"{BEST}-stratified": (BEST, {"noise": {"stratified": True}}),
+    f"{BEST}-rate-4e-3": (BEST, _stage(learning_rate=4e-3)),
+    f"{BEST}-batch-2": (BEST, _stage(batch=2, learning_rate=1.4e-3)),
+    f"{BEST}-half-resolution": (BEST, HALF_RESOLUTION),
+    f"{BEST}-masked": (BEST, MASKED),
     # where coarse tokens are many
-    "128-best": (BEST, AT_128),
-    "128-best-masked": ("128-best", MASKED),
+    f"128-{BEST}": (BEST, AT_128),
+    f"128-{BEST}-masked": (f"128-{BEST}", MASKED),
     # other pictures
     "photographs-dit": ("dit", PHOTOGRAPHS),
-    "photographs-best": (BEST, PHOTOGRAPHS),
+    f"photographs-{BEST}": (BEST, PHOTOGRAPHS),
     "fashion-dit": ("dit", FASHION),
-    "fashion-best": (BEST, merged(FASHION, {"space": {"patch": 2}})),
+    f"fashion-{BEST}": (BEST, merged(FASHION, {"space": {"patch": 2}})),
     # MaskDM as published, against the same without its first stage
     "maskdm": (
         "ddpm",
