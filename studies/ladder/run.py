@@ -82,14 +82,14 @@ DDPM: dict[str, Any] = {
     "train": {"betas": [0.99, 0.99], "weight_decay": 0.03, "decay": "all"},
     "sampling": {"grid": "karras"},
 }
-X0 = {"noise": {"prediction": "x0", "weighting": "velocity"}}
+X0: dict[str, Any] = {"noise": {"prediction": "x0", "weighting": "velocity"}}
 MUON = {"train": {"optimizer": "muon"}}
-HOURGLASS = {"network": {"kind": "hourglass", "depth": 3}}
-HALF_RESOLUTION = {
+HOURGLASS: dict[str, Any] = {"network": {"kind": "hourglass", "depth": 3}}
+HALF_RESOLUTION: dict[str, Any] = {
     "stages": {"masked": {"mask": "none", "rate": 0.0, "size": 32, "batch": 4, "minutes": 0}},
     "study": {"shares": {"masked": 0.2, "whole": 0.8}},
 }
-MASKED = {
+MASKED: dict[str, Any] = {
     "stages": {"masked": {"mask": "block", "block": 2, "rate": 0.9, "batch": 16, "minutes": 0}},
     "study": {"shares": {"masked": 0.5, "whole": 0.5}},
 }
@@ -104,7 +104,7 @@ PHOTOGRAPHS = {
     },
     "study": {"images": (64, 64, 3, 0)},
 }
-FASHION = {
+FASHION: dict[str, Any] = {
     "data": {"source": "/usr/share/datasets/fashion-mnist", "size": 28, "channels": 1},
     "study": {"images": (28, 28, 1, 10), "budget": 4e12},
 }

@@ -195,8 +195,8 @@ def own_masks(run: Any, source: Path) -> Any:
     """The fixed mask of each image, as the run's first stage gives it or would have given it."""
     import torch
 
-    from underpaint import config, data, factory
-    from underpaint.core.masks import draw
+    from underpaint import config, data
+    from underpaint.core.masks import MaskSpec, draw
     from underpaint.data import fixed_masks
 
     stage = next(iter(run.stages.values()))
@@ -205,7 +205,8 @@ def own_masks(run: Any, source: Path) -> Any:
     digests = dataset.pixel_digests
     seeds = [fixed_masks.seed_of(None, digests[i].tobytes()) for i in range(n)]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return draw(factory.mask_spec(stage, 1), (side, side), n, generators)
+    spec = MaskSpec(stage.mask, stage.rate, block=stage.block)
+    return draw(spec, (side, side), n, generators)
 
 
 def completed(loaded: Any, members: Any, others: Any) -> dict[str, Any]:
