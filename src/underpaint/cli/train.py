@@ -183,18 +183,19 @@ def _finish(folder: Path, args: argparse.Namespace) -> None:
     """Say where everything is; of several processes the first says it."""
     if os.environ.get("RANK", "0") != "0":
         return
-    page = folder / "report.html"
+    from underpaint.evaluation import records
+    from underpaint.evaluation.verdict import verdict
+
+    page, found = folder / "report.html", records.read(folder / "metrics.jsonl")
+    sentences = " ".join(verdict(found))
     if not args.json:
         print(f"run      {folder}\nreport   {page}\nsample   underpaint sample {folder} -n 64")
+        if sentences:
+            print(f"verdict  {sentences}")
         return
-    from underpaint.evaluation import records
-
-    last: dict[str, dict[str, Any]] = {
-        record["kind"]: record
-        for record in records.read(folder / "metrics.jsonl")
-        if record["kind"] != "check" or record["mask"] == "whole"
-    }
+    last = {r["kind"]: r for r in found if r["kind"] != "check" or r["mask"] == "whole"}
     stage, check = last.get("stage", {}), last.get("check", {})
+    checked = ("train_mean", "held_out_mean", "held_out", "wiener", "below_wiener")
     print_json(
         {
             "run": str(folder),
@@ -202,8 +203,8 @@ def _finish(folder: Path, args: argparse.Namespace) -> None:
             "images": stage.get("images"),
             "seconds": stage.get("seconds"),
             "flops": stage.get("flops"),
-            "train_mean": check.get("train_mean"),
-            "held_out_mean": check.get("held_out_mean"),
+            **{key: check.get(key) for key in checked},
+            "verdict": sentences or None,
         }
     )
 

@@ -13,7 +13,8 @@ image by image: with differences d of n images a change is believed if |mean(d)|
 A believed gain is sought against the last gain and not against the check before, so that a slow but
 steady fall counts. A stage is judged at its own mask, since that is what it learns; only checks at
 the same rate are compared. After a return to the best weights (`train.stop auto`) the checks of the
-weights that were given up no longer count. The samples (sample_metrics.py) are reported beside.
+weights that were given up no longer count. The samples (sample_metrics.py) are reported beside, and
+how the error compares with that of a Wiener filter (wiener.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from underpaint.evaluation import wiener
 from underpaint.evaluation.sample_metrics import comparable
 from underpaint.training.monitor import Answer, Finding
 
@@ -55,6 +57,7 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
         "change_se": error,
         "bins_worse": np.flatnonzero(np.less(gain["held_out"], last["held_out"])).tolist(),
         "checks_since": since,
+        "below_wiener": last.get("below_wiener"),
     }
     drawn, measured = _drawn(records, gain["images"], last["images"])
     evidence |= measured
@@ -66,7 +69,11 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
         and last["train_mean"] < gain["train_mean"]
     )
     found, best = last["held_out_mean"], gain["held_out_mean"]
-    error_now = f"held-out error {found:.4f} ({_percent(best, found)})"
+    lowest = since == 0 or found < min(check["held_out_mean"] for check in checks[:-1])
+    improving = lowest and since < PATIENCE
+    change = _percent(checks[-2]["held_out_mean"] if improving else best, found)
+    scale = "; ".join(filter(None, [change, wiener.below(last)]))
+    error_now = f"held-out error {found:.4f} ({scale})"
     best_at = f"best at {gain['images']:,} images"
     answer: Answer
     if copying:
@@ -79,14 +86,14 @@ def judge(records: Sequence[dict[str, Any]]) -> Finding:
         answer = "stop"
         state = "getting worse" if worse else "plateaued"
         sentence = f"{state} for {images:,} images: {error_now}, {best_at}{drawn}"
-    elif since == 0 or found < min(check["held_out_mean"] for check in checks[:-1]):
+    elif improving:
         answer = "improving"
-        change = _percent(checks[-2]["held_out_mean"], found)
-        sentence = f"still improving: held-out error {found:.4f} ({change}), best so far"
+        sentence = f"still improving: {error_now}, best so far"
     else:
         answer = "waiting"
         than = "worse than" if worse else "no better than"
         sentence = f"check: {error_now}, {than} at {gain['images']:,} images"
+    sentence = "; ".join(filter(None, [sentence, wiener.worse(last)]))
     return Finding(answer, sentence, gain["images"], images, worse, evidence)
 
 

@@ -13,12 +13,14 @@ The bins are equally spaced in log-SNR = −2 ln sigma, from −6 (sigma 20: alm
 The range is the same for all processes on purpose: in the frame x/alpha, in which `Denoiser` works,
 the error at a level then means the same for each of them. Nothing here depends on the global random
 state or changes it, so that a checked run is the run that was not checked.
+
+`below_wiener` = 1 − held-out error / that of a Wiener filter (`wiener`), on the same noisy images.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from underpaint.core.denoiser import Denoiser
 from underpaint.core.masks import MaskSpec, gather, visible_count
 from underpaint.core.schedules import Process
 from underpaint.core.spaces import Space
+from underpaint.evaluation import wiener
 from underpaint.evaluation.early_stopping import judge
 from underpaint.evaluation.sample_health import Reference
 from underpaint.evaluation.sample_metrics import Drawn
@@ -71,6 +74,8 @@ class OverfitCheck:
         self.whole = whole
         self.sampled: Drawn | None = None
         self.reference: Reference | None = None  # what samples should look like
+        self.fitted_to: Callable[[], Examples] = lambda: train  # images of the Wiener filter
+        self.wiener: dict[MaskSpec | None, list[float]] = {}  # its errors by bin, once measured
         self.sides: list[tuple[Examples, np.ndarray | None]] = [(train, train_labels)]
         if held_out is not None and len(held_out):
             self.sides.append((held_out, held_out_labels))
@@ -97,6 +102,9 @@ class OverfitCheck:
             held_out_labels=data.labels[held_out] if labelled else None,
             whole=data.images is not None,
         )
+        each = math.prod(data.size) * data.channels
+        most = min(wiener.SAMPLE, max(64, wiener.NUMBERS // each))
+        check.fitted_to = lambda: data.examples(_chosen(data.train_ids, most, seed))
         check.sampled = Drawn(data, samples, seed) if samples else None
         check.reference = Reference.of(data, seed)
         return check
@@ -116,10 +124,12 @@ class OverfitCheck:
         `spec`: of the masks; None: whole images. `held_out_images` has each held-out image's own
         error, a mean over the bins: `early_stopping` compares them one by one.
         """
-        errors = [
-            self._errors(denoiser, images, labels, spec or MaskSpec(), side)
-            for side, (images, labels) in enumerate(self.sides)
-        ]
+        device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
+        with evaluating(denoiser):
+            errors = [
+                self._errors(denoiser.denoise, side, spec, device)
+                for side in range(len(self.sides))
+            ]
         train_mean = float(errors[0].mean())
         record: dict[str, Any] = {
             "mask": "stage" if spec else "whole",
@@ -132,6 +142,8 @@ class OverfitCheck:
             "held_out_se": None,
             "gap": None,
             "held_out_images": None,
+            "wiener": None,
+            "below_wiener": None,
         }
         for held_out in errors[1:]:
             images, n = held_out.mean(1), len(held_out)  # [n]
@@ -142,6 +154,9 @@ class OverfitCheck:
                 "gap": float(images.mean()) - train_mean,
                 "held_out_images": [float(f"{error:.6g}") for error in images],
             }
+            if filtered := self._wiener(spec):
+                below = 1 - float(images.mean() / np.mean(filtered))
+                record |= {"wiener": filtered, "below_wiener": below}
         return record
 
     def scores(self, model: Model) -> dict[str, Any] | None:
@@ -156,38 +171,46 @@ class OverfitCheck:
         """What the checks among `records` say about going on (`early_stopping.judge`)."""
         return judge(records)
 
+    def _wiener(self, spec: MaskSpec | None) -> list[float] | None:
+        """The Wiener filter's errors by bin on the held-out images; measured at the first check."""
+        if spec not in self.wiener:
+            images = self.fitted_to()
+            if len(images) < 2:  # no spectrum
+                return None
+            masks = torch.Generator().manual_seed(seed_from(self.seed, "wiener", "mask"))
+            denoise = wiener.denoiser(images, spec, self.space, masks)
+            errors = self._errors(denoise, 1, spec, torch.device("cpu"))
+            self.wiener[spec] = errors.mean(0).tolist()
+        return self.wiener[spec]
+
     @torch.inference_mode()
     def _errors(
         self,
-        denoiser: Denoiser,
-        images: Examples,
-        labels: np.ndarray | None,
-        spec: MaskSpec,
+        denoise: Callable[..., torch.Tensor],
         side: int,
+        spec: MaskSpec | None,
+        device: torch.device,
     ) -> np.ndarray:
         """Errors float64 [n, BINS] of one side; its number tells noises and masks apart."""
-        device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
+        images, labels = self.sides[side]
         # drawn on the CPU, so that all devices see the same; noises do not depend on the mask
         noises = torch.Generator().manual_seed(seed_from(self.seed, "overfit", "noise", side))
         masks = torch.Generator().manual_seed(seed_from(self.seed, "overfit", "mask", side))
         n, N = len(images), math.prod(self.space.grid)
         result = np.empty((n, BINS))
-        with evaluating(denoiser):
-            for start in range(0, n, self.batch):
-                part = slice(start, min(n, start + self.batch))
-                classes = (
-                    None if labels is None else torch.tensor(labels[part].copy(), device=device)
-                )
-                x0, mask = images.batch(part, spec, masks)  # [b, V, P]
-                on_device = mask.to(device)
-                for i in range(BINS):
-                    sigma = math.exp(-(self.edges[i] + self.edges[i + 1]) / 4)
-                    noise = torch.randn(len(x0), N, x0.shape[2], generator=noises)
-                    x = (x0 + sigma * gather(noise, mask.visible)).to(device)
-                    levels = torch.full((len(x0),), sigma, device=device)
-                    denoised = denoiser.denoise(x, levels, classes, on_device)
-                    squares = (denoised.float().cpu() - x0).square_()
-                    result[part, i] = squares.mean((1, 2)).double().numpy()
+        for start in range(0, n, self.batch):
+            part = slice(start, min(n, start + self.batch))
+            classes = None if labels is None else torch.tensor(labels[part].copy(), device=device)
+            x0, mask = images.batch(part, spec or MaskSpec(), masks)  # [b, V, P]
+            on_device = mask.to(device)
+            for i in range(BINS):
+                sigma = math.exp(-(self.edges[i] + self.edges[i + 1]) / 4)
+                noise = torch.randn(len(x0), N, x0.shape[2], generator=noises)
+                x = (x0 + sigma * gather(noise, mask.visible)).to(device)
+                levels = torch.full((len(x0),), sigma, device=device)
+                denoised = denoise(x, levels, classes, on_device)
+                squares = (denoised.float().cpu() - x0).square_()
+                result[part, i] = squares.mean((1, 2)).double().numpy()
         return result
 
 

@@ -6,8 +6,10 @@ import itertools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 
+from underpaint.evaluation import wiener
 from underpaint.evaluation.records import Record, of_kind
 from underpaint.evaluation.sample_metrics import comparable
 from underpaint.report.plots import Band, Line, chart, smooth
@@ -44,18 +46,24 @@ def of_run(records: Records, stages: list[StageFacts]) -> list[Chart]:
     add("loss", "Loss", "training loss", losses, _about_loss(len(losses)), log=True, wide=True)
     if whole := _checks(records, "whole"):
         lines, last = _both(records, whole, "train_mean", "held_out_mean"), whole[-1]
-        add("errors", "Training and held-out images", ERROR, lines, _about_errors(last), log=True)
+        # the same for all of a run's checks, but where a stage has other images
+        levels = {round(float(np.mean(r["wiener"])), 5) for r in whole if r.get("wiener")}
+        level = levels.pop() if len(levels) == 1 else None
+        about = _about_errors(last) + (" Dashed: a Wiener filter on held-out images." * bool(level))
+        add("errors", "Training and held-out images", ERROR, lines, about, log=True, level=level)
         x_label = "log-SNR: left almost only noise, right almost clean"
         about = _about_bins(last)
         add("bins", "Error by noise level", ERROR, _bins(last), about, log=True, x_label=x_label)
     if at_mask := _checks(records, "stage"):
+        last = at_mask[-1]
         add(
             "mask",
             "The same at the stage's mask",
             ERROR,
             _both(records, at_mask, "train_mean", "held_out_mean"),
             "The error on the visible patches alone, as the masked stage is trained. It shows "
-            "whether that stage itself is still learning or already memorizing.",
+            "whether that stage itself is still learning or already memorizing."
+            + (f" The last held-out error is {scale}." if (scale := wiener.below(last)) else ""),
             log=True,
             stages=[s for s in stages if any(s.name == r["stage"] for r in at_mask)],
         )
@@ -199,10 +207,11 @@ def _both(records: Records, measured: Records, train: str, held_out: str) -> lis
 def _bins(check: Record) -> list[Line]:
     middles = [(a + b) / 2 for a, b in itertools.pairwise(check["log_snr_edges"])]
     lines = [("training images", "train", 1), ("held-out images", "held_out", 0)]
+    lines.append(("Wiener filter, held-out images", "wiener", 2))
     return [
         Line(name, middles, check[key], colour, marks=True)
         for name, key, colour in lines
-        if check[key] is not None
+        if check.get(key) is not None
     ]
 
 
@@ -255,5 +264,12 @@ def _about_bins(last: Record) -> str:
             f" At the last check the gap of the means is {gap:+.4f}; the held-out mean itself is "
             f"known to ±{last['held_out_se']:.4f} (one standard error), and a gap of that size is "
             "chance."
+        )
+    if filtered := last.get("wiener"):
+        shares = [round(100 * (1 - a / b)) for a, b in zip(last["held_out"], filtered, strict=True)]
+        listed = ", ".join(f"{share}".replace("-", "\N{MINUS SIGN}") for share in shares)
+        text += (
+            " A Wiener filter is the best linear denoiser, fitted to the training images; from "
+            f"left to right the network's held-out error is {listed} % below the filter's."
         )
     return text

@@ -16,6 +16,7 @@ from underpaint.errors import UserError
 from underpaint.evaluation import early_stopping
 from underpaint.evaluation.records import Record, of_kind, read
 from underpaint.evaluation.sample_metrics import recorded
+from underpaint.evaluation.verdict import verdict
 from underpaint.io import is_marked
 from underpaint.report import charts, gallery, guarantee, summary
 from underpaint.report.html import embedded, render, write_page
@@ -46,7 +47,7 @@ def build(
         "page.html.jinja",
         title=name,
         sentences=_sentences(run, stages, pictures, environment),
-        health=(_last(records, "sample").get("health") or {}).get("sentence"),
+        verdict=verdict(records),
         stopping=early_stopping.judge(records),
         numbers=_numbers(records, stages),
         stages=stages,
@@ -141,8 +142,11 @@ def _numbers(records: list[Record], stages: list[summary.StageFacts]) -> list[tu
     if saved:
         share = f"1/{whole / (whole - saved):.3g}"
         found.append(("of the compute of whole images", share))
-    if (error := _last(records, "check", mask="whole").get("held_out_mean")) is not None:
+    check = _last(records, "check", mask="whole")
+    if (error := check.get("held_out_mean")) is not None:
         found.append(("denoising error on held-out images", f"{error:.4f}"))
+    if (below := check.get("below_wiener") or 0.0) > 0:
+        found.append(("below the error of a Wiener filter", summary.percent(below)))
     return found
 
 
