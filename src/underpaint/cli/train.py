@@ -51,7 +51,9 @@ def arguments(parser: Parser, verb: str) -> None:
         help="begin with the weights of a run, a checkpoint or pretrained:NAME; without --preset "
         "and --config their network is taken, too",
     )
-    add("--minutes", type=float, metavar="M", help="length of all stages together, in proportion")
+    add(
+        "--minutes", type=float, metavar="M", help="until the report is there; stages in proportion"
+    )
     add(
         "--labels",
         action=argparse.BooleanOptionalAction,
@@ -102,6 +104,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
             overwrite=args.overwrite,
             preparing=bar,
             quiet=args.quiet,
+            began=args.began,
         )
     _finish(folder, args)
 
@@ -293,6 +296,10 @@ def _print(found: dict[str, Any]) -> None:
     if found["assumed"]:
         out.print("no images and no --size were given, so a size is assumed")
     out.print(table)
+    if any(stage["minutes"] for stage in found["stages"]):
+        out.print(
+            "minutes are those until the report is there; checks and sample grids are in them"
+        )
     for stage in found["stages"]:
         if not stage["saves"]:
             out.print(
