@@ -33,15 +33,18 @@ def train(
     preparing: Preparing | None = None,
     quiet: bool = False,
     write_report: bool = True,
+    began: float | None = None,
 ) -> Path:
     """Train by a recipe (a `Run`, a preset's name or a YAML file), and write the report.
 
     `out`: the run's folder, which is returned. `start`: weights to begin with (a run, a checkpoint
     or `pretrained:NAME`). `preparing`: called with (done, total) images while they are decoded.
+    `began`: when the minutes of a recipe began (`time.monotonic()`; None: now); the report is there
+    when they are over.
     Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
     """
     settings = {"start": start, "overwrite": overwrite, "preparing": preparing, "quiet": quiet}
-    return _run(_recipe(source), out, write_report, **settings)
+    return _run(_recipe(source), out, write_report, began=began, **settings)
 
 
 def resume(
@@ -100,7 +103,7 @@ def audit(source: str | Path, **settings: Any) -> dict[str, Any]:
 
 
 def _run(run: config.Run | None, out: str | Path, write_report: bool, **settings: Any) -> Path:
-    folder = train_loop(run, out, make_check=OverfitCheck.of, **settings)
+    folder = train_loop(run, out, make_check=OverfitCheck.of, report=write_report, **settings)
     if write_report and os.environ.get("RANK", "0") == "0":  # the first process of `torchrun`
         report.build(folder)
     return folder

@@ -15,13 +15,13 @@ SHARES = {"main": 4 / 6, "transfer": 1 / 6, "scratch": 1 / 6}  # of the minutes
 
 
 def recipes(minutes: float, seed: int) -> dict[str, config.Run]:
-    """The three recipes for a quick start of `minutes` of training in all."""
+    """The three recipes for a quick start of `minutes` in all."""
     if not 0 < minutes < float("inf"):
         raise UserError(f"--minutes {minutes:g}: give a positive number of minutes")
     main = config.preset("quickstart")
     main.train.seed = seed
-    if minutes < 1:  # a trial: pictures and checks shall not take longer than the training
-        main.train.check_images, main.sampling.steps = 16, 10
+    if minutes < 1:  # a trial: pictures shall not take longer than the training
+        main.sampling.steps = 10
     whole_minutes = sum(stage.minutes for stage in main.stages.values())
     for stage in main.stages.values():
         stage.minutes *= SHARES["main"] * minutes / whole_minutes
@@ -38,10 +38,12 @@ def run(
     seed: int = 0,
     overwrite: bool = False,
     resume: bool = False,
+    began: float | None = None,
 ) -> Path:
     """Train all three into `out`, `out/transfer` and `out/scratch`; returns the report's path.
 
-    `resume`: go on where one stopped. Raises UserError for wrong use, Interrupted after Ctrl-C.
+    `resume`: go on where one stopped. `began`: when `minutes` began, as of `api.train`.
+    Raises UserError for wrong use, Interrupted after Ctrl-C.
     """
     out = Path(out)
     parts = recipes(minutes, seed)
@@ -54,7 +56,8 @@ def run(
             RunFolder(folder).check(overwrite)
     for name, recipe in parts.items():
         if name == "scratch":  # as many images as the transfer, however fast the machine is now
-            recipe.stages = config.load(folders["transfer"] / "config.yaml").stages
+            transfer = config.load(folders["transfer"] / "config.yaml")
+            recipe.stages, recipe.train = transfer.stages, transfer.train
         try:
             if begun[name]:
                 api.resume(folders[name], write_report=False)
@@ -65,6 +68,7 @@ def run(
                 start=str(out) if name == "transfer" else None,
                 overwrite=overwrite,
                 write_report=False,
+                began=began if name == "main" else None,
             )
         except Interrupted:
             again = f"underpaint quickstart --resume --minutes {minutes:g} --out {out}"

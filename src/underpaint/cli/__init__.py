@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 
 from underpaint._version import __version__
 from underpaint.cli.parser import Parser, closest
@@ -36,8 +37,9 @@ VERBS = {  # verb: (module of this package, one line)
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Defects of the software keep their traceback."""
+    began = time.monotonic()
     try:
-        _dispatch(sys.argv[1:] if argv is None else argv)
+        _dispatch(sys.argv[1:] if argv is None else argv, began)
         sys.stdout.flush()
     except UserError as error:
         return _end(str(error), 2)
@@ -61,7 +63,7 @@ def parser(verb: str) -> Parser:
     return result
 
 
-def _dispatch(argv: list[str]) -> None:
+def _dispatch(argv: list[str], began: float) -> None:
     first = argv[0] if argv else "--help"
     if first in ("-h", "--help"):
         print(_overview())
@@ -73,6 +75,7 @@ def _dispatch(argv: list[str]) -> None:
         verb_parser = parser(first)
         args, others = verb_parser.parse_known_args(argv[1:])
         verb_parser.refuse(others)
+        args.began = began
         importlib.import_module(f"underpaint.cli.{VERBS[first][0]}").run(args, others)
 
 

@@ -13,7 +13,10 @@ __all__ = ["arguments", "run"]
 
 def arguments(parser: Parser, verb: str) -> None:
     parser.add_argument(
-        "--minutes", type=float, default=4.5, help="of training in all (default: %(default)s)"
+        "--minutes",
+        type=float,
+        default=4.5,
+        help="until the report is there (default: %(default)s)",
     )
     parser.add_argument(
         "--out", default="runs/quickstart", metavar="RUN", help="folder (default: %(default)s)"
@@ -32,7 +35,9 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
 
     if args.resume and args.overwrite:
         raise UserError("--resume goes on with what is there; it cannot be with --overwrite")
-    page = quickstart.run(args.out, args.minutes, args.seed, args.overwrite, args.resume)
+    page = quickstart.run(
+        args.out, args.minutes, args.seed, args.overwrite, args.resume, args.began
+    )
     grids = sorted(str(path) for path in (Path(args.out) / "samples").glob("*.png"))
     if args.json:
         print_json({"run": args.out, "report": str(page), "samples": grids})

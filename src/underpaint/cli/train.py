@@ -47,7 +47,9 @@ def arguments(parser: Parser, verb: str) -> None:
         help="begin with the weights of a run, a checkpoint or pretrained:NAME; without --preset "
         "and --config their network is taken, too",
     )
-    add("--minutes", type=float, metavar="M", help="length of all stages together, in proportion")
+    add(
+        "--minutes", type=float, metavar="M", help="until the report is there; stages in proportion"
+    )
     add("--resume", action="store_true", help="go on with the run in --out, by its own recipe")
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--dry-run", action="store_true", help="say what it would cost; train nothing")
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
 
     with Bar("decoding", quiet=args.quiet) as bar:
         how = {"start": args.start, "overwrite": args.overwrite, "quiet": args.quiet}
-        folder = api.train(chosen, out, preparing=bar, **how)
+        folder = api.train(chosen, out, preparing=bar, began=args.began, **how)
     _finish(folder, args)
 
 
@@ -256,6 +258,10 @@ def _print(found: dict[str, Any]) -> None:
         for stage in found["stages"]
     ]
     print_table(columns, rows, words=2)
+    if any(stage["minutes"] for stage in found["stages"]):
+        out.print(
+            "minutes are those until the report is there; checks and sample grids are in them"
+        )
     for stage in found["stages"]:
         if not stage["saves"]:
             out.print(

@@ -190,7 +190,9 @@ class Stage:
 
     images: int = setting(0, "length in images; a multiple of batch is used")
     minutes: float = setting(
-        0.0, "length in minutes, measured once and then frozen as images (instead of images)"
+        0.0,
+        "length in minutes, start, checks, grids and report included; measured once, then frozen "
+        "as images",
     )
     mask: Literal["none", "patch", "block", "crop", "salient"] = setting(
         "none",
@@ -276,7 +278,9 @@ class Train:
         0, "images between two lines of metrics; 0: a 400th of the run", Range(0)
     )
     check_every: int = setting(
-        0, "images between overfit checks; 0: an 8th of the run; -1: none", Range(-1)
+        0,
+        "images between overfit checks; 0: an 8th of the run, in minutes fewer; -1: none",
+        Range(-1),
     )
     check_images: int = setting(
         128, "images of each side (train, held-out) in an overfit check", Range(1)
@@ -293,7 +297,9 @@ class Train:
         "its cool-down if it has one, and keep the weights of its best check",
     )
     sample_every: int = setting(
-        0, "images between sample grids; 0: an 8th of the run; -1: none", Range(-1)
+        0,
+        "images between sample grids; 0: an 8th of the run, in minutes fewer; -1: none",
+        Range(-1),
     )
     checkpoint_every: int = setting(
         0, "images between two checkpoints; 0: an 8th of the run", Range(0)

@@ -32,6 +32,7 @@ class Log:
         self._closing = ExitStack()
         self._bar: Progress | None = None
         self._next_line = 0.0
+        self._since: tuple[float, float, int] | None = None  # first line; training since; images
         if first:
             with writing(folder.path):
                 self._metrics = self._closing.enter_context(folder.metrics.open("ab"))
@@ -108,7 +109,12 @@ class Log:
         """Move the bar; on no terminal, print a line a minute. `state`: as `loss 0.1234`."""
         if self.quiet:
             return
-        remaining = (self.total - images) / max(speed, 1e-9)
+        now = time.monotonic()
+        began, trained, before = self._since or (now, 0.0, images)
+        trained += max(0, images - before) / max(speed, 1e-9)
+        self._since = began, trained, images
+        slower = max(1.0, (now - began) / trained) if trained else 1.0  # checks and grids
+        remaining = slower * (self.total - images) / max(speed, 1e-9)
         if self.console.is_terminal:
             if self._bar is None:
                 self._bar = Progress(

@@ -53,6 +53,7 @@ class Check(Protocol):
 
 
 CHECKS = 16  # of a stage that may end early
+EVALUATIONS = 8  # checks and grids of a run
 
 # Builds a stage's check: its images, the averaged model, the run's seed, images a side, samples.
 MakeCheck: TypeAlias = Callable[[TrainingSet, Model, int, int, int], Check | None]
@@ -112,7 +113,10 @@ def draw_samples(
 
 
 class Cadence(NamedTuple):
-    """Images between two lines of metrics, checks, grids and checkpoints; below 0: none."""
+    """Images between two lines of metrics, checks, grids and checkpoints; below 0: none.
+
+    They are due at the ends of stages, too; where they are a run or more apart, at its end alone.
+    """
 
     log: int
     check: int
@@ -122,7 +126,7 @@ class Cadence(NamedTuple):
     @classmethod
     def of(cls, train: config.Train, total: int, stage: PreparedStage) -> Self:
         """In a run of `total` images; a stage that may end early has CHECKS of its own."""
-        eighth, checked = max(1, total // 8), max(1, stage.images // CHECKS)
+        eighth, checked = -(-total // EVALUATIONS), max(1, stage.images // CHECKS)
         return cls(
             train.log_every or max(1, total // 400),
             train.check_every or (checked if train.stop == "auto" else eighth),

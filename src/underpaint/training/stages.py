@@ -1,7 +1,7 @@
 """The stages of a recipe, with everything that can be decided before the first step.
 
-A stage's length is a number of images. A length in minutes is measured once on this machine for
-some seconds and then frozen as images in `config.yaml`, so that a resumed run is the same run.
+A stage's length is a number of images. A length in minutes becomes one before the first step
+(`minutes`).
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
-"""What is measured once and then frozen: minutes as images, `precision: auto` as bf16 or fp32.
+"""How fast training is on this machine, and `precision: auto` as bf16 or fp32, measured once.
 
-`step_seconds` times one step for everything that asks how fast training is.
+`step_seconds` times one step for everything that asks.
 """
 
 from __future__ import annotations
@@ -15,31 +15,11 @@ from underpaint import config
 from underpaint.hardware import Precision, bf16_speedup, use_bf16
 from underpaint.training import distributed
 from underpaint.training.checkpointing import Progress
-from underpaint.training.stages import PreparedStage, prepare_stages
+from underpaint.training.stages import PreparedStage
 from underpaint.training.step import step
 from underpaint.training.train_state import TrainState
 
-__all__ = ["freeze", "settle_precision", "speed", "step_seconds"]
-
-
-def freeze(
-    run: config.Run, stages: list[PreparedStage], world: distributed.World
-) -> tuple[config.Run, list[PreparedStage]]:
-    """Stages given in minutes, now in images, by the speed of this machine."""
-    if not any(stage.settings.minutes for stage in stages):
-        return run, stages
-    frozen = {}
-    for stage in stages:
-        settings = stage.settings
-        if settings.minutes:
-            images = settings.minutes * 60.0 * speed(stage, run, world)
-            batches = max(1, round(world.from_first([images])[0] / settings.batch))
-            images = batches * settings.batch
-            warmup = min(settings.warmup, images // 5)  # a short stage must leave its warm-up
-            settings = dataclasses.replace(settings, images=images, minutes=0.0, warmup=warmup)
-        frozen[stage.name] = settings
-    run = dataclasses.replace(run, stages=frozen)
-    return run, prepare_stages(run, lambda _: None, None)
+__all__ = ["settle_precision", "speed", "step_seconds"]
 
 
 def settle_precision(run: config.Run, world: distributed.World) -> tuple[config.Run, list[str]]:

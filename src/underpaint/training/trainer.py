@@ -22,11 +22,12 @@ from underpaint.training import distributed, early, handover, monitor, provenanc
 from underpaint.training.batch import microbatch
 from underpaint.training.checkpointing import Progress, RunFolder, read_progress
 from underpaint.training.log import Log, tracker_library
+from underpaint.training.minutes import freeze
 from underpaint.training.monitor import Check, MakeCheck
 from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.step import Diverged
 from underpaint.training.step_rule import rule_of
-from underpaint.training.throughput import freeze, settle_precision
+from underpaint.training.throughput import settle_precision
 from underpaint.training.train_state import TrainState
 
 RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
@@ -42,6 +43,8 @@ def train(
     make_check: MakeCheck | None = None,
     preparing: Callable[[int, int], None] | None = None,
     quiet: bool = False,
+    began: float | None = None,
+    report: bool = False,
 ) -> Path:
     """Train by the recipe `run` into the folder `out`, and return that folder.
 
@@ -49,8 +52,11 @@ def train(
     `resume`: go on with the run in `out` by its own recipe; `run` may then be None.
     `make_check`: builds what is measured on held-out images as training goes on.
     `preparing`: called with (done, total) images while data are decoded for the first time.
+    `began`: the monotonic time from which the recipe's minutes count; None: now. `report`: whether
+    one is written afterwards, within them.
     Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
     """
+    began = time.monotonic() if began is None else began
     folder = RunFolder(Path(out))
     if resume:
         if not (folder.path / "config.yaml").is_file():
@@ -92,16 +98,17 @@ def train(
             if world.first:
                 folder.lock()
                 folder.go_on(notes.append)
-            began = provenance.recorded(folder.path)
-            _same_data(folder, stages, began["data"])
+            recorded = provenance.recorded(folder.path)
+            _same_data(folder, stages, recorded["data"])
             if run.train.precision == "auto":  # of a run that began before it was written down
-                run.train.precision = began["precision"]
+                run.train.precision = recorded["precision"]
         else:
             run, precision_notes = settle_precision(run, world)
             notes += precision_notes
             state, start_notes = handover.begin(run, stages, start, world)
             notes += start_notes
-            run, stages = freeze(run, stages, world)
+            run, stages, length_notes = freeze(run, stages, world, began, make_check, report)
+            notes += length_notes
             if world.first:
                 folder.create()
                 folder.write("config.yaml", config.to_yaml(run))
@@ -245,10 +252,15 @@ class Trainer:
         return ends, any(decision)
 
     def _due(self, interval: int, before: int, ends: bool = False) -> bool:
-        """Whether a multiple of `interval` images was passed since `before`, or the stage ends."""
+        """Whether a multiple of `interval` images was passed since `before`, or the stage ends.
+
+        Of an `interval` as long as the run: whether that ends.
+        """
         if interval <= 0:
             return False
         last = ends or self._at_end()
+        if interval >= self.log.total:
+            return last and self.progress.stage == len(self.stages) - 1
         return last or before // interval != self.progress.images // interval
 
     def _at_end(self) -> bool:

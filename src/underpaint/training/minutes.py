@@ -1,0 +1,166 @@
+"""Minutes into images, once: a run of M minutes has its report when they are over.
+
+    images of a stage = its share · (60 M − start − evaluations − report) / seconds an image
+
+All on the right is measured before the first step, on throw-away weights, and what follows from it
+is frozen in `config.yaml`, so that a resumed run is the same run. Start, evaluations (checks and
+sample grids) and report take OVERHEAD of the minutes at most: the fewer minutes, the fewer checks
+and grids and the fewer images in a check, down to one grid at the end. What a recipe says of checks
+and grids stays, and is subtracted. Stages given in images come on top of the minutes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import NamedTuple
+
+from underpaint import config
+from underpaint.model import build
+from underpaint.training.distributed import World
+from underpaint.training.log import clock
+from underpaint.training.monitor import CHECKS, EVALUATIONS, MakeCheck
+from underpaint.training.stages import PreparedStage, prepare_stages
+from underpaint.training.throughput import speed
+
+OVERHEAD = 0.1  # of the minutes
+MEASURING = 0.02  # of the minutes, for steps; 1.5 s a level at most
+REPORT, DRAWN = 1.5, 32  # the report: seconds, besides samples
+SMALLER = (64, 32)  # images a side of a check, where fewer than ENOUGH checks fit with more
+ENOUGH = 4
+
+
+class Costs(NamedTuple):
+    """Seconds on this machine."""
+
+    rest: float  # start and report
+    grid: float
+    checks: dict[int, float]  # by images a side, which may be chosen in this order
+
+
+class Division(NamedTuple):
+    """How a run's seconds are divided."""
+
+    training: float
+    evaluations: float
+    parts: int  # of the run, each with a check and a grid; 0: one grid alone
+    check_images: int
+
+
+def freeze(
+    run: config.Run,
+    stages: list[PreparedStage],
+    world: World,
+    began: float,
+    make_check: MakeCheck | None = None,
+    report: bool = False,
+) -> tuple[config.Run, list[PreparedStage], list[str]]:
+    """Stages given in minutes, now in images, by the speed of this machine; and notes.
+
+    `began`: the monotonic time from which the minutes count. `report`: whether they include one.
+    """
+    timed = [stage for stage in stages if stage.settings.minutes]
+    if not timed:
+        return run, stages, []
+    length = 60.0 * sum(stage.settings.minutes for stage in timed)
+    seconds = min(1.5, MEASURING * length / sum(len(stage.levels) for stage in timed))
+    speeds = world.from_first([speed(stage, run, world, seconds) for stage in timed])
+    costs = measure(run, stages, world, began, make_check, report)
+    by_share = [
+        60.0 * stage.settings.minutes / length * v for stage, v in zip(timed, speeds, strict=True)
+    ]
+    found = divide(run, length, sum(by_share), costs)
+    frozen = dict(run.stages)
+    for stage, each in zip(timed, by_share, strict=True):
+        images = max(1, round(found.training * each / stage.batch)) * stage.batch
+        warmup = min(stage.settings.warmup, images // 5)  # a short stage must leave its warm-up
+        frozen[stage.name] = dataclasses.replace(
+            stage.settings, images=images, minutes=0.0, warmup=warmup
+        )
+    stages = prepare_stages(dataclasses.replace(run, stages=frozen), lambda _: None, None)
+    total = sum(stage.images for stage in stages)
+    train = dataclasses.replace(run.train, check_images=found.check_images)
+    if train.check_every == 0 and found.parts < _most(run):  # else 0 means as many
+        train.check_every = -(-total // found.parts) if found.parts else -1
+    if train.sample_every == 0 and found.parts < EVALUATIONS:
+        train.sample_every = -(-total // max(1, found.parts))
+    notes = [
+        f"{length / 60:.3g} minutes: {clock(found.training)} of training, checks and sample grids "
+        f"{found.evaluations:.0f} s, start and report {costs.rest:.0f} s"
+    ]
+    if (least := costs.rest + costs.grid) > OVERHEAD * length:
+        what = "start, one sample grid and report"
+        notes.append(f"{length / 60:.3g} minutes are short: {what} alone take {least:.0f} s")
+    return dataclasses.replace(run, stages=frozen, train=train), stages, notes
+
+
+def divide(run: config.Run, length: float, rate: float, costs: Costs) -> Division:
+    """`length` seconds divided; `rate`: images a second of training, over all stages."""
+    train, stages = run.train, len(run.stages)
+    least = int(train.stop == "auto")  # it has nothing but checks to go by
+    for images, check in costs.checks.items():
+        every = ((check, train.check_every), (costs.grid, train.sample_every))
+        asked = sum(rate * seconds / n for seconds, n in every if n > 0)  # seconds a second
+        one, grid = (seconds if n == 0 else 0.0 for seconds, n in every)
+        evaluations = [  # of 0, 1, 2 … parts: checks, and grids, of which there is always one
+            one * _times(n, stages) + grid * _times(max(1, min(n, EVALUATIONS)), stages)
+            for n in range(_most(run) + 1)
+        ]
+        spare = OVERHEAD * length - costs.rest - asked * length
+        parts = max(n for n, seconds in enumerate(evaluations) if seconds <= spare or n <= least)
+        training = max(0.0, length - costs.rest - evaluations[parts]) / (1 + asked)
+        found = Division(training, evaluations[parts] + asked * training, parts, images)
+        if parts >= ENOUGH:
+            break
+    return found
+
+
+def _times(parts: int, stages: int) -> int:
+    """Evaluations of a run in so many parts: at their ends, and those of the stages within."""
+    return parts + stages - 1 if parts > 1 else parts
+
+
+def _most(run: config.Run) -> int:
+    """Checks of a run that has the time."""
+    return CHECKS * len(run.stages) if run.train.stop == "auto" else EVALUATIONS
+
+
+def measure(
+    run: config.Run,
+    stages: list[PreparedStage],
+    world: World,
+    began: float,
+    make_check: MakeCheck | None,
+    report: bool,
+) -> Costs:
+    """By the first process, on few images; the same in all."""
+    few = 64 if world.device.type == "cuda" else 8  # a GPU takes as long for one
+    train, limits = run.train, [run.train.check_images]
+    if train.check_images == config.Train().check_images and train.check_every == 0:
+        limits += SMALLER
+    sample, checks = 0.0, dict.fromkeys(limits, 0.0)
+    for stage in stages if world.first else []:
+        model, data = build(stage.spec).to(world.device), stage.training_set
+        times = {}
+        for steps in (1, 2, 4):  # the first allocates
+            since = time.perf_counter()
+            model.sample(few, labels=[0] if model.label_names else None, steps=steps)
+            times[steps] = (time.perf_counter() - since) / few
+        slope = max(0.0, times[4] - times[2]) / 2
+        sample = times[2] + (run.sampling.steps - 2) * slope
+        if make_check is None or train.check_every < 0 or stage.guarantee:
+            continue
+        check = make_check(data, model, train.seed, few, 0)
+        since = time.perf_counter()
+        if check is not None:
+            check.run(model, data.spec.at(stage.levels[0].rate))
+        one = time.perf_counter() - since
+        sides = (data.train_ids, data.held_out_ids)
+        seen = {n: sum(min(n, len(ids)) for ids in sides) for n in (few, *limits)}
+        for limit in limits:
+            seconds = one * seen[limit] / seen[few] + train.check_samples * sample
+            checks[limit] = max(checks[limit], seconds)
+    written = report * (REPORT + DRAWN * sample)
+    rest = time.monotonic() - began + written
+    found = world.from_first([rest, run.sampling.count * sample, *checks.values()])
+    return Costs(found[0], found[1], dict(zip(limits, found[2:], strict=True)))

@@ -1,0 +1,159 @@
+"""Minutes: everything until the report is in them, and all is decided once, before the first step.
+
+No clock is read: speeds and costs are given.
+"""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.runs import metrics
+from underpaint import config
+from underpaint.core.masks import MaskSpec
+from underpaint.evaluation.validation import OverfitCheck
+from underpaint.model import Model
+from underpaint.training import minutes, train
+from underpaint.training.minutes import OVERHEAD, Costs, Division, divide
+
+SPEEDS = {"masked": 400.0, "whole": 100.0}  # images a second
+COSTS = Costs(rest=5.0, grid=1.0, checks={128: 4.0, 64: 2.0, 32: 1.0})
+
+
+@pytest.fixture
+def timed(recipe: config.Run) -> config.Run:
+    """Two stages that share the minutes, with nothing said of checks and grids."""
+    return within(recipe, 1.0)
+
+
+def within(run: config.Run, length: float) -> config.Run:
+    stages = {
+        name: dataclasses.replace(stage, images=0, minutes=share * length)
+        for (name, stage), share in zip(run.stages.items(), (0.6, 0.4), strict=True)
+    }
+    loop = dataclasses.replace(run.train, check_every=0, sample_every=0, log_every=0)
+    return dataclasses.replace(run, stages=stages, train=loop)
+
+
+def rate(run: config.Run) -> float:
+    length = sum(stage.minutes for stage in run.stages.values())
+    return sum(stage.minutes / length * SPEEDS[name] for name, stage in run.stages.items())
+
+
+def divided(run: config.Run, length: float, costs: Costs = COSTS) -> Division:
+    return divide(within(run, length), 60 * length, rate(within(run, length)), costs)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Speeds and costs of a machine that is 100 times slower; what was measured."""
+    seen = []
+
+    def speed(stage: Any, *_: Any) -> float:
+        seen.append(stage.name)
+        return SPEEDS[stage.name] / 100
+
+    def measure(run: config.Run, *_: Any) -> Costs:
+        chosen = run.train.check_every == 0
+        return COSTS if chosen else COSTS._replace(checks={run.train.check_images: 1.0})
+
+    monkeypatch.setattr(minutes, "speed", speed)
+    monkeypatch.setattr(minutes, "measure", measure)
+    return seen
+
+
+def test_fewer_minutes_have_fewer_checks_in_a_tenth_of_them(timed: config.Run) -> None:
+    found = [divided(timed, m) for m in (1, 2, 4, 8, 60)]
+    for length, one in zip((1, 2, 4, 8, 60), found, strict=True):
+        total = COSTS.rest + one.evaluations + one.training
+        assert total == pytest.approx(60 * length)
+        assert COSTS.rest + one.evaluations <= OVERHEAD * 60 * length
+    assert [(one.parts, one.check_images) for one in found] == [
+        *[(0, 32), (2, 32), (5, 64), (7, 128), (8, 128)]
+    ]
+
+
+def test_too_few_minutes_say_what_they_take(
+    timed: config.Run, tmp_path: Path, measured: list[str]
+) -> None:
+    out = train(within(timed, 0.1), tmp_path / "run", quiet=True)
+    assert (
+        "0.1 minutes are short: start, one sample grid and report alone take 6 s"
+        in (out / "log.txt").read_text()
+    )
+    kept = config.load(out / "config.yaml")
+    assert [stage.images for stage in kept.stages.values()] == [8, 8]  # a step each
+    assert (kept.train.check_every, kept.train.sample_every) == (-1, 16)
+    assert Counter(r["kind"] for r in metrics(out))["sample"] == 1  # at the end of the run alone
+
+
+def test_the_lengths_fill_the_minutes(
+    timed: config.Run, tmp_path: Path, measured: list[str]
+) -> None:
+    out = train(within(timed, 4), tmp_path / "run", make_check=OverfitCheck.of, quiet=True)
+    kept = config.load(out / "config.yaml")
+    images = {name: stage.images for name, stage in kept.stages.items()}
+    training = divided(timed, 4).training
+    for name, share in (("masked", 0.6), ("whole", 0.4)):
+        assert abs(images[name] - share * training * SPEEDS[name] / 100) <= 4  # half a step
+    records = metrics(out)
+    grids = [r["images"] for r in records if r["kind"] == "sample"]
+    checks = sorted({r["images"] for r in records if r["kind"] == "check"})
+    assert checks == grids
+    assert len(grids) == 6  # five parts, and the end of the first stage
+    assert grids[-1] == sum(images.values())
+    assert kept.train.check_images == 64
+    assert "4 minutes: 3:37 of training, checks and sample grids 18 s, start and report 5 s" in (
+        (out / "log.txt").read_text()
+    )
+
+
+def test_a_resumed_run_measures_nothing(
+    timed: config.Run, tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = train(within(timed, 1), tmp_path / "run", quiet=True)
+    assert measured == ["masked", "whole"]
+    before = (out / "config.yaml").read_text()
+    monkeypatch.setattr(minutes, "measure", None)
+    train(None, out, resume=True, quiet=True)
+    assert measured == ["masked", "whole"]
+    assert (out / "config.yaml").read_text() == before
+
+
+def test_what_a_recipe_says_of_checks_stays_and_is_subtracted(timed: config.Run) -> None:
+    run = within(timed, 2)
+    run.train.check_every, run.train.sample_every = 1000, -1
+    found = divide(run, 120.0, rate(run), Costs(5.0, 1.0, {128: 4.0}))
+    checks = found.training * rate(run) / 1000
+    assert found.evaluations == pytest.approx(4.0 * checks)
+    assert found.training + found.evaluations + 5.0 == pytest.approx(120.0)
+    assert found.evaluations > OVERHEAD * 120.0  # as it says
+
+
+def test_a_recipe_s_cadence_is_kept(timed: config.Run, tmp_path: Path, measured: list[str]) -> None:
+    run = within(timed, 0.5)
+    run.train.check_every, run.train.sample_every, run.train.check_images = 40, 48, 7
+    out = train(run, tmp_path / "run", make_check=OverfitCheck.of, quiet=True)
+    kept = config.load(out / "config.yaml").train
+    assert (kept.check_every, kept.sample_every, kept.check_images) == (40, 48, 7)
+
+
+def test_stopping_early_keeps_a_check(timed: config.Run) -> None:
+    timed.train.stop = "auto"
+    assert divided(timed, 1).parts == 1
+    assert divided(timed, 600).parts == 32  # 16 a stage, as without minutes
+
+
+def test_checks_are_timed_on_few_images(timed: config.Run, tmp_path: Path) -> None:
+    looked = []
+
+    class Counted(OverfitCheck):
+        def run(self, model: Model, spec: MaskSpec) -> list[dict[str, Any]]:
+            looked.append([len(examples) for examples, _ in self.sides])
+            return super().run(model, spec)
+
+    out = train(within(timed, 0.02), tmp_path / "run", make_check=Counted.of, quiet=True)
+    assert looked[:2] == [[8, 3], [8, 3]]  # of 57 and 3, once a stage
+    assert config.load(out / "config.yaml").stages["whole"].minutes == 0
