@@ -3,6 +3,7 @@
     python -m studies.lib.draw                     the pictures, once
     python -m studies.ladder.run --table           what there is to do, with core-minutes
     python -m studies.ladder.run                   as many processes as there are cores
+    python -m studies.ladder.evidence              what `underpaint plan` goes by, from the results
 
 Drawn heads of 64×64, 20,000 to learn from and 5,000 held out. A unit is a run of its own: it begins
 with the settings of its `parent` in `UNITS` and changes what its name says. Units of one rung spend
@@ -107,6 +108,16 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "patch-8-muon-batch-8": ("patch-8-muon", _stage(learning_rate=4e-3, batch=8)),
     "hourglass-64-muon": ("hourglass-64", {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
 }
+
+# what `underpaint plan` chooses from (`evidence.py`): six networks at most, at one budget or more
+CANDIDATES = (
+    "dit",
+    "patch-8",
+    "patch-8-width-192",
+    "hourglass-64",
+    "hourglass-96",
+    "hourglass",
+)
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

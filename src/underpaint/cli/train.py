@@ -15,7 +15,7 @@ from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, 
 from underpaint.cli.settings import as_help
 from underpaint.errors import UserError
 
-__all__ = ["arguments", "name_of", "recipe", "run"]
+__all__ = ["arguments", "name_of", "print_cost", "recipe", "run"]
 
 DEFAULT = "default"  # the preset for somebody's own images
 ASSUMED = (64, 64)  # pixels, where the dry run of a named preset has no size
@@ -265,10 +265,11 @@ def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
         raise UserError("--dry-run without images needs their --size")
     found = cost.describe(run, size or ASSUMED, channels, classes)
     found["assumed"] = size is None
-    print_json(found) if args.json else _print(found)
+    print_json(found) if args.json else print_cost(found)
 
 
-def _print(found: dict[str, Any]) -> None:
+def print_cost(found: dict[str, Any]) -> None:
+    """A table of what `cost.describe` found."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -290,7 +291,7 @@ def _print(found: dict[str, Any]) -> None:
     height, wide = found["size"]
     out = console()
     out.print(f"{found['parameters']:,} parameters, images of {height}×{wide}×{found['channels']}")
-    if found["assumed"]:
+    if found.get("assumed"):
         out.print("no images and no --size were given, so a size is assumed")
     out.print(table)
     for stage in found["stages"]:
