@@ -28,7 +28,7 @@ from underpaint import config, factory
 from underpaint.core import masks
 from underpaint.data import Dataset, Order
 from underpaint.hardware import has_amx, keep_freed_memory
-from underpaint.planning import devices
+from underpaint.planning import machine
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.stages import Level, PreparedStage
@@ -43,7 +43,8 @@ RESULTS = Path(__file__).parent / "results" / "step.json"
 def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
-    return devices.peak_flops(torch.cuda.get_device_name(device))
+    name = torch.cuda.get_device_name(device)
+    return next((d["flop_per_s"] for d in machine.known().values() if d["name"] in name), None)
 
 
 def random_images(size: tuple[int, int], channels: int, count: int = 256) -> Dataset:

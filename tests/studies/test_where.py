@@ -1,6 +1,5 @@
 """Where masking pays: what the map says, at what cost."""
 
-import json
 import math
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`underpaint plan`: which recipe, for these images, this machine and this budget."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from pathlib import Path
@@ -10,11 +8,10 @@ from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
 from underpaint.cli.train import name_of, print_cost
 from underpaint.errors import UserError
-from underpaint.io import check_new, check_place
+from underpaint.io import check_new, check_place, replace_text, writing
 
 __all__ = ["arguments", "run"]
 
-LEAST = 3  # times what measuring takes
 DEVICES = "auto, cpu, cuda, mps: measured here; or a GPU by its data sheet: h100, rtx-4090, l4 …"
 
 
@@ -24,11 +21,9 @@ def arguments(parser: Parser, verb: str) -> None:
     add("data", metavar="DATA", help="images, as `prepare` reads them")
     add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels; without: the images' own")
     add("--channels", type=int, choices=(1, 3), default=3, help="default: %(default)s")
-    budget = f"time for training: 45min, 24h, 2d, 1h30m {default}"
-    add("--budget", default="1h", metavar="TIME", help=budget)
+    add("--budget", default="1h", metavar="TIME", help=f"as 45min, 24h, 2d, 1h30m {default}")
     add("--device", default="auto", metavar="DEVICE", help=f"{DEVICES} {default}")
-    seconds = f"for measuring this machine {default}"
-    add("--seconds", type=float, default=20, metavar="S", help=seconds)
+    add("--seconds", type=float, default=20, metavar="S", help=f"for measuring {default}")
     compiled = "plan with torch.compile (default: on a CUDA GPU)"
     add("--compile", action=argparse.BooleanOptionalAction, default=None, help=compiled)
     add("--out", metavar="FILE", help="recipe to write (default: plan-, DATA's name and the size)")
@@ -43,8 +38,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         raise UserError(f"--seconds {args.seconds:g}: give a number above 0")
     wanted = config.Data(source=args.data, size=tuple(args.size or ()), channels=args.channels)
     config.check_data(wanted)
-    parts = ["plan", name_of(wanted.source), "x".join(map(str, wanted.size))]
-    out = Path(args.out or "-".join(part for part in parts if part) + ".yaml")
+    parts = "plan", name_of(wanted.source), "x".join(map(str, wanted.size))
+    out = Path(args.out or "-".join(filter(None, parts)) + ".yaml")
     from underpaint import data
     from underpaint.data.source import is_sealed
     from underpaint.planning import candidates, machine, write
@@ -56,10 +51,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     check_new([out], args.overwrite)
     check_place(out.parent)
     found = machine.find(args.device)
-    if not found.sheet and budget < LEAST * args.seconds:
+    if not found.sheet and budget < 3 * args.seconds:
         raise UserError(
             f"a budget of {shown(budget)} is too small: measuring this machine takes "
-            f"{shown(args.seconds)} of it; give at least {shown(LEAST * args.seconds)}"
+            f"{shown(args.seconds)} of it; give at least {shown(3 * args.seconds)}"
         )
     if wanted.size:
         candidates.patches_that_fit((wanted.size[0], wanted.size[-1]))  # refuses, before decoding
@@ -74,20 +69,26 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     compiled = found.gpu if args.compile is None else args.compile
     with Bar("measuring networks, seconds", quiet=args.quiet) as bar:
         plan = propose(images, found, budget, args.seconds, compiled, bar)
-    write.write(plan, out)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(out, write.text(plan, str(out)))
     if args.json:
         names = ("budget", "seconds", "evaluating", "seen", "error", "evidence", "reasons")
         plain = {"images": dataclasses.asdict(images), "recipe": config.to_dict(plan.run)}
         here = {"device": found.name, "measured": not found.sheet, "memory_available": found.memory}
         told = plain | here | {name: getattr(plan, name) for name in names}
-        print_json(plan.counted | told | {"config": str(out), "from": plan.start[8:] or None})
+        print_json(
+            plan.counted
+            | told
+            | {"config": str(out), "from": plan.start.removeprefix(" --from ") or None}
+        )
         return
     print_cost(plan.counted)
     screen, how = console(), "measured here"
     if found.sheet:
         how = f"computed, not measured ({found.sheet['source']}; its utilisation is assumed)"
-    grids = f"grids and checks {shown(plan.evaluating)} of it"
-    screen.print(f"in all about {shown(plan.seconds)} on {found.name}, {grids}: {how}")
+    memory = f"{plan.counted['memory'] / 2**30:.1f} GiB"
+    screen.print(f"in all about {shown(plan.seconds)} in {memory} on {found.name}, {how}")
     for reason in plan.reasons:
         if args.explain or not reason.startswith("network "):
             screen.print(f"- {reason}")

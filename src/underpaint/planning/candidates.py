@@ -8,11 +8,9 @@
   small-300, small-3000 and small-30000, in the logarithm of the number of images.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Self
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from underpaint import config
 from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.model import find, read_spec
+from underpaint.planning.evidence import Values
 from underpaint.training import cost
 
 __all__ = ["Images", "changed", "masked", "packaged", "patches_that_fit", "recipe", "small"]
@@ -29,8 +28,6 @@ SMALL = ("small-300", "small-3000", "small-30000")
 FEW = 1000  # images: below, the packaged weights are a start, and epochs few
 LEAST_GRID, COARSEST = 16, 32  # patches an image at least; pixels a side of a patch at most
 PRETRAINED, START_GRID = "pretrained:lorelei", 256  # patches an image up to which it is a start
-
-Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Images:
     classes: int = 0
 
     @classmethod
-    def of(cls, dataset: Dataset, source: str) -> Images:
+    def of(cls, dataset: Dataset, source: str) -> Self:
         """Those of `source`, decoded."""
         counts = len(dataset.train_ids), len(dataset.held_out_ids)
         return cls(source, *counts, dataset.size, dataset.channels, len(dataset.label_names))
@@ -78,8 +75,8 @@ def recipe(images: Images, network: Values) -> config.Run:
     run = changed(config.preset("default"), **network["settings"])
     wanted = run.space.patch * math.sqrt(math.prod(images.size)) / MEASURED
     patch = min(patches_that_fit(images.size), key=lambda p: round(abs(math.log(p / wanted)), 6))
-    advised, size = small(images.count), list(dict.fromkeys(images.size))
-    augment, dropout, label_drop = (float(f"{v:.2g}") for v in list(advised.values())[:3])
+    augment, dropout, label_drop = (float(f"{v:.2g}") for v in small(images.count)[:3])
+    size = list(dict.fromkeys(images.size))
     run = changed(
         run,
         data={"source": images.source, "size": size, "channels": images.channels},
@@ -112,16 +109,12 @@ def masked(run: config.Run, cell: Values, unit: int) -> config.Run:
     return replace(run, stages={"masked": first, "whole": whole})
 
 
-def small(count: int) -> dict[str, float]:
-    """The settings for `count` images, between those of the small presets.
-
-    `augment`, `dropout`, `label_drop`, and lengths in images of the stages `masked` and `whole`.
-    """
+def small(count: int) -> list[float]:
+    """Augment, dropout, label drop; images of the stages `masked` and `whole`; by the presets."""
     runs = [(config.preset(name), int(name.rpartition("-")[2])) for name in SMALL]
     augment = [run.stages["whole"].augment for run, _ in runs]
     network = ([getattr(run.network, k) for run, _ in runs] for k in ("dropout", "label_drop"))
     epochs = ([run.stages[k].images / n for run, n in runs] for k in ("masked", "whole"))
     at, counts = math.log(max(1, count)), [math.log(n) for _, n in runs]
     found = [float(np.interp(at, counts, column)) for column in (augment, *network, *epochs)]
-    lengths = {"masked": count * found[3], "whole": count * found[4]}
-    return dict(zip(("augment", "dropout", "label_drop"), found, strict=False)) | lengths
+    return [*found[:3], *(count * each for each in found[3:])]

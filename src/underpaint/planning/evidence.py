@@ -2,15 +2,12 @@
 
     slope      of one network error ∝ images^-slope
     batch      an image in a batch m times as large is worth m^-batch images
-    networks   fewest parameters first: settings of a recipe, and what was measured at 64×64
-    masks      masked first stages: patches an image (coarsest tokens, where a network merges them),
-               share of the FLOPs, masked images a step for each whole one (batch), and the interval
-               of the compute over that of whole images alone for the same error
+    networks   smallest first: settings of a recipe, and what was measured at 64×64
+    masks      masked first stages: patches (coarsest tokens) an image, share of the FLOPs, batch
+               (for a whole image a step), compute over that of whole images for the same error
 
 `python -m studies.ladder.evidence` writes the file; no figure of it stands in code.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -20,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["expected", "load", "nearest", "sentence"]
+__all__ = ["Values", "expected", "load", "nearest", "sentence"]
 
 Values = dict[str, Any]
 

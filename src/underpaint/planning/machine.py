@@ -5,28 +5,27 @@ A step on a GPU that is not here is computed from what it launches, multiplies a
     seconds = calls · a call + values · a value + FLOPs / (peak · utilisation) + bytes / bandwidth
 """
 
-from __future__ import annotations
-
+import difflib
+import json
 from dataclasses import dataclass, replace
+from importlib import resources
 from typing import Any
 
 import torch
 
 from underpaint import config
+from underpaint.errors import UserError
 from underpaint.hardware import free_memory, held_memory, keep_freed_memory, pick_device
-from underpaint.planning import devices
-from underpaint.planning.candidates import Images
+from underpaint.planning.candidates import Images, changed
 from underpaint.training import cost
 from underpaint.training.distributed import World
 from underpaint.training.stages import prepare_stages
 from underpaint.training.throughput import speed
 
-__all__ = ["Machine", "find", "of_sheet"]
+__all__ = ["Machine", "find", "known", "of_name", "of_sheet"]
 
 USABLE = 0.9  # of the memory; the rest is for grids, checks and what is not counted
-# Bytes a parameter that a step moves beside the network: AdamW reads four tensors of float32 and
-# writes three, the average reads two and writes one, the clip reads the gradient and writes it.
-MOVED = 12 * 4
+MOVED = 12 * 4  # bytes a parameter: AdamW reads four tensors and writes three, EMA and clip five
 TRAFFIC = 6  # what is kept for the backward pass is written once, read twice, and so its gradient
 
 
@@ -47,14 +46,13 @@ class Machine:
 
     def on(self, run: config.Run) -> config.Run:
         """`run` as it is counted and timed for this machine."""
-        precision = self.sheet["precision"] if self.sheet else run.train.precision
-        return replace(run, train=replace(run.train, device=self.device.type, precision=precision))
+        precision = {"precision": self.sheet["precision"]} if self.sheet else {}
+        return changed(run, train={"device": self.device.type, **precision})
 
     def counted(self, run: config.Run, images: Images) -> dict[str, Any]:
         """What `train --dry-run` says of `run` there, with the process's own memory."""
         found = cost.describe(self.on(run), images.size, images.channels, images.classes)
-        rows = [row | {"memory": self.base + row["memory"]} for row in found["stages"]]
-        return found | {"stages": rows, "memory": self.base + found["memory"]}
+        return found | {"memory": self.base + found["memory"]}
 
     def an_image(self, run: config.Run, images: Images, name: str, seconds: float) -> float:
         """Seconds an image of the stage `name`: timed for `seconds` if the machine is here."""
@@ -68,19 +66,35 @@ class Machine:
 def find(name: str) -> Machine:
     """The device of `--device`: here, or known by name. Raises UserError where it is neither."""
     if name not in ("auto", "cpu", "cuda", "mps") and not name.startswith("cuda:"):
-        return of_sheet(devices.of_name(name))
+        return of_sheet(of_name(name))
     device, held = pick_device(name), held_memory()
     keep_freed_memory()  # as training does
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        shown = torch.cuda.get_device_name(device)
-        return Machine(shown, device, USABLE * free_memory(device))
+        return Machine(torch.cuda.get_device_name(device), device, USABLE * free_memory(device))
     shown = f"{device.type}, {torch.get_num_threads()} threads"
     return Machine(shown, device, USABLE * (free_memory(device) + held), held)
 
 
+def known() -> dict[str, dict[str, Any]]:
+    """GPUs by their key, as `h100`: the values of devices.json, with those that are assumed."""
+    file = resources.files("underpaint") / "planning" / "devices.json"
+    table = json.loads(file.read_text(encoding="utf-8"))
+    return {k: {"key": k} | v | table["assumed"] for k, v in table["devices"].items()}
+
+
+def of_name(key: str) -> dict[str, Any]:
+    """The device `key`. Raises UserError with the nearest name where there is none."""
+    table = known()
+    if key.lower() in table:
+        return table[key.lower()]
+    close = difflib.get_close_matches(key.lower(), [*table, "auto", "cpu", "cuda", "mps"], 1, 0.5)
+    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(table)}"
+    raise UserError(f"device '{key}' is neither here nor known; {hint}")
+
+
 def of_sheet(sheet: dict[str, Any]) -> Machine:
-    """A GPU that is not here; `sheet`: of `devices.known`."""
+    """A GPU that is not here; `sheet`: of `known`."""
     memory = USABLE * sheet["memory_bytes"]
     return Machine(sheet["key"], torch.device("cpu"), memory, sheet["base_bytes"], sheet)
 

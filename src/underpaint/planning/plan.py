@@ -6,12 +6,10 @@ which error was measured after so many: the network with the least is taken.
 
     seen = budget / seconds an image · (batch / measured batch)^-b / (ratio · slowdown)
 
-b is what a larger batch costs (`evidence`); GPUs are asked whether one is worth it. Of a masked
-stage, where it pays, `ratio` is its compute over that of whole images alone for the same error, and
-`slowdown` the time of a FLOP of both stages over that of whole images: both 1 without.
+b is what a larger batch costs (`evidence`), asked for on a GPU. Of a masked stage, where it pays,
+`ratio` is its compute over that of whole images alone for one error, and `slowdown` the time of a
+FLOP of both stages over that of whole images.
 """
-
-from __future__ import annotations
 
 import math
 import re
@@ -48,6 +46,7 @@ class Plan:
     budget: float  # seconds
     counted: Values  # as `cost.describe` has it; seconds and images_per_s of each stage
     evaluating: float  # seconds for grids and checks
+    name: str  # of the network, for a person
     seen: float  # images, by the formula above
     error: float  # to expect, as on images of 64×64; 0 where nothing was measured
     evidence: Values  # the cell that decided on masks
@@ -62,10 +61,6 @@ class Plan:
     def seconds(self) -> float:
         """Of the whole run."""
         return self.evaluating + sum(stage["seconds"] for stage in self.counted["stages"])
-
-    def __str__(self) -> str:
-        network, patch = self.run.network, self.run.space.patch
-        return f"{network.kind}, width {network.width}, depth {network.depth}, patch {patch}"
 
 
 def propose(
@@ -83,7 +78,7 @@ def propose(
     or budget or memory do not suffice.
     """
     networks, found = candidates.packaged(images) + evidence.load()["networks"], list[Plan]()
-    refusals, reasons = list[UserError](), list[str]()
+    refusals = list[UserError]()
     most = math.prod(images.size) * images.channels * images.count / VALUES
     for i, network in enumerate(networks):
         progress(int(i * seconds / len(networks)), math.ceil(seconds))
@@ -91,8 +86,8 @@ def propose(
             run = _in_memory(candidates.recipe(images, network), images, machine)
             size = machine.counted(run, images)["parameters"]
             if not found or size <= max(most, ALIKE * found[0].counted["parameters"]):
-                plan = _plan(network, run, images, machine, budget, seconds / len(networks))
-                found.append(plan)
+                given = images, machine, budget, seconds / len(networks)
+                found.append(_plan(network, run, *given))
         except UserError as error:
             refusals.append(error)
         if found and not network["measured"]:
@@ -101,7 +96,7 @@ def propose(
     if not found:
         raise refusals[0]
     best, *others = sorted(found, key=lambda plan: plan.error)
-    reasons = [f"network {p}, the next best: {p.error:.4f}, {p.seen:,.0f} seen" for p in others[:1]]
+    reasons = [f"network {p.name}, next best: {p.error:.4f}, seeing {p.seen:,.0f}" for p in others]
     if compile:
         reasons.append("torch.compile: steps were timed without it, so the run may be shorter")
     run = changed(best.run, train={"compile": compile})
@@ -110,16 +105,16 @@ def propose(
 
 def _in_memory(run: config.Run, images: Images, machine: Machine) -> config.Run:
     """`run` in microbatches that fit. Raises UserError where not even one image does."""
-    batch = micro = run.stages["whole"].batch
-    while (needed := machine.counted(run, images)["memory"]) > machine.memory:
-        if run.train.microbatch == 1:
-            raise UserError(
-                f"{machine.name} has {machine.memory / 2**30:.1f} GiB to train in, and one image "
-                f"needs {needed / 2**30:.1f} GiB; give a smaller --size"
-            )
+    batch = run.stages["whole"].batch
+    for micro in (0, *(m for m in range(batch, 0, -1) if batch % m == 0)):
         run = changed(run, train={"microbatch": micro})
-        micro = max((m for m in range(1, micro // 2 + 1) if batch % m == 0), default=1)
-    return run
+        needed = machine.counted(run, images)["memory"]
+        if needed <= machine.memory:
+            return run
+    raise UserError(
+        f"{machine.name} has {machine.memory / 2**30:.1f} GiB to train in, and one image needs "
+        f"{needed / 2**30:.1f} GiB; give a smaller --size"
+    )
 
 
 def _plan(
@@ -149,32 +144,30 @@ def _plan(
         reasons.append(f"batch: {times} times the measured one, which is worth its cost on a GPU")
     if run.train.microbatch:
         reasons.append(f"microbatch {run.train.microbatch}: a whole batch does not fit at once")
-    counted = machine.counted(run, images)
+    counted, shape, patch = machine.counted(run, images), run.network, run.space.patch
     for row in counted["stages"]:
         taken = parts[row["name"]][0]
         row |= {"seconds": taken * row["images"], "images_per_s": 1 / taken}
     why = f"few images: {candidates.PRETRAINED} is a start, whose network this is"
+    name = f"{shape.kind}, width {shape.width}, depth {shape.depth}, patch {patch}"
     if measured:
         error = evidence.expected(measured, min(seen, MOST * images.count), known["slope"])
-    plan = Plan(run, images, machine, budget, counted, evaluating, seen, error, cell, reasons)
-    if measured:
         points = ", ".join(f"{p['error']:.4f} after {p['images']:,}" for p in measured)
         why = (
-            f"network {plan}: it would see as much as {seen:,.0f} whole images, for which an error "
+            f"network {name}: it would see as much as {seen:,.0f} whole images, for which an error "
             f"of {error:.4f} is expected (studies/ladder, at 64×64: {points} images; beyond what "
             f"was measured no gain is counted, below it images^-{known['slope']:.2g})"
         )
     reasons.insert(0, why)
-    return plan
+    return Plan(run, images, machine, budget, counted, evaluating, name, seen, error, cell, reasons)
 
 
 def _masks(
     run: config.Run, whole: float, images: Images, machine: Machine, seconds: float
 ) -> tuple[config.Run, Parts, float, Values, str]:
-    """`run`, with a masked stage where that pays; `whole`: seconds of an image.
+    """`run`, with a masked stage where that pays, its parts, ratio · slowdown, the cell, and why.
 
-    Also seconds of an image of each stage with its share of the time, ratio · slowdown, the cell
-    of the evidence, and why.
+    `whole`: seconds of an image.
     """
     backbone = cost.network(run, images.size, images.channels, images.classes)
     tokens = math.prod(backbone.grid) // backbone.unit**2
@@ -201,22 +194,19 @@ def _masks(
 def _lengths(
     run: config.Run, parts: Parts, images: Images, budget: float, reasons: list[str]
 ) -> tuple[config.Run, float]:
-    """`run` with its lengths, and seconds of grids and checks; says why it is shorter than asked.
-
-    Grids and checks are forward passes of whole images, each a third of a training step. No more
-    images are seen than have been with success. Raises UserError for less than one batch.
-    """
-    forward = parts["whole"][0] / 3
+    """`run` with its lengths, and seconds of grids and checks. Raises UserError for under a batch."""
+    forward = parts["whole"][0] / 3  # of a training step
     grid = run.sampling.count * run.sampling.steps * forward
     checked = len(parts) * (2 if images.held_out else 1)  # under the stage's mask, too
     both = grid + checked * min(run.train.check_images, images.count) * BINS * forward
     times = min(EVALUATIONS, int(EVALUATING * budget / both))
     evaluating = times * both or grid
-    length, most, source = max(0.0, budget - evaluating), MOST * images.count, "MaskDM's faces"
+    length, most, source = max(0.0, budget - evaluating), float(MOST * images.count), "MaskDM's"
     if images.count < FEW:
-        advised, source = candidates.small(images.count), "the presets for so few"
-        most = round(sum(advised[name] for name in parts))
-    factor = min(1.0, most / max(1.0, sum(share * length / s for s, share in parts.values())))
+        most, source = sum(candidates.small(images.count)[-len(parts) :]), "the presets for so few"
+    factor = min(
+        1.0, round(most) / max(1.0, sum(share * length / s for s, share in parts.values()))
+    )
     for name, (an_image, share) in parts.items():
         batch, warmup = run.stages[name].batch, run.stages[name].warmup
         seen = int(factor * share * length / an_image / batch) * batch

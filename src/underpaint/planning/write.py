@@ -1,19 +1,15 @@
 """A plan as the YAML that `underpaint train --config` takes, with a comment that says why."""
 
-from __future__ import annotations
-
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from underpaint import config
 from underpaint._version import __version__
-from underpaint.io import replace_text, writing
 from underpaint.planning.plan import Plan, shown
 
-__all__ = ["text", "write"]
+__all__ = ["text"]
 
 ALWAYS = {  # settings that one looks for, also where they are as without the file
     *("source", "size", "channels", "patch", "kind", "width", "depth", "heads", "labels"),
@@ -21,23 +17,16 @@ ALWAYS = {  # settings that one looks for, also where they are as without the fi
 }
 
 
-def write(plan: Plan, path: Path) -> None:
-    """Write the recipe of `plan`."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, text(plan, str(path)))
-
-
 def text(plan: Plan, name: str) -> str:
     """The recipe of `plan`, which `config.load` reads back to `plan.run`; `name`: of its file."""
     images, run, plain = plan.images, config.to_dict(plan.run), config.to_dict(config.Run())
     stages, size = run.pop("stages"), "×".join(map(str, images.size))
-    reasons = [textwrap.wrap(r, 96, subsequent_indent="  ") for r in plan.reasons]
+    reasons = [textwrap.wrap(f"- {r}", 98, subsequent_indent="  ") for r in plan.reasons]
     lines = [
         f"# {images.count:,} images of {size}: about {shown(plan.seconds)} on "
         f"{plan.machine.name} ({'computed, not measured' if plan.machine.sheet else 'measured'}).",
         f"# By `underpaint plan` {__version__}, for a budget of {shown(plan.budget)}. Why:",
-        *(f"# {'  ' if i else '- '}{line}" for lines in reasons for i, line in enumerate(lines)),
+        *(f"# {line}" for reason in reasons for line in reason),
         f"# Train by it: underpaint train --config {name}{plan.start}",
     ]
     comments = {
