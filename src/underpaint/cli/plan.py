@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         dataset = data.prepare(wanted, progress=bar)
     images = candidates.Images.of(dataset, wanted.source)
     compiled = found.gpu if args.compile is None else args.compile
-    with Bar("measuring networks, seconds", quiet=args.quiet) as bar:
+    with Bar("measuring networks, seconds", quiet=args.quiet or bool(found.sheet)) as bar:
         plan = propose(images, found, budget, args.seconds, compiled, bar)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,8 @@ from underpaint import config
 from underpaint.errors import UserError
 from underpaint.evaluation.validation import BINS
 from underpaint.planning import candidates, evidence
-from underpaint.planning.candidates import FEW, Images, Values, changed
+from underpaint.planning.candidates import FEW, Images, changed
+from underpaint.planning.evidence import Values
 from underpaint.planning.machine import Machine
 from underpaint.training import cost
 
@@ -165,10 +166,7 @@ def _plan(
 def _masks(
     run: config.Run, whole: float, images: Images, machine: Machine, seconds: float
 ) -> tuple[config.Run, Parts, float, Values, str]:
-    """`run`, with a masked stage where that pays, its parts, ratio · slowdown, the cell, and why.
-
-    `whole`: seconds of an image.
-    """
+    """`run`, masked first where that pays; its parts, ratio · slowdown, cell, and why."""
     backbone = cost.network(run, images.size, images.channels, images.classes)
     tokens = math.prod(backbone.grid) // backbone.unit**2
     cell = evidence.nearest(evidence.load()["masks"], tokens)
@@ -194,7 +192,7 @@ def _masks(
 def _lengths(
     run: config.Run, parts: Parts, images: Images, budget: float, reasons: list[str]
 ) -> tuple[config.Run, float]:
-    """`run` with its lengths, and seconds of grids and checks. Raises UserError for under a batch."""
+    """`run` with its lengths, seconds of grids and checks. Raises UserError for under a batch."""
     forward = parts["whole"][0] / 3  # of a training step
     grid = run.sampling.count * run.sampling.steps * forward
     checked = len(parts) * (2 if images.held_out else 1)  # under the stage's mask, too
