@@ -126,13 +126,6 @@ def test_a_cell_is_that_of_the_nearest_number_of_patches() -> None:
     assert "pays, 0.70 to 0.85 of the compute" in evidence.sentence(evidence.nearest(cells, 256))
 
 
-def test_known_gpus() -> None:
-    assert machine.of_name("h200")["flop_per_s"] == 989e12
-    assert {"rtx-3090", "rtx-4090", "a100-40", "a100-80", "h100", "l4", "t4"} <= set(
-        machine.known()
-    )
-
-
 # --- what is proposed ---------------------------------------------------------------------------
 
 
@@ -232,6 +225,7 @@ def test_small_presets_are_met_where_they_are(count: int) -> None:
 
 
 def test_a_gpu_that_is_not_here_is_computed_and_takes_larger_batches() -> None:
+    assert {"rtx-4090", "a100-80", "h100", "l4", "t4"} <= set(machine.known())
     found = plan_for(count=20_000, on=H100)
     assert "computed, not measured" in write.text(found, "plan.yaml")
     assert found.run.stages["whole"].batch > plan_for().run.stages["whole"].batch
@@ -270,9 +264,6 @@ def test_this_machine_is_timed_by_real_steps(tmp_path: Path) -> None:
     assert 50e6 < here.base < here.memory  # torch is loaded
 
 
-NARROW = {"network": {"depth": 1, "width": 128, "heads": 4, "dropout": 0.0}}
-
-
 @pytest.mark.parametrize("index", range(len(evidence.load()["networks"])))
 def test_a_plan_learns_to_draw(index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind of plan, cut to one block and some steps, loses more noise than 128 of 192 numbers.
@@ -290,7 +281,7 @@ def test_a_plan_learns_to_draw(index: int, tmp_path: Path, monkeypatch: pytest.M
         data={"source": str(tmp_path / "flat.npy"), "held_out": "8"},
         stages=dict.fromkeys(run.stages, length),
         train={"threads": 1, "check_every": -1, "sample_every": -1, "ema": 0.9},
-        **NARROW,
+        network={"depth": 1, "width": 128, "heads": 4, "dropout": 0.0},
     )
     learned = load(train(run, tmp_path / "run", quiet=True), device="cpu")
     x0 = torch.from_numpy(flat[:16] / 127.5 - 1).float().movedim(3, 1).expand(-1, -1, 64, 64)

@@ -4,11 +4,10 @@ Each network that was measured, fits in the memory and is too small to hold the 
 computed by a data sheet. That says how many images it can see in the budget, and `evidence.json`
 which error was measured after so many: the network with the least is taken.
 
-    seen = budget / seconds an image · (batch / measured batch)^-b / (ratio · slowdown)
+    seen = min(budget / seconds an image, most) · (batch / measured)^-b / (ratio · slowdown)
 
-b is what a larger batch costs (`evidence`), asked for on a GPU. Of a masked stage, where it pays,
-`ratio` is its compute over that of whole images alone for one error, and `slowdown` the time of a
-FLOP of both stages over that of whole images.
+`most` images have been seen with success; b is what a larger batch costs, on a GPU; `ratio` the
+compute of masks that pay over that without, and `slowdown` the time of a FLOP over that without.
 """
 
 import math
@@ -128,21 +127,23 @@ def _plan(
 ) -> Plan:
     """The plan with this network. Raises UserError where it would see less than a batch."""
     known, measured = evidence.load(), network["measured"]
+    most = candidates.small(images.count)[-1] if images.count < FEW else MOST * images.count
     tried = []
     for times in BATCHES if machine.gpu and not run.train.microbatch else (1,):
         grown = {k: times * getattr(run.stages["whole"], k) for k in ("batch", "images", "warmup")}
         larger = changed(run, stages={"whole": grown})
         if times == 1 or machine.counted(larger, images)["memory"] <= machine.memory:
             whole = machine.an_image(larger, images, "whole", seconds / 2 if times == 1 else 0.0)
-            tried.append((whole * times ** known["batch"], times, whole, larger))
-    worth, times, whole, run = min(tried)
+            worth = min(budget / whole, most) / times ** known["batch"]
+            tried.append((worth, -times, whole, larger))
+    seen, times, whole, run = max(tried)
     run, parts, ratio, cell, why = _masks(run, whole, images, machine, seconds / 2)
-    seen, error, reasons = budget / worth / ratio, 0.0, [why]
+    seen, error, reasons = seen / ratio, 0.0, [why]
     run, evaluating = _lengths(run, parts, images, budget, reasons)
     if run.noise.prediction != network["settings"]["noise"]["prediction"]:
         reasons.append("prediction x0: the network has too few features to predict noise through")
-    if times > 1:
-        reasons.append(f"batch: {times} times the measured one, which is worth its cost on a GPU")
+    if times < -1:
+        reasons.append(f"batch: {-times} times the measured one, which is worth its cost on a GPU")
     if run.train.microbatch:
         reasons.append(f"microbatch {run.train.microbatch}: a whole batch does not fit at once")
     counted, shape, patch = machine.counted(run, images), run.network, run.space.patch
@@ -152,7 +153,7 @@ def _plan(
     why = f"few images: {candidates.PRETRAINED} is a start, whose network this is"
     name = f"{shape.kind}, width {shape.width}, depth {shape.depth}, patch {patch}"
     if measured:
-        error = evidence.expected(measured, min(seen, MOST * images.count), known["slope"])
+        error = evidence.expected(measured, seen, known["slope"])
         points = ", ".join(f"{p['error']:.4f} after {p['images']:,}" for p in measured)
         why = (
             f"network {name}: it would see as much as {seen:,.0f} whole images, for which an error "
