@@ -76,10 +76,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         names = ("budget", "seconds", "evaluating", "seen", "error", "evidence", "reasons")
         plain = {"images": dataclasses.asdict(images), "recipe": config.to_dict(plan.run)}
         here = {"device": found.name, "measured": not found.sheet, "memory_available": found.memory}
-        told = plain | here | {name: getattr(plan, name) for name in names}
+        result = plain | here | {name: getattr(plan, name) for name in names}
         print_json(
             plan.counted
-            | told
+            | result
             | {"config": str(out), "from": plan.start.removeprefix(" --from ") or None}
         )
         return

@@ -171,22 +171,22 @@ def _masks(
     backbone = cost.network(run, images.size, images.channels, images.classes)
     tokens = math.prod(backbone.grid) // backbone.unit**2
     cell = evidence.nearest(evidence.load()["masks"], tokens)
-    what, told = f"for {tokens} patches an image", f"in our studies {evidence.sentence(cell)}"
+    what, studied = f"for {tokens} patches an image", f"in our studies {evidence.sentence(cell)}"
     if cell["verdict"] == "pays":
         tried = _in_memory(candidates.masked(run, cell, backbone.unit), images, machine)
         flops = [stage["flops_per_image"] for stage in machine.counted(tried, images)["stages"]]
         first = machine.an_image(tried, images, "masked", seconds)
         times = [cell["share"] * first / flops[0], (1 - cell["share"]) * whole / flops[1]]
         low, high = (sum(times) * flops[1] / whole * cell[end] for end in ("low", "high"))
-        told += f"; in time {low:.2f} to {high:.2f} on {machine.name}"
+        studied += f"; in time {low:.2f} to {high:.2f} on {machine.name}"
         verdict = "pays" if high < 1 else "does not pay" if low > 1 else "undecided"
         cell = cell | {"verdict": verdict}
         if low * high < 1:  # likelier to pay than not
             share = times[0] / sum(times)
             parts = {"masked": (first, share), "whole": (whole, 1 - share)}
-            return tried, parts, math.sqrt(low * high), cell, f"masked stage, {what}: {told}"
+            return tried, parts, math.sqrt(low * high), cell, f"masked stage, {what}: {studied}"
     answer = {"undecided": "it is undecided whether masking pays"}.get(cell["verdict"])
-    why = f"no masked stage: {what} {answer or 'masking will not pay'}; {told}"
+    why = f"no masked stage: {what} {answer or 'masking will not pay'}; {studied}"
     return run, {"whole": (whole, 1.0)}, 1.0, cell, why
 
 
