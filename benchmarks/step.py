@@ -21,17 +21,21 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from underpaint import config
+from underpaint import config, factory
+from underpaint.core import masks
+from underpaint.data import Dataset, Order
 from underpaint.hardware import keep_freed_memory
-from underpaint.planning import devices
-from underpaint.planning.measure import timed_stage
+from underpaint.planning import machine
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
+from underpaint.training.stages import Level, PreparedStage
 from underpaint.training.step import training_flops
 from underpaint.training.throughput import step_seconds
 from underpaint.training.train_state import TrainState
+from underpaint.training.training_set import ImageSet
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 
@@ -39,7 +43,60 @@ RESULTS = Path(__file__).parent / "results" / "step.json"
 def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
-    return devices.peak_flops(torch.cuda.get_device_name(device))
+    name = torch.cuda.get_device_name(device)
+    return next((d["flop_per_s"] for d in machine.known().values() if d["name"] in name), None)
+
+
+def random_images(size: tuple[int, int], channels: int, count: int = 256) -> Dataset:
+    """Images of chance, which need no files."""
+    rng = np.random.default_rng(0)
+    digests = rng.integers(0, 256, (count, 32), dtype=np.uint8)
+    return Dataset(
+        images=rng.integers(0, 256, (count, *size, channels), dtype=np.uint8),
+        labels=np.full(count, -1, np.int64),
+        label_names=(),
+        names=[str(i) for i in range(count)],
+        train_ids=np.arange(count),
+        held_out_ids=np.arange(0),
+        key="random",
+        report={},
+        file_digests=digests,
+        pixel_digests=digests,
+    )
+
+
+def timed_stage(
+    run: config.Run, size: tuple[int, int], rate: float, batch: int, kind: str
+) -> PreparedStage:
+    """A stage of `run` at a constant rate, on images of chance; its first stage's settings else."""
+    settings = next(iter(run.stages.values()), config.Stage())
+    changes = {"batch": batch, "mask": kind, "rate": rate, "images": batch}
+    settings = config.from_dict(config.Stage, changes, "timed: ", settings)
+    spec = config.ModelSpec(
+        size=size,
+        channels=run.data.channels,
+        label_names=(),
+        space=run.space,
+        network=config.network_of(run),
+        noise=run.noise,
+    )
+    space = factory.space(spec.space, size, spec.channels)
+    mask = factory.mask_spec(settings, factory.unallocated_network(spec))
+    V = masks.visible_count(mask, space.grid)
+    keep_hidden = run.noise.hidden_weight > 0
+    drawn = random_images(size, spec.channels)
+    images = ImageSet(drawn, settings, space, mask, keep_hidden=keep_hidden)
+    return PreparedStage(
+        index=0,
+        name="timed",
+        settings=settings,
+        spec=spec,
+        space=space,
+        training_set=images,
+        order=Order(images.train_ids, 0),
+        images=10**12,
+        levels=(Level(0, rate, masks.realised_rate(mask, space.grid), V),),
+    )
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

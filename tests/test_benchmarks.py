@@ -1,4 +1,4 @@
-"""The benchmarks still run, and their committed results say what their rows do."""
+"""The benchmarks still run."""
 
 import json
 import runpy
@@ -22,15 +22,3 @@ def test_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for row in rows:
         assert row["ideal"] == rows[0]["flops_per_image"] / row["flops_per_image"]
         assert row["images_per_s"] > 0
-
-
-def test_the_committed_foretelling_is_that_of_its_rows() -> None:
-    result = json.loads((ROOT / "benchmarks" / "results" / "plan-cpu.json").read_text())
-    unseen = [row for row in result["time"] if not row["seen"]]
-    assert len(unseen) >= 10
-    for row in unseen:
-        assert row["ratio"] == pytest.approx(row["predicted_s"] / row["measured_s"])
-    for row in result["memory"]:
-        assert row["ratio"] == pytest.approx(row["predicted_bytes"] / row["measured_bytes"])
-    assert result["worst_time"] == max(abs(row["ratio"] - 1) for row in unseen)
-    assert result["worst_memory"] == max(abs(row["ratio"] - 1) for row in result["memory"])

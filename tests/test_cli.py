@@ -21,7 +21,7 @@ from underpaint.cli import VERBS, main, parser
 from underpaint.cli import train as training
 from underpaint.core import masks
 from underpaint.errors import Interrupted, RunFailed
-from underpaint.planning import measure
+from underpaint.planning import machine
 
 HEAVY = ["torch", "matplotlib", "scipy", "numpy", "PIL", "rich", "jinja2", "safetensors"]
 
@@ -267,25 +267,16 @@ def test_prepare(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plan_writes_a_recipe_that_trains(
-    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Measured here, by two small probes; the recipe is cut to a few batches to be trained."""
-
-    monkeypatch.setattr(
-        measure,
-        "CPU",
-        (
-            measure.Probe(16, 1, 2, 16, 0.0, 2),
-            measure.Probe(32, 1, 2, 16, 0.5, 2),
-        ),
-    )
+    """Timed here; the recipe is cut to a few batches to be trained."""
     out = tmp_path / "plan.yaml"
     flags = [str(faces), "--size", "16", "--budget", "10m", "--seconds", "0.1", "--out", str(out)]
     assert main(["plan", *flags, "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["measured"]
     assert found["config"] == str(out)
-    assert list(found["images_per_s"]) == ["16", "8", "4", "2"]  # visible patches
+    assert all(stage["images_per_s"] > 0 for stage in found["stages"])
     assert config.to_dict(config.load(out)) == found["recipe"]
     assert main(["train", "--config", str(out), "--dry-run", "--json"]) == 0
     dry = json.loads(capsys.readouterr().out)
@@ -317,18 +308,18 @@ def test_plan_for_a_gpu_that_is_not_here(
     assert main(["plan", *flags]) == 0
     text = capsys.readouterr().out
     assert "computed, not measured" in text
-    assert "patches an image" in text  # the prior is cited
+    assert "patches an image" in text  # the evidence is cited
     assert f"train --config {out} --from pretrained:lorelei" in text  # 24 images are few
-    assert "\n- patch 4" not in text
+    assert "\n- no masked stage" in text
     assert main(["plan", *flags, "--overwrite", "--explain"]) == 0
-    assert "\n- patch 4" in capsys.readouterr().out
+    assert "\n- few images" in capsys.readouterr().out
 
 
 def test_an_interrupted_plan_writes_nothing(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr(measure, "calibrate", raiser(KeyboardInterrupt()))
+    monkeypatch.setattr(machine, "speed", raiser(KeyboardInterrupt()))
     out = tmp_path / "plan.yaml"
     assert main(["plan", str(faces), "--size", "16", "--device", "cpu", "--out", str(out)]) == 130
     assert capsys.readouterr().err == "underpaint: interrupted\n"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import resource
 import sys
 import time
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,6 +20,8 @@ __all__ = [
     "Precision",
     "bf16_speedup",
     "check_compiler",
+    "free_memory",
+    "held_memory",
     "keep_freed_memory",
     "pick_device",
     "use_bf16",
@@ -123,3 +127,23 @@ def keep_freed_memory() -> bool:
         return False
     held = any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST)
     return bool(held and mallopt(TRIM_THRESHOLD, KEPT))
+
+
+def held_memory() -> float:
+    """Bytes that this process has had in memory at most."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(most) if sys.platform == "darwin" else 1024.0 * most
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are left on `device`; infinite where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return float(torch.mps.recommended_max_memory())
+    found = [math.inf]
+    for name in ("/proc/meminfo", "/sys/fs/cgroup/memory.max"):  # the second: of a container
+        text = Path(name).read_text(encoding="ascii") if Path(name).is_file() else ""
+        found += [1024 * float(x.split()[1]) for x in text.splitlines() if "MemAvailable" in x]
+        found += [float(text)] if text.strip().isdigit() else []
+    return min(found)

@@ -1,7 +1,6 @@
 """What the acceleration study found, and a test of why.
 
-    python -m studies.acceleration.page                the page
-    python -m studies.acceleration.page --evidence     write the figure into planning/evidence.json
+    python -m studies.acceleration.page
 
 Reads the results.json that `underpaint compare studies/acceleration/study.yaml` wrote. Of its
 earlier trials those in `before` had the batch of the whole images in the masked stage.
@@ -9,8 +8,6 @@ earlier trials those in `before` had the batch of the whole images in the masked
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +15,8 @@ from typing import Any, NamedTuple
 from studies.lib import compared
 from studies.lib.page import Figure, Page, Section, Table
 from underpaint.compare import record
-from underpaint.planning import evidence
 
 HERE = Path(__file__).parent
-EVIDENCE = HERE.parent.parent / "src" / "underpaint" / "planning" / "evidence.json"
-PATCHES = 256  # an image
 CLAIM = 0.25  # of the compute
 HALF = 0.5  # the point at which all arms ran
 
@@ -177,44 +171,9 @@ def page(results: dict[str, Any]) -> Page:
     )
 
 
-TUNED = " studies/acceleration: the same tuning trials for both arms, at a larger budget."
-
-
-def known(results: dict[str, Any], before: Any) -> Any:
-    """The evidence with the masked arm's cell in place of the untuned one of the same mask."""
-
-    stage = results["study"]["arms"]["masked"]["settings"]["stages"]["masked"]
-    found = results["verdicts"]["masked"]
-    cell = evidence.Cell(
-        patches=PATCHES,
-        **{key: stage[key] for key in ("mask", "rate", "block")},
-        share=results["study"]["arms"]["masked"]["shares"]["masked"],
-        batch=stage["batch"] // results["chosen"]["masked"]["batch"],
-        low=found["low"],
-        high=found["high"],
-        seeds=len(found["seeds"]),
-        verdict=found["answer"],
-        source="studies/acceleration",
-    )
-
-    def kept(other: Any) -> bool:
-        same = (other.mask, other.rate, other.block) == (cell.mask, cell.rate, cell.block)
-        return other.patches != PATCHES or not same
-
-    about = before.about.removesuffix(TUNED) + TUNED
-    return dataclasses.replace(before, about=about, cells=(*filter(kept, before.cells), cell))
-
-
 def main() -> int:
-    """The page, or the evidence."""
-
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--evidence", action="store_true", help="write evidence.json and stop")
-    results = record.read(HERE / "results.json")
-    if parser.parse_args().evidence:
-        evidence.write(known(results, evidence.load()), EVIDENCE)
-    else:
-        print(page(results).write(HERE / "results.html"))
+    """The page."""
+    print(page(record.read(HERE / "results.json")).write(HERE / "results.html"))
     return 0
 
 

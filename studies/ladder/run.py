@@ -3,6 +3,7 @@
     python -m studies.lib.draw                     the pictures, once
     python -m studies.ladder.run --table           what there is to do, with core-minutes
     python -m studies.ladder.run                   as many processes as there are cores
+    python -m studies.ladder.evidence              what `underpaint plan` goes by, from the results
 
 Drawn heads of 64×64, 20,000 to learn from and 5,000 held out. A unit is a run of its own: it begins
 with the settings of its parent in `UNITS` and changes what its name says. Units of one rung spend
@@ -198,6 +199,16 @@ UNITS |= {
     for name, (parent, budget) in ENDS.items()
     for seed in (1, 2, 3)
 }
+
+# what `underpaint plan` chooses from (`evidence.py`): six networks at most, at one budget or more
+CANDIDATES = (
+    "dit",
+    "patch-8",
+    "hourglass-64",
+    "hourglass-64-x0",
+    "hourglass-64-x0-96",
+    "hourglass",
+)
 
 
 def settings(unit: str) -> dict[str, Any]:

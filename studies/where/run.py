@@ -3,7 +3,6 @@
     python -m studies.lib.draw                  the pictures: 25,000 drawn heads of 64×64, once
     python -m studies.where.run                 as many processes as there are cores
     python -m studies.where.run --page          the page alone
-    python -m studies.where.run --evidence      write what was found into planning/evidence.json
 
 Each cell is a run in two stages, the first masked for `SHARE` of the FLOPs, against runs of the
 same network on whole images alone, at half, once and twice that budget. All see the same pictures
@@ -20,13 +19,13 @@ images as a function of compute, shifted so that it passes through b, is asked w
 below 1: masking pays. The curve is piecewise linear in log compute; outside it (below 0.5, above
 2) the ratio is a bound. `REPEATED` cells have three seeds. The spread s of their log ratios,
 pooled, is the noise of all cells: ratio · exp(± t · s), divided by √seeds where there are several.
-A cell whose interval holds 1 is undecided.
+A cell whose interval holds 1 is undecided. `python -m studies.ladder.evidence` has the planner read
+them.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import math
@@ -36,11 +35,9 @@ from typing import Any, NamedTuple
 from studies.lib import page as pages
 from studies.lib import units
 from underpaint.compare import study
-from underpaint.planning import evidence
 
 HERE = Path(__file__).parent
 PICTURES = Path("runs/data/lorelei-64.zip")
-EVIDENCE = HERE.parent.parent / "src" / "underpaint" / "planning" / "evidence.json"
 BUDGET = 8e10  # training FLOPs for each patch of an image
 SHARE = 0.5
 WHOLE_BATCH = 4
@@ -329,24 +326,11 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/where"), help="runs")
     parser.add_argument("--out", type=Path, default=HERE / "results.json", help="results")
     parser.add_argument("--page", action="store_true", help="write the page of --out and stop")
-    parser.add_argument("--evidence", action="store_true", help="write evidence.json and stop")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.page:
         found = json.loads(given.out.read_text(encoding="utf-8"))
         print(page(found).write(given.out.with_suffix(".html")))
-        return 0
-    if given.evidence:
-        found = json.loads(given.out.read_text(encoding="utf-8"))
-        about = (
-            "Measured by studies/where: compute of a run with a masked stage over that of whole "
-            "images alone with the same held-out error; drawn heads, DiT of 1.6 M parameters, "
-            f"{found['budget']:.0e} training FLOPs for each patch of an image, "
-            f"{100 * found['share']:.0f} % of them masked."
-        )
-        names = [field.name for field in dataclasses.fields(evidence.Cell)]
-        cells = [evidence.Cell(**{name: cell[name] for name in names}) for cell in found["cells"]]
-        evidence.write(evidence.Evidence(about, tuple(cells)), EVIDENCE)
         return 0
     units.restore(units.committed(given.out, given.scale).get("units", {}), given.work)
     return units.conduct(

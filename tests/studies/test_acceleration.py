@@ -9,7 +9,6 @@ from studies.acceleration import page as acceleration
 from studies.lib import compared
 from studies.masks import run as masks
 from underpaint.compare import study
-from underpaint.planning import evidence
 from underpaint.training import cost
 
 ROOT = Path(__file__).parents[2] / "studies"
@@ -83,25 +82,3 @@ def test_the_page_of_acceleration_tells_the_figure_first_and_then_why(tmp_path: 
     for relation, ratio, word in (("=", 0.25, "is reached"), (">", 0.2, "is not reached")):
         verdict |= {"relation": relation, "ratio": ratio}
         assert word in acceleration.answer(results)[0]
-
-
-def test_the_evidence_takes_what_acceleration_found() -> None:
-    cells = {
-        name: evidence.Cell(
-            patches, mask, 0.9, 2 if mask == "block" else 1, 0.4, 4, 0.3, 0.5, 1, "pays", s
-        )
-        for name, patches, mask, s in (
-            ("other size", 64, "block", "studies/where"),
-            ("same", 256, "block", "studies/where"),
-            ("other way", 256, "patch", "studies/where"),
-        )
-    }
-    results = json.loads((ROOT / "acceleration" / "results.json").read_text())
-    known = acceleration.known
-    found = known(results, evidence.Evidence("a", tuple(cells.values())))
-    assert known(results, found) == found
-    *kept, own = found.cells
-    assert kept == [cells["other size"], cells["other way"]]
-    verdict = results["verdicts"]["masked"]
-    assert (own.low, own.high, own.seeds) == (verdict["low"], verdict["high"], 5)
-    assert own in evidence.load().cells

@@ -1,6 +1,5 @@
 """Where masking pays: what the map says, at what cost."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 from studies.where import run as where
-from underpaint.planning import evidence
 from underpaint.training import cost
 
 
@@ -74,20 +72,3 @@ def test_the_page_of_where_masking_pays(tmp_path: Path) -> None:
     assert f"Of {len(cells)} cells masking pays in {len(cells)}, does not pay in 0" in text
     assert text.count("</td></tr>") == len(cells)
     assert "2e13 training FLOPs for each patch of an image, 40 % of them on masked" in text
-
-
-def test_what_was_found_is_what_the_planner_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cells = where.judged(where_results(-0.4))
-    found = {"budget": 2e13, "share": 0.4, "cells": cells}
-    (tmp_path / "where.json").write_text(json.dumps(found))
-    written: list[evidence.Evidence] = []
-    monkeypatch.setattr(evidence, "write", lambda told, path: written.append(told))
-    monkeypatch.setattr(
-        "sys.argv", ["where.py", "--evidence", "--out", str(tmp_path / "where.json")]
-    )
-    assert where.main() == 0
-    assert [cell.verdict for cell in written[0].cells] == ["pays"] * len(cells)
-    assert written[0].nearest(256).patches == 256
-    assert {(cell.rate, cell.batch) for cell in written[0].cells} == {(0.5, 1), (0.75, 2), (0.9, 4)}

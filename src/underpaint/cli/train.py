@@ -14,7 +14,7 @@ from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, 
 from underpaint.cli.settings import add_setting, as_help
 from underpaint.errors import UserError
 
-__all__ = ["arguments", "name_of", "recipe", "run"]
+__all__ = ["arguments", "name_of", "print_cost", "recipe", "run"]
 
 SHORT = {  # flags of their own
     "--data": "data.source",
@@ -234,14 +234,15 @@ def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
         raise UserError("--dry-run without images needs their --size")
     found = cost.describe(run, size or ASSUMED, channels, classes)
     found["assumed"] = size is None
-    print_json(found) if args.json else _print(found)
+    print_json(found) if args.json else print_cost(found)
 
 
-def _print(found: dict[str, Any]) -> None:
+def print_cost(found: dict[str, Any]) -> None:
+    """A table of what `cost.describe` found."""
     height, wide = found["size"]
     out = console()
     out.print(f"{found['parameters']:,} parameters, images of {height}×{wide}×{found['channels']}")
-    if found["assumed"]:
+    if found.get("assumed"):
         out.print("no images and no --size were given, so a size is assumed")
     columns = ["stage", "mask", "hidden", "patches", "GFLOP/image", "cost", "length", "memory"]
     rows = [

@@ -1,89 +1,63 @@
-"""Where masked training has paid so far: `evidence.json`, measured by studies, cited by `plan`.
+"""What studies measured of networks and masks: `evidence.json`, which `plan` goes by and cites.
 
-A cell is an arm of a study: so many patches an image, hidden in this way for this share of the
-budget. Its ratio is the compute at which the masked arm reached the unmasked one's score over that
-of the unmasked one: below 1 it pays. Cells inside the noise are `undecided`. A study overwrites the
-file by script; no figure of it stands in code.
+    slope      of one network error ∝ images^-slope
+    batch      an image in a batch m times as large is worth m^-batch images
+    networks   smallest first: settings of a recipe, and what was measured at 64×64
+    masks      masked first stages: patches (coarsest tokens) an image, share of the FLOPs, batch
+               (for a whole image a step), compute over that of whole images for the same error
+
+`python -m studies.ladder.evidence` writes the file; no figure of it stands in code.
 """
 
-from __future__ import annotations
-
-import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from underpaint.compare.verdict import Answer
-from underpaint.io import replace_text
+import numpy as np
 
-__all__ = ["Cell", "Evidence", "load", "write"]
+__all__ = ["Values", "expected", "load", "nearest", "sentence"]
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One measured arm."""
-
-    patches: int  # an image
-    mask: str
-    rate: float
-    block: int  # side of a block in patches (mask: block); else 1
-    share: float  # of the FLOPs that were spent masked
-    batch: int  # masked images a step for each whole image of a step
-    low: float | None  # compute over the baseline's: the range or interval of the ratio
-    high: float | None
-    seeds: int
-    verdict: Answer
-    source: str
-
-    def sentence(self) -> str:
-        """What was found, for a person."""
-        ratio = ""
-        if self.low is not None and self.high is not None:
-            ratio = f", {self.low:.2f} to {self.high:.2f} of the compute"
-        seeds = f"{self.seeds} seed" + ("s" if self.seeds != 1 else "")
-        kind = f"mask {self.mask}" + (f" {self.block}×{self.block}" if self.block > 1 else "")
-        return (
-            f"at {self.patches} patches {kind} at {self.rate:g}: {self.verdict}{ratio} "
-            f"({seeds}; {self.source})"
-        )
+Values = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """All cells, and where they come from."""
-
-    about: str
-    cells: tuple[Cell, ...]
-
-    def nearest(self, patches: int) -> Cell:
-        """The best cell of the number of patches nearest in ratio: one that pays, if any does.
-
-        Of those with one verdict that with most seeds, which is the best known and has not won by
-        luck; of equals the one with the lowest upper end.
-        """
-        there = min({c.patches for c in self.cells}, key=lambda p: abs(math.log(p / patches)))
-        order = {"pays": 0, "undecided": 1, "does not pay": 2}
-
-        def rank(cell: Cell) -> tuple[int, int, float]:
-            return order[cell.verdict], -cell.seeds, math.inf if cell.high is None else cell.high
-
-        return min((cell for cell in self.cells if cell.patches == there), key=rank)
-
-
-def load() -> Evidence:
+@cache
+def load() -> Values:
     """The evidence that this version of the package has."""
     file = resources.files("underpaint") / "planning" / "evidence.json"
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return Evidence(found["about"], tuple(Cell(**cell) for cell in found["cells"]))
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
-def write(evidence: Evidence, path: Path) -> None:
-    """Write `evidence` as the file that `load` reads; for the script of a study."""
-    values: dict[str, Any] = {
-        "about": evidence.about,
-        "cells": [dataclasses.asdict(cell) for cell in evidence.cells],
-    }
-    replace_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+def expected(measured: list[Values], images: float, slope: float) -> float:
+    """Error to expect of a network after so many images, which never rises with them.
+
+    log(error) is linear in log(images) between what was measured. Beyond that nothing is gained;
+    below it the error grows by images^-slope at least.
+    """
+    counts = np.log([point["images"] for point in measured])
+    errors = np.minimum.accumulate(np.log([point["error"] for point in measured]))
+    if len(counts) > 1:
+        slope = max(slope, float((errors[0] - errors[1]) / (counts[1] - counts[0])))
+    missing = max(0.0, float(counts[0]) - math.log(images))
+    return math.exp(float(np.interp(math.log(images), counts, errors)) + slope * missing)
+
+
+def nearest(cells: list[Values], patches: float) -> Values:
+    """The best cell of the number of patches nearest in ratio: one that pays, if any does.
+
+    Of those with one verdict that with most seeds, which is the best known and has not won by
+    luck; of equals the one with the lowest upper end.
+    """
+    there = min({c["patches"] for c in cells}, key=lambda p: abs(math.log(p / patches)))
+    order = {"pays": 0, "undecided": 1, "does not pay": 2}
+    alike = [cell for cell in cells if cell["patches"] == there]
+    return min(alike, key=lambda c: (order[c["verdict"]], -c["seeds"], c["high"] or math.inf))
+
+
+def sentence(cell: Values) -> str:
+    """What was found, for a person."""
+    at, block = f"at {cell['patches']} patches mask {cell['mask']}", cell["block"]
+    ratio = f", {cell['low']:.2f} to {cell['high']:.2f} of the compute" if cell["low"] else ""
+    found = f"{f' {block}×{block}' if block > 1 else ''} at {cell['rate']:g}: {cell['verdict']}"
+    return f"{at}{found}{ratio} ({cell['seeds']} seeds; {cell['source']})"

@@ -1,114 +1,115 @@
-"""The machine that is planned for: this one, measured, or a GPU by its data sheet."""
+"""The machine that is planned for: this one, where steps are timed, or a GPU by its data sheet.
 
-from __future__ import annotations
+A step on a GPU that is not here is computed from what it launches, multiplies and moves:
 
-import platform
-from dataclasses import dataclass, field
+    seconds = calls · a call + values · a value + FLOPs / (peak · utilisation) + bytes / bandwidth
+"""
+
+import difflib
+import json
+from dataclasses import dataclass, replace
+from importlib import resources
+from typing import Any
 
 import torch
 
 from underpaint import config
-from underpaint.hardware import pick_device
-from underpaint.planning import devices, measure, memory, pace
-from underpaint.planning.measure import Probe, Report, Timed
-from underpaint.planning.pace import Pace
+from underpaint.errors import UserError
+from underpaint.hardware import free_memory, held_memory, keep_freed_memory, pick_device
+from underpaint.planning.candidates import Images, changed
+from underpaint.training import cost
+from underpaint.training.distributed import World
+from underpaint.training.stages import prepare_stages
+from underpaint.training.throughput import speed
 
-__all__ = ["Machine", "find", "here", "is_known", "of_sheet"]
+__all__ = ["Machine", "find", "known", "of_name", "of_sheet"]
 
-KINDS = ("auto", "cpu", "cuda", "mps")  # what torch can be asked for
 USABLE = 0.9  # of the memory; the rest is for grids, checks and what is not counted
+MOVED = 12 * 4  # bytes a parameter: AdamW reads four tensors and writes three, EMA and clip five
+TRAFFIC = 6  # what is kept for the backward pass is written once, read twice, and so its gradient
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A device, its pace and its memory."""
+    """A device and its memory."""
 
     name: str
-    device: torch.device | None  # None: it is not here, all is computed
-    pace: Pace
+    device: torch.device
     memory: float  # bytes that training may take
-    base: float  # bytes that a process takes before there is a network
-    bytes_per: int  # of a number that is kept for the backward pass
-    gpu: bool  # large batches pay
-    threads: int = 0
-    source: str = ""  # of a data sheet
-    probes: list[Timed] = field(default_factory=list)
+    base: float = 0.0  # bytes that a process takes before there is a network
+    sheet: dict[str, Any] | None = None  # of devices.json: it is not here, all is computed
 
     @property
-    def shown(self) -> str:
-        """Its name, and how many threads of it."""
-        if not self.threads:
-            return self.name
-        return f"{self.name}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+    def gpu(self) -> bool:
+        """Whether large batches may pay, and torch.compile is worth its wait."""
+        return self.sheet is not None or self.device.type == "cuda"
 
-    @property
-    def compiles(self) -> bool:
-        """Whether torch.compile is worth its wait."""
-        return self.device is None or self.device.type == "cuda"
+    def on(self, run: config.Run) -> config.Run:
+        """`run` as it is counted and timed for this machine."""
+        precision = {"precision": self.sheet["precision"]} if self.sheet else {}
+        return changed(run, train={"device": self.device.type, **precision})
 
-    @property
-    def measured(self) -> bool:
-        """Whether the times come from this machine."""
-        return self.device is not None
+    def counted(self, run: config.Run, images: Images) -> dict[str, Any]:
+        """What `train --dry-run` says of `run` there, with the process's own memory."""
+        found = cost.describe(self.on(run), images.size, images.channels, images.classes)
+        return found | {"memory": self.base + found["memory"]}
 
-
-def is_known(name: str) -> bool:
-    """Whether `name` is a GPU known by name, and not a device of this machine.
-
-    Raises UserError where it is neither.
-    """
-    if name in KINDS or name.startswith("cuda:"):
-        pick_device(name)
-        return False
-    devices.of_name(name)
-    return True
+    def an_image(self, run: config.Run, images: Images, name: str, seconds: float) -> float:
+        """Seconds an image of the stage `name`: timed for `seconds` if the machine is here."""
+        run = self.on(replace(run, stages={name: run.stages[name]}))
+        if self.sheet:
+            return _computed(self.sheet, run, images)
+        (stage,) = prepare_stages(run, lambda _: None, None)
+        return 1 / speed(stage, run, World(0, 1, self.device), seconds)
 
 
-def find(name: str, seconds: float, progress: Report) -> Machine:
-    """The device of `--device`: known by name, or here, and then measured for about `seconds`."""
-    if is_known(name):
-        return of_sheet(devices.of_name(name))
-    return here(pick_device(name), seconds, progress)
-
-
-def here(
-    device: torch.device, seconds: float, progress: Report, probes: tuple[Probe, ...] = ()
-) -> Machine:
-    """This machine, from steps that are timed for about `seconds`."""
+def find(name: str) -> Machine:
+    """The device of `--device`: here, or known by name. Raises UserError where it is neither."""
+    if name not in ("auto", "cpu", "cuda", "mps") and not name.startswith("cuda:"):
+        return of_sheet(of_name(name))
+    device, held = pick_device(name), held_memory()
+    keep_freed_memory()  # as training does
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # as the loop does
-    warm = Probe(32, 1, 1, 32, 0.0, 1)
-    measure.calibrate(device, 0.0, lambda *_: None, (warm,))  # loads what a first step loads
-    base = float(memory.resident()) if device.type == "cpu" else 0.0
-    timed = measure.calibrate(device, seconds, progress, probes)
-    return Machine(
-        name=_name(device),
-        device=device,
-        pace=pace.fit(*zip(*timed, strict=True)),
-        memory=USABLE * memory.available(device),
-        base=base,
-        bytes_per=measure.bytes_per(config.Train(), device),
-        gpu=device.type != "cpu",
-        threads=torch.get_num_threads() if device.type == "cpu" else 0,
-        probes=timed,
+        torch.set_float32_matmul_precision("high")
+        return Machine(torch.cuda.get_device_name(device), device, USABLE * free_memory(device))
+    shown = f"{device.type}, {torch.get_num_threads()} threads"
+    return Machine(shown, device, USABLE * (free_memory(device) + held), held)
+
+
+def known() -> dict[str, dict[str, Any]]:
+    """GPUs by their key, as `h100`: the values of devices.json, with those that are assumed."""
+    file = resources.files("underpaint") / "planning" / "devices.json"
+    table = json.loads(file.read_text(encoding="utf-8"))
+    return {k: {"key": k} | v | table["assumed"] for k, v in table["devices"].items()}
+
+
+def of_name(key: str) -> dict[str, Any]:
+    """The device `key`. Raises UserError with the nearest name where there is none."""
+    table = known()
+    if key.lower() in table:
+        return table[key.lower()]
+    close = difflib.get_close_matches(key.lower(), [*table, "auto", "cpu", "cuda", "mps"], 1, 0.5)
+    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(table)}"
+    raise UserError(f"device '{key}' is neither here nor known; {hint}")
+
+
+def of_sheet(sheet: dict[str, Any]) -> Machine:
+    """A GPU that is not here; `sheet`: of `known`."""
+    memory = USABLE * sheet["memory_bytes"]
+    return Machine(sheet["key"], torch.device("cpu"), memory, sheet["base_bytes"], sheet)
+
+
+def _computed(sheet: dict[str, Any], run: config.Run, images: Images) -> float:
+    """Seconds an image of the one stage of `run`, by the formula above."""
+    counted = cost.describe(run, images.size, images.channels, images.classes)
+    (row,), batch = counted["stages"], counted["stages"][0]["batch"]
+    backbone = cost.network(run, images.size, images.channels, images.classes)
+    calls = len(list(backbone.parameters())) * batch // (run.train.microbatch or batch)
+    bytes_per = 2 if sheet["precision"] == "bf16" else 4
+    kept = backbone.activation_bytes(row["visible"], row["mask"], bytes_per)
+    return float(
+        calls * sheet["seconds_a_tensor"] / batch
+        + row["patches"] * backbone.patch_dim * sheet["seconds_a_value"]
+        + row["flops_per_image"] / (sheet["flop_per_s"] * sheet["utilisation"])
+        + (MOVED * counted["parameters"] / batch + TRAFFIC * kept) / sheet["bytes_per_s"]
     )
-
-
-def of_sheet(device: devices.Device) -> Machine:
-    """A GPU that is not here."""
-    return Machine(
-        name=device.key,
-        device=None,
-        pace=pace.of_device(device),
-        memory=USABLE * device.memory_bytes,
-        base=device.base_bytes,
-        bytes_per=2 if device.precision == "bf16" else 4,
-        gpu=True,
-        source=device.source,
-    )
-
-
-def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return "cpu" if device.type == "cpu" else f"{device.type} ({platform.machine()})"
