@@ -80,7 +80,7 @@ def test_too_few_minutes_say_what_they_take(
 ) -> None:
     out = train(within(timed, 0.1), tmp_path / "run", quiet=True)
     assert (
-        "0.1 minutes are short: start, one sample grid and report alone take 6 s"
+        "0.1 min is short: start, one sample grid and report alone take 6 s"
         in (out / "log.txt").read_text()
     )
     kept = config.load(out / "config.yaml")
@@ -105,7 +105,7 @@ def test_the_lengths_fill_the_minutes(
     assert len(grids) == 6  # five parts, and the end of the first stage
     assert grids[-1] == sum(images.values())
     assert kept.train.check_images == 64
-    assert "4 minutes: 3:37 of training, checks and sample grids 18 s, start and report 5 s" in (
+    assert "4 min: 3:37 of training, checks and sample grids 18 s, start and report 5 s" in (
         (out / "log.txt").read_text()
     )
 

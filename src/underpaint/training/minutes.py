@@ -85,12 +85,12 @@ def freeze(
     if train.sample_every == 0 and found.parts < EVALUATIONS:
         train.sample_every = -(-total // max(1, found.parts))
     notes = [
-        f"{length / 60:.3g} minutes: {clock(found.training)} of training, checks and sample grids "
+        f"{length / 60:.3g} min: {clock(found.training)} of training, checks and sample grids "
         f"{found.evaluations:.0f} s, start and report {costs.rest:.0f} s"
     ]
     if (least := costs.rest + costs.grid) > OVERHEAD * length:
         what = "start, one sample grid and report"
-        notes.append(f"{length / 60:.3g} minutes are short: {what} alone take {least:.0f} s")
+        notes.append(f"{length / 60:.3g} min is short: {what} alone take {least:.0f} s")
     return dataclasses.replace(run, stages=frozen, train=train), stages, notes
 
 
