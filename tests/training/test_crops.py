@@ -22,7 +22,7 @@ def crops(recipe: config.Run) -> config.Run:
         kind="unet", width=8, depth=1, heads=1, dropout=0.1, options={"multipliers": [1, 1, 2]}
     )
     recipe.stages["masked"].mask = "crop"
-    recipe.train.check_every = recipe.train.sample_every = 160
+    recipe.train.check_every = recipe.train.sample_every = 64
     recipe.stages["masked"].rate = 0.6  # ⌊8 √0.4⌋ = 5 patches a side, so 6
     return recipe
 

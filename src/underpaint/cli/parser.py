@@ -101,7 +101,7 @@ def add_output(parser: Parser) -> None:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What is given of all but where the results go: the arguments of the verb's function."""
-    here = ("out", "overwrite", "json", "quiet")
+    here = ("out", "overwrite", "json", "quiet", "began")
     return {k: v for k, v in vars(args).items() if v is not None and k not in here}
 
 

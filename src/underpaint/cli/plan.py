@@ -9,7 +9,6 @@ from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
 from underpaint.cli.settings import add_images, images_of
 from underpaint.cli.train import name_of, print_cost
 from underpaint.errors import UserError
-from underpaint.io import check_new, check_place, replace_text, writing
 
 __all__ = ["arguments", "run"]
 
@@ -40,6 +39,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     out = Path(args.out or "-".join(filter(None, parts)) + ".yaml")
     from underpaint import data
     from underpaint.data.source import is_sealed
+    from underpaint.io import check_new, check_place, replace_text, writing
     from underpaint.planning import candidates, machine, write
     from underpaint.planning.plan import propose, seconds_of, shown
 
