@@ -170,6 +170,13 @@ def test_a_longer_budget_never_gets_a_worse_network(monkeypatch: pytest.MonkeyPa
         assert plan.evaluating <= 0.1 * plan.budget or plan.run.train.check_every == -1
 
 
+def test_images_are_augmented_only_in_a_run_that_is_long_enough_to_learn_it() -> None:
+    short, long = plan_for(count=2000, budget="10m"), plan_for(count=2000, budget="2d")
+    assert short.run.stages["whole"].augment == 0
+    assert not config.network_of(short.run).augment
+    assert long.run.stages["whole"].augment > 0
+
+
 def test_masks_only_where_the_evidence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     fine = next(
         i

@@ -1,8 +1,7 @@
 """A recipe for these images, this machine and this budget, with what it is expected to take.
 
-Each network that was measured, fits in the memory and is too small to hold the images is timed, or
-computed by a data sheet. That says how many images it can see in the budget, and `evidence.json`
-which error was measured after so many: the network with the least is taken.
+Each measured network that fits, and cannot hold the images, is timed or computed by a data sheet:
+so many images it sees in the budget. `evidence.json` knows its error after so many; the least wins.
 
     seen = min(budget / seconds an image, most) · (batch / measured)^-b / (ratio · slowdown)
 
@@ -31,6 +30,7 @@ ALIKE = 1.25  # times the parameters of the smallest network: as good as the sma
 BATCHES = (1, 4, 16, 64)  # times the measured batch; on a GPU alone
 EVALUATIONS, EVALUATING = 8, 0.1  # grids and overfit checks of a run; share of the budget at most
 LONG, LONG_AVERAGE = 100_000, 0.9999  # steps from which the average is MaskDM's on LSUN
+AUGMENTED = 200  # epochs; in fewer a network does not learn what was turned, and draws it turned
 MOST = 2500  # epochs: MaskDM's on CelebA-HQ, 75.2 M images of 30,000
 Parts = dict[str, tuple[float, float]]  # of each stage seconds an image, and share of the time
 BUDGET = "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m(?:in)?", "s(?:ec)?"))
@@ -100,6 +100,8 @@ def propose(
     if compile:
         reasons.append("torch.compile: steps were timed without it, so the run may be shorter")
     run = changed(best.run, train={"compile": compile})
+    if sum(stage.images for stage in run.stages.values()) < AUGMENTED * images.count:
+        run = changed(run, stages={name: {"augment": 0.0} for name in run.stages})
     return replace(best, run=run, reasons=best.reasons + reasons)
 
 
