@@ -133,7 +133,7 @@ def _records(stages, checks, held_out, finished, labels, level):
                 )
         if steps == 100:
             so_far = {"images": images, "seconds": seconds, "flops": flops}
-            records.append({**facts, **cost, "event": "end", **so_far})
+            records.append({**facts, "event": "end", **so_far})
     return records
 
 

@@ -132,7 +132,8 @@ def stages(records: list[Record], run: config.Run) -> list[StageFacts]:
                 images=images,
                 seconds=last["seconds"] - start["seconds"],
                 flops=last["flops"] - start["flops"],
-                whole_flops=images * last.get("whole_flops_per_image", 0.0),
+                whole_flops=images
+                * (steps[-1].get("whole_flops_per_image", 0.0) if steps else 0.0),
                 begin=start["seconds"],
                 finished=name in ends,
             )
