@@ -278,7 +278,7 @@ def test_the_verdict_is_of_samples_error_and_time() -> None:
 
     improving = scaled(checks(FALLING, FALLING), 0.62)
     assert verdict([*improving, looks("good")]) == [
-        "Samples look good: as sharp as real images, without noise, and no copies.",
+        "Samples are as sharp as real images, without noise or copies; judge their shapes by eye.",
         "The held-out error is 62 % below a Wiener filter, the best linear denoiser; worse than "
         "linear filtering at the lowest noise.",
         "More training would probably help: the held-out error was still falling.",

@@ -173,6 +173,8 @@ def test_a_longer_budget_never_gets_a_worse_network(monkeypatch: pytest.MonkeyPa
 def test_images_are_augmented_only_in_a_run_that_is_long_enough_to_learn_it() -> None:
     short, long = plan_for(count=2000, budget="10m"), plan_for(count=2000, budget="2d")
     assert short.run.stages["whole"].augment == 0
+    said = "no augmentation: in under 200 epochs it would show in samples"
+    assert [said in plan.reasons for plan in (short, long)] == [True, False]
     assert not config.network_of(short.run).augment
     assert long.run.stages["whole"].augment > 0
 

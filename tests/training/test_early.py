@@ -144,6 +144,13 @@ def test_that_samples_are_noise_is_said_before_the_error_falls(
     assert [r["health"]["verdict"] for r in grids] == ["noise"] * 3
 
 
+def test_grids_are_judged_also_where_no_check_is_made(one: config.Run, tmp_path: Path) -> None:
+    one.train.stop, one.train.check_every, one.train.sample_every = "none", -1, 80
+    out = train(one, tmp_path / "run", make_check=written(tmp_path / "run", 1000), quiet=True)
+    assert "samples are still noise" in (out / "log.txt").read_text()
+    assert not [r for r in metrics(out) if r["kind"] == "check"]
+
+
 def test_a_stage_that_gains_to_its_end_is_whole(one: config.Run, tmp_path: Path) -> None:
     out = train(one, tmp_path / "run", make_check=written(tmp_path / "run", 1000), quiet=True)
     assert not stops(out)

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.training.runs import metrics
 from underpaint import config
 from underpaint.core.masks import MaskSpec
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.model import Model
-from underpaint.training import minutes, train
+from underpaint.training import minutes, throughput, train
+from underpaint.training.distributed import World
 from underpaint.training.minutes import OVERHEAD, Costs, Division, divide
+from underpaint.training.stages import prepare_stages
 
 SPEEDS = {"masked": 400.0, "whole": 100.0}  # images a second
 COSTS = Costs(rest=5.0, grid=1.0, checks={128: 4.0, 64: 2.0, 32: 1.0})
@@ -73,6 +76,16 @@ def test_fewer_minutes_have_fewer_checks_in_a_tenth_of_them(timed: config.Run) -
     assert [(one.parts, one.check_images) for one in found] == [
         *[(0, 32), (2, 32), (5, 64), (7, 128), (8, 128)]
     ]
+
+
+def test_a_moment_in_which_the_machine_was_busy_does_not_change_the_speed(
+    recipe: config.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = iter([0.1, 0.1, 30.0, 0.1, 0.1])
+    monkeypatch.setattr(throughput, "step_seconds", lambda *_: next(taken))
+    (stage, *_) = prepare_stages(recipe, lambda _: None, None)
+    world = World(0, 1, torch.device("cpu"))
+    assert throughput.speed(stage, recipe, world, 1.0) == pytest.approx(stage.batch / 0.1)
 
 
 def test_too_few_minutes_say_what_they_take(

@@ -3,7 +3,8 @@
 Each change below is made to an image with probability p, independently, and its strength goes to
 the network as a condition vector; the zero vector says "nothing was changed" and is what sampling
 gives (Karras et al. 2020, arXiv 2006.06676; for diffusion 2022, arXiv 2206.00364; strengths are
-ours).
+ours). It is learned late where much noise leaves a change open, as which side is up: a network of a
+short run draws turned images as often as it was shown them.
 
     kind         change                                            condition
     flip         left ↔ right, half of the times                   1

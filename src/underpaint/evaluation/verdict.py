@@ -11,7 +11,7 @@ from underpaint.evaluation.early_stopping import judge
 __all__ = ["verdict"]
 
 NOISE = "samples are still noise"  # where training longer is no advice
-GOOD = "samples look good: as sharp as real images, without noise, and no copies"
+GOOD = "samples are as sharp as real images, without noise or copies; judge their shapes by eye"
 LONGER = {
     "improving": "more training would probably help: the held-out error was still falling",
     "waiting": "more training may still help: the held-out error has only just stopped falling",

@@ -102,6 +102,7 @@ def propose(
     run = changed(best.run, train={"compile": compile})
     if sum(stage.images for stage in run.stages.values()) < AUGMENTED * images.count:
         run = changed(run, stages={name: {"augment": 0.0} for name in run.stages})
+        reasons.insert(0, f"no augmentation: in under {AUGMENTED} epochs it would show in samples")
     return replace(best, run=run, reasons=best.reasons + reasons)
 
 

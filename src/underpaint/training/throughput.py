@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ from underpaint.training.step import step
 from underpaint.training.train_state import TrainState
 
 __all__ = ["settle_precision", "speed", "step_seconds"]
+
+STEPS = 5  # timed at least
 
 
 def settle_precision(run: config.Run, world: distributed.World) -> tuple[config.Run, list[str]]:
@@ -39,7 +42,11 @@ def settle_precision(run: config.Run, world: distributed.World) -> tuple[config.
 def speed(
     stage: PreparedStage, run: config.Run, world: distributed.World, seconds: float = 1.5
 ) -> float:
-    """Images a second of this stage, measured on throw-away weights."""
+    """Images a second of this stage, measured on throw-away weights for so many `seconds`.
+
+    By the median of STEPS steps or more, which a moment in which the machine did something else
+    does not change.
+    """
     state = TrainState(stage.spec, run.train, world)
     times = []
     for level in stage.levels:
@@ -47,13 +54,12 @@ def speed(
         progress = Progress()
         for _ in range(3):  # first steps allocate and compile
             step(alone, run, state, progress)
-        spent, steps = 0.0, 0
+        taken: list[float] = []
         while True:
-            spent += step_seconds(alone, run, state, progress)
-            steps += 1
-            if world.from_first([float(spent > seconds and steps >= 3)])[0]:
+            taken.append(step_seconds(alone, run, state, progress))
+            if world.from_first([float(sum(taken) > seconds and len(taken) >= STEPS)])[0]:
                 break
-        times.append(spent / (steps * stage.batch))
+        times.append(statistics.median(taken) / stage.batch)
     return len(times) / sum(times)
 
 

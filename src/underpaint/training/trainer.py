@@ -210,9 +210,10 @@ class Trainer:
         return True
 
     def _make_check(self) -> Check | None:
-        """What is measured on held-out images, by the first process."""
+        """What is measured on held-out images and of sample grids, by the first process."""
         train = self.run.train
-        if self.make_check is None or not self.world.first or train.check_every < 0:
+        wanted = max(train.check_every, train.sample_every) >= 0
+        if self.make_check is None or not self.world.first or not wanted:
             return None
         images, averaged = self.stage.training_set, self.state.averaged
         return self.make_check(
