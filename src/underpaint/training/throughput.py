@@ -23,6 +23,7 @@ from underpaint.training.train_state import TrainState
 __all__ = ["settle_precision", "speed", "step_seconds"]
 
 STEPS = 5  # timed at least
+BUSY = 4  # times the median of all steps: the machine did something else
 
 
 def settle_precision(run: config.Run, world: distributed.World) -> tuple[config.Run, list[str]]:
@@ -44,8 +45,7 @@ def speed(
 ) -> float:
     """Images a second of this stage, measured on throw-away weights for so many `seconds`.
 
-    By the median of STEPS steps or more, which a moment in which the machine did something else
-    does not change.
+    By the mean of STEPS steps or more, without those in which the machine did something else.
     """
     state = TrainState(stage.spec, run.train, world)
     times = []
@@ -59,7 +59,8 @@ def speed(
             taken.append(step_seconds(alone, run, state, progress))
             if world.from_first([float(sum(taken) > seconds and len(taken) >= STEPS)])[0]:
                 break
-        times.append(statistics.median(taken) / stage.batch)
+        usual = [one for one in taken if one <= BUSY * statistics.median(taken)]
+        times.append(statistics.mean(usual) / stage.batch)
     return len(times) / sum(times)
 
 
