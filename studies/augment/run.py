@@ -38,9 +38,10 @@ def recipe(arm: str, scale: float) -> Any:
     asked = minutes.settings("hourglass-x0-patch-4")
     whole = dict(asked["stages"]["whole"])
     batches = int(COUNT * EPOCHS * scale) // whole["batch"]
+    parts = (batches * 3 // 4, batches - batches * 3 // 4)
     early, late = (
         whole | {"images": part * whole["batch"], "augment": augment}
-        for part, augment in zip((batches * 3 // 4, batches - batches * 3 // 4), ARMS[arm], strict=True)
+        for part, augment in zip(parts, ARMS[arm], strict=True)
     )
     early |= {"schedule": "constant"}
     late |= {"schedule": "cosine", "warmup": 0}
@@ -48,7 +49,7 @@ def recipe(arm: str, scale: float) -> Any:
         "data": asked["data"] | {"limit": COUNT},
         "stages": {"masked": None, "whole": None, "early": early, "late": late},
     }
-    return config.from_dict(config.Run, changes, f"augment: {arm}: ", config.preset("default"))
+    return config.from_dict(config.Run, changes, f"augment: {arm}: ", units.base("default"))
 
 
 def turned(images: np.ndarray, mean: np.ndarray) -> float:

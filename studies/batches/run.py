@@ -52,7 +52,7 @@ def recipe(way: Way, scale: float) -> Any:
         config.Run,
         {"noise": units.INDEPENDENT, "stages": stages, "train": alone, "sampling": units.EULER},
         "batches: ",
-        config.preset("quickstart"),
+        units.base("quickstart"),
     )
     shares = {"masked": way.share, "whole": 1 - way.share} if way.share else {"whole": 1.0}
     return study.scaled(run, shares, FLOPS, scale, (32, 32), 3, 8)

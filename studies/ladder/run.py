@@ -111,11 +111,11 @@ FASHION: dict[str, Any] = {
 }
 BEST = "hourglass-64-x0"  # so far
 ENDS = {  # parent and budget, three seeds each
-    "ddpm": ("ddpm", 3e13),
-    "dit": ("dit", 3e13),
-    f"{BEST}-tenth": (BEST, 3e12),
-    f"{BEST}-quarter": (BEST, 7.5e12),
-    BEST: (BEST, 3e13),
+    "ddpm": ("ddpm", BUDGET),
+    "dit": ("dit", BUDGET),
+    f"{BEST}-tenth": (BEST, BUDGET / 10),
+    f"{BEST}-quarter": (BEST, BUDGET / 4),
+    BEST: (BEST, BUDGET),
 }
 
 
@@ -193,7 +193,7 @@ UNITS |= {
         parent,
         {
             "train": {"seed": seed},
-            "study": {"budget": budget, "half": "B", "error": 1024, "frechet": 500, "steps": 40},
+            "study": {"budget": budget, "half": "B", "error": 1024, "frechet": 500, "steps": 20},
         },
     )
     for name, (parent, budget) in ENDS.items()
@@ -224,7 +224,7 @@ def recipe(unit: str, scale: float) -> Any:
 
     asked = dict(settings(unit))
     about = asked.pop("study")
-    run = config.from_dict(config.Run, asked, f"ladder: {unit}: ", config.preset("default"))
+    run = config.from_dict(config.Run, asked, f"ladder: {unit}: ", units.base("default"))
     height, width, channels, labels = about["images"]
     return study.scaled(
         run, about["shares"], about["budget"], scale, (height, width), channels, labels

@@ -22,6 +22,7 @@ __all__ = [
     "EULER",
     "INDEPENDENT",
     "NotYet",
+    "base",
     "committed",
     "conduct",
     "gather",
@@ -44,6 +45,14 @@ Result = dict[str, Any]
 
 class NotYet(Exception):
     """A unit needs the result of another that is not done."""
+
+
+def base(name: str) -> Any:
+    """The recipe `name` as it was when studies were measured with it; else the preset."""
+    from underpaint import config
+
+    kept = Path(__file__).parent / "recipes" / f"{name}.yaml"
+    return config.load(kept) if kept.is_file() else config.preset(name)
 
 
 def conduct(

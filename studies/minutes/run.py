@@ -94,7 +94,7 @@ def recipe(unit: str) -> Any:
     from underpaint import config
 
     asked = {key: value for key, value in settings(unit).items() if key != "study"}
-    run = config.from_dict(config.Run, asked, f"minutes: {unit}: ", config.preset("default"))
+    run = config.from_dict(config.Run, asked, f"minutes: {unit}: ", units.base("default"))
     for stage in run.stages.values():
         stage.images = stage.batch
     return run

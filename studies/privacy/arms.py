@@ -169,7 +169,7 @@ def recipe(arm: str, seed: int, length: float, scale: float, work: Path) -> Any:
     }
     if arm == "public-dp":  # its last stage has few steps
         settings["train"]["ema"] = 0.98
-    run = config.from_dict(config.Run, settings, "privacy: ", config.preset("quickstart"))
+    run = config.from_dict(config.Run, settings, "privacy: ", units.base("quickstart"))
     shares = {f"{i + 1}-{part.pictures}": part.share for i, part in enumerate(parts)}
     run = study.scaled(run, shares, length, scale, (32, 32), 3)
     run.train.checkpoint_every = max(

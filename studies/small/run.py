@@ -63,7 +63,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
         "train": {"threads": 1, "seed": 1, "sample_every": -1, "check_every": -1},
         "sampling": units.EULER,
     }
-    run = config.from_dict(config.Run, changes, "small: ", config.preset(f"small-{size}"))
+    run = config.from_dict(config.Run, changes, "small: ", units.base(f"small-{size}"))
     folder = work / unit
     spent = units.trained(run, folder, "pretrained:lorelei")
     scores = samples.scored(folder, spent["images"], COUNT)

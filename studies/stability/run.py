@@ -29,7 +29,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from studies.lib.units import INDEPENDENT, write_json
+from studies.lib.units import INDEPENDENT, base, write_json
 
 HERE = Path(__file__).parent
 RATES = (3e-3, 1e-2)  # the recipe's own is 1e-3
@@ -86,7 +86,7 @@ def recipe(option: str, rate: float, seed: int, images: int, limit: int) -> Any:
             },
         },
         "stability: ",
-        config.preset("quickstart"),
+        base("quickstart"),
     )
 
 

@@ -163,7 +163,7 @@ def recipe(unit: str, scale: float, work: Path) -> Any:
             },
         },
         "systems: ",
-        config.preset(about["preset"]),
+        units.base(about["preset"]),
     )
     run = config.from_dict(config.Run, about.get("settings", {}), f"{system}: ", run)
     if run.space.kind == "latents":

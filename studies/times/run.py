@@ -66,7 +66,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     task, law, seed = unit.split("_")
     train = {"threads": 1, "seed": int(seed), "sample_every": -1, "check_every": -1}
     changes = TASKS[task] | {"noise": LAWS[law], "train": train, "sampling": units.EULER}
-    run = config.from_dict(config.Run, changes, "times: ", config.preset("quickstart"))
+    run = config.from_dict(config.Run, changes, "times: ", units.base("quickstart"))
     for stage in run.stages.values():
         stage.images = max(1, int(stage.images * scale) // stage.batch) * stage.batch
     folder = work / unit

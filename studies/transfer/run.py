@@ -73,7 +73,7 @@ def primer(unit: str, folder: Path, scale: float) -> dict[str, Any]:
             "train": {"threads": 1, "seed": int(seed), "sample_every": -1, "check_every": -1},
         },
         "transfer: ",
-        config.preset("quickstart"),
+        units.base("quickstart"),
     )
     run = study.scaled(run, {arm: 1.0}, PRETRAINED, scale, (32, 32), 3, 8)
     return units.trained(run, folder)
@@ -110,7 +110,7 @@ def finetune(unit: str, work: Path, scale: float) -> dict[str, Any]:
             "sampling": units.EULER,
         },
         "transfer: ",
-        config.preset("quickstart"),
+        units.base("quickstart"),
     )
     folder = work / unit
     start = None if arm == "scratch" else str(work / f"primer-{arm}_{seed}")

@@ -105,7 +105,7 @@ def recipe(unit: str, scale: float, pictures: str) -> Any:
             "train": {"threads": 1, "seed": int(seed), "sample_every": -1, "check_every": -1},
         },
         "where: ",
-        config.preset("quickstart"),
+        units.base("quickstart"),
     )
     point = 1.0 if cell else float(name.rsplit("-", 1)[1])
     shares = {"masked": SHARE, "whole": 1 - SHARE} if cell else {"whole": 1.0}

@@ -146,6 +146,17 @@ def test_augmentation_is_drawn_by_position_beside_all_else(recipe: config.Run) -
     assert not same.all()
 
 
+def test_the_images_of_a_cool_down_are_not_augmented(recipe: config.Run) -> None:
+    changes = {"augment": 0.5, "schedule": "cooldown", "cooldown": 0.5, "images": 32, "batch": 8}
+    state, stage = state_and_stage(changed(recipe, {"stages": {"masked": changes}}))
+    plain = changed(recipe, {"stages": {"masked": changes | {"augment": 0.0}}})
+    _, same = state_and_stage(plain)
+    for position, augmented in ((0, True), (16, True), (24, False)):
+        batches = [draw_batch(s, recipe, state.model, 0.5, position, 8, 0) for s in (stage, same)]
+        assert torch.equal(*(batch.patches for batch in batches)) is not augmented
+        assert (batches[0].condition is not None) is augmented
+
+
 def test_augmentation_zero_is_the_run_without_it(recipe: config.Run, tmp_path: Path) -> None:
     plain = train(recipe, tmp_path / "plain", quiet=True)
     run = changed(recipe, {"stages": {"masked": {"augment": 0}, "whole": {"augment": 0.0}}})

@@ -118,7 +118,8 @@ def draws(
     content = stage.training_set.content(image)
     seed = seed_from(run.train.seed, "dp", stage.index, number, content)
     ids = np.full(stage.guarantee.multiplicity, image)
-    return batch_of(stage, run, state.model, level.rate, ids, seed, torch.device("cpu"))
+    augment = stage.augment(number * stage.batch)
+    return batch_of(stage, run, state.model, level.rate, augment, ids, seed, torch.device("cpu"))
 
 
 def gradients(state: TrainState, images: list[Batch]) -> dict[str, Tensor]:

@@ -61,7 +61,9 @@ class SealedSet:
         self.held_out_ids, self.key = sealed.held_out_ids, sealed.key
         self.images: NDArray[np.uint8] | None = None
 
-    def visible(self, ids: Ids, rate: float, seed: int, generator: torch.Generator) -> Visible:
+    def visible(
+        self, ids: Ids, rate: float, augment: float, seed: int, generator: torch.Generator
+    ) -> Visible:
         """Patches and masks of a step; nothing of them is random."""
         patches, mask = self.examples(ids).batch(slice(None), self.spec, generator)
         return Visible(patches.to(generator.device), mask.to(generator.device))

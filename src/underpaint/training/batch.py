@@ -43,7 +43,7 @@ def draw_batch(
     seed = seed_from(run.train.seed, stage.index, position, attempt)
     torch.manual_seed(seed)
     ids = stage.order.at(position, count)
-    return batch_of(stage, run, model, rate, ids, seed, model.device)
+    return batch_of(stage, run, model, rate, stage.augment(position), ids, seed, model.device)
 
 
 def batch_of(
@@ -51,6 +51,7 @@ def batch_of(
     run: config.Run,
     model: Model,
     rate: float,
+    augment: float,
     ids: np.ndarray,
     seed: int,
     device: torch.device,
@@ -58,7 +59,7 @@ def batch_of(
     """The images `ids`, drawn from `seed` on `device`, a pure function of the arguments."""
     B = len(ids)
     generator = torch.Generator(device).manual_seed(seed)
-    visible = stage.training_set.visible(ids, rate, seed, generator)
+    visible = stage.training_set.visible(ids, rate, augment, seed, generator)
     t = model.denoiser.process.draw_t(B, generator, device)
     # of all patches, so that the same image under another mask has the same noise
     N = stage.space.grid[0] * stage.space.grid[1]

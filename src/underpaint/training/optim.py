@@ -23,6 +23,7 @@ __all__ = [
     "build_optimizer",
     "clip_gradients",
     "clip_limit",
+    "cooling_down",
     "learning_rate",
     "muon_matrices",
     "optimizer_flops",
@@ -84,6 +85,11 @@ def muon_matrices(model: nn.Module, train: config.Train) -> dict[Tensor, int]:
 def optimizer_flops(model: nn.Module, train: config.Train) -> int:
     """FLOPs of one optimiser step: Muon's products of matrices; what AdamW does is not counted."""
     return muon.flops(muon_matrices(model, train))
+
+
+def cooling_down(stage: config.Stage, images: int, total: int) -> bool:
+    """Whether the step that begins after `images` of the stage's `total` is of its cool-down."""
+    return stage.schedule == "cooldown" and images > total * (1.0 - stage.cooldown)
 
 
 def learning_rate(stage: config.Stage, images: int, total: int) -> float:

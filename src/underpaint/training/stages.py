@@ -17,6 +17,7 @@ from underpaint.data.source import is_sealed
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device
 from underpaint.registry import wing
+from underpaint.training.optim import cooling_down
 from underpaint.training.seeding import seed_from
 from underpaint.training.training_set import ImageSet, LatentSet, TrainingSet
 
@@ -56,6 +57,10 @@ class PreparedStage:
     def level(self, images: int) -> Level:
         """The level of the step that begins after `images` of the stage."""
         return next(level for level in reversed(self.levels) if level.start <= images)
+
+    def augment(self, images: int) -> float:
+        """Probability of each change of augmentation in the step after `images` of the stage."""
+        return 0.0 if cooling_down(self.settings, images, self.images) else self.settings.augment
 
 
 def prepare_stages(

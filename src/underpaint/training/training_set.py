@@ -56,10 +56,13 @@ class TrainingSet(Protocol):
     key: str  # names the content
     images: NDArray[np.uint8] | None  # [n, H, W, C] whole images, where there are some
 
-    def visible(self, ids: Ids, rate: float, seed: int, generator: torch.Generator) -> Visible:
+    def visible(
+        self, ids: Ids, rate: float, augment: float, seed: int, generator: torch.Generator
+    ) -> Visible:
         """What a step sees of the images `ids`, on the generator's device.
 
-        A pure function of its arguments: augmentation follows from `seed`, masks from `generator`.
+        `augment`: probability of each change. A pure function of its arguments: augmentation
+        follows from `seed`, masks from `generator`.
         """
 
     def examples(self, ids: Ids) -> Examples:
@@ -120,9 +123,11 @@ class ImageSet:
         self.key = dataset.key
         self.images: NDArray[np.uint8] | None = dataset.images
 
-    def visible(self, ids: Ids, rate: float, seed: int, generator: torch.Generator) -> Visible:
+    def visible(
+        self, ids: Ids, rate: float, augment: float, seed: int, generator: torch.Generator
+    ) -> Visible:
         """Patches and masks of a step, see `TrainingSet`."""
-        planes, condition = self._planes(ids, np.random.default_rng(seed), seed)
+        planes, condition = self._planes(ids, augment, np.random.default_rng(seed), seed)
         planes, device = planes.to(generator.device), generator.device  # [B, C, H, W]
         source = self._generator(ids, generator)
         x0_patches, mask = _masked(planes, self.space, self.spec.at(rate), source)
@@ -154,18 +159,18 @@ class ImageSet:
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def _planes(
-        self, ids: Ids, rng: np.random.Generator, seed: int
+        self, ids: Ids, p: float, rng: np.random.Generator, seed: int
     ) -> tuple[Tensor, Tensor | None]:
         """The augmented images in [-1, 1], float32 [B, C, H, W], and how they were augmented."""
         stage = self.stage
         planes = spaces.from_uint8(augment(self.dataset.batch(ids), rng, stage.flip, stage.shift))
-        if not stage.augment:
+        if not p:
             return planes, None
         # draws of their own: what flip and shift do does not depend on augment
         changes = augmentation.draw(
             np.random.default_rng(seed_from(seed, "augment")),
             len(ids),
-            stage.augment,
+            p,
             square=planes.shape[2] == planes.shape[3],
             colour=planes.shape[1] == 3,
         )
@@ -177,7 +182,7 @@ class LatentSet(ImageSet):
     """Latents of an autoencoder, drawn anew at each step."""
 
     def _planes(
-        self, ids: Ids, rng: np.random.Generator, seed: int
+        self, ids: Ids, p: float, rng: np.random.Generator, seed: int
     ) -> tuple[Tensor, Tensor | None]:
         return torch.from_numpy(self._latents.draw(ids, rng, self.stage.flip)), None
 
