@@ -138,14 +138,14 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) ->
     path = tmp_path / "mine.yaml"
     path.write_text("train: {seed: 3, ema: 0.9}\nstages: {whole: {batch: 16, images: 640}}\n")
     run = recipe(
-        *("--preset", "default", "--config", str(path), "--data", "photos", "--size", "32", "48"),
+        *("--preset", "masked", "--config", str(path), "--data", "photos", "--size", "32", "48"),
         *("--channels", "1", "--no-labels", "--train.seed", "7", "--stages.whole.batch=64"),
     )
     assert (run.train.seed, run.train.ema, run.stages["whole"].batch) == (7, 0.9, 64)
     assert (run.stages["whole"].images, run.stages["whole"].minutes) == (640, 0)
-    assert run.stages["masked"] == config.preset("default").stages["masked"]
+    assert run.stages["masked"] == config.preset("masked").stages["masked"]
     assert run.data == dataclasses.replace(
-        config.preset("default").data, source="photos", size=(32, 48), channels=1
+        config.preset("masked").data, source="photos", size=(32, 48), channels=1
     )
     assert not run.network.labels
 
@@ -164,11 +164,12 @@ def test_pretrain_and_finetune_are_the_two_halves() -> None:
     assert list(masked) == ["masked90", "masked50"]
     assert list(whole) == ["whole"]
     assert masked | whole == config.preset(preset).stages
+    assert list(recipe(verb="pretrain").stages) == ["masked"]  # without a preset
 
 
 def test_minutes_are_split_in_the_recipes_proportions(tmp_path: Path) -> None:
-    stages = recipe("--minutes", "60").stages
-    own = config.preset("default").stages
+    stages = recipe("--preset", "masked", "--minutes", "60").stages
+    own = config.preset("masked").stages
     assert sum(stage.minutes for stage in stages.values()) == pytest.approx(60)
     assert stages["masked"].minutes / stages["whole"].minutes == pytest.approx(
         own["masked"].minutes / own["whole"].minutes

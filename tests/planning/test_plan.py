@@ -229,9 +229,9 @@ def test_few_images_keep_to_a_small_network_and_few_epochs() -> None:
 @pytest.mark.parametrize("count", [300, 3000, 30_000])
 def test_small_presets_are_met_where_they_are(count: int) -> None:
     found, preset = candidates.small(count), config.preset(f"small-{count}")
-    masked, whole = preset.stages.values()
+    (whole,) = preset.stages.values()
     given = (whole.augment, preset.network.dropout, preset.network.label_drop)
-    assert found == pytest.approx([*given, masked.images, whole.images])
+    assert found == pytest.approx([*given, whole.images])
 
 
 def test_a_gpu_that_is_not_here_is_computed_and_takes_larger_batches() -> None:
@@ -266,10 +266,10 @@ def test_this_machine_is_timed_by_real_steps(tmp_path: Path) -> None:
         data={"source": str(tmp_path / "x.npy"), "size": [8]},
         space={"patch": 2},
         network={"width": 16, "depth": 1, "heads": 2},
-        stages={"masked": {"images": 16}},
+        stages={"whole": {"images": 16, "batch": 16}},
     )
     began, here = time.monotonic(), machine.find("cpu")
-    taken = here.an_image(run, Images("", 64, 0, (8, 8), 3), "masked", 0.05)
+    taken = here.an_image(run, Images("", 64, 0, (8, 8), 3), "whole", 0.05)
     assert 0 < 3 * 16 * taken < time.monotonic() - began  # three steps of 16 at least
     assert 50e6 < here.base < here.memory  # torch is loaded
 

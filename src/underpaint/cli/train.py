@@ -27,7 +27,7 @@ SHORT = {  # flags of their own
     "--track": "train.track",
     "--stop": "train.stop",
 }
-DEFAULT = "default"  # the preset for somebody's own images
+DEFAULT = {"train": "default", "pretrain": "masked", "finetune": "default"}  # presets
 ASSUMED = (64, 64)  # pixels, where the dry run of a named preset has no size
 
 
@@ -37,7 +37,7 @@ def arguments(parser: Parser, verb: str) -> None:
     for flag, setting in SHORT.items():
         add_setting(parser, flag, setting, "the recipe's", dest=setting)
     add = parser.add_argument
-    add("--preset", metavar="NAME", help=f"recipe of the package (default: {DEFAULT})")
+    add("--preset", metavar="NAME", help=f"recipe of the package (default: {DEFAULT[verb]})")
     add("--config", metavar="FILE", help="recipe in YAML; with --preset: on top of it")
     add("--out", metavar="RUN", help="folder of the run (default: runs/ and the name of DATA)")
     add(
@@ -54,7 +54,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--dry-run", action="store_true", help="say what it would cost; train nothing")
     add_output(parser)
-    parser.settings = config.flag_names(config.preset(DEFAULT))
+    parser.settings = config.flag_names(config.preset(DEFAULT[verb]))
     parser.epilog = as_help(width())
 
 
@@ -83,13 +83,14 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
 def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
     """The recipe that preset, file and flags describe, with the stages of this verb."""
     base = config.preset(args.preset) if args.preset else None
+    unnamed = not (args.preset or args.config)
     if args.config:
         chosen = config.load(args.config, base)
     else:
-        chosen = base or config.preset(DEFAULT)
+        chosen = base or config.preset(_default(args))
     if args.verb == "finetune" and not args.start and not args.dry_run:
         raise UserError("finetune needs --from RUN, a checkpoint or pretrained:NAME; or use train")
-    if args.start and not (args.preset or args.config):
+    if args.start and unnamed:
         from underpaint.training import adopt
 
         chosen = adopt(chosen, args.start)
@@ -97,6 +98,9 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
         section, _, key = name.partition(".")
         chosen = config.from_dict(config.Run, {section: {key: value}}, "--", chosen)
     chosen = config.apply_flags(chosen, others)
+    named = any(flag.partition("=")[0] == "--space.patch" for flag in others)
+    if args.verb == "train" and unnamed and not args.start and not named:
+        chosen = _fitted(chosen, args)
     if args.verb != "train":
         from underpaint.api import only_stages
 
@@ -105,6 +109,31 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
         chosen = _within(chosen, args.minutes)
     config.check(chosen)
     return chosen
+
+
+def _default(args: argparse.Namespace) -> str:
+    """The preset where none is named: sealed data have masks, which `masked` can take."""
+    from underpaint.data.source import is_sealed
+
+    source = vars(args)["data.source"]
+    return "masked" if source and is_sealed(source) else DEFAULT[args.verb]
+
+
+def _fitted(run: config.Run, args: argparse.Namespace) -> config.Run:
+    """The default recipe with patches for images of this size, as `plan` has them."""
+    from underpaint.data.source import is_sealed
+    from underpaint.planning.candidates import patch_for
+
+    size = config.image_size(run.data.size)
+    if size is None and run.data.source and not is_sealed(run.data.source):
+        from underpaint import data
+
+        with Bar("decoding", quiet=args.quiet) as bar:
+            size = data.prepare(run.data, progress=bar).size
+    if size is None or is_sealed(run.data.source) or run.space.kind != "pixels":
+        return run
+    space = dataclasses.replace(run.space, patch=patch_for(run, size))
+    return dataclasses.replace(run, space=space)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -21,7 +21,16 @@ from underpaint.model import find, read_spec
 from underpaint.planning.evidence import Values
 from underpaint.training import cost
 
-__all__ = ["Images", "changed", "masked", "packaged", "patches_that_fit", "recipe", "small"]
+__all__ = [
+    "Images",
+    "changed",
+    "masked",
+    "packaged",
+    "patch_for",
+    "patches_that_fit",
+    "recipe",
+    "small",
+]
 
 MEASURED = 64  # pixels a side of the images of the ladder
 SMALL = ("small-300", "small-3000", "small-30000")
@@ -48,10 +57,13 @@ class Images:
         return cls(source, *counts, dataset.size, dataset.channels, len(dataset.label_names))
 
 
-def patches_that_fit(size: tuple[int, int]) -> list[int]:
-    """Sides of patches that divide the image. Raises UserError where there is none."""
+def patches_that_fit(size: tuple[int, int], unit: int = 1) -> list[int]:
+    """Sides of patches of which `unit` in a row divide the image.
+
+    Raises UserError where there is none.
+    """
     height, width = size
-    fit = [p for p in range(2, COARSEST + 1) if height % p == width % p == 0]
+    fit = [p for p in range(2, COARSEST + 1) if height % (unit * p) == width % (unit * p) == 0]
     fit = [p for p in fit if height * width >= LEAST_GRID * p * p]
     if not fit:
         better = " ".join(str(max(8, round(side / 8) * 8)) for side in dict.fromkeys(size))
@@ -67,14 +79,22 @@ def changed(run: config.Run, **changes: Values) -> config.Run:
     return config.from_dict(config.Run, changes, "plan: ", run)
 
 
+def patch_for(run: config.Run, size: tuple[int, int]) -> int:
+    """The patch that divides images of `size` whose grid is nearest to that of `run` at 64×64."""
+    network = run.network
+    unit = 2 ** network.options.get("levels", 1) if network.kind == "hourglass" else 1
+    wanted = run.space.patch * math.sqrt(math.prod(size)) / MEASURED
+    fit = patches_that_fit(size, unit)
+    return min(fit, key=lambda patch: round(abs(math.log(patch / wanted)), 6))
+
+
 def recipe(images: Images, network: Values) -> config.Run:
     """A network of the evidence for these images: on whole images alone, a batch long.
 
     Raises UserError where it has no grid on images of this size.
     """
     run = changed(config.preset("default"), **network["settings"])
-    wanted = run.space.patch * math.sqrt(math.prod(images.size)) / MEASURED
-    patch = min(patches_that_fit(images.size), key=lambda p: round(abs(math.log(p / wanted)), 6))
+    patch = patch_for(run, images.size)
     augment, dropout, label_drop = (float(f"{v:.2g}") for v in small(images.count)[:3])
     size = list(dict.fromkeys(images.size))
     run = changed(
@@ -110,11 +130,11 @@ def masked(run: config.Run, cell: Values, unit: int) -> config.Run:
 
 
 def small(count: int) -> list[float]:
-    """Augment, dropout, label drop; images of the stages `masked` and `whole`; by the presets."""
+    """Augment, dropout, label drop; images of the stage `whole`; by the presets."""
     runs = [(config.preset(name), int(name.rpartition("-")[2])) for name in SMALL]
     augment = [run.stages["whole"].augment for run, _ in runs]
     network = ([getattr(run.network, k) for run, _ in runs] for k in ("dropout", "label_drop"))
-    epochs = ([run.stages[k].images / n for run, n in runs] for k in ("masked", "whole"))
+    epochs = [run.stages["whole"].images / n for run, n in runs]
     at, counts = math.log(max(1, count)), [math.log(n) for _, n in runs]
-    found = [float(np.interp(at, counts, column)) for column in (augment, *network, *epochs)]
-    return [*found[:3], *(count * each for each in found[3:])]
+    found = [float(np.interp(at, counts, column)) for column in (augment, *network, epochs)]
+    return [*found[:3], count * found[3]]
