@@ -56,6 +56,7 @@ test: check
 docs: .venv/.setup-dev
 	$(BIN)/python tools/docs.py
 	$(BIN)/python tools/architecture.py
+	$(BIN)/python -m studies.ladder.verdicts
 	$(BIN)/python tools/tables.py
 	$(BIN)/python -m studies.lib.index
 

@@ -123,13 +123,24 @@ def claims() -> str:
         ("training on parts protects privacy (MaskDM)", "not measured", *_privacy()),
         ("asked by us: how many patches an image it takes for masks to pay", "–", *_where()),
     ]
+    ladder = _read("studies/ladder/verdicts.json")
+    rows += [
+        (row["title"], row["wanted"], row["told"], _LADDER + row["conditions"])
+        for row in ladder["verdicts"]
+        if row["told"]
+    ]
     return "\n".join(
         [
             "| claim | published | measured here (95 %) | conditions |",
             "| --- | --- | --- | --- |",
             *("| " + " | ".join(row) + " |" for row in rows),
+            "",
+            ladder["gain"],
         ]
     )
+
+
+_LADDER = "[`ladder`](studies/ladder/README.md): "
 
 
 def _compute(study: str, arm: str) -> tuple[str, str]:

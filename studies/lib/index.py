@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.acceleration import page as acceleration
+from studies.ladder import page as ladder
 from studies.lib.page import Page, Table
 from studies.maskdit import page as maskdit
 from studies.privacy import page as privacy
@@ -60,6 +61,7 @@ QUESTIONS = {
 
 
 PAGES = {
+    "ladder": ladder.page,
     "acceleration": acceleration.page,
     "maskdit": maskdit.page,
     "where": where.page,
