@@ -150,6 +150,13 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) ->
     assert not run.network.labels
 
 
+def test_the_default_recipe_has_patches_for_the_size_of_the_images(faces: Path) -> None:
+    assert recipe("--data", "photos", "--size", "32").space.patch == 2
+    assert recipe("--data", "photos", "--size", "32", "--space.patch", "4").space.patch == 4
+    assert recipe("--data", "photos", "--size", "32", "--preset", "default").space.patch == 4
+    assert recipe("--data", str(faces), "--held-out", "none").space.patch == 2  # 16×16 pixels
+
+
 def test_a_file_alone_is_a_whole_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("stages: {only: {images: 64}}\n")

@@ -105,7 +105,7 @@ def test_values_are_taken_as_their_type() -> None:
 
 
 def test_reading_on_top_changes_only_what_is_said_and_not_the_base() -> None:
-    base = config.preset("default")
+    base = config.preset("masked")
     before = config.to_dict(base)
     run = read({"stages": {"whole": {"batch": 8}, "masked": None}, "train": {"seed": 1}}, base)
     assert config.to_dict(base) == before
@@ -213,7 +213,7 @@ def test_flags(flags: list[str], place: str, value: object) -> None:
 )
 def test_wrong_flags(flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        config.apply_flags(config.preset("default"), flags)
+        config.apply_flags(config.preset("masked"), flags)
 
 
 # --- what cannot work together -----------------------------------------------------------------

@@ -2,11 +2,12 @@
 
     python -m studies.augment.run                  as many processes as there are cores
 
-1,000 drawn heads of 32×32, all upright, 64 epochs of a small hourglass; 1,000 others held out. One
-seed, float32. Constant learning rate for three quarters of the images, then a cool-down:
+1,000 drawn heads of 32×32, all upright, 64 epochs of a small hourglass; or 300 of them, 320 epochs.
+1,000 others are held out. One seed, float32. The learning rate is constant for three quarters of the
+images; then comes a cool-down:
 
     none               no augmentation
-    throughout         each change with probability 0.2, in the cool-down, too
+    throughout         each change with probability 0.2 (of 300: 0.4), in the cool-down, too
     until-cooldown     the cool-down's images are as they are
 
     turned     share of 1,000 samples that are most like the mean head when that is turned by a
@@ -27,26 +28,35 @@ from studies.lib import units
 from studies.minutes import run as minutes
 
 HERE = Path(__file__).parent
-COUNT, EPOCHS, AUGMENT = 1000, 64, 0.2
-ARMS = {"none": (0.0, 0.0), "throughout": (AUGMENT, AUGMENT), "until-cooldown": (AUGMENT, 0.0)}
+HELD_OUT = 1000
+EPOCHS = {1000: 64, 300: 320}
+ARMS = {  # images, probability of each change before and in the cool-down
+    "none": (1000, 0.0, 0.0),
+    "throughout": (1000, 0.2, 0.2),
+    "until-cooldown": (1000, 0.2, 0.0),
+    "none-300": (300, 0.0, 0.0),
+    "until-cooldown-300": (300, 0.4, 0.0),
+    "throughout-300": (300, 0.4, 0.4),
+}
 
 
 def recipe(arm: str, scale: float) -> Any:
     """The run of an arm."""
     from underpaint import config
 
+    count, *augments = ARMS[arm]
     asked = minutes.settings("hourglass-x0-patch-4")
     whole = dict(asked["stages"]["whole"])
-    batches = int(COUNT * EPOCHS * scale) // whole["batch"]
+    batches = int(count * EPOCHS[count] * scale) // whole["batch"]
     parts = (batches * 3 // 4, batches - batches * 3 // 4)
     early, late = (
         whole | {"images": part * whole["batch"], "augment": augment}
-        for part, augment in zip(parts, ARMS[arm], strict=True)
+        for part, augment in zip(parts, augments, strict=True)
     )
     early |= {"schedule": "constant"}
     late |= {"schedule": "cosine", "warmup": 0}
     changes = {key: value for key, value in asked.items() if key != "study"} | {
-        "data": asked["data"] | {"limit": COUNT},
+        "data": asked["data"] | {"limit": count},
         "stages": {"masked": None, "whole": None, "early": early, "late": late},
     }
     return config.from_dict(config.Run, changes, f"augment: {arm}: ", units.base("default"))
@@ -74,7 +84,7 @@ def do(arm: str, work: Path, scale: float) -> dict[str, Any]:
     spent = units.trained(run, folder)
     loaded = model.load(folder, device="cpu")
     heads, network = data.prepare(run.data), features.load("mobilenetv2")
-    ids = heads.held_out_ids[:COUNT]
+    ids = heads.held_out_ids[:HELD_OUT]
     samples = loaded.sample(len(ids), seed=0, labels=[int(one) for one in heads.labels[ids]])
     grid(samples[:32], 8).save(work / f"{arm}.png")
     real, drawn = (torch.from_numpy(network(images)) for images in (heads.batch(ids), samples))
@@ -92,8 +102,8 @@ def do(arm: str, work: Path, scale: float) -> dict[str, Any]:
 
 def write(work: Path, out: Path, scale: float) -> None:
     """The JSON of all arms that are done."""
-    results = units.gather(ARMS, work, lambda arm: {"augment": ARMS[arm]})
-    about = {**units.made(), "precision": "fp32", "scale": scale, "count": COUNT}
+    results = units.gather(ARMS, work, lambda arm: {"arm": ARMS[arm]})
+    about = {**units.made(), "precision": "fp32", "scale": scale, "held_out": HELD_OUT}
     units.write_json(out, {**about, "units": results})
 
 

@@ -1,5 +1,6 @@
 """What a plan promises: time, memory, what studies measured, and a recipe that learns."""
 
+import dataclasses
 import json
 import math
 import time
@@ -202,6 +203,24 @@ def test_masks_only_where_the_evidence_says_so(monkeypatch: pytest.MonkeyPatch) 
     assert any("undecided" in reason for reason in coarse.reasons)
 
 
+def test_a_plan_of_minutes_is_the_default_recipe() -> None:
+    found, default = plan_for(budget="10m").run, config.preset("default")
+    assert (found.space, found.noise, found.sampling) == (
+        default.space,
+        default.noise,
+        default.sampling,
+    )
+    assert found.network == dataclasses.replace(
+        default.network, dropout=found.network.dropout, label_drop=found.network.label_drop
+    )
+    (stage,), (same,) = found.stages.values(), default.stages.values()
+    length = {"images": stage.images, "minutes": 0.0, "warmup": stage.warmup}
+    assert stage == dataclasses.replace(same, **length)
+    for size, patch in (((32, 32), 2), ((28, 28), 2), ((50, 50), 5), ((128, 128), 8)):
+        assert candidates.patch_for(default, size) == patch
+        assert plan_for(size=size, budget="10m").run.space.patch == patch
+
+
 def test_a_plan_fits_the_memory() -> None:
     roomy = plan_for()
     needed = cost.describe(slow().on(roomy.run), (64, 64), 3)["memory"] + 3e8
@@ -229,9 +248,9 @@ def test_few_images_keep_to_a_small_network_and_few_epochs() -> None:
 @pytest.mark.parametrize("count", [300, 3000, 30_000])
 def test_small_presets_are_met_where_they_are(count: int) -> None:
     found, preset = candidates.small(count), config.preset(f"small-{count}")
-    (whole,) = preset.stages.values()
+    masked, whole = preset.stages.values()
     given = (whole.augment, preset.network.dropout, preset.network.label_drop)
-    assert found == pytest.approx([*given, whole.images])
+    assert found == pytest.approx([*given, masked.images, whole.images])
 
 
 def test_a_gpu_that_is_not_here_is_computed_and_takes_larger_batches() -> None:
@@ -266,10 +285,10 @@ def test_this_machine_is_timed_by_real_steps(tmp_path: Path) -> None:
         data={"source": str(tmp_path / "x.npy"), "size": [8]},
         space={"patch": 2},
         network={"width": 16, "depth": 1, "heads": 2},
-        stages={"whole": {"images": 16, "batch": 16}},
+        stages={"masked": {"images": 16}},
     )
     began, here = time.monotonic(), machine.find("cpu")
-    taken = here.an_image(run, Images("", 64, 0, (8, 8), 3), "whole", 0.05)
+    taken = here.an_image(run, Images("", 64, 0, (8, 8), 3), "masked", 0.05)
     assert 0 < 3 * 16 * taken < time.monotonic() - began  # three steps of 16 at least
     assert 50e6 < here.base < here.memory  # torch is loaded
 

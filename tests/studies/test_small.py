@@ -5,8 +5,19 @@ from typing import Any
 
 import pytest
 
-from studies.lib.units import base
 from studies.small import run as small
+from underpaint import config
+
+
+@pytest.mark.parametrize("size", [300, 3000])
+def test_presets_of_few_images_have_the_steps_and_lengths_that_were_measured(
+    size: int,
+) -> None:
+    stages = config.preset(f"small-{size}").stages
+    for name, steps in small.steps("small", size).items():
+        own = stages[name]
+        assert {"batch": own.batch, "learning_rate": own.learning_rate} == steps
+        assert own.images == pytest.approx(4 * small.LENGTH[size][name], rel=0.01)
 
 
 def test_small_presets_are_tried_with_other_steps_and_nothing_else(
@@ -26,7 +37,7 @@ def test_small_presets_are_tried_with_other_steps_and_nothing_else(
         length = {"300": 24_000, "3000": 72_000}[unit.split("_")[1]]
         assert small.do(unit, tmp_path, 1.0) == {"images": length, "of": length}
     for size in (300, 3000):
-        preset = base(f"small-{size}")
+        preset = config.preset(f"small-{size}")
         steps = {}
         for arm in small.ARMS:
             run = seen[f"{arm}_{size}"]

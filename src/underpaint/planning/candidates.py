@@ -130,11 +130,11 @@ def masked(run: config.Run, cell: Values, unit: int) -> config.Run:
 
 
 def small(count: int) -> list[float]:
-    """Augment, dropout, label drop; images of the stage `whole`; by the presets."""
+    """Augment, dropout, label drop; images of the stages `masked` and `whole`; by the presets."""
     runs = [(config.preset(name), int(name.rpartition("-")[2])) for name in SMALL]
     augment = [run.stages["whole"].augment for run, _ in runs]
     network = ([getattr(run.network, k) for run, _ in runs] for k in ("dropout", "label_drop"))
-    epochs = [run.stages["whole"].images / n for run, n in runs]
+    epochs = ([run.stages[k].images / n for run, n in runs] for k in ("masked", "whole"))
     at, counts = math.log(max(1, count)), [math.log(n) for _, n in runs]
-    found = [float(np.interp(at, counts, column)) for column in (augment, *network, epochs)]
-    return [*found[:3], count * found[3]]
+    found = [float(np.interp(at, counts, column)) for column in (augment, *network, *epochs)]
+    return [*found[:3], *(count * each for each in found[3:])]
