@@ -3,8 +3,8 @@
     python -m studies.augment.run                  as many processes as there are cores
 
 1,000 drawn heads of 32×32, all upright, 64 epochs of a small hourglass; or 300 of them, 320 epochs.
-1,000 others are held out. One seed, float32. The learning rate is constant for three quarters of the
-images; then comes a cool-down:
+1,000 others are held out. One seed, float32. The learning rate is constant for three quarters of
+the images; then comes a cool-down:
 
     none               no augmentation
     throughout         each change with probability 0.2 (of 300: 0.4), in the cool-down, too

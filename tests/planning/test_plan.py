@@ -139,7 +139,9 @@ def test_patches_divide_the_image_and_keep_its_grid() -> None:
     network = next(n for n in evidence.load()["networks"] if n["settings"]["space"]["patch"] == 8)
     for size, patch in (((32, 32), 4), ((28, 28), 4), ((128, 64), 8), ((256, 256), 32)):
         assert candidates.recipe(Images("x", 5000, 0, size, 3), network).space.patch == patch
-    odd = plan_for(size=(30, 30))  # an hourglass merges squares, which 15×15 patches have not
+    squares = plan_for(size=(30, 30))  # which an hourglass merges, and 15×15 patches have not
+    assert (squares.run.network.kind, squares.run.space.patch) == ("hourglass", 3)
+    odd = plan_for(size=(27, 27))
     assert (odd.run.network.kind, odd.run.space.patch) == ("dit", 3)
 
 

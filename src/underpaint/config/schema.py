@@ -240,7 +240,7 @@ class Stage:
     augment: float = setting(
         0.0,
         "probability of each change (flip, quarter turn, shift, scale, brightness, contrast, "
-        "saturation); the network is given it, and a cool-down has none",
+        "saturation); the network is given it; none where the learning rate cools down",
         Range(0, 1, "a probability from 0 to 1"),
     )
     size: tuple[int, ...] = setting((), "pixels; empty: as data.size. Positions are interpolated")
