@@ -1,5 +1,5 @@
 # On a fresh machine with python3 (3.11 or 3.12) and make:
-#   make quickstart   set up, train in two stages, write a picture and a report
+#   make quickstart   set up, train, write a picture and a report
 #   make test         set up, check and test everything
 PYTHON ?= python3
 BIN := .venv/bin

@@ -1,4 +1,4 @@
-"""Train image diffusion models in two stages: masked patches first, whole images after.
+"""Train image diffusion models from scratch on your own images, cheaply.
 
     import underpaint as up
 

@@ -1,6 +1,6 @@
 """The quick start: the whole idea on two embedded sets of avatars, in minutes on a CPU.
 
-Three runs of one small network, in one report: two stages on `lorelei`; the same weights taught
+Three runs of one small network, in one report: training on `lorelei`; the same weights taught
 another style, `pixel-art`, from 1,000 images; and that style from scratch on as many of them.
 """
 

@@ -109,7 +109,8 @@ FASHION: dict[str, Any] = {
     "data": {"source": "/usr/share/datasets/fashion-mnist", "size": 28, "channels": 1},
     "study": {"images": (28, 28, 1, 10), "budget": 4e12},
 }
-BEST = "hourglass-64-x0"  # so far
+ADAMW = "hourglass-64-x0"  # the best so far without Muon
+BEST = f"{ADAMW}-muon"  # so far
 ENDS = {  # parent and budget, three seeds each
     "ddpm": ("ddpm", BUDGET),
     "dit": ("dit", BUDGET),
@@ -157,19 +158,19 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     # the optimiser
     "patch-8-muon": ("patch-8", {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
     "patch-8-muon-batch-8": ("patch-8-muon", _stage(learning_rate=4e-3, batch=8)),
-    # of the best so far: shape, optimiser, batch and rate, times, resolution, masks
-    f"{BEST}-depth-5": (BEST, {"network": {"depth": 5}}),
-    f"{BEST}-96": (BEST, {"network": {"width": 96}}),
-    f"{BEST}-muon": (BEST, {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
-    f"{BEST}-mixed": (BEST, {"noise": {"time": "mixed", "stratified": True}}),
-    f"{BEST}-stratified": (BEST, {"noise": {"stratified": True}}),
-    f"{BEST}-rate-4e-3": (BEST, _stage(learning_rate=4e-3)),
-    f"{BEST}-batch-2": (BEST, _stage(batch=2, learning_rate=1.4e-3)),
-    f"{BEST}-half-resolution": (BEST, HALF_RESOLUTION),
-    f"{BEST}-masked": (BEST, MASKED),
+    # of the best of those: shape, optimiser, batch and rate, times, resolution, masks
+    f"{ADAMW}-depth-5": (ADAMW, {"network": {"depth": 5}}),
+    f"{ADAMW}-96": (ADAMW, {"network": {"width": 96}}),
+    f"{ADAMW}-muon": (ADAMW, {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
+    f"{ADAMW}-mixed": (ADAMW, {"noise": {"time": "mixed", "stratified": True}}),
+    f"{ADAMW}-stratified": (ADAMW, {"noise": {"stratified": True}}),
+    f"{ADAMW}-rate-4e-3": (ADAMW, _stage(learning_rate=4e-3)),
+    f"{ADAMW}-batch-2": (ADAMW, _stage(batch=2, learning_rate=1.4e-3)),
+    f"{ADAMW}-half-resolution": (ADAMW, HALF_RESOLUTION),
+    f"{ADAMW}-masked": (ADAMW, MASKED),
     # where coarse tokens are many
-    f"128-{BEST}": (BEST, AT_128),
-    f"128-{BEST}-masked": (f"128-{BEST}", MASKED),
+    f"128-{ADAMW}": (ADAMW, AT_128),
+    f"128-{ADAMW}-masked": (f"128-{ADAMW}", MASKED),
     # other pictures
     "photographs-dit": ("dit", PHOTOGRAPHS),
     f"photographs-{BEST}": (BEST, PHOTOGRAPHS),
@@ -204,10 +205,10 @@ UNITS |= {
 CANDIDATES = (
     "dit",
     "patch-8",
-    "hourglass-64",
-    "hourglass-64-x0",
-    "hourglass-64-x0-96",
     "hourglass",
+    "hourglass-64",
+    ADAMW,
+    BEST,
 )
 
 

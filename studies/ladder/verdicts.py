@@ -31,7 +31,7 @@ from studies.lib import units
 from underpaint.compare import record
 from underpaint.evaluation.intervals import of_mean
 
-BEST, SEEDS = ladder.BEST, (1, 2, 3)
+ADAMW, BEST, SEEDS = ladder.ADAMW, ladder.BEST, (1, 2, 3)
 SCORES = {
     "error": "error",
     "frechet": "FD-MobileNetV2",
@@ -209,8 +209,8 @@ def found(results: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
             ("the best recipe against the published DDPM recipe", "aim: 0.1", BEST, "ddpm"),
             (f"the best recipe against {dit} of `acceleration`", "aim: 0.25", BEST, "dit"),
             (f"the best recipe against the best plain DiT, `{tuned}`", "–", BEST, tuned),
-            ("masks in the best recipe, 64×64", "–", f"{BEST}-masked", BEST),
-            ("masks in the best recipe, 128×128", "aim: 0.6", f"128-{BEST}-masked", f"128-{BEST}"),
+            ("masks in the hourglass, 64×64", "–", f"{ADAMW}-masked", ADAMW),
+            ("masks in the hourglass, 128×128", "aim: 0.6", f"128-{ADAMW}-masked", f"128-{ADAMW}"),
             (
                 "MaskDM as published against its own baseline",
                 "0.25 of the compute",

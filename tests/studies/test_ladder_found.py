@@ -113,7 +113,7 @@ def test_units_are_timed_by_what_their_steps_depend_on(monkeypatch: pytest.Monke
     assert speed.step("patch-8", "whole") == speed.step("patch-8-min-snr", "whole")
     assert speed.step("patch-8", "whole") != speed.step("patch-8-batch-8", "whole")
     monkeypatch.setattr(speed, "LEAST", 1e-9)  # a step a turn
-    half = f"{ladder.BEST}-half-resolution"
+    half = f"{ladder.ADAMW}-half-resolution"
     told = speed.measure(["dit", half, ladder.BEST], rounds=1)
     assert told["cpu"]
     found = told["units"]

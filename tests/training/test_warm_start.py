@@ -52,8 +52,8 @@ def test_another_size_interpolates_positions_and_says_so() -> None:
     new.denoiser.backbone.load_state_dict(adapted)
 
 
-def test_presets_for_few_images_start_from_the_quick_starts_network() -> None:
-    network = config.preset("quickstart").network
+def test_presets_for_few_images_start_from_the_packaged_network() -> None:
+    network = read_spec(find("pretrained:lorelei")).network
     old = build(spec(size=(32, 32), network=network))
     for count in (300, 3000, 30_000):
         run = config.preset(f"small-{count}")

@@ -85,7 +85,7 @@ def _overview() -> str:
         [
             "usage: underpaint COMMAND …",
             "",
-            "Train image diffusion models in two stages: masked patches first, whole images after.",
+            "Train image diffusion models from scratch on your own images, cheaply.",
             "",
             *lines,
             "",
