@@ -16,7 +16,7 @@ from underpaint.cli.parser import (
     print_table,
     settings_of,
 )
-from underpaint.cli.settings import add_model, add_sampling, sampling_of
+from underpaint.cli.settings import add_model, add_sampling, add_setting, sampling_of
 from underpaint.errors import UserError
 
 __all__ = ["arguments", "run"]
@@ -56,6 +56,8 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--weights-file", metavar="FILE", help="weights of the feature network")
     add("--held-out", metavar="SPEC", help="as in `prepare` (default: as in the run, else auto)")
     add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels of the reference")
+    few = "3 for images; a model has its own"
+    add_setting(parser, "--channels", "data.channels", few)
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
     add_sampling(parser)
     add_model(parser, "fp32")
@@ -137,6 +139,7 @@ def _protocol_line(protocol: dict[str, Any]) -> str:
         f"{protocol['count']:,} images a side of {protocol['reference']['source']}",
         f"{protocol['extractor']} {protocol['extractor_sha256'][:8]}",
     ]
+    parts += [protocol["grounds"]] if protocol.get("grounds") else []
     if sampling := protocol["sampling"]:
         first, last = protocol["seeds"]
         ema = f" {protocol['ema']:g}" if protocol["ema"] else ""

@@ -119,7 +119,7 @@ def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
     Empty where they are comparable. Other seeds and other weights are what one compares; another
     extractor, resize rule, count, reference, way of sampling or averaging is not.
     """
-    single = ("extractor_sha256", "resize", "count", "weights", "ema")
+    single = ("extractor_sha256", "resize", "grounds", "count", "weights", "ema")
     values = [(name, one.get(name), two.get(name)) for name in single]
     groups: dict[str, tuple[str, ...]] = {
         "reference": ("key", "train", "held_out"),
