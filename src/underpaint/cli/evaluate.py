@@ -115,6 +115,8 @@ def _print(results: list[dict[str, Any]], warnings: list[str]) -> None:
                 for key, name in names.items()
             ],
         )
+        if twice := result["twice"]:
+            out.print(_twice_line(twice, protocol["scores"][0]))
         out.print(_protocol_line(protocol))
         for note in result["warnings"]:
             out.print(f"note: {note}")
@@ -131,6 +133,18 @@ def _cell(key: str, scores: dict[str, Any]) -> str:
     if deviation := scores.get(f"{key}_std"):
         return f"{value:{digits}} ± {deviation:{digits}}"
     return f"{value:{digits}}"
+
+
+def _twice_line(found: dict[str, Any], distance: str) -> str:
+    """How far the distance moves with twice the steps."""
+    moved = f"{found['difference']:+.3g}"
+    if found["interval"]:
+        moved += " ({:+.3g} to {:+.3g})".format(*found["interval"])
+    side = "held-out" if found["side"] == "held_out" else "training"
+    return (
+        f"with twice the steps ({found['steps']}): {distance} {moved}, of {found['count']} samples "
+        f"of the same seeds against {side} images"
+    )
 
 
 def _protocol_line(protocol: dict[str, Any]) -> str:

@@ -134,8 +134,13 @@ def is_transparent(image: Image.Image) -> bool:
     """Whether any of its pixels lets the background through."""
     if not _has_alpha(image):
         return False
-    alpha = image.convert("RGBA").getchannel("A")
+    alpha = _straight(image).convert("RGBA").getchannel("A")
     return alpha.getextrema() != (255, 255)
+
+
+def _straight(image: Image.Image) -> Image.Image:
+    """Of the modes whose colours are premultiplied those whose are not; else as it is."""
+    return image.convert(image.mode.upper()) if image.mode in ("La", "RGBa") else image
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -146,10 +151,8 @@ def _has_alpha(image: Image.Image) -> bool:
 
 def _flat(image: Image.Image, options: Options) -> Image.Image:
     """Mode L or RGB, 8 bits, nothing transparent; of four channels RGBa, premultiplied."""
-    image = _eight_bits(image)
+    image = _straight(_eight_bits(image))
     mode = "L" if options.channels == 1 else "RGB"
-    if image.mode in ("La", "RGBa"):  # premultiplied: back to straight alpha first
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
     if options.channels == CHANNELS:
         return image.convert("RGBA").convert("RGBa")
     if _has_alpha(image):

@@ -21,12 +21,12 @@ import torch
 
 from underpaint import config, data, model
 from underpaint._version import __version__
-from underpaint.core import alpha
+from underpaint.core import alpha, samplers
 from underpaint.data import Dataset, cache
 from underpaint.errors import UserError
 from underpaint.evaluation import feature_cache, features
 from underpaint.evaluation.feature_cache import Store
-from underpaint.evaluation.results import SAMPLING, digest, score_all
+from underpaint.evaluation.results import SAMPLING, digest, moved, score_all
 from underpaint.hardware import Precision
 from underpaint.io import replace_text
 from underpaint.training import distributed
@@ -35,6 +35,7 @@ from underpaint.training.checkpointing import read_progress
 __all__ = ["LEAST", "MOST", "evaluate"]
 
 LEAST = 64  # images a side
+TWICE = 256  # samples that are drawn in twice the steps as well, and half of all at most
 MOST = 10_000  # images a side, unless more are asked for
 
 Progress = Callable[[int, int], None]
@@ -49,6 +50,7 @@ class Judged:
     most: int | None  # images there are; None: any number can be drawn
     store: Store
     about: dict[str, Any]  # its part of the protocol
+    twice: Store | None = None  # the same seeds in twice the steps
 
 
 def evaluate(
@@ -77,8 +79,10 @@ def evaluate(
     MOST). `sampling`: what differs from the model's own settings, by the names in SAMPLING. `vae`
     and `precision`: as in `model.load`. `channels`: of images that are scored, None: 3; a model
     has its own.
-    Returns `{source, scores, warnings, protocol, file}`; under torchrun the first process does, the
-    others return None. Raises UserError for wrong use.
+    Returns `{source, scores, twice, warnings, protocol, file}`; under torchrun the first process
+    does, the others return None. `twice` of a model (else None): `results.moved` for some of its
+    samples, with `steps`, `count` and the `side` they are compared with. Raises UserError for wrong
+    use.
     """
     if n is not None and n < LEAST:
         raise UserError(_too_few(f"-n {n}"))
@@ -119,6 +123,8 @@ def evaluate(
         stores = {"samples": judged.store}
         stores |= {name: Store.of(real, part, network) for name, part in ids.items()}
         lengths = {"samples": count, "train": min(2 * count, len(train)), "held_out": count}
+        if judged.twice:
+            stores["twice"], lengths["twice"] = judged.twice, min(TWICE, count // 2)
         done, total = 0, sum(lengths[name] for name in stores)
 
         def report(images: int) -> None:
@@ -137,9 +143,14 @@ def evaluate(
         name: torch.from_numpy(store.read(lengths[name])).to(place)
         for name, store in stores.items()
     }
-    samples = found.pop("samples")
+    samples, twice = found.pop("samples"), found.pop("twice", None)
     content = [stores[name].folder.name for name in sorted(found)]
     result = score_all(samples, found, count, content, network, notes, interval)
+    result["twice"] = None
+    if twice is not None:
+        m, side = len(twice), "held_out" if "held_out" in found else "train"
+        result["twice"] = {"steps": 2 * judged.about["sampling"]["steps"], "count": m, "side": side}
+        result["twice"] |= moved(samples[:m], twice, found[side][:m], interval)
     result["protocol"] = {
         **network.identity(real.channels),
         "scores": [network.distance, network.kernel_distance],
@@ -257,7 +268,7 @@ def _model(
     run = _run_of(folder)
     trained = config.load(run / "config.yaml") if run else None
     state = folder / "state.json"
-    about = {
+    about: dict[str, Any] = {
         "images": read_progress(folder).images if state.is_file() else None,
         "sampling": {**defaults, **sampling, "labels": rule, "precision": loaded.precision},
         "weights": weights,
@@ -267,21 +278,28 @@ def _model(
     if loaded.vae is not None:
         about["vae_sha256"] = loaded.vae.digest
 
-    def draw(start: int, count: int) -> np.ndarray:
-        return loaded.sample(
-            count,
-            seed=seed + start,
-            labels=None if labels is None else labels(start, count),
-            batch=batch,
-            **sampling,
-        )
-
     writable = run is not None and os.access(run, os.W_OK)
     place = run / "evaluation" if run and writable else cache.root() / "evaluation"
-    name = digest(json.dumps([network.identity(real.channels), about, seed], sort_keys=True))
-    return Judged(
-        loaded.spec.size, loaded.spec.channels, None, Store(place / name, draw, network), about
-    )
+
+    def drawn(steps: int) -> Store:
+        """Samples in so many steps, and where their features are kept."""
+        how = sampling | {"steps": steps}
+
+        def draw(start: int, count: int) -> np.ndarray:
+            chosen = None if labels is None else labels(start, count)
+            return loaded.sample(count, seed=seed + start, labels=chosen, batch=batch, **how)
+
+        told = about | {"sampling": about["sampling"] | {"steps": steps}}
+        name = digest(json.dumps([network.identity(real.channels), told, seed], sort_keys=True))
+        return Store(place / name, draw, network)
+
+    steps, grid = (about["sampling"][name] for name in ("steps", "grid"))
+    twice: Store | None = drawn(2 * steps)
+    try:
+        samplers.sigmas(loaded.denoiser.process, 2 * steps, grid)
+    except ValueError:  # more than there are levels
+        twice = None
+    return Judged(loaded.spec.size, loaded.spec.channels, None, drawn(steps), about, twice)
 
 
 def _labels(
