@@ -37,6 +37,7 @@ COUNT = 500
 EVALUATIONS = (20, 30, 10, 15, 50, 8, 6, 4)
 END, COMPARED = 160, 64  # steps of the reference, samples of it
 NEAR = 2  # of 255
+ENDS = ("", "_low", "_high")  # of an interval
 
 
 class Way(NamedTuple):
@@ -77,11 +78,11 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     began = time.process_time()
     images, drawn = _drawn(WAYS[unit], work, scale)
     _, real = _held_out(scale)
-    found = scored(drawn, real)
-    result: dict[str, Any] = {"calls": WAYS[unit].calls, **found}
+    result: dict[str, Any] = {"calls": WAYS[unit].calls, **scored(drawn, real)}
     if unit != FIRST:
         first = _drawn(WAYS[FIRST], work, scale)[1]
-        result["difference"] = list(metrics.frechet_difference(drawn, first, real))
+        found = metrics.frechet_difference(drawn, first, real)
+        result |= {f"difference{end}": v for end, v in zip(ENDS, found, strict=True)}
     count = max(2, round(COMPARED * scale))
     end = _sampled(Way("heun", END), work, count, scale)
     result |= {"flat": flat(images), "error": error(images[:count], end)}
@@ -162,10 +163,33 @@ def _real(scale: float) -> dict[str, Any]:
     return found | {"flat": flat(images)}
 
 
+def answer(results: dict[str, Any], real: float) -> str:
+    """What the ways that are done say, in a few sentences."""
+
+    def about(name: str) -> str:
+        found = results[name]
+        return f"{name} {found['frechet']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
+
+    few = [name for name, found in results.items() if found["calls"] <= 20]
+    if FIRST not in results or not few:
+        return "Too few ways are done."
+    best, nearest = (min(names, key=lambda n: results[n]["frechet"]) for names in (few, results))
+    low, high = (results[best][f"difference{end}"] for end in ENDS[1:])
+    said = "nearer beyond chance" if high < 0 else "not nearer beyond chance"
+    return (
+        f"At most 20 evaluations are spent best by {about(best)}. Beside the presets' "
+        f"{about(FIRST)} that is {said}: by {-high:.1f} to {-low:.1f} in the same seeds. "
+        f"Of all {len(results)} ways that were drawn the nearest is {about(nearest)}, with "
+        f"{results[nearest]['calls']} evaluations; real images have {real:.1f}."
+    )
+
+
 def write(work: Path, out: Path, scale: float) -> None:
     """The JSON of all ways that are done."""
-    about = {**units.made(), "scale": scale, "count": _count(scale), "real": _real(scale)}
-    units.write_json(out, {**about, "units": units.gather(WAYS, work)})
+    results, real = units.gather(WAYS, work), _real(scale)
+    about = {**units.made(), "scale": scale, "count": _count(scale), "real": real}
+    about["answer"] = answer(results, real["frechet"])
+    units.write_json(out, {**about, "units": results})
 
 
 if __name__ == "__main__":

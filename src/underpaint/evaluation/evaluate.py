@@ -289,8 +289,8 @@ def _model(
             chosen = None if labels is None else labels(start, count)
             return loaded.sample(count, seed=seed + start, labels=chosen, batch=batch, **how)
 
-        told = about | {"sampling": about["sampling"] | {"steps": steps}}
-        name = digest(json.dumps([network.identity(real.channels), told, seed], sort_keys=True))
+        known = about | {"sampling": about["sampling"] | {"steps": steps}}
+        name = digest(json.dumps([network.identity(real.channels), known, seed], sort_keys=True))
         return Store(place / name, draw, network)
 
     steps, grid = (about["sampling"][name] for name in ("steps", "grid"))
