@@ -74,7 +74,7 @@ def timed_stage(
     settings = config.from_dict(config.Stage, changes, "timed: ", settings)
     spec = config.ModelSpec(
         size=size,
-        channels=run.data.channels,
+        channels=config.CHANNELS[run.data.channels],
         label_names=(),
         space=run.space,
         network=config.network_of(run),

@@ -256,7 +256,7 @@ def test_wrong_flags(flags: list[str], message: str) -> None:
         (whole(warmup=-1), "warmup -1: give a number from 0 up"),
         (whole(block=0), "block 0: give a number from 1 up"),
         (whole(size=[30]), "stages.only.size 30×30 is not divisible by space.patch 4; give size"),
-        (whole(data={"channels": 2}), "stages.only.data.channels 2: give 3"),
+        (whole(data={"channels": 2}), "stages.only.data.channels: '2' is not one of 1, 3, rgba"),
         (whole() | {"train": {"microbatch": 5}}, "batch 32 is not divisible by train.microbatch 5"),
         (whole() | {"train": {"ema": 1}}, "train.ema 1: give a number from 0 to below 1"),
         (whole() | {"train": {"check_every": -2}}, "train.check_every -2"),

@@ -244,6 +244,8 @@ def test_an_autoencoder_that_does_not_fit(
 
 
 def test_an_autoencoder_of_other_channels(folder: Path) -> None:
+    with pytest.raises(UserError, match="takes images of 3 channels, these have 4"):
+        vae.read(folder, 4)
     with pytest.raises(UserError, match="takes images of 3 channels, these have 1"):
         vae.read(folder, 1)
 

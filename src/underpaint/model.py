@@ -141,7 +141,8 @@ class Model:
     ) -> Tensor:
         """The expected clean images given noisy ones.
 
-        `images` [B, C, H, W] = x0 + sigma·n with x0 in [-1, 1]; `sigma` a number or [B]. Returns
+        `images` [B, C, H, W] = x0 + sigma·n with x0 in [-1, 1] (of four channels the colours are
+        premultiplied, as `spaces.from_uint8` makes them); `sigma` a number or [B]. Returns
         [B, C, H, W] on the model's device. In wavelets n is the noise of the coefficients
         (deviation 1 there is 2^levels in pixels). A model of latents takes and returns latents
         [B, c, H/f, W/f], z = scale·(mean − shift) of `vae.moments`. Raises UserError for others.
@@ -181,7 +182,7 @@ class Model:
         progress: Callable[[int, int], None] | None = None,
         **changes: Any,
     ) -> np.ndarray:
-        """Draw `n` images: uint8 [n, H, W, C].
+        """Draw `n` images: uint8 [n, H, W, C], of four channels RGBA with straight colours.
 
         Sample i has the seed `seed + i` and depends on it alone, not on the batch or device count.
         `labels` (names or numbers) are repeated to `n`; None draws without a label. `changes`:
@@ -207,7 +208,7 @@ class Model:
                 null = None if part is None or asked is None else torch.full_like(asked, -1)
                 denoise = guided(self.denoiser.denoise, asked, null, sampling.guidance)
                 x0 = samplers.sample(denoise, x, sigmas, sampling, noise=source.step)
-                images[start : chosen.stop] = spaces.to_uint8(self.images(x0)).cpu().numpy()
+                images[start : chosen.stop] = spaces.to_uint8(self.images(x0)).numpy()
                 if progress:
                     progress(chosen.stop, n)
         return images

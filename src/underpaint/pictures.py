@@ -2,7 +2,8 @@
 
 A grid is a contact sheet: thin white gaps, small images enlarged by a whole factor (nearest
 neighbour) until it is 600 to 1000 pixels wide, or just above, and captions over columns that are
-labels. Every file says how it was made: PNGs in text chunks, an array in its `about` entry.
+labels. What is transparent lies on a chequerboard there; PNGs and arrays keep its alpha, straight.
+Every file says how it was made: PNGs in text chunks, an array in its `about` entry.
 """
 
 import json
@@ -22,17 +23,18 @@ NARROWEST, WIDEST = 600, 1000  # pixels of a sheet
 GAP = 4
 CAPTION = 15  # font size
 PAPER, INK = (255, 255, 255), (60, 60, 60)
+SQUARE, LIGHT, DARK = 8, 255, 204  # of the chequerboard: pixels of the sheet, and greys
 
 Images = NDArray[np.uint8]
 About = Mapping[str, object]
 
 
 def grid(images: Images, columns: int, labels: Sequence[str] | None = None) -> Image.Image:
-    """A sheet of `images` uint8 [n, H, W, C] (C = 1 or 3), row by row in `columns`.
+    """A sheet of `images` uint8 [n, H, W, C] (C = 1, 3 or 4), row by row in `columns`.
 
     `labels`: one caption a column, shortened to fit. Raises ValueError for other shapes.
     """
-    if images.ndim != 4 or len(images) < 1 or images.shape[3] not in (1, 3) or columns < 1:
+    if images.ndim != 4 or len(images) < 1 or images.shape[3] not in (1, 3, 4) or columns < 1:
         raise ValueError(f"no grid of {columns} columns can be made of images {images.shape}")
     if labels is not None and len(labels) != columns:
         raise ValueError(f"{len(labels)} captions for {columns} columns")
@@ -49,7 +51,10 @@ def grid(images: Images, columns: int, labels: Sequence[str] | None = None) -> I
     for i, pixels in enumerate(images):
         row, column = divmod(i, columns)
         place = (GAP + column * (width + GAP), top + row * (height + GAP))
-        sheet.paste(_picture(pixels).resize((width, height), Image.Resampling.NEAREST), place)
+        shown = picture(pixels).resize((width, height), Image.Resampling.NEAREST)
+        if shown.mode == "RGBA":
+            sheet.paste(_chequerboard(width, height), place)
+        sheet.paste(shown, place, shown if shown.mode == "RGBA" else None)
     if labels is not None:
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(CAPTION)
         for column, label in enumerate(labels):
@@ -99,7 +104,7 @@ def save_folder(
             chunks = {**(about or {}), "seed": seed} | (
                 {"label": label} if label is not None else {}
             )
-            _picture(pixels).save(temporary / files[i], "PNG", pnginfo=_chunks(chunks))
+            picture(pixels).save(temporary / files[i], "PNG", pnginfo=_chunks(chunks))
     return [folder / name for name in files]
 
 
@@ -124,8 +129,15 @@ def save_npz(
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def _picture(pixels: Images) -> Image.Image:
+def picture(pixels: Images) -> Image.Image:
+    """Pixels [H, W, C] as Pillow's L, RGB or RGBA."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _chequerboard(width: int, height: int) -> Image.Image:
+    y, x = np.ogrid[:height, :width]
+    dark = (y // SQUARE + x // SQUARE) % 2
+    return Image.fromarray(np.where(dark, DARK, LIGHT).astype(np.uint8))
 
 
 def _fitting(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

@@ -56,6 +56,7 @@ QUESTIONS = {
     "batches": "How many images a step? (for `quickstart`)",
     "times": "How should training times be drawn? (for all presets)",
     "small": "Which batch and learning rate for few images? (for `small-*`)",
+    "samplers": "Which sampler, in how many steps? (for `sampling` in all presets)",
     "stability": "What keeps training whole at rates that are too high? (docs/systems.md)",
 }
 
@@ -137,7 +138,8 @@ def readme(name: str) -> str:
         return page(name).markdown() + f"\nHow: [{script(name).name}]({script(name).name}).\n"
     about = ast.get_docstring(ast.parse(script(name).read_text(encoding="utf-8"))) or ""
     title, _, body = about.partition("\n\n")
-    return f"# {title}\n\n{body}\n\n## Results\n\n{table(runs(name)).markdown()}\n"
+    found = [results(name).get("answer", ""), table(runs(name)).markdown()]
+    return "\n\n".join([f"# {title}", body, "## Results", *filter(None, found)]) + "\n"
 
 
 def table(found: dict[str, dict[str, Any]]) -> Table:

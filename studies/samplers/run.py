@@ -1,39 +1,43 @@
-"""Which sampler should presets draw with? Eight ways on four networks.
+"""Which sampler, in how many steps? The packaged heads drawn in thirty ways.
 
     python -m studies.samplers.run              as many processes as there are cores
 
-The package's primer, and the network and images of `underpaint quickstart` with three seeds, in
-1.3e13 training FLOPs (what its main run spends in three minutes of two cores). Each draws the same
-500 seeds in every way, on the preset's levels unless the way has others. Of each way:
+`pretrained:lorelei` draws the same 500 seeds, with the labels of 500 held-out images, in every way:
+Euler (DDIM), Heun and DPM-Solver++ 2M at the uniform levels of the presets with at most 4 to 50
+evaluations of the network a picture, and at Karras's and at log-SNR levels with 20. Of each way:
 
-    calls     of the network for one image
-    frechet   distance (MobileNetV2 features, no FID) to 500 held-out images, the same for all
-    flat      share of neighbouring pixels that differ by at most 2 of 255; grain lowers it
-    error     root mean square distance of the first 64 samples, in 255ths, to those of the same
-              seeds by Heun in 160 steps: how far from the end of the equation that all solve
+    calls       evaluations of the network for one picture
+    frechet     distance (MobileNetV2 features, no FID) to these held-out images, `low` to `high`:
+                its 95 % interval by the delete-group jackknife
+    difference  to `euler-30`, the presets' way, in the same seeds and against the same images,
+                with its interval: chance that both ways share cancels
+    flat        share of neighbouring pixels that differ by at most 2 of 255; grain lowers it
+    error       root mean square distance of the first 64 samples, in 255ths, to those of the same
+                seeds by Heun in 160 steps: how far from the end of the equation that all solve
 
-The held-out images' own `flat` stands beside them. Ratios of the Fréchet distance are to `euler-30`
-in the same network, geometric means with a t-interval over networks.
+`real` in the JSON is the same of 500 training images: what a perfect model would have.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from studies.lib import units
-from underpaint.compare import study
 from underpaint.evaluation import features, metrics
 
 HERE = Path(__file__).parent
-FLOPS, SHARE, COUNT = 1.3e13, 0.32, 500
+COUNT = 500
+EVALUATIONS = (20, 30, 10, 15, 50, 8, 6, 4)
 END, COMPARED = 160, 64  # steps of the reference, samples of it
 NEAR = 2  # of 255
+ENDS = ("", "_low", "_high")  # of an interval
 
 
 class Way(NamedTuple):
@@ -48,63 +52,48 @@ class Way(NamedTuple):
         """Of the network, for one image: Heun makes two a step, and one in the last."""
         return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
 
-
-WAYS = {
-    "euler-20": Way("euler", 20),
-    "euler-30": Way("euler", 30),
-    "euler-60": Way("euler", 60),
-    "heun-10": Way("heun", 10),
-    "heun-15": Way("heun", 15),
-    "heun-30": Way("heun", 30),
-    "heun-10-karras": Way("heun", 10, "karras"),
-    "dpm++-20": Way("dpm++", 20),
-}
-FIRST = "euler-30"  # of the presets before this study
-UNITS = ["primer", *(f"quickstart_{seed}" for seed in (1, 2, 3))]
+    @property
+    def name(self) -> str:
+        """As in the results."""
+        return f"{self.sampler}-{self.steps}" + ("" if self.grid == "uniform" else f"-{self.grid}")
 
 
-def recipe(seed: int, scale: float) -> Any:
-    """The quick start of a seed, in FLOPs instead of minutes."""
-    from underpaint import config
+def within(sampler: str, calls: int, grid: str = "uniform") -> Way:
+    """The way with the most steps that takes at most so many calls."""
+    return Way(sampler, (calls + 1) // 2 if sampler == "heun" else calls, grid)
 
-    alone = {"threads": 1, "seed": seed, "sample_every": -1, "check_every": -1}
-    stages = {"masked": {"minutes": 0, "images": 32}, "whole": {"minutes": 0, "images": 8}}
-    run = config.from_dict(
-        config.Run, {"stages": stages, "train": alone}, "samplers: ", config.preset("quickstart")
-    )
-    shares = {"masked": SHARE, "whole": 1 - SHARE}
-    return study.scaled(run, shares, FLOPS, scale, (32, 32), 3, 8)
+
+SAMPLERS = ("euler", "heun", "dpm++")
+FIRST = "euler-30"  # of the presets
+FOUND = [
+    Way("euler", 30),
+    *(within(sampler, calls) for calls in EVALUATIONS for sampler in SAMPLERS),
+    *(within(sampler, 20, grid) for grid in ("karras", "log-snr") for sampler in SAMPLERS),
+]
+WAYS = {way.name: way for way in FOUND}
 
 
 def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
-    """Train the network, if it is none of the package, and draw from it in every way."""
-    from underpaint import model
-
-    spent: dict[str, Any] = {}
-    source: str | Path = "pretrained:lorelei"
-    if unit != "primer":
-        source = work / unit
-        spent = units.trained(recipe(int(unit.split("_")[1]), scale), source)
-    loaded = model.load(source, device="cpu", precision="auto")
-    labels = [i % len(loaded.label_names) for i in range(COUNT)] if loaded.label_names else None
-    reference = _drawn(loaded, Way("heun", END), COMPARED, labels)
-    ways = {}
-    for name, way in WAYS.items():
-        images = _drawn(loaded, way, COUNT, labels)
-        ways[name] = {
-            "calls": way.calls,
-            "frechet": distance(images),
-            "flat": flat(images),
-            "error": error(images[:COMPARED], reference),
-        }
-    return {**spent, "ways": ways}
+    """Draw in a way, and compare with what is real and with `FIRST`."""
+    began = time.process_time()
+    images, drawn = _drawn(WAYS[unit], work, scale)
+    _, real = _held_out(scale)
+    result: dict[str, Any] = {"calls": WAYS[unit].calls, **scored(drawn, real)}
+    if unit != FIRST:
+        first = _drawn(WAYS[FIRST], work, scale)[1]
+        found = metrics.frechet_difference(drawn, first, real)
+        result |= {f"difference{end}": v for end, v in zip(ENDS, found, strict=True)}
+    count = max(2, round(COMPARED * scale))
+    end = _sampled(Way("heun", END), work, count, scale)
+    result |= {"flat": flat(images), "error": error(images[:count], end)}
+    return result | {"seconds": time.process_time() - began}
 
 
-def _drawn(loaded: Any, way: Way, count: int, labels: list[int] | None) -> NDArray[np.uint8]:
-    images: NDArray[np.uint8] = loaded.sample(
-        count, seed=0, labels=labels, sampler=way.sampler, steps=way.steps, grid=way.grid
-    )
-    return images
+def scored(drawn: torch.Tensor, real: torch.Tensor) -> dict[str, Any]:
+    """The Fréchet distance of features [n, D], and its interval."""
+    value = metrics.frechet_distance(drawn, real)
+    interval = metrics.jackknife(metrics.frechet_distance, drawn, real, value)
+    return {"frechet": value, "low": interval.low, "high": interval.high}
 
 
 def flat(images: NDArray[np.uint8]) -> float:
@@ -119,50 +108,89 @@ def error(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
     return float(np.sqrt((away**2).mean()))
 
 
-def distance(images: NDArray[np.uint8]) -> float:
-    """Fréchet distance of the features to those of the held-out images."""
-    import torch
+def _drawn(way: Way, work: Path, scale: float) -> tuple[NDArray[np.uint8], torch.Tensor]:
+    """The samples of a way and their features, kept in `work`."""
+    images = _sampled(way, work, _count(scale), scale)
+    path = work / f"{way.name}-features.npy"
+    if not path.is_file():
+        np.save(path, _network()(images))
+    return images, torch.from_numpy(np.load(path))
 
-    network, _, real = _held_out()
-    return float(metrics.frechet_distance(real, torch.from_numpy(network(images))))
+
+def _sampled(way: Way, work: Path, count: int, scale: float) -> NDArray[np.uint8]:
+    from underpaint import model
+
+    path = work / f"{way.name}.npy"
+    if not path.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        loaded = model.load("pretrained:lorelei", device="cpu", precision="auto")
+        how: dict[str, Any] = {"sampler": way.sampler, "steps": way.steps, "grid": way.grid}
+        labels = [int(label) for label in _held_out(scale)[0][:count]]
+        np.save(path, loaded.sample(count, seed=0, labels=labels, **how))
+    return np.asarray(np.load(path))
+
+
+def _count(scale: float) -> int:
+    return max(8, round(COUNT * scale))
 
 
 @functools.cache
-def _held_out() -> tuple[Any, NDArray[np.uint8], Any]:
-    """The feature network, the held-out images, and their features."""
-    import torch
+def _network() -> features.Extractor:
+    return features.load("mobilenetv2")
 
+
+@functools.cache
+def _images() -> Any:
     from underpaint import config, data
 
-    network = features.load("mobilenetv2")
-    dataset = data.prepare(config.preset("quickstart").data)
-    images = dataset.batch(dataset.held_out_ids[:COUNT])
-    return network, images, torch.from_numpy(network(images))
+    return data.prepare(config.preset("quickstart").data)
 
 
-def ratios(results: dict[str, Any]) -> dict[str, Any]:
-    """Of each way: its Fréchet distance over that of `FIRST`, mean and interval over networks."""
-    from underpaint.evaluation.intervals import of_mean
+@functools.cache
+def _held_out(scale: float) -> tuple[NDArray[np.int64], torch.Tensor]:
+    """Labels of the held-out images, and their features."""
+    dataset, ids = _images(), _images().held_out_ids[: _count(scale)]
+    return dataset.labels[ids], torch.from_numpy(_network()(dataset.batch(ids)))
 
-    told = {}
-    for name in WAYS:
-        logs = [
-            math.log(found["ways"][name]["frechet"] / found["ways"][FIRST]["frechet"])
-            for found in results.values()
-        ]
-        if name != FIRST and len(logs) > 1:
-            spread = of_mean(logs)
-            assert spread is not None  # two values at least
-            told[name] = [math.exp(v) for v in (spread.value, spread.low, spread.high)]
-    return told
+
+@functools.cache
+def _real(scale: float) -> dict[str, Any]:
+    """The scores of training images, as if a model had drawn them."""
+    dataset = _images()
+    ids = np.random.default_rng(0).permutation(dataset.train_ids)[: _count(scale)]
+    images = dataset.batch(ids)
+    found = scored(torch.from_numpy(_network()(images)), _held_out(scale)[1])
+    return found | {"flat": flat(images)}
+
+
+def answer(results: dict[str, Any], real: float) -> str:
+    """What the ways that are done say, in a few sentences."""
+
+    def about(name: str) -> str:
+        found = results[name]
+        return f"{name} {found['frechet']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
+
+    few = [name for name, found in results.items() if found["calls"] <= 20]
+    if FIRST not in results or not few:
+        return "Too few ways are done."
+    best, nearest = (min(names, key=lambda n: results[n]["frechet"]) for names in (few, results))
+    low, high = (results[best][f"difference{end}"] for end in ENDS[1:])
+    said = "nearer beyond chance" if high < 0 else "not nearer beyond chance"
+    return (
+        f"At most 20 evaluations are spent best by {about(best)}. Beside the presets' "
+        f"{about(FIRST)} that is {said}: by {-high:.1f} to {-low:.1f} in the same seeds. "
+        f"Of all {len(results)} ways that were drawn the nearest is {about(nearest)}, with "
+        f"{results[nearest]['calls']} evaluations; real images have {real:.1f}."
+    )
 
 
 def write(work: Path, out: Path, scale: float) -> None:
-    """The JSON of all networks that are done."""
-    results = units.gather(UNITS, work)
-    told = {**units.made(), "scale": scale, "count": COUNT, "held_out_flat": flat(_held_out()[1])}
-    units.write_json(out, {**told, "ratios": ratios(results), "units": results})
+    """The JSON of all ways that are done."""
+    results, real = units.gather(WAYS, work), _real(scale)
+    about = {**units.made(), "scale": scale, "count": _count(scale), "real": real}
+    about["answer"] = answer(results, real["frechet"])
+    units.write_json(out, {**about, "units": results})
 
 
 if __name__ == "__main__":
-    raise SystemExit(units.main(__doc__ or "", UNITS, HERE / "results.json", do, write))
+    raise SystemExit(units.main(__doc__ or "", WAYS, HERE / "results.json", do, write))

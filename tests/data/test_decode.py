@@ -57,7 +57,7 @@ COLOUR = Image.new("RGB", (12, 10), ORANGE)
     ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value),
 )
 def test_every_mode_and_format_gives_its_colour(image, format, expected):
-    pixels, met = decode(saved(image, format), options())
+    pixels, met, _ = decode(saved(image, format), options())
     assert met == (10, 12)
     assert pixels.shape == (10, 12, 3)
     assert pixels.dtype == np.uint8
@@ -67,7 +67,7 @@ def test_every_mode_and_format_gives_its_colour(image, format, expected):
 
 def test_sixteen_bits_are_scaled_not_cut():
     values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    pixels, _ = decode(saved(Image.fromarray(values), "PNG"), options(channels=1))
+    pixels, _, _ = decode(saved(Image.fromarray(values), "PNG"), options(channels=1))
     np.testing.assert_array_equal(pixels[:, :, 0].ravel(), np.arange(256))
 
 
@@ -77,7 +77,7 @@ def test_a_transparent_colour_shows_the_background(mode):
     image = image.convert("RGB") if mode == "RGB" else image
     key = {"P": 0, "L": 7, "RGB": ORANGE}[mode]
     data = saved(image, "PNG", transparency=key)
-    pixels, _ = decode(data, options(background=(0, 0, 255)))
+    pixels, _, _ = decode(data, options(background=(0, 0, 255)))
     assert (pixels == (0, 0, 255)).all()
 
 
@@ -100,21 +100,21 @@ def test_exif_orientation_is_obeyed(format, orientation):
     upright = image.copy()
     upright.getexif()[0x0112] = orientation
     expected = np.asarray(ImageOps.exif_transpose(upright))
-    pixels, met = decode(data, options())
+    pixels, met, _ = decode(data, options())
     assert met == expected.shape[:2]
     assert np.abs(pixels.astype(int) - expected).mean() < 4  # lossy formats
 
 
 def test_crop_takes_the_centre():
     image = noise(1, 10, 30)[0]
-    pixels, met = decode(png(image), options((10, 10)))
+    pixels, met, _ = decode(png(image), options((10, 10)))
     assert met == (10, 30)
     np.testing.assert_array_equal(pixels, image[:, 10:20])
 
 
 def test_pad_shows_all_on_the_background():
     image = noise(1, 10, 30)[0]
-    pixels, _ = decode(png(image), options((30, 30), fit="pad", background=(1, 2, 3)))
+    pixels, _, _ = decode(png(image), options((30, 30), fit="pad", background=(1, 2, 3)))
     np.testing.assert_array_equal(pixels[10:20], image)
     assert (pixels[:10] == (1, 2, 3)).all()
     assert (pixels[20:] == (1, 2, 3)).all()
@@ -123,7 +123,7 @@ def test_pad_shows_all_on_the_background():
 def test_stretch_shows_all():
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 15:] = 255
-    pixels, _ = decode(png(image), options((20, 20), fit="stretch"))
+    pixels, _, _ = decode(png(image), options((20, 20), fit="stretch"))
     assert pixels.shape == (20, 20, 3)
     assert (pixels[:, :8] < 30).all()
     assert (pixels[:, 12:] > 225).all()
@@ -131,7 +131,7 @@ def test_stretch_shows_all():
 
 def test_reduction_is_antialiased():
     checks = ((np.indices((64, 64)).sum(0) % 2) * 255).astype(np.uint8)
-    pixels, _ = decode(png(checks), options((8, 8), channels=1))
+    pixels, _, _ = decode(png(checks), options((8, 8), channels=1))
     assert np.abs(pixels.astype(int) - 127.5).max() < 8  # a point sampler gives 0 or 255
 
 
@@ -141,14 +141,14 @@ def test_large_jpeg_is_decoded_reduced_yet_the_same():
     smooth = smooth.resize((640, 480), Image.Resampling.BICUBIC)
     data = saved(smooth, "JPEG", quality=95)
     whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    pixels, met = decode(data, options((32, 32)))
-    reference, _ = decode(png(whole), options((32, 32)))
+    pixels, met, _ = decode(data, options((32, 32)))
+    reference, _, _ = decode(png(whole), options((32, 32)))
     assert met == (480, 640)
     assert np.abs(pixels.astype(int) - reference).max() <= 4
 
 
 def test_colour_becomes_grey_and_grey_colour():
-    grey, _ = decode(saved(COLOUR, "PNG"), options(channels=1))
+    grey, _, _ = decode(saved(COLOUR, "PNG"), options(channels=1))
     assert grey.shape == (10, 12, 1)
     assert abs(int(grey[0, 0, 0]) - (0.299 * 230 + 0.587 * 120 + 0.114 * 40)) <= 1
 

@@ -14,9 +14,11 @@ import torch
 from tests.training.runs import environment
 from underpaint import config
 from underpaint.cli import main
+from underpaint.data import prepare
 from underpaint.evaluation import feature_cache
 from underpaint.evaluation.evaluate import _count, _labels, evaluate
 from underpaint.evaluation.features import load
+from underpaint.evaluation.metrics import frechet_distance
 from underpaint.evaluation.results import SAMPLING, differences
 from underpaint.model import load as load_model
 from underpaint.training import train
@@ -119,10 +121,10 @@ def test_a_second_time_nothing_is_drawn_and_the_numbers_are_the_same(
 def test_it_goes_on_where_it_stopped(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from underpaint.model import Model
 
-    draw, seeds = Model.sample, []
+    draw, seeds, stops = Model.sample, [], [2]
 
     def sample(self: Model, n: int, *, seed: int, **options: Any) -> np.ndarray:
-        if len(seeds) == 2:
+        if len(seeds) in stops:
             raise KeyboardInterrupt
         seeds.append((seed, n))
         return draw(self, n, seed=seed, **options)
@@ -131,9 +133,9 @@ def test_it_goes_on_where_it_stopped(place: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         judged(place, place / "run", seed=1000)
     assert seeds == [(1000, 32), (1032, 32)]
-    seeds.clear()
+    seeds.clear(), stops.clear()
     stopped = judged(place, place / "run", seed=1000)
-    assert seeds == [(1064, 32), (1096, 4)]
+    assert seeds == [(1064, 32), (1096, 4), (1000, 32), (1032, 18)]  # the last: in twice the steps
     monkeypatch.setattr(Model, "sample", draw)
     for folder in (place / "run" / "evaluation").glob("*/"):
         if folder.is_dir():
@@ -142,9 +144,31 @@ def test_it_goes_on_where_it_stopped(place: Path, monkeypatch: pytest.MonkeyPatc
     assert judged(place, place / "run", seed=1000)["scores"] == stopped["scores"]
 
 
-def test_labels_are_as_frequent_as_in_the_real_images(place: Path) -> None:
-    from underpaint.data import prepare
+def test_scores_say_how_far_they_move_with_twice_the_steps(place: Path) -> None:
+    found = judged(place, place / "run", n=80)["twice"]
+    assert (found["steps"], found["count"], found["side"]) == (4, 40, "held_out")
+    # drawn and compared by hand: the same seeds and labels, and the first of the held-out images
+    network = load("torchscript", place / "pooled.pt")
+    real = prepare(config.Data(source=str(place / "real.npz"), held_out="100"))
+    held_out = np.random.default_rng(0).permutation(np.sort(real.held_out_ids))[:40]
+    model = load_model(place / "run", device="cpu")
+    labels, _ = _labels(model, real, seed=0)
+    assert labels is not None
+    chosen = labels(0, 32) + labels(32, 8)
+    distances = [
+        frechet_distance(
+            torch.from_numpy(network(model.sample(40, seed=0, labels=chosen, steps=steps))),
+            torch.from_numpy(network(real.batch(held_out))),
+        )
+        for steps in (2, 4)
+    ]
+    assert [found["frechet"], found["frechet_twice"]] == pytest.approx(distances, rel=1e-4)
+    assert found["difference"] == found["frechet_twice"] - found["frechet"]
+    low, high = found["interval"]
+    assert low < found["difference"] < high
 
+
+def test_labels_are_as_frequent_as_in_the_real_images(place: Path) -> None:
     data = config.Data(source=str(place / "real.npz"), held_out="100")
     real = prepare(data)
     draw, rule = _labels(load_model(place / "run", device="cpu"), real, seed=0)
@@ -270,6 +294,8 @@ def test_numbers_with_different_protocols_are_not_shown_without_a_warning(
     assert main(["evaluate", *sources, *reference, *flags(place)]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "guidance 1; fp32; seeds 0 to 99" in text
+    assert "with twice the steps (4): FD-pooled" in text
+    assert text.count("of 50 samples of the same seeds against held-out images") == 1
     assert "same.npy cannot be compared with" in text
     assert "sampling.steps: 2 and unknown" in text
     assert "FD-pooled" in text

@@ -13,6 +13,7 @@ from underpaint.evaluation.intervals import Interval
 from underpaint.evaluation.metrics import (
     Moments,
     frechet,
+    frechet_difference,
     frechet_distance,
     jackknife,
     kernel_distance,
@@ -71,6 +72,17 @@ def test_fewer_images_than_features_gives_the_exact_value():
     expected = np.square(a.mean(0) - b.mean(0)).sum()
     expected += np.square(x).sum() + np.square(y).sum() - 2 * common
     assert frechet_distance(*map(torch.from_numpy, (a, b))) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_difference_in_the_same_seeds_is_surer_than_two_distances():
+    rng = np.random.default_rng(3)
+    y, x = normal(rng, 60, 8), normal(rng, 60, 8, 0.4)
+    other = x + 0.05 * normal(rng, 60, 8)
+    found = frechet_difference(x, other, y)
+    assert found.value == frechet_distance(x, y) - frechet_distance(other, y)
+    alone = jackknife(frechet_distance, x, y, frechet_distance(x, y))
+    assert found.low < found.value < found.high
+    assert found.high - found.low < 0.3 * (alone.high - alone.low)
 
 
 @pytest.mark.parametrize("n", [8, 200])

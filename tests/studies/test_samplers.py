@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from studies.lib import index
 from studies.samplers import run as samplers_study
 from underpaint.core import samplers
 from underpaint.core.schedules import Flow
@@ -23,17 +24,28 @@ def test_samplers_are_compared_by_grain_and_by_their_distance_to_the_end() -> No
     assert samplers_study.error(plain, plain) == 0.0
     assert samplers_study.error(plain, edge) == pytest.approx(72 / math.sqrt(2))
 
-    def found(distances: dict[str, float]) -> dict[str, Any]:
-        return {
-            "ways": {name: {"frechet": distances.get(name, 50.0)} for name in samplers_study.WAYS}
-        }
 
-    results = {"a": found({"heun-10": 40.0}), "b": found({"heun-10": 62.5})}
-    told = samplers_study.ratios(results)
-    assert told["heun-10"][0] == pytest.approx(1.0)  # the geometric mean of 0.8 and 1.25
-    assert told["heun-10"][1] < 0.8 < 1.25 < told["heun-10"][2]
-    assert told["euler-20"] == pytest.approx([1.0, 1.0, 1.0])
-    assert samplers_study.FIRST not in told
+def test_the_answer_follows_from_the_units() -> None:
+    found = index.results("samplers")
+    assert samplers_study.answer(found["units"], found["real"]["frechet"]) == found["answer"]
+    default = {"calls": 30, "frechet": 40.0, "low": 38.0, "high": 42.0}
+    other = default | {"calls": 19, "frechet": 39.0, "difference_low": -2.0, "difference_high": 0.5}
+    units = {"euler-30": default, "heun-10": other}
+    said = samplers_study.answer(units, 10.0)
+    assert "best by heun-10 39.0 (38.0 to 42.0)" in said
+    assert "not nearer beyond chance: by -0.5 to 2.0" in said
+    other["difference_high"] = -0.1
+    assert "that is nearer beyond chance" in samplers_study.answer(units, 10.0)
+
+
+def test_ways_have_at_most_the_evaluations_of_their_column() -> None:
+    assert len(samplers_study.WAYS) == 30
+    assert samplers_study.FIRST in samplers_study.WAYS
+    for calls in samplers_study.EVALUATIONS:
+        for sampler in samplers_study.SAMPLERS:
+            way = samplers_study.within(sampler, calls)
+            assert calls - 1 <= way.calls <= calls
+            assert samplers_study.WAYS[way.name] == way
 
 
 def test_ways_of_sampling_call_the_network_as_often_as_is_stated() -> None:

@@ -16,7 +16,7 @@ from underpaint.cli.parser import (
     print_table,
     settings_of,
 )
-from underpaint.cli.settings import add_model, add_sampling, sampling_of
+from underpaint.cli.settings import add_model, add_sampling, add_setting, sampling_of
 from underpaint.errors import UserError
 
 __all__ = ["arguments", "run"]
@@ -56,6 +56,8 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--weights-file", metavar="FILE", help="weights of the feature network")
     add("--held-out", metavar="SPEC", help="as in `prepare` (default: as in the run, else auto)")
     add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels of the reference")
+    few = "3 for images; a model has its own"
+    add_setting(parser, "--channels", "data.channels", few)
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
     add_sampling(parser)
     add_model(parser, "fp32")
@@ -113,6 +115,8 @@ def _print(results: list[dict[str, Any]], warnings: list[str]) -> None:
                 for key, name in names.items()
             ],
         )
+        if twice := result["twice"]:
+            out.print(_twice_line(twice, protocol["scores"][0]))
         out.print(_protocol_line(protocol))
         for note in result["warnings"]:
             out.print(f"note: {note}")
@@ -131,12 +135,25 @@ def _cell(key: str, scores: dict[str, Any]) -> str:
     return f"{value:{digits}}"
 
 
+def _twice_line(found: dict[str, Any], distance: str) -> str:
+    """How far the distance moves with twice the steps."""
+    moved = f"{found['difference']:+.3g}"
+    if found["interval"]:
+        moved += " ({:+.3g} to {:+.3g})".format(*found["interval"])
+    side = "held-out" if found["side"] == "held_out" else "training"
+    return (
+        f"with twice the steps ({found['steps']}): {distance} {moved}, of {found['count']} samples "
+        f"of the same seeds against {side} images"
+    )
+
+
 def _protocol_line(protocol: dict[str, Any]) -> str:
     """The protocol in a line."""
     parts = [
         f"{protocol['count']:,} images a side of {protocol['reference']['source']}",
         f"{protocol['extractor']} {protocol['extractor_sha256'][:8]}",
     ]
+    parts += [protocol["grounds"]] if protocol.get("grounds") else []
     if sampling := protocol["sampling"]:
         first, last = protocol["seeds"]
         ema = f" {protocol['ema']:g}" if protocol["ema"] else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
-from underpaint.cli.settings import add_images, images_of
+from underpaint.cli.settings import add_images, add_setting, images_of
 from underpaint.cli.train import name_of, print_cost
 from underpaint.errors import UserError
 
@@ -18,7 +18,9 @@ DEVICES = "auto, cpu, cuda, mps: measured here; or a GPU by its data sheet: h100
 def arguments(parser: Parser, verb: str) -> None:
     add, default = parser.add_argument, "(default: %(default)s)"
     add("data", metavar="DATA", help="images, as `prepare` reads them")
-    add_images(parser, ("size", "channels"))
+    add_images(parser, ("size",))
+    few = "3, or rgba where most images have transparent pixels"
+    add_setting(parser, "--channels", "data.channels", few)
     add("--budget", default="1h", metavar="TIME", help=f"as 45min, 24h, 2d, 1h30m {default}")
     add("--device", default="auto", metavar="DEVICE", help=f"{DEVICES} {default}")
     add("--seconds", type=float, default=20, metavar="S", help=f"for measuring {default}")
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     """Measure, propose, write the recipe, and print what it will take."""
     if not 0 < args.seconds < float("inf"):
         raise UserError(f"--seconds {args.seconds:g}: give a number above 0")
-    wanted = images_of(args, ("size", "channels"))
+    wanted = images_of(args, ("size", "channels") if args.channels else ("size",))
     parts = "plan", name_of(wanted.source), "x".join(map(str, wanted.size))
     out = Path(args.out or "-".join(filter(None, parts)) + ".yaml")
     from underpaint import data
@@ -63,10 +65,19 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         )
     with Bar("decoding", quiet=args.quiet) as bar:
         dataset = data.prepare(wanted, progress=bar)
+        transparent, count = dataset.report["transparent"], dataset.report["images"]
+        on_alpha = data.transparency(wanted, dataset.report)
+        if not args.channels and 2 * transparent > count:
+            dataset = data.prepare(dataclasses.replace(wanted, channels="rgba"), progress=bar)
+            on_alpha = (
+                f"channels rgba: {transparent:,} of {count:,} images have transparent pixels; with "
+                "--channels 3 these become white"
+            )
     images = candidates.Images.of(dataset, wanted.source)
     compiled = found.gpu if args.compile is None else args.compile
     with Bar("measuring networks, seconds", quiet=args.quiet or bool(found.sheet)) as bar:
         plan = propose(images, found, budget, args.seconds, compiled, bar)
+    plan.reasons.extend([on_alpha] if on_alpha else [])
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, write.text(plan, str(out)))

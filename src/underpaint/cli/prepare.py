@@ -48,6 +48,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         print_json(dataset.report)
     else:
         print_facts({key.replace("_", " "): shown(fact) for key, fact in dataset.report.items()})
+        if sentence := data.transparency(wanted, dataset.report):
+            print(sentence)
 
 
 def shown(value: Any) -> str:

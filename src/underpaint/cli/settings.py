@@ -133,10 +133,10 @@ def add_setting(parser: Parser, flag: str, setting: str, left_out: str = "", **o
         found["action"] = argparse.BooleanOptionalAction
     elif typing.get_origin(hint) is Literal:
         found["choices"] = typing.get_args(hint)
+        if int in map(type, found["choices"]):
+            found["type"] = lambda text: int(text) if text.isdecimal() else text
     elif typing.get_origin(hint) is tuple:
         found |= {"type": int, "nargs": "+", "metavar": ("H", "W")}
-    elif name == "channels":
-        found |= {"type": int, "choices": (1, 3)}
     else:
         found |= {"type": hint, "metavar": METAVARS.get(name, _kind(hint))}
     parser.add_argument(flag, **found | other)

@@ -246,7 +246,8 @@ def _finish(folder: Path, args: argparse.Namespace) -> None:
 def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
     from underpaint.training import cost
 
-    size, channels, classes = config.image_size(run.data.size), run.data.channels, 0
+    size, channels = config.image_size(run.data.size), config.CHANNELS[run.data.channels]
+    classes = 0
     if run.data.source:
         from underpaint import data
         from underpaint.sealed import format as sealed

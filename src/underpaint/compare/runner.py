@@ -35,6 +35,7 @@ from underpaint.compare.split_scoring import Half, final_data, half, measure
 from underpaint.compare.study import Study
 from underpaint.compare.verdict import Curve, Point, verdict
 from underpaint.errors import UserError
+from underpaint.evaluation.features import GROUNDS
 from underpaint.evaluation.records import of_kind, read
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.io import check_new, is_marked, mark, numbered, replace_text, writing
@@ -64,8 +65,10 @@ class Task:
     def protocol(self) -> dict[str, Any]:
         """How it is scored."""
         study = self.study
-        features = {"features": study.features} if study.score == "FD" else {}
-        return {"score": study.score, "half": self.which, "images": study.images, **features}
+        how = {"features": study.features} if study.score == "FD" else {}
+        if how and final_data(self.run).channels == "rgba":
+            how["grounds"] = GROUNDS
+        return {"score": study.score, "half": self.which, "images": study.images, **how}
 
 
 def conduct(

@@ -18,7 +18,9 @@ from underpaint.config.reading import preset_text as preset_text
 from underpaint.config.reading import presets as presets
 from underpaint.config.reading import to_dict as to_dict
 from underpaint.config.reading import to_yaml as to_yaml
+from underpaint.config.schema import CHANNELS as CHANNELS
 from underpaint.config.schema import DP as DP
+from underpaint.config.schema import Channels as Channels
 from underpaint.config.schema import Data as Data
 from underpaint.config.schema import ModelSpec as ModelSpec
 from underpaint.config.schema import Network as Network
@@ -29,5 +31,6 @@ from underpaint.config.schema import Space as Space
 from underpaint.config.schema import Stage as Stage
 from underpaint.config.schema import Train as Train
 from underpaint.config.schema import image_size as image_size
+from underpaint.config.schema import named as named
 from underpaint.config.schema import network_of as network_of
 from underpaint.config.schema import setting as setting

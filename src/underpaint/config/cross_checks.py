@@ -8,7 +8,17 @@ import math
 import re
 from typing import Any
 
-from underpaint.config.schema import DP, HIDDEN_SHARE, Data, Range, Run, Space, Stage, image_size
+from underpaint.config.schema import (
+    CHANNELS,
+    DP,
+    HIDDEN_SHARE,
+    Data,
+    Range,
+    Run,
+    Space,
+    Stage,
+    image_size,
+)
 from underpaint.errors import UserError
 
 
@@ -172,8 +182,15 @@ def _check_dp(place: str, stage: Stage, dp: DP, run: Run) -> None:
 
 def check_data(data: Data, place: str = "data") -> None:
     """Raise UserError for settings of the images that cannot work."""
-    if data.channels not in (1, 3):
-        raise UserError(f"{place}.channels {data.channels}: give 3 (colour) or 1 (grey)")
+    if data.channels not in CHANNELS:
+        raise UserError(
+            f"{place}.channels {data.channels}: give 3 (colour), 1 (grey) or rgba (transparency)"
+        )
+    if data.channels == "rgba" and data.background != "white":
+        raise UserError(
+            f"{place}.background {data.background}: with channels rgba pixels stay transparent; "
+            "leave background out"
+        )
     check_ranges(place, data)
     if data.audit_split and data.held_out != "auto":
         raise UserError(

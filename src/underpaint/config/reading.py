@@ -57,7 +57,7 @@ def _convert(hint: Any, value: Any, where: str, current: Any = None) -> Any:
             merged[str(key)] = item
         return merged
     if origin is Literal:
-        if value not in args:
+        if not any(value == a and type(value) is type(a) for a in args):
             options = ", ".join(str(a) for a in args)
             raise UserError(f"{where}: {_shown(value)} is not one of {options}")
         return value

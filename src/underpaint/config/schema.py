@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from underpaint.errors import UserError
 
@@ -39,6 +39,15 @@ def setting(default: Any, help: str, allowed: Range | None = None) -> Any:
     return field(default=default, metadata=metadata)
 
 
+Channels: TypeAlias = Literal[1, 3, "rgba"]
+CHANNELS: dict[Channels, int] = {1: 1, 3: 3, "rgba": 4}  # numbers a pixel
+
+
+def named(channels: int) -> Channels:
+    """The setting of images of so many numbers a pixel."""
+    return next(name for name, count in CHANNELS.items() if count == channels)
+
+
 @dataclass(kw_only=True)
 class Data:
     """Which images, and how they are decoded into the cache."""
@@ -51,11 +60,15 @@ class Data:
     size: tuple[int, ...] = setting(
         (), "pixels: one number for a square, or height and width; empty: the images' own size"
     )
-    channels: int = setting(3, "colour channels of the decoded images: 3 or 1")
+    channels: Channels = setting(
+        3, "of the decoded images: 3 (colour), 1 (grey), or rgba: colour with transparency"
+    )
     fit: Literal["crop", "pad", "stretch"] = setting(
         "crop", "how another aspect is met: crop the centre, pad with the background, or stretch"
     )
-    background: str = setting("white", "colour behind transparent pixels and padding")
+    background: str = setting(
+        "white", "colour behind transparent pixels and padding; rgba has none"
+    )
     max_bad: float = setting(
         0.01,
         "share of unreadable files that is skipped; beyond it: error",
@@ -359,7 +372,7 @@ class ModelSpec:
     """What is needed to build a network for weights: a checkpoint's `config.json`."""
 
     size: tuple[int, int] = setting((32, 32), "height and width in pixels")
-    channels: int = setting(3, "colour channels")
+    channels: int = setting(3, "numbers a pixel: 1, 3, or 4 with transparency")
     label_names: tuple[str, ...] = setting((), "names of the classes; empty: unconditional")
     space: Space = setting(Space(), "space of the diffusion")
     network: Network = setting(Network(), "network")

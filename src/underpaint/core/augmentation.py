@@ -16,7 +16,9 @@ short run draws turned images as often as it was shown them.
     saturation   × 2^s about the mean of the colours, deviation 1  s
 
 What shift and scale leave empty repeats the image mirrored at its edge. Colours may leave [−1, 1]
-and are not cut, which keeps the change linear.
+and are not cut, which keeps the change linear. Of images with transparency colours are changed as
+if they were not premultiplied, and alpha is not: of a pixel of transparency 1 − α, b becomes α b,
+and grey lies at α − 1.
 """
 
 import math
@@ -29,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CONDITION = 9
+ALPHA = 4  # channels of images with transparency
 SHIFT = 1 / 8  # of a side
 SCALE, BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.2, 0.5, 1.0  # deviations
 _DRAWS = 19  # uniform numbers an image: 7 that choose a kind, 12 that say how
@@ -97,15 +100,21 @@ def apply(images: Tensor, changes: Changes) -> Tensor:
     moved = np.flatnonzero(changes.shift.any(axis=1) | (changes.scale != 0))
     if len(moved):
         out[moved] = _moved(out[moved], changes.shift[moved], changes.scale[moved])
+    colours = out[:, :3]  # a view; [B, 1 or 3, H, W]
+    alpha = (out[:, 3:] + 1) / 2 if out.shape[1] == ALPHA else torch.ones(())  # [B, 1, H, W]
     if changes.contrast.any():
-        out *= _column(2.0**changes.contrast)
+        _scale(colours, alpha - 1, changes.contrast)
     if changes.saturation.any():
-        grey = out.mean(dim=1, keepdim=True)
-        factor = _column(2.0**changes.saturation)
-        out = torch.where(factor == 1, out, grey + factor * (out - grey))
+        _scale(colours, colours.mean(dim=1, keepdim=True), changes.saturation)
     if changes.brightness.any():
-        out += _column(changes.brightness)
+        colours += _column(changes.brightness) * alpha
     return out
+
+
+def _scale(colours: Tensor, middle: Tensor, strength: NDArray[np.float64]) -> None:
+    """Colours [B, C, H, W] times 2^strength about their middle, in place."""
+    factor = _column(2.0**strength)
+    colours.copy_(torch.where(factor == 1, colours, middle + factor * (colours - middle)))
 
 
 def _moved(images: Tensor, shift: NDArray[np.float64], scale: NDArray[np.float64]) -> Tensor:

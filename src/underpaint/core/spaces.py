@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from underpaint.core import alpha
+
 KINDS = ("pixels", "wavelets", "latents")
 
 
@@ -163,7 +165,12 @@ def build(
 
 
 def from_uint8(images: Tensor | np.ndarray) -> Tensor:
-    """Decoded images uint8 [B, H, W, C] → float32 [B, C, H, W] in [-1, 1]."""
+    """Decoded images uint8 [B, H, W, C] → float32 [B, C, H, W] in [-1, 1].
+
+    Of four channels the colours are premultiplied, as in all that is computed (`alpha`).
+    """
+    if images.shape[-1] == alpha.CHANNELS:
+        images = alpha.premultiplied(np.asarray(images))
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
@@ -171,11 +178,18 @@ def from_uint8(images: Tensor | np.ndarray) -> Tensor:
 
 
 def levels(values: np.ndarray) -> Tensor:
-    """uint8 values of any shape → float32 in [-1, 1], the same as `from_uint8` gives them."""
+    """uint8 values of any shape → float32 in [-1, 1], the same as `from_uint8` gives them.
+
+    But for alpha: values are taken as they are.
+    """
     return torch.from_numpy(values.astype(np.float32)).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images [B, C, H, W] → uint8 [B, H, W, C]; what lies outside [-1, 1] is clipped."""
+    """Images [B, C, H, W] → uint8 [B, H, W, C] on the CPU; the inverse of `from_uint8`.
+
+    What lies outside [-1, 1] is clipped, and a colour at its alpha.
+    """
     levels = (images.float() + 1).mul_(127.5).round_().clamp_(0, 255)
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    found = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+    return torch.from_numpy(alpha.straight(found.numpy()))

@@ -3,7 +3,7 @@
 `prepare` decodes once into a cache, `Dataset` reads from it, `Order` says which images come when.
 """
 
-from underpaint.data.dataset import Dataset, prepare
+from underpaint.data.dataset import Dataset, prepare, transparency
 from underpaint.data.order import Order, augment
 
-__all__ = ["Dataset", "Order", "augment", "prepare"]
+__all__ = ["Dataset", "Order", "augment", "prepare", "transparency"]

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from underpaint.core.alpha import premultiplied
 from underpaint.data import digests
 from underpaint.data.cache import Write
-from underpaint.data.decode import Options, Unreadable, decode, fit, from_array
+from underpaint.data.decode import Options, Unreadable, decode, fit, from_array, is_transparent
 from underpaint.data.readers.base import Contents, Item
 from underpaint.errors import UserError
 
@@ -38,6 +39,7 @@ class Decoded(NamedTuple):
     file_sha: bytes = b""
     pixel_sha: bytes = b""
     constant: bool = False
+    transparent: bool = False
     reason: str = ""
 
 
@@ -62,7 +64,7 @@ def decode_all(
     labels: list[int] = []
     file_shas, pixel_shas = bytearray(), bytearray()
     label_names: tuple[str, ...] = ()
-    done, constant = 0, 0
+    done, constant, transparent = 0, 0, 0
     sizes: Counter[str] = Counter()
     bad: list[dict[str, Any]] = []
     if progress is not None:
@@ -89,6 +91,7 @@ def decode_all(
                     names.append(item.name)
                     sizes["{}×{}".format(*image.original_size)] += 1
                     constant += image.constant
+                    transparent += image.transparent and part == 0
                 if progress is not None and (done % CHUNK == 0 or done == total):
                     progress(done, total)
             check_bad(origin, bad_here, len(texts), max_bad)
@@ -103,6 +106,7 @@ def decode_all(
         "label_names": list(label_names),
         "sizes": dict(sizes.most_common()),
         "near_constant": constant,
+        "transparent": transparent,  # of the data
         "unreadable": bad,
         "seconds": time.monotonic() - started,
     }
@@ -163,16 +167,19 @@ def _decode_one(item: Item, options: Options) -> Decoded:
         data = item.read()
         if isinstance(data, bytes):
             file_sha = hashlib.sha256(data).digest()
-            pixels, original_size = decode(data, options)
+            pixels, original_size, transparent = decode(data, options)
         else:
             file_sha, original_size = digests.of_array(data), (data.shape[0], data.shape[1])
-            pixels = fit(from_array(data), options)
+            image = from_array(data)
+            pixels, transparent = fit(image, options), is_transparent(image)
     except Exception as error:  # archives raise RuntimeError, zlib.error, NotImplementedError, ...
         said = getattr(error, "strerror", None) or error
         known = isinstance(error, Unreadable)
         return Decoded(None, reason=str(error) if known else f"cannot be read ({said})")
-    constant = bool(pixels.std(dtype=np.float32) < CONSTANT)
-    return Decoded(pixels, original_size, file_sha, digests.of_array(pixels), constant)
+    spread = premultiplied(pixels).std((0, 1), dtype=np.float32)  # of each channel
+    constant = bool(spread.max() < CONSTANT)
+    pixel_sha = digests.of_array(pixels)
+    return Decoded(pixels, original_size, file_sha, pixel_sha, constant, transparent)
 
 
 def check_size(origin: str, name: str, pixels: NDArray[np.uint8], options: Options) -> None:

@@ -84,6 +84,8 @@ def load(folder: Path) -> Entry | None:
     """The entry in `folder`, or None if there is none or it is damaged."""
     try:
         about = json.loads((folder / "about.json").read_text())
+        if "transparent" not in about:  # made before these were counted
+            return None
         shape = tuple(about["shape"])
         with np.load(folder / "index.npz", allow_pickle=False) as index:
             arrays = {name: index[name] for name in index.files}

@@ -5,6 +5,7 @@ afterwards is a file mapped into memory.
 """
 
 import os
+import shlex
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Latents:
 class Dataset:
     """Decoded images with labels, identities and split."""
 
-    images: NDArray[np.uint8]  # [n, H, W, C], mapped into memory, read-only
+    images: NDArray[np.uint8]  # [n, H, W, C], mapped into memory, read-only; RGBA is straight
     labels: NDArray[np.int64]  # [n], -1 unlabelled
     label_names: tuple[str, ...]
     names: list[str]  # path of each image inside its source
@@ -72,7 +73,7 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
+        """1, 3 or 4: RGBA with straight colours."""
         return self.images.shape[3]
 
     @cached_property
@@ -161,7 +162,19 @@ def prepare(
 def decoding(config: settings.Data) -> Options:
     """How these settings decode an image. Raises UserError for a colour that is none."""
     background = parse_colour(config.background)
-    return Options(settings.image_size(config.size), config.channels, config.fit, background)
+    channels = settings.CHANNELS[config.channels]
+    return Options(settings.image_size(config.size), channels, config.fit, background)
+
+
+def transparency(config: settings.Data, report: dict[str, Any]) -> str:
+    """A sentence on transparent pixels that are lost, or images without any; else empty."""
+    found, n = report["transparent"], report["images"]
+    if config.channels == "rgba":
+        opaque = f"{n - found:,} of {n:,} images have no transparent pixels and are opaque"
+        return opaque if found < n else ""
+    lost = f"{found:,} of {n:,} images have transparent pixels, which become {config.background}"
+    command = f"underpaint train --data {shlex.quote(config.source)} --channels rgba"
+    return f"{lost}; to learn and draw transparency: {command}" if found else ""
 
 
 def held_out_source(text: str) -> str | int | Source:
@@ -272,11 +285,12 @@ def _report(
         "source": data.origin,
         "images": n,
         "size": about["shape"][1:3],
-        "channels": options.channels,
+        "channels": settings.named(options.channels),
         "sizes": about["sizes"],
         "labels": labels,
         "duplicates": n - distinct,
         "near_constant": about["near_constant"],
+        "transparent": about["transparent"],
         "unreadable": [{"path": b["path"], "reason": b["reason"]} for b in about["unreadable"]],
         "train": len(train_ids),
         "held_out": int((side == split.HELD_OUT).sum()),

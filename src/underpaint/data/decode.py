@@ -5,6 +5,9 @@ not cut), then alpha over the background at full resolution, then colour or grey
 resampling (Pillow's, whose support grows with the reduction: antialiased). A JPEG much larger than
 asked is decoded at 1/2, 1/4 or 1/8 of its scale first, never below twice the target. Only the first
 frame of an animation is used.
+
+Four channels keep the alpha (an image without one is opaque). Colours are premultiplied before they
+are resampled, and brought back to straight ones after, so that what cannot be seen has no colour.
 """
 
 import io
@@ -15,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, UnidentifiedImageError
 
+from underpaint.core.alpha import CHANNELS, straight
 from underpaint.errors import UserError
 
 RESAMPLING = "Lanczos, antialiased (Pillow)"
@@ -56,13 +60,21 @@ def parse_colour(name: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def decode(data: bytes, options: Options) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """A file's pixels [H, W, C], and the upright (height, width) it had. Raises `Unreadable`."""
+class Picture(NamedTuple):
+    """A decoded file."""
+
+    pixels: NDArray[np.uint8]  # [H, W, C]
+    original_size: tuple[int, int]  # height, width, upright
+    transparent: bool  # whether any of its pixels is, also where the background now shows
+
+
+def decode(data: bytes, options: Options) -> Picture:
+    """The picture in the bytes of a file. Raises `Unreadable`."""
     if not data:
         raise Unreadable("is empty")
     try:
         image, original_size = _open(data, options)
-        return fit(image, options), original_size
+        return Picture(fit(image, options), original_size, is_transparent(image))
     except UnidentifiedImageError:
         raise Unreadable("is not an image of a known format") from None
     except MemoryError:
@@ -108,23 +120,42 @@ def from_array(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def fit(image: Image.Image, options: Options) -> NDArray[np.uint8]:
-    """Convert to the channels and size of `options`: uint8 [H, W, C]."""
+    """Convert to the channels and size of `options`: uint8 [H, W, C]; alpha is straight."""
     image = _flat(image, options)
     width, height = image.size
     H, W = options.size or (height, width)
     if (width, height) != (W, H):
         image = _resample(image, H, W, options)
     pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return pixels[:, :, None] if pixels.ndim == 2 else straight(pixels)
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether any of its pixels lets the background through."""
+    if not _has_alpha(image):
+        return False
+    alpha = _straight(image).convert("RGBA").getchannel("A")
+    return alpha.getextrema() != (255, 255)
+
+
+def _straight(image: Image.Image) -> Image.Image:
+    """Of the modes whose colours are premultiplied those whose are not; else as it is."""
+    return image.convert(image.mode.upper()) if image.mode in ("La", "RGBa") else image
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    if "transparency" in image.info and image.mode in ("1", "L", "P", "RGB"):
+        return True
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 def _flat(image: Image.Image, options: Options) -> Image.Image:
-    """Mode L or RGB, 8 bits, nothing transparent."""
-    image = _eight_bits(image)
+    """Mode L or RGB, 8 bits, nothing transparent; of four channels RGBa, premultiplied."""
+    image = _straight(_eight_bits(image))
     mode = "L" if options.channels == 1 else "RGB"
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        if image.mode in ("La", "RGBa"):  # premultiplied: back to straight alpha first
-            image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if options.channels == CHANNELS:
+        return image.convert("RGBA").convert("RGBa")
+    if _has_alpha(image):
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (*options.background, 255))
         image = Image.alpha_composite(ground, image).convert("RGB")
@@ -160,6 +191,9 @@ def _resample(image: Image.Image, H: int, W: int, options: Options) -> Image.Ima
         return image.resize((W, H), lanczos, box=(left, top, width - left, height - top))
     scale = min(W / width, H / height)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
-    canvas = Image.new("RGB", (W, H), options.background).convert(image.mode)
+    if image.mode == "RGBa":
+        canvas = Image.new("RGBa", (W, H))
+    else:
+        canvas = Image.new("RGB", (W, H), options.background).convert(image.mode)
     canvas.paste(image.resize((w, h), lanczos), ((W - w) // 2, (H - h) // 2))
     return canvas

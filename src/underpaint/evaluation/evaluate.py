@@ -21,11 +21,12 @@ import torch
 
 from underpaint import config, data, model
 from underpaint._version import __version__
+from underpaint.core import alpha, samplers
 from underpaint.data import Dataset, cache
 from underpaint.errors import UserError
 from underpaint.evaluation import feature_cache, features
 from underpaint.evaluation.feature_cache import Store
-from underpaint.evaluation.results import SAMPLING, digest, score_all
+from underpaint.evaluation.results import SAMPLING, digest, moved, score_all
 from underpaint.hardware import Precision
 from underpaint.io import replace_text
 from underpaint.training import distributed
@@ -34,6 +35,7 @@ from underpaint.training.checkpointing import read_progress
 __all__ = ["LEAST", "MOST", "evaluate"]
 
 LEAST = 64  # images a side
+TWICE = 256  # samples that are drawn in twice the steps as well, and half of all at most
 MOST = 10_000  # images a side, unless more are asked for
 
 Progress = Callable[[int, int], None]
@@ -48,6 +50,7 @@ class Judged:
     most: int | None  # images there are; None: any number can be drawn
     store: Store
     about: dict[str, Any]  # its part of the protocol
+    twice: Store | None = None  # the same seeds in twice the steps
 
 
 def evaluate(
@@ -66,25 +69,34 @@ def evaluate(
     device: str = "auto",
     vae: str | Path | None = None,
     precision: Precision = "fp32",
+    channels: config.Channels | None = None,
     interval: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """Score `source`, a model (as `model.find`) or images, against the images `reference`.
 
     `reference` None: the run's own data. `n` images a side; None: as many as are held out (at most
-    MOST). `sampling`: what differs from the model's own settings, by the names in SAMPLING. `vae`:
-    and `precision`: as in `model.load`.
-    Returns `{source, scores, warnings, protocol, file}`; under torchrun the first process does, the
-    others return None. Raises UserError for wrong use.
+    MOST). `sampling`: what differs from the model's own settings, by the names in SAMPLING. `vae`
+    and `precision`: as in `model.load`. `channels`: of images that are scored, None: 3; a model
+    has its own.
+    Returns `{source, scores, twice, warnings, protocol, file}`; under torchrun the first process
+    does, the others return None. `twice` of a model (else None): `results.moved` for some of its
+    samples, with `steps`, `count` and the `side` they are compared with. Raises UserError for wrong
+    use.
     """
     if n is not None and n < LEAST:
         raise UserError(_too_few(f"-n {n}"))
     world = distributed.start(device)
     try:
         network = features.load(extractor, weights_file, str(world.device))
-        images = _images(source) if not _is_model(source) else None
-        wanted = _reference(source, reference, held_out, size, images)
+        images = _images(source, channels or 3) if not _is_model(source) else None
+        wanted = _reference(source, reference, held_out, size, channels, images)
         real = _prepared(wanted, world)
+        if real.channels == alpha.CHANNELS and not real.report["transparent"]:
+            raise UserError(
+                f"{source} has transparency (rgba), and no image of {wanted.source} has a "
+                "transparent pixel; give other images as --reference"
+            )
         if images is not None:
             judged = _folder(str(source), images, network, world)
         else:
@@ -102,10 +114,17 @@ def evaluate(
             )
         train, held = (_shuffled(ids) for ids in (real.train_ids, real.held_out_ids))
         count, notes = _count(n, len(train), len(held), judged.most)
+        if images is not None and real.channels < alpha.CHANNELS and real.report["transparent"]:
+            notes.append(
+                f"{wanted.source} has transparent pixels, which are scored over white; add "
+                "--channels rgba to score transparency"
+            )
         ids = {"train": train} | ({"held_out": held} if len(held) >= LEAST else {})
         stores = {"samples": judged.store}
         stores |= {name: Store.of(real, part, network) for name, part in ids.items()}
         lengths = {"samples": count, "train": min(2 * count, len(train)), "held_out": count}
+        if judged.twice:
+            stores["twice"], lengths["twice"] = judged.twice, min(TWICE, count // 2)
         done, total = 0, sum(lengths[name] for name in stores)
 
         def report(images: int) -> None:
@@ -124,11 +143,16 @@ def evaluate(
         name: torch.from_numpy(store.read(lengths[name])).to(place)
         for name, store in stores.items()
     }
-    samples = found.pop("samples")
+    samples, twice = found.pop("samples"), found.pop("twice", None)
     content = [stores[name].folder.name for name in sorted(found)]
     result = score_all(samples, found, count, content, network, notes, interval)
+    result["twice"] = None
+    if twice is not None:
+        m, side = len(twice), "held_out" if "held_out" in found else "train"
+        result["twice"] = {"steps": 2 * judged.about["sampling"]["steps"], "count": m, "side": side}
+        result["twice"] |= moved(samples[:m], twice, found[side][:m], interval)
     result["protocol"] = {
-        **network.identity,
+        **network.identity(real.channels),
         "scores": [network.distance, network.kernel_distance],
         "features": samples.shape[1],
         "count": count,
@@ -160,10 +184,10 @@ def _is_model(source: str | Path) -> bool:
     return (path / "config.json").is_file() or (path / "config.yaml").is_file()
 
 
-def _images(source: str | Path) -> config.Data:
+def _images(source: str | Path, channels: config.Channels) -> config.Data:
     if not str(source).startswith("avatars:") and not Path(source).exists():
         raise UserError(f"{source}: there is no such run or folder of images")
-    return config.Data(source=str(source), held_out="none")
+    return config.Data(source=str(source), held_out="none", channels=channels)
 
 
 def _reference(
@@ -171,13 +195,15 @@ def _reference(
     reference: str | None,
     held_out: str | None,
     size: tuple[int, ...],
+    channels: config.Channels | None,
     images: config.Data | None,
 ) -> config.Data:
     """The real images: decoded as the run decoded its own."""
     if images is not None:
         if reference is None:
             raise UserError(f"{source}: to score images, add --reference DATA, the real ones")
-        return config.Data(source=reference, size=size, held_out=held_out or "auto")
+        real = config.Data(source=reference, size=size, held_out=held_out or "auto")
+        return replace(real, channels=images.channels)
     folder = model.find(source)
     spec, place = model.read_spec(folder), _run_of(folder)
     real = config.Data()
@@ -189,7 +215,10 @@ def _reference(
     if size and config.image_size(size) != spec.size:
         given, right = (_shown(s) for s in (config.image_size(size) or (0, 0), spec.size))
         raise UserError(f"--size {given}: this model draws {right}; leave --size out")
-    real = replace(real, size=spec.size, channels=spec.channels, held_out=held_out or real.held_out)
+    kind = config.named(spec.channels)
+    if channels not in (None, kind):
+        raise UserError(f"--channels {channels}: this model draws {kind}; leave --channels out")
+    real = replace(real, size=spec.size, channels=kind, held_out=held_out or real.held_out)
     if reference is not None and reference != real.source:
         real = replace(real, source=reference, limit=0, held_out=held_out or "auto")
     return real
@@ -239,7 +268,7 @@ def _model(
     run = _run_of(folder)
     trained = config.load(run / "config.yaml") if run else None
     state = folder / "state.json"
-    about = {
+    about: dict[str, Any] = {
         "images": read_progress(folder).images if state.is_file() else None,
         "sampling": {**defaults, **sampling, "labels": rule, "precision": loaded.precision},
         "weights": weights,
@@ -249,21 +278,28 @@ def _model(
     if loaded.vae is not None:
         about["vae_sha256"] = loaded.vae.digest
 
-    def draw(start: int, count: int) -> np.ndarray:
-        return loaded.sample(
-            count,
-            seed=seed + start,
-            labels=None if labels is None else labels(start, count),
-            batch=batch,
-            **sampling,
-        )
-
     writable = run is not None and os.access(run, os.W_OK)
     place = run / "evaluation" if run and writable else cache.root() / "evaluation"
-    name = digest(json.dumps([network.identity, about, seed], sort_keys=True))
-    return Judged(
-        loaded.spec.size, loaded.spec.channels, None, Store(place / name, draw, network), about
-    )
+
+    def drawn(steps: int) -> Store:
+        """Samples in so many steps, and where their features are kept."""
+        how = sampling | {"steps": steps}
+
+        def draw(start: int, count: int) -> np.ndarray:
+            chosen = None if labels is None else labels(start, count)
+            return loaded.sample(count, seed=seed + start, labels=chosen, batch=batch, **how)
+
+        known = about | {"sampling": about["sampling"] | {"steps": steps}}
+        name = digest(json.dumps([network.identity(real.channels), known, seed], sort_keys=True))
+        return Store(place / name, draw, network)
+
+    steps, grid = (about["sampling"][name] for name in ("steps", "grid"))
+    twice: Store | None = drawn(2 * steps)
+    try:
+        samplers.sigmas(loaded.denoiser.process, 2 * steps, grid)
+    except ValueError:  # more than there are levels
+        twice = None
+    return Judged(loaded.spec.size, loaded.spec.channels, None, drawn(steps), about, twice)
 
 
 def _labels(

@@ -39,7 +39,8 @@ class Store(NamedTuple):
     @classmethod
     def of(cls, dataset: Dataset, ids: np.ndarray, extractor: Extractor) -> Store:
         """Of the images `ids`; in the cache, by content."""
-        key = digest(json.dumps([dataset.key, extractor.identity]), ids.astype(np.int64).tobytes())
+        what = json.dumps([dataset.key, extractor.identity(dataset.channels)])
+        key = digest(what, ids.astype(np.int64).tobytes())
 
         def draw(start: int, count: int) -> np.ndarray:
             return dataset.batch(ids[start : start + count])

@@ -9,6 +9,10 @@ Weights come from a file that is named, else from an installed package that carr
 is never imported), else from a download; the sha256 is fixed in all three cases. How images are
 resized changes scores by several points (Parmar et al. 2022, arXiv 2104.11222), so the rule is part
 of an extractor.
+
+These networks see three channels. A picture with transparency is laid over black and over white,
+and its features are the means of both, as those of a picture are means over its places: what is
+right over one ground alone is not near.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from underpaint.core import alpha
 from underpaint.data import cache
 from underpaint.errors import UserError
 from underpaint.evaluation.mobilenet import MobileNetV2
@@ -37,6 +42,8 @@ from underpaint.model import sha256
 __all__ = ["KINDS", "Extractor", "find_weights", "load", "resize_tf1"]
 
 BATCH = 64  # images through the network at once, on every machine: rounding depends on it
+BLACK, WHITE = 0, 255
+GROUNDS = "over black and over white, features averaged"  # what a protocol says of transparency
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, channels in [0, 1]
 
 
@@ -87,14 +94,16 @@ class Extractor:
     prepare: Callable[[Tensor], Tensor]
     device: torch.device
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """What makes two features comparable."""
-        return {"extractor": self.name, "extractor_sha256": self.sha256, "resize": self.resize}
+    def identity(self, channels: int) -> dict[str, str]:
+        """What makes two features of images of so many channels comparable."""
+        found = {"extractor": self.name, "extractor_sha256": self.sha256, "resize": self.resize}
+        return found | ({"grounds": GROUNDS} if channels == alpha.CHANNELS else {})
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Features float32 [n, D] of `images` uint8 [n, H, W, C]; grey ones are given as RGB."""
+        if images.shape[3] == alpha.CHANNELS:
+            return (self(alpha.over(images, BLACK)) + self(alpha.over(images, WHITE))) / 2
         found = []
         # TF32 keeps 10 bits of a number: features would differ from one GPU to the next
         with torch.backends.cudnn.flags(

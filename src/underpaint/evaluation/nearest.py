@@ -18,10 +18,12 @@ mean of the next 50).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from underpaint.core.alpha import premultiplied
 
 __all__ = ["THIRD", "Ratios", "distance_ratios", "nearest"]
 
@@ -43,8 +45,9 @@ def nearest(
 
     `samples` uint8 [n, H, W, C]; `images` uint8 [m, H, W, C], may be mapped from a file; or float32
     features [n, D] and [m, D]. `ids`: the rows of `images` to search. Returns Euclidean distances,
-    of pixels in grey levels, [n, k] and ids [n, k]; among equal distances the one that comes first
-    in `ids`. `memory`: bytes for a block of each.
+    of pixels in grey levels (with transparency: of premultiplied colours and alpha), [n, k] and ids
+    [n, k]; among equal distances the one that comes first in `ids`. `memory`: bytes for a block of
+    each.
     Raises ValueError for other shapes and for k beyond the number of ids.
     """
     if samples.shape[1:] != images.shape[1:]:
@@ -119,4 +122,6 @@ def _nearest(
 
 
 def _flat(images: Images) -> NDArray[np.float64]:
+    if images.ndim == 4:  # pictures: features may be four numbers, too
+        images = premultiplied(cast(NDArray[np.uint8], images))
     return images.reshape(len(images), -1).astype(np.float64)

@@ -2,6 +2,7 @@
 
     samples  against training images, against held-out images
     floor    held-out against each half of the training images: what equally many real images score
+    twice    how far the Fréchet distance moves with twice the steps, of some samples
 
 All sets have the same count, for every distance falls with more images. Samples that are nearer to
 the training images than to the held-out ones, by more than the floor's parts differ, are the
@@ -23,7 +24,7 @@ from underpaint.data import cache
 from underpaint.evaluation import features, metrics
 from underpaint.io import replace_text
 
-__all__ = ["SAMPLING", "differences", "digest", "kept", "score", "score_all"]
+__all__ = ["SAMPLING", "differences", "digest", "kept", "moved", "score", "score_all"]
 
 SAMPLING = ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr")
 
@@ -47,6 +48,20 @@ def score(real: Tensor, samples: Tensor, *, interval: bool = True) -> dict[str, 
             interval_of_kernel = metrics.jackknife(metrics.mmd2, real, samples, kernel)
             result["kernel_interval"] = [interval_of_kernel.low, interval_of_kernel.high]
     return result
+
+
+def moved(samples: Tensor, twice: Tensor, real: Tensor, interval: bool) -> dict[str, Any]:
+    """How far the Fréchet distance to `real` moves from samples to those in `twice` the steps.
+
+    All three [m, D]; samples at a place have the same seed. m is small, and a distance falls with
+    m: only the difference says something.
+    """
+    distances = [metrics.frechet_distance(z, real) for z in (samples, twice)]
+    found: dict[str, Any] = {"frechet": distances[0], "frechet_twice": distances[1]}
+    found |= {"difference": distances[1] - distances[0], "interval": None}
+    if interval:
+        found["interval"] = list(metrics.frechet_difference(twice, samples, real))[1:]
+    return found
 
 
 def score_all(
@@ -119,7 +134,7 @@ def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
     Empty where they are comparable. Other seeds and other weights are what one compares; another
     extractor, resize rule, count, reference, way of sampling or averaging is not.
     """
-    single = ("extractor_sha256", "resize", "count", "weights", "ema")
+    single = ("extractor_sha256", "resize", "grounds", "count", "weights", "ema")
     values = [(name, one.get(name), two.get(name)) for name in single]
     groups: dict[str, tuple[str, ...]] = {
         "reference": ("key", "train", "held_out"),

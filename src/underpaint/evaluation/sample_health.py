@@ -1,6 +1,7 @@
 """Do samples look like real images? Noise, blurred, copies or good, in milliseconds.
 
-Two measures of an image, in grey levels, are compared with those of real images of the same set:
+Two measures of an image, in grey levels (premultiplied, and of alpha, where there is transparency),
+are compared with those of real images of the same set:
 
     grain   the lower quartile over its 3×3 neighbourhoods of √v, v the variance within one
             (in a channel, mean over them): noise reaches the quietest parts of an image too
@@ -32,6 +33,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from underpaint.core.alpha import premultiplied
 from underpaint.evaluation.nearest import distance_ratios
 from underpaint.training.training_set import TrainingSet
 
@@ -127,7 +129,7 @@ def judge(samples: Images, real: Texture, train: Images | None = None) -> Health
 def texture(images: Images) -> Texture:
     """Grain and detail of `images` uint8 [n, H, W, C], H and W at least 3."""
     _, H, W, _ = images.shape
-    x = images.astype(np.float64)
+    x = premultiplied(images).astype(np.float64)
     variance = np.maximum(_mean3(x * x) - _mean3(x) ** 2, 0).mean(3)  # [n, H − 2, W − 2]
     grain = np.sqrt(np.quantile(variance.reshape(len(x), -1), 0.25, axis=1))
     window = np.outer(np.hanning(H + 2)[1:-1], np.hanning(W + 2)[1:-1])[:, :, None]

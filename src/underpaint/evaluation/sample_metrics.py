@@ -80,7 +80,10 @@ class Drawn:
                 continue
             if drawn is None:
                 drawn = torch.from_numpy(self.extractor(samples[:side]))
-                record["protocol"] = f"{self.extractor.distance} of {side:,} images a side"
+                grounds = self.extractor.identity(samples.shape[3]).get("grounds")
+                record["protocol"] = f"{self.extractor.distance} of {side:,} images a side" + (
+                    f" ({grounds})" if grounds else ""
+                )
             if name not in self._found:
                 extracted = self.extractor(np.take(self.images, ids, axis=0))
                 self._found[name] = torch.from_numpy(extracted)

@@ -99,7 +99,7 @@ def recipe(images: Images, network: Values) -> config.Run:
     size = list(dict.fromkeys(images.size))
     run = changed(
         run,
-        data={"source": images.source, "size": size, "channels": images.channels},
+        data={"source": images.source, "size": size, "channels": config.named(images.channels)},
         space={"patch": patch if network["measured"] else run.space.patch},
         network={"dropout": dropout, "label_drop": label_drop},
         stages={"masked": None, "whole": {"augment": augment, "images": run.stages["whole"].batch}},

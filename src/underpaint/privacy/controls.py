@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from underpaint.core.alpha import premultiplied
 from underpaint.core.loss import DenoisingLoss
 from underpaint.data import cache
 from underpaint.evaluation.results import kept
@@ -152,6 +153,7 @@ def _overfit(setup: AttackSetup) -> dict[str, Any]:
 def _summary(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Images [n, H, W, C] as their means over an 8×8 grid, and mean and spread of each channel."""
     n, height, width = images.shape[:3]
+    images = premultiplied(images)
     rows, columns = min(8, height), min(8, width)
     grey = images.mean(3, dtype=np.float64)
     cells = np.add.reduceat(grey, np.arange(rows) * height // rows, axis=1)

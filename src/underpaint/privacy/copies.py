@@ -98,7 +98,7 @@ def find_copies(
         "samples": samples,
         "training_images": len(ids),
         "spaces": {space: copies.result for space, copies in spaces.items()},
-        "extractor": None if extractor is None else extractor.identity,
+        "extractor": None if extractor is None else extractor.identity(dataset.channels),
         "removed_duplicates": len(members.ids) - len(ids),
         "near_duplicates_searched": min(len(ids), SEARCHED),
         "near_duplicate_pairs": len(near.ids),

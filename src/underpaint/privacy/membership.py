@@ -138,7 +138,7 @@ def load(
             given_data = dataclasses.replace(
                 data,
                 source=source,
-                channels=loaded.spec.channels,
+                channels=config.named(loaded.spec.channels),
                 held_out="none",
                 audit_split=0.0,
                 limit=0,

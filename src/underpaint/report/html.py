@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
+from underpaint import pictures
 from underpaint.io import replace_text, writing
 from underpaint.report import summary
 
@@ -65,7 +66,7 @@ def embedded(path: Path) -> str:
 
 def picture(pixels: NDArray[np.uint8]) -> str:
     """Pixels [H, W, C] as a data address; small images exactly, large ones as WebP."""
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image = pictures.picture(pixels)
     return _encoded(image, "png" if max(image.size) <= 96 else "webp")
 
 

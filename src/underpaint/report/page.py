@@ -107,7 +107,8 @@ def _sentences(
     if pictures.counts and pictures.size:
         train, held_out = pictures.counts
         height, width = pictures.size
-        colour = "in colour" if pictures.channels == 3 else "in grey"
+        kinds = {1: "in grey", 3: "in colour", 4: "in colour with transparency"}
+        colour = kinds[pictures.channels]
         text = f"This model learned from {train:,} images of {source} ({width}×{height} pixels, "
         text += f"{colour})" + (
             f"; {held_out:,} more were held out to judge it" if held_out else ""

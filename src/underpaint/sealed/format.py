@@ -322,7 +322,7 @@ def _consistent(about: dict[str, Any]) -> bool:
     return (
         size == [h * patch, w * patch]
         and V < h * w <= 1 << 16
-        and about["channels"] in (1, 3)
+        and about["channels"] in (1, 3, 4)
         and about["channels"] * patch**2 == P
         and about["kind"] in KINDS
         and 0 < about["rate"] < 1

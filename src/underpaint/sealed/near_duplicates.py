@@ -19,6 +19,8 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
+from underpaint.core.alpha import premultiplied
+
 __all__ = ["NEAR", "NearDuplicates", "thumbnail"]
 
 NEAR = 2.0  # of 255
@@ -81,7 +83,8 @@ class NearDuplicates:
 
 
 def thumbnail(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Block means of `image` [H, W, C], rounded: [height, width, C]."""
+    """Block means of `image` [H, W, C], rounded: [height, width, C]; premultiplied by an alpha."""
+    image = premultiplied(image)
     rows = np.arange(height) * image.shape[0] // height
     columns = np.arange(width) * image.shape[1] // width
     sums = np.add.reduceat(np.add.reduceat(image.astype(np.int64), rows, 0), columns, 1)
@@ -99,8 +102,9 @@ def _directions(shape: tuple[int, int, int]) -> NDArray[np.float64]:
     wide = np.where(abs(x - w / 2) < w / 4, 1.0, -1.0)
     planes = [np.ones((h, w)), down, right, tall, wide]
     directions = [np.repeat(plane[:, :, None], channels, 2) for plane in planes]
-    if channels == 3:
-        directions += [np.broadcast_to(np.array(hue), shape) for hue in ([1, 0, -1], [1, -2, 1])]
+    if channels >= 3:  # of alpha no hue
+        hues = (np.array([*hue, 0])[:channels] for hue in ([1, 0, -1], [1, -2, 1]))
+        directions += [np.broadcast_to(hue, shape) for hue in hues]
     else:
         directions += [(down * right)[:, :, None], (tall * wide)[:, :, None]]
     flat = np.stack([direction.ravel() for direction in directions]).astype(np.float64)

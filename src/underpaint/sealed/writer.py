@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from underpaint import config as settings
 from underpaint.core import masks
+from underpaint.core.alpha import premultiplied
 from underpaint.core.spaces import Pixels
 from underpaint.data import fixed_masks, split
 from underpaint.data.build import Progress, check_bad, check_size, in_order, natural_order
@@ -194,7 +195,7 @@ class Writer:
         ]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         mask = masks.draw(self.spec, self.space.grid, B, generators)
-        planes = torch.from_numpy(np.stack(self.waiting)).permute(0, 3, 1, 2)
+        planes = torch.from_numpy(premultiplied(np.stack(self.waiting))).permute(0, 3, 1, 2)
         assert mask.visible is not None  # a mask that hides nothing was refused
         positions = mask.visible.numpy().astype("<u2")
         patches = masks.gather(self.space.encode(planes), mask.visible).numpy()

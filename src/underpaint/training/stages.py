@@ -12,7 +12,7 @@ from typing import Any
 from underpaint import backbones, config, factory, vae
 from underpaint.core import masks, spaces
 from underpaint.core.masks import MaskSpec
-from underpaint.data import Order, fixed_masks, latents, prepare
+from underpaint.data import Order, fixed_masks, latents, prepare, transparency
 from underpaint.data.source import is_sealed
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device
@@ -67,8 +67,15 @@ def prepare_stages(
     run: config.Run, say: Callable[[str], None], progress: Callable[..., None] | None
 ) -> list[PreparedStage]:
     """All stages of `run`; prepares their data. Raises UserError where something cannot work."""
+    said: set[str] = set()
+
+    def once(sentence: str) -> None:
+        if sentence not in said:  # of images that several stages have
+            said.add(sentence)
+            say(sentence)
+
     return [
-        _prepared(run, index, name, stage, say, progress)
+        _prepared(run, index, name, stage, once, progress)
         for index, (name, stage) in enumerate(run.stages.items())
     ]
 
@@ -95,7 +102,7 @@ def _prepared(
             f"{settings.rate:g}), mirroring and shifts are not"
         )
     else:
-        training_set = _images(run, settings, data, progress)
+        training_set = _images(run, settings, data, say, progress)
         spec = _model_spec(run, training_set)
     config.check_labels(run, data.source, training_set.label_names)
     backbones.check_features(factory.unallocated_network(spec), spec.noise)
@@ -128,10 +135,19 @@ def _images(
     run: config.Run,
     settings: config.Stage,
     data: config.Data,
+    say: Callable[[str], None],
     progress: Callable[..., None] | None,
 ) -> ImageSet:
     """The images of a stage, or their latents."""
     dataset, kind = prepare(data, progress=progress), ImageSet
+    if data.channels == "rgba" and not dataset.report["transparent"]:
+        raise UserError(
+            f"'{data.source}': channels rgba learns transparency, and none of its "
+            f"{dataset.report['images']:,} images has a transparent pixel; give --channels 3 (and "
+            "--from a model of 3, if any)"
+        )
+    if sentence := transparency(data, dataset.report):
+        say(sentence)
     config.check_labels(run, data.source, dataset.label_names)
     space = factory.space(run.space, dataset.size, dataset.channels)  # refuses sizes, before work
     if run.space.kind == "latents":

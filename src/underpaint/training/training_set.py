@@ -172,7 +172,7 @@ class ImageSet:
             len(ids),
             p,
             square=planes.shape[2] == planes.shape[3],
-            colour=planes.shape[1] == 3,
+            colour=planes.shape[1] >= 3,
         )
         return augmentation.apply(planes, changes), augmentation.condition(changes)
 

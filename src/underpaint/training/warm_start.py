@@ -24,7 +24,7 @@ def adopt(run: config.Run, source: str) -> config.Run:
     spec = read_spec(find(source))
     network = dataclasses.replace(spec.network, labels=run.network.labels)
     data = run.data if run.data.size else dataclasses.replace(run.data, size=spec.size)
-    data = dataclasses.replace(data, channels=spec.channels)
+    data = dataclasses.replace(data, channels=config.named(spec.channels))
     return dataclasses.replace(
         run, data=data, space=spec.space, network=network, noise=spec.noise, sampling=spec.sampling
     )
@@ -96,5 +96,5 @@ def _fixed(spec: config.ModelSpec) -> dict[str, Any]:
         for name, value in vars(getattr(spec, section)).items()
     }
     settings |= {f"noise.{k}": getattr(spec.noise, k) for k in TRAINED_IN}
-    settings["data.channels"] = spec.channels
+    settings["data.channels"] = config.named(spec.channels)
     return {place: value for place, value in settings.items() if place not in FREE}
