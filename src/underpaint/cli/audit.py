@@ -1,7 +1,5 @@
 """`underpaint audit`: what does a model reveal about its training images?"""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -18,8 +16,6 @@ from underpaint.cli.parser import (
 )
 from underpaint.cli.settings import add_model
 from underpaint.errors import UserError
-
-__all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:

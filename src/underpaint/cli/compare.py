@@ -1,15 +1,11 @@
 """`underpaint compare`: does an arm reach the baseline's score in less compute?"""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, console, print_json
 from underpaint.errors import UserError
-
-__all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:

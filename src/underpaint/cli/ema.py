@@ -1,12 +1,8 @@
 """`underpaint ema`: averages of other widths, from a run's snapshots."""
 
-from __future__ import annotations
-
 import argparse
 
 from underpaint.cli.parser import Bar, Parser, add_output, print_json
-
-__all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:

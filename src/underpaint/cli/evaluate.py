@@ -1,7 +1,5 @@
 """`underpaint evaluate`: how near samples are to real images, with the noise floor beside it."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from typing import Any
@@ -18,8 +16,6 @@ from underpaint.cli.parser import (
 )
 from underpaint.cli.settings import add_model, add_sampling, sampling_of
 from underpaint.errors import UserError
-
-__all__ = ["arguments", "run"]
 
 EXTRACTORS = ("mobilenetv2", "inception", "torchscript")
 COLUMNS = {"train": "train", "held_out": "held-out", "floor": "real images"}

@@ -1,14 +1,10 @@
 """`underpaint prepare`: decode once, into the cache, and report."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
 from underpaint.cli.parser import Bar, Parser, add_output, print_facts, print_json
 from underpaint.cli.settings import add_images, images_of
-
-__all__ = ["arguments", "run", "shown"]
 
 MOST = 12
 

@@ -1,13 +1,9 @@
 """`underpaint presets`: the recipes of the package."""
 
-from __future__ import annotations
-
 import argparse
 
 from underpaint import config
 from underpaint.cli.parser import Parser, print_json
-
-__all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:

@@ -1,14 +1,10 @@
 """`underpaint quickstart`: the product in small."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
 from underpaint.cli.parser import Parser, print_json
 from underpaint.errors import UserError
-
-__all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:

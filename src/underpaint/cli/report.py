@@ -1,12 +1,8 @@
 """`underpaint report`: one page on a run."""
 
-from __future__ import annotations
-
 import argparse
 
 from underpaint.cli.parser import Parser, print_json
-
-__all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:

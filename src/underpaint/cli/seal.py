@@ -1,15 +1,11 @@
 """`underpaint seal`: visible patches of images in one file, to train on; `--verify` reads one."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
 from underpaint.cli.parser import Bar, Parser, add_output, check_least, print_facts, print_json
 from underpaint.cli.settings import add_images, images_of
 from underpaint.errors import UserError
-
-__all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:

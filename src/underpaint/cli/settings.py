@@ -4,8 +4,6 @@
 a setting have its help and its range, so that none can go stale.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import textwrap
@@ -17,19 +15,6 @@ from typing import Any, Literal, NamedTuple
 from underpaint import config
 from underpaint.cli.parser import Parser, flag_of
 from underpaint.errors import UserError
-
-__all__ = [
-    "Row",
-    "Section",
-    "add_images",
-    "add_model",
-    "add_sampling",
-    "add_setting",
-    "as_help",
-    "images_of",
-    "sampling_of",
-    "sections",
-]
 
 
 class Row(NamedTuple):

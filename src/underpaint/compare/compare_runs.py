@@ -6,8 +6,6 @@ The points are those of one run each, before its learning rate has come down, so
 is a hint, not the verdict of a study: a run planned for that compute would have scored better.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
@@ -21,8 +19,6 @@ from underpaint.compare.split_scoring import final_data
 from underpaint.compare.verdict import Point, verdict
 from underpaint.errors import UserError
 from underpaint.evaluation.records import of_kind, read
-
-__all__ = ["NOTE", "compare"]
 
 SCORE = "held-out loss"
 NOTE = (

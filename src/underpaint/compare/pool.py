@@ -5,8 +5,6 @@ of a user or of a run ends all of them with that error; one whose process dies i
 reaches this process alone, which then ends the others: a run in them writes a checkpoint first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os
@@ -17,8 +15,6 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from underpaint.errors import Interrupted, RunFailed, UserError
-
-__all__ = ["gather"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -14,26 +14,12 @@ settings, and those timed, are what differs from the arm's, by dotted names.
 A run that stands here with the settings and the protocol that the study has now is not run again.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 from underpaint import config
 from underpaint.errors import UserError
-
-__all__ = [
-    "changed",
-    "differences",
-    "is_record",
-    "of_arms",
-    "read",
-    "runs_of",
-    "same",
-    "text",
-    "timed_stages",
-]
 
 PARTS = ("runs", "trials", "earlier")
 ROWS = {"settings", "timed", "units"}  # names whose values have a line each, as items of a list

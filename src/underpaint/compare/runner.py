@@ -13,8 +13,6 @@ holds or is finished in its folder is not run again, what was stopped goes on fr
 the same command continues a study.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -39,8 +37,6 @@ from underpaint.evaluation.records import of_kind, read
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.io import check_new, is_marked, mark, numbered, replace_text, writing
 from underpaint.training import train
-
-__all__ = ["RESULTS", "conduct"]
 
 Say = Callable[[str], None]
 

@@ -6,8 +6,6 @@ so that what was chosen because it suits some images is not praised for suiting 
 a function of the images' places alone: all arms, seeds and points are scored on the same.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +20,6 @@ from underpaint.evaluation import features, metrics
 from underpaint.evaluation.evaluate import LEAST
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.training.training_set import Array
-
-__all__ = ["Half", "final_data", "half", "measure"]
 
 Half = Literal["A", "B"]
 

@@ -1,7 +1,5 @@
 """How long an image takes in each stage of each arm of a study, nothing beside it."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
@@ -15,8 +13,6 @@ from underpaint.io import replace_text, writing
 from underpaint.training import distributed
 from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.throughput import speed
-
-__all__ = ["measured", "paired"]
 
 WARM, PASSES = 4, 8  # over all stages; the warm ones do not count
 SECONDS = 0.4  # of a stage in a pass, at least

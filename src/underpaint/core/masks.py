@@ -19,8 +19,6 @@ units. Crops stay as they are, in multiples of units.
 Patches, blocks and crops as in MaskDM (Lei et al. 2023, arXiv 2306.11363), whose rounding this is.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -48,7 +46,7 @@ class Mask(NamedTuple):
     window: Tensor | None = None  # [B, 4] top, left, height, width in patches; crop masks only
     weights: Tensor | None = None  # [B, V] of the visible patches' errors; None: all are 1
 
-    def to(self, device: torch.device | str) -> Mask:
+    def to(self, device: torch.device | str) -> "Mask":
         """The same mask on another device."""
         return Mask(self.grid, *(None if x is None else x.to(device) for x in self[1:]))
 
@@ -65,7 +63,7 @@ class MaskSpec:
     temperature: float = 1.0  # salient: above 1 nearer to chance
     reweight: bool = False  # salient: weight errors by how rarely a patch is shown
 
-    def at(self, rate: float) -> MaskSpec:
+    def at(self, rate: float) -> "MaskSpec":
         """The same masks at another rate."""
         return dataclasses.replace(self, rate=rate)
 

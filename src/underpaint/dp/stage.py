@@ -3,15 +3,15 @@
 No loss, no norm and no check, and no time either, which tells how many images a step has met.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from underpaint import config
-from underpaint.dp.accounting import Guarantee, guarantee, library
-from underpaint.dp.scope import check_scope
+from underpaint.dp.accounting import Guarantee
+from underpaint.dp.accounting import guarantee as guarantee
+from underpaint.dp.accounting import library as library
+from underpaint.dp.scope import check_scope as check_scope
 from underpaint.dp.step import private_step
 from underpaint.errors import UserError
 from underpaint.training.checkpointing import Progress, RunFolder
@@ -19,8 +19,6 @@ from underpaint.training.log import Log
 from underpaint.training.step import compute
 from underpaint.training.step_rule import StepRule
 from underpaint.training.train_state import TrainState
-
-__all__ = ["Private", "check_scope", "guarantee", "library"]
 
 
 class Private(StepRule):

@@ -7,8 +7,6 @@ Features lie in RUN/evaluation (those of images that exist: in the cache, by con
 block, so that a stopped evaluation goes on, and a longer one adds to what is there.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -30,8 +28,6 @@ from underpaint.hardware import Precision
 from underpaint.io import replace_text
 from underpaint.training import distributed
 from underpaint.training.checkpointing import read_progress
-
-__all__ = ["LEAST", "MOST", "evaluate"]
 
 LEAST = 64  # images a side
 MOST = 10_000  # images a side, unless more are asked for

@@ -11,8 +11,6 @@ resized changes scores by several points (Parmar et al. 2022, arXiv 2104.11222),
 of an extractor.
 """
 
-from __future__ import annotations
-
 import shutil
 import urllib.error
 import urllib.request
@@ -33,8 +31,6 @@ from underpaint.errors import UserError
 from underpaint.evaluation.mobilenet import MobileNetV2
 from underpaint.io import replacing
 from underpaint.model import sha256
-
-__all__ = ["KINDS", "Extractor", "find_weights", "load", "resize_tf1"]
 
 BATCH = 64  # images through the network at once, on every machine: rounding depends on it
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, channels in [0, 1]

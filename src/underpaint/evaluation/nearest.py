@@ -16,14 +16,10 @@ is below 1/3 for a near copy (Yoon et al. 2023; Carlini et al. 2023, arXiv 2301.
 mean of the next 50).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-__all__ = ["THIRD", "Ratios", "distance_ratios", "nearest"]
 
 Images = NDArray[np.uint8] | NDArray[np.float32]
 

@@ -12,8 +12,6 @@ evaluate` found of its checkpoints. Few samples bias a Fréchet distance upwards
 one `protocol` are comparable, with each other and not with anything else.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -28,8 +26,6 @@ from underpaint.evaluation import features, metrics
 from underpaint.evaluation.nearest import distance_ratios
 from underpaint.model import Model
 from underpaint.training.training_set import TrainingSet
-
-__all__ = ["Drawn", "comparable", "recorded"]
 
 LEAST = 64  # images a side of a Fréchet distance, as in `evaluate`
 SEARCHED = 20_000  # training images among which copies are looked for

@@ -16,8 +16,6 @@ the same masks are used for every image, so that a score is a function of the im
 alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -34,8 +32,6 @@ from underpaint.core.schedules import Process
 from underpaint.errors import UserError
 from underpaint.model import evaluating
 from underpaint.training.seeding import seed_from
-
-__all__ = ["ATTACKS", "Ensemble", "check", "levels", "rows", "scores"]
 
 ATTACKS = {
     "loss": "error of the noise the model sees in a noised image",

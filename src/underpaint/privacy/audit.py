@@ -3,8 +3,6 @@
 `underpaint audit` writes the page of it (report/audit.py); docs/audit.md explains how to read that.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import defaultdict
@@ -39,8 +37,6 @@ from underpaint.privacy.calibration import (
 )
 from underpaint.privacy.copies import ImagePair, find_copies
 from underpaint.privacy.membership import FEWEST, Subset, subsample
-
-__all__ = ["DEFAULT_IMAGES", "Audit", "audit"]
 
 DEFAULT_IMAGES = 1000  # members, and non-members
 COMPLETED = 200  # members, and non-members

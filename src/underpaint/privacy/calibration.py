@@ -5,8 +5,6 @@ subtracted from its score (Watson et al. 2022, arXiv 2111.08440); it also is a n
 attacks that succeed on it see something else than training. Shadow models are `shadows`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial
@@ -23,8 +21,6 @@ from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.privacy import attacks, shadows
 from underpaint.privacy.membership import Subset
-
-__all__ = ["AttackSetup", "Progress", "Scores", "calibrate_by_shadows", "load_reference"]
 
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 Scores = dict[str, NDArray[np.float64]]  # of each attack, [n, levels]

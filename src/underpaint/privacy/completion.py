@@ -18,8 +18,6 @@ somewhat; one that remembers an image completes that one better than images it n
 Masks and noises are the same for every image. The interval is Welch's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial
@@ -38,8 +36,6 @@ from underpaint.core.masks import Mask, MaskSpec, draw, gather, whole
 from underpaint.model import evaluating
 from underpaint.privacy.statistics import auc
 from underpaint.training.seeding import seed_from
-
-__all__ = ["advantage", "complete", "errors", "masks"]
 
 FROM, TO = 0.1, 10.0  # levels between which it is decided what the image shows
 

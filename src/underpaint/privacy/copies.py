@@ -9,8 +9,6 @@ In features a copy is found that was shifted or recoloured, as far as the networ
 was made for photographs, so the threshold that counts there is the one of the held-out images.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from functools import partial
@@ -27,8 +25,6 @@ from underpaint.evaluation.nearest import THIRD, Ratios, distance_ratios
 from underpaint.privacy.calibration import AttackSetup
 from underpaint.privacy.membership import Subset, distinct
 from underpaint.training.distributed import World
-
-__all__ = ["Copies", "ImagePair", "Nearest", "find_copies", "near_duplicates", "search"]
 
 QUANTILE = 0.001
 SHOWN = 16  # images with the lowest ratios

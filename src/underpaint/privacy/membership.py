@@ -9,8 +9,6 @@ What is seen of an image follows the run's last stage: all of it if that had who
 patches in training and attack where masks were fixed; else one mask of the stage's kind for all.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -33,8 +31,6 @@ from underpaint.errors import UserError
 from underpaint.privacy import attacks
 from underpaint.sealed import format as sealed
 from underpaint.sealed.format import Sealed
-
-__all__ = ["FEWEST", "MembershipData", "Subset", "different", "distinct", "load", "subsample"]
 
 FEWEST = 16  # members, and non-members: eight to calibrate on and eight to evaluate on
 

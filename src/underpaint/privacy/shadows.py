@@ -20,8 +20,6 @@ that if he knows the kind of data, the audit has it in any case. Models are kept
 that they depend on; what was interrupted goes on from its checkpoint.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -45,8 +43,6 @@ from underpaint.privacy.statistics import auc_by_level
 from underpaint.sealed import format as sealed
 from underpaint.training import train
 from underpaint.training.seeding import seed_from
-
-__all__ = ["LEAST", "PER_IMAGE", "Shadow", "calibrate", "expected_auc", "rule", "train_all"]
 
 LEAST = 2  # models: every image is outside one of them
 ENOUGH, PER_IMAGE = 8, 64  # models from which a variance, and one for each image, can be estimated

@@ -1,7 +1,5 @@
 """Which curves of a run are drawn, and what each of them means in a sentence or two."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,8 +12,6 @@ from underpaint.evaluation.records import Record, of_kind
 from underpaint.evaluation.sample_metrics import comparable
 from underpaint.report.plots import Band, Line, chart, smooth
 from underpaint.report.summary import StageFacts, seconds_at
-
-__all__ = ["Chart", "comparison", "of_run"]
 
 Records = list[Record]
 ERROR = "mean squared error of x0"

@@ -1,7 +1,5 @@
 """The page of a comparison: the verdicts, score against compute, and every run behind them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,6 @@ from underpaint.io import writing
 from underpaint.report.charts import Chart
 from underpaint.report.html import render, write_page
 from underpaint.report.plots import Line, chart
-
-__all__ = ["write"]
 
 COLOURS = 4
 MEANING = (

@@ -3,8 +3,6 @@
 Needs the run's weights and its images. What is not there any more is left out, with a sentence.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +16,6 @@ from underpaint.data import Dataset, prepare
 from underpaint.errors import UserError
 from underpaint.evaluation.nearest import nearest
 from underpaint.sealed import format as sealed
-
-__all__ = ["Gallery", "draw"]
 
 Image = NDArray[np.uint8]  # [H, W, C]
 COLUMNS, ROWS = 8, 4

@@ -3,14 +3,10 @@
 All figures come from the stage's own records; nothing is computed anew.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from underpaint import config
 from underpaint.evaluation.records import Record, of_kind
-
-__all__ = ["private_stages"]
 
 ACCOUNTANTS = {
     "prv": "PRV (privacy loss random variables, an upper bound)",

@@ -1,7 +1,5 @@
 """From a template of this package to a page: one file that needs no network and no scripts."""
 
-from __future__ import annotations
-
 import base64
 import io
 from importlib import resources
@@ -15,8 +13,6 @@ from PIL import Image
 
 from underpaint.io import replace_text, writing
 from underpaint.report import summary
-
-__all__ = ["embedded", "picture", "render", "text_of", "write_page"]
 
 LARGE = 400_000  # bytes of a PNG above which it is embedded as WebP
 

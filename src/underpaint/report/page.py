@@ -1,7 +1,5 @@
 """From a run's folder to `report.html`: a single file that needs no network and no scripts."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -20,8 +18,6 @@ from underpaint.evaluation.verdict import verdict
 from underpaint.io import is_marked
 from underpaint.report import charts, gallery, guarantee, summary
 from underpaint.report.html import embedded, render, write_page
-
-__all__ = ["build"]
 
 GRIDS = 8  # sample grids shown
 

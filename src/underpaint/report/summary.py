@@ -6,8 +6,6 @@ images / (images/s of that stage) − seconds. Both count training steps alone, 
 grids and checkpoints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +14,6 @@ import numpy as np
 
 from underpaint import config
 from underpaint.evaluation.records import Record, of_kind
-
-__all__ = [
-    "StageFacts",
-    "about_masks",
-    "about_network",
-    "about_noise",
-    "about_stage",
-    "about_stages",
-    "clock",
-    "count",
-    "flops",
-    "percent",
-    "seconds_at",
-    "stages",
-]
 
 MASKS = {
     "patch": "single patches at random",

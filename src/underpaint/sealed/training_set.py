@@ -3,8 +3,6 @@
 `training_set` says what a recipe may not ask of them; `registry` leads here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -20,8 +18,6 @@ from underpaint.core.masks import Mask, MaskSpec
 from underpaint.errors import UserError
 from underpaint.sealed.format import Sealed, read
 from underpaint.training.training_set import Examples, Ids, Visible
-
-__all__ = ["SealedExamples", "SealedSet", "check_network", "training_set"]
 
 Grid = tuple[int, int]
 

@@ -9,8 +9,6 @@ A file gets its name when all of it was read back and verified. One whose writin
 removed; it never held anything but visible patches.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets
@@ -34,8 +32,6 @@ from underpaint.errors import UserError
 from underpaint.io import replacing, writing
 from underpaint.sealed import format as sealed
 from underpaint.sealed.near_duplicates import NearDuplicates
-
-__all__ = ["seal"]
 
 BATCH = 64  # images whose patches are written together
 SUPPORT = 3  # pixels of the Lanczos kernel to either side

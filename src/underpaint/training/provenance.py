@@ -4,8 +4,6 @@ A run that is resumed asks `recorded` what it was: its data must be the same, an
 is its precision.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import sys
@@ -19,8 +17,6 @@ from underpaint._version import __version__
 from underpaint.errors import UserError
 from underpaint.training.stages import PreparedStage
 from underpaint.training.train_state import TrainState
-
-__all__ = ["describe", "identities", "recorded"]
 
 
 def describe(stages: list[PreparedStage], state: TrainState, start: str | None) -> str:

@@ -20,8 +20,6 @@ from underpaint.registry import wing
 from underpaint.training.seeding import seed_from
 from underpaint.training.training_set import ImageSet, LatentSet, TrainingSet
 
-__all__ = ["Level", "PreparedStage", "prepare_stages"]
-
 
 @dataclass(frozen=True)
 class Level:
