@@ -45,10 +45,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--members", metavar="DATA", help="images trained on (default: as the run recorded)")
     add("--non-members", metavar="DATA", help="images not trained on (default: those held out)")
     add(
-        "-n",
-        type=int,
-        metavar="N",
-        help="images of each kind (default: 1000, or what --fpr needs)",
+        "-n", type=int, metavar="N", help="images of each kind (default: 1000, or what --fpr needs)"
     )
     add("--samples", type=int, default=512, help="searched for copies (default: %(default)s)")
     add(

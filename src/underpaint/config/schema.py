@@ -129,8 +129,7 @@ class Noise:
         "flow", "variance preserving (linear or cosine), flow matching, EDM, or variance exploding"
     )
     prediction: Literal["eps", "x0", "v", "flow", "score", "edm"] = setting(
-        "flow",
-        "target of the network; v needs vp-*, flow needs flow, score and edm need edm or ve",
+        "flow", "target of the network; v needs vp-*, flow needs flow, score and edm need edm or ve"
     )
     steps: int = setting(
         0, "discrete training grid (DDPM: 1000; ve: geometric levels); 0: continuous time"

@@ -264,12 +264,7 @@ def from_visible(grid: tuple[int, int], visible: Tensor, kind: str, multiple: in
 class Draws:
     """Uniform numbers for a batch: from one generator, or from one for each image."""
 
-    def __init__(
-        self,
-        batch: int,
-        generator: Generator,
-        device: torch.device | str,
-    ) -> None:
+    def __init__(self, batch: int, generator: Generator, device: torch.device | str) -> None:
         first = generator[0] if isinstance(generator, Sequence) else generator
         self.batch, self.generator = batch, generator
         self.device = first.device if first is not None else torch.device(device)
@@ -341,10 +336,7 @@ def _sides(grid: tuple[int, int], share: float, multiple: int) -> tuple[int, int
 
 
 def _random_windows(
-    grid: tuple[int, int],
-    sides: tuple[int, int],
-    multiple: int,
-    draws: Draws,
+    grid: tuple[int, int], sides: tuple[int, int], multiple: int, draws: Draws
 ) -> Tensor:
     """Places of a rectangle of `sides` in the grid → [B, 4] top, left, height, width.
 

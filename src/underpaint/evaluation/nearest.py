@@ -28,12 +28,7 @@ NEXT = 50  # images after the nearest that make the background
 
 
 def nearest(
-    samples: Images,
-    images: Images,
-    ids: NDArray[np.int64],
-    k: int = 1,
-    *,
-    memory: int = 1 << 26,
+    samples: Images, images: Images, ids: NDArray[np.int64], k: int = 1, *, memory: int = 1 << 26
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The `k` nearest of `images[ids]` for each of `samples`, nearest first.
 

@@ -36,11 +36,7 @@ class Drawn:
     """Fixed training and held-out images; measures a model's samples from fixed noises."""
 
     def __init__(
-        self,
-        data: TrainingSet,
-        count: int,
-        seed: int,
-        extractor: features.Extractor | None = None,
+        self, data: TrainingSet, count: int, seed: int, extractor: features.Extractor | None = None
     ) -> None:
         """`count`: samples a measurement. Raises UserError for sealed data or missing weights."""
         if data.images is None:

@@ -1,6 +1,7 @@
 """From a template of this package to a page: one file that needs no network and no scripts."""
 
 import base64
+import functools
 import io
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,17 @@ LARGE = 400_000  # bytes of a PNG above which it is embedded as WebP
 
 def render(template: str, **values: Any) -> str:
     """The page of a template of this package."""
+    return _templates().get_template(template).render(**values)
+
+
+@functools.cache
+def sentences() -> Any:
+    """The macros of `sentences.jinja`, and its words for settings, by their names."""
+    return _templates().get_template("sentences.jinja").module
+
+
+@functools.cache
+def _templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("underpaint.report", ""),
         autoescape=True,
@@ -30,13 +42,15 @@ def render(template: str, **values: Any) -> str:
         "capital": lambda sentence: sentence[:1].upper() + sentence[1:],
         "clock": summary.clock,
         "flops": summary.flops,
+        "magnitude": summary.count,
         "number": lambda value: f"{value:.3f}",
         "of_100": lambda share: f"{100 * share:.0f}",
+        "percent": summary.percent,
         "p": lambda p: f"= {p:.2g}" if p >= 1e-4 else "below 0.0001",
         "picture": picture,
         "share": lambda share: f"{share:.1%}",
     }
-    return templates.get_template(template).render(**values)
+    return templates
 
 
 def text_of(name: str) -> str:

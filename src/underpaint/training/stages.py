@@ -118,10 +118,7 @@ def _prepared(
 
 
 def _images(
-    run: config.Run,
-    settings: config.Stage,
-    data: config.Data,
-    progress: Callable[..., None] | None,
+    run: config.Run, settings: config.Stage, data: config.Data, progress: Callable[..., None] | None
 ) -> ImageSet:
     """The images of a stage, or their latents."""
     dataset, kind = prepare(data, progress=progress), ImageSet
