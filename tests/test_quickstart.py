@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from underpaint import config, quickstart
+from underpaint import config
+from underpaint.cli import quickstart
 from underpaint.errors import UserError
 
 

@@ -4,7 +4,6 @@
 STUDY/.underpaint                the mark of a folder that a study began (a record is one, too)
 STUDY/tuning/ARM/learning_rate-0.002-batch-16  …   the trials, ordinary run folders
 STUDY/runs/ARM/0.25/seed-1  …    the runs that are reported
-STUDY/speeds.json                seconds an image of each arm's stages, measured alone
 STUDY/results.json               a line for each run (record.py): all that need be kept
 ```
 
@@ -40,7 +39,7 @@ from underpaint.training import train
 
 Say = Callable[[str], None]
 
-RESULTS = ("results.json", "comparison.html", "speeds.json")
+RESULTS = ("results.json", "comparison.html")
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ def conduct(
             best[name] = dict(min(scored, key=lambda trial: trial["score"]))
             del best[name]["score"]
         todo = _tasks(study, out, best)
-    seconds, timed = _speeds(study, best, out, say, before)
     found = _all(todo, known, workers, say)
+    seconds, timed = _speeds(study, best, out, say, before)
     runs = []
     for task in todo:
         alone = (s.images * seconds[task.arm][name] for name, s in task.run.stages.items())
@@ -333,7 +332,8 @@ def _speeds(
     stages = {name: settings["stages"] for name, settings in timed.items()}
     if record.timed_stages(before) == json.loads(json.dumps(stages)):
         return dict(before["seconds_an_image"]), timed
-    return timing.measured(runs, out / "speeds.json", say), timed
+    say("measuring the speed of each arm")
+    return timing.measured(runs), timed
 
 
 # --- verdicts ----------------------------------------------------------------------------------
