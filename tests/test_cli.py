@@ -395,6 +395,6 @@ def test_sample_json_is_one_object(
 
 def test_public_names() -> None:
     assert all(hasattr(underpaint, name) for name in underpaint.__all__)
-    assert masks.whole((2, 2)).grid == (2, 2)
+    assert masks.Mask((2, 2)).grid == (2, 2)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         underpaint.trian  # noqa: B018

@@ -96,11 +96,7 @@ class Backbone(nn.Module):
         2 a multiply-add of linear layers, convolutions and attention; training costs three times
         this.
         """
-        return counting.flops(*self._built, visible, self._kind(visible, mask)).all
-
-    def attention_flops(self, visible: int, mask: str = "patch") -> int:
-        """Those of `flops` that attention takes: they grow with the square of the patches."""
-        return counting.flops(*self._built, visible, self._kind(visible, mask)).attention
+        return counting.flops(*self._built, visible, self._kind(visible, mask))
 
     def activation_bytes(
         self, visible: int, mask: str = "patch", bytes_per: int = 4, *, fused: bool = True

@@ -10,13 +10,14 @@ MOST = 12
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "data",
         metavar="DATA",
         help="images: a folder, .zip, .tar, .npy/.npz, IDX .gz, .csv, parquet/arrow, avatars:STYLE",
     )
     add_images(parser)
-    parser.add_argument(
+    add(
         "--latents",
         metavar="VAE",
         help="also compute latents with this folder of a diffusers AutoencoderKL or "

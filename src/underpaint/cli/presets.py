@@ -7,10 +7,9 @@ from underpaint.cli.parser import Parser, print_json
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    parser.add_argument(
-        "name", nargs="?", metavar="NAME", help="print this recipe's YAML, to copy and edit"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME", help="print this recipe's YAML, to copy and edit")
+    add("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:

@@ -16,21 +16,18 @@ SHARES = {"main": 4 / 6, "transfer": 1 / 6, "scratch": 1 / 6}  # of the minutes
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--minutes",
         type=float,
         default=4.5,
         help="until the report is there (default: %(default)s)",
     )
-    parser.add_argument(
-        "--out", default="runs/quickstart", metavar="RUN", help="folder (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with a quick start that was interrupted"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the runs that are there")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add("--out", default="runs/quickstart", metavar="RUN", help="folder (default: %(default)s)")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--resume", action="store_true", help="go on with a quick start that was interrupted")
+    add("--overwrite", action="store_true", help="replace the runs that are there")
+    add("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
@@ -57,8 +54,8 @@ def recipes(minutes: float, seed: int) -> dict[str, config.Run]:
     for stage in main.stages.values():
         stage.minutes *= SHARES["main"] * minutes / whole_minutes
     target = dataclasses.replace(main.data, source="avatars:pixel-art", limit=1000)
-    whole = list(main.stages.values())[-1]
-    short = dataclasses.replace(whole, minutes=SHARES["transfer"] * minutes, keep_optimizer=False)
+    length = SHARES["transfer"] * minutes
+    short = dataclasses.replace(main.last, minutes=length, keep_optimizer=False)
     transfer = dataclasses.replace(main, data=target, stages={"whole": short})
     return {"main": main, "transfer": transfer, "scratch": dataclasses.replace(transfer)}
 

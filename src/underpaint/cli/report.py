@@ -6,8 +6,9 @@ from underpaint.cli.parser import Parser, print_json
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run's folder")
+    add("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:

@@ -28,7 +28,7 @@ from underpaint._version import __version__
 from underpaint.compare import record, timing
 from underpaint.compare import study as studies
 from underpaint.compare.pool import gather
-from underpaint.compare.split_scoring import Half, final_data, half, measure
+from underpaint.compare.split_scoring import Half, half, measure
 from underpaint.compare.study import Study
 from underpaint.compare.verdict import Curve, Point, verdict
 from underpaint.errors import UserError
@@ -196,7 +196,8 @@ def _same_images(study: Study) -> None:
     """Raise UserError if the arms would be judged on different images."""
     keys: dict[str, bytes] = {}
     for name in study.arms:
-        wanted = final_data(studies.recipe(study, name))
+        run = studies.recipe(study, name)
+        wanted = run.data_of(run.last)
         if not wanted.source:
             raise UserError("the study names no images; add settings: {data: {source: FOLDER}}")
         dataset = data.prepare(wanted)
@@ -242,7 +243,8 @@ def _recorded(task: Task, known: dict[str, Any] | None) -> dict[str, Any] | None
     """What results.json holds of a task, if it was scored as the study says now."""
     if known is None:
         return None
-    if not record.same(known["settings"], task.run):
+    began = config.from_dict(config.Run, known["settings"], "results.json: ")
+    if not record.same(began, task.run):
         raise UserError(
             f"{task.folder}: stands in results.json with other settings than the study has now; "
             "give another --out, or remove its line"
@@ -259,22 +261,12 @@ def _name(task: Task) -> str:
     )
 
 
-def _is_of(began: config.Run, run: config.Run) -> bool:
-    """Whether a run was begun by this recipe: with the precision that `auto` was there.
-
-    Loaded, so that a setting that is new since then stands at its default.
-    """
-    if run.train.precision == "auto":
-        began = dataclasses.replace(began, train=dataclasses.replace(began.train, precision="auto"))
-    return config.to_yaml(began) == config.to_yaml(run)
-
-
 def _one(task: Task) -> dict[str, Any]:
     """Train what is left of a task, and score it once."""
     torch.set_num_threads(1)
     kept, recipe = task.folder / "study.json", task.folder / "config.yaml"
     begun = recipe.is_file()
-    if begun and not _is_of(config.load(recipe), task.run):
+    if begun and not record.same(config.load(recipe), task.run):
         raise UserError(
             f"{task.folder}: was begun with other settings than the study has now; give another "
             "--out, or remove it"

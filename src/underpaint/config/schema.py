@@ -353,6 +353,16 @@ class Run:
     train: Train = setting(Train(), "loop")
     sampling: Sampling = setting(Sampling(), "sample grids")
 
+    @property
+    def last(self) -> Stage:
+        """The last stage, whose task the run ends with."""
+        return list(self.stages.values())[-1]
+
+    def data_of(self, stage: Stage) -> Data:
+        """The images of a stage, its own or the run's, at the stage's size."""
+        data = stage.data or self.data
+        return dataclasses.replace(data, size=stage.size) if stage.size else data
+
 
 @dataclass(kw_only=True)
 class ModelSpec:

@@ -88,11 +88,6 @@ class MaskSpec:
         return grid[0] % self.block == 0 and grid[1] % self.block == 0  # no block hidden in part
 
 
-def whole(grid: tuple[int, int]) -> Mask:
-    """The mask that hides nothing."""
-    return Mask(grid)
-
-
 def draw(
     spec: MaskSpec,
     grid: tuple[int, int],
@@ -112,7 +107,7 @@ def draw(
     """
     N, V = grid[0] * grid[1], visible_count(spec, grid)
     if V == N:
-        return whole(grid)
+        return Mask(grid)
     draws = Draws(batch, generator, device)
     units, kept = _units(spec, grid), V // spec.unit**2
     window = chance = weights = None
@@ -185,11 +180,6 @@ def visible_count(spec: MaskSpec, grid: tuple[int, int]) -> int:
     if H >= N:
         raise _nothing_left(kind, grid, rate)
     return (N - H) * spec.unit**2
-
-
-def realised_rate(spec: MaskSpec, grid: tuple[int, int]) -> float:
-    """The share of patches that is really hidden, after rounding: 1 − V/N."""
-    return 1 - visible_count(spec, grid) / (grid[0] * grid[1])
 
 
 def rate_levels(

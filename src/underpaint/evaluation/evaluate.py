@@ -179,7 +179,7 @@ def _reference(
     real = config.Data()
     if place:
         run = config.load(place / "config.yaml")
-        real = list(run.stages.values())[-1].data or run.data
+        real = run.last.data or run.data
     if not real.source and reference is None:
         raise UserError(f"{source}: does not say what it was trained on; add --reference DATA")
     if size and config.image_size(size) != spec.size:

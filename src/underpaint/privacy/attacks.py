@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from underpaint.core.denoiser import Denoiser
-from underpaint.core.masks import Mask, MaskSpec, draw, from_visible, gather, whole
+from underpaint.core.masks import Mask, MaskSpec, draw, from_visible, gather
 from underpaint.core.schedules import Process
 from underpaint.errors import UserError
 from underpaint.model import evaluating
@@ -95,7 +95,7 @@ def scores(
     """
     names = check(names)
     n, N, P = patches.shape
-    mask = mask or whole(denoiser.backbone.grid)  # type: ignore[arg-type]
+    mask = mask or Mask(denoiser.backbone.grid)  # type: ignore[arg-type]
     device = next((p.device for p in denoiser.parameters()), patches.device)
     generator = torch.Generator().manual_seed(seed_from(seed, "attack", "noise"))
     fixed = torch.randn(noises, 1, N, P, generator=generator).to(device)  # the same for all images

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from underpaint import model
 from underpaint.core.masks import Mask
-from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.privacy import attacks, shadows
 from underpaint.privacy.membership import Subset
@@ -74,8 +73,7 @@ def load_reference(source: str | Path, setup: AttackSetup) -> model.Model:
     place = next((p for p in model.find(source).parents if (p / "images.json").is_file()), None)
     if place:
         seen = set(json.loads((place / "images.json").read_text(encoding="utf-8"))["trained"])
-        datasets = [(s.dataset, s.ids) for s in setup.subsets if isinstance(s.dataset, Dataset)]
-        if any(dataset.file_sha256[i] in seen for dataset, ids in datasets for i in ids.tolist()):
+        if seen & {file for subset in setup.subsets for file in subset.files()}:
             raise UserError(
                 f"reference {source}: was trained on images of this audit; give one that saw "
                 "neither members nor non-members"

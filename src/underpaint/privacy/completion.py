@@ -32,7 +32,7 @@ from torch import Tensor
 
 from underpaint.core import samplers
 from underpaint.core.denoiser import Denoiser
-from underpaint.core.masks import Mask, MaskSpec, draw, gather, whole
+from underpaint.core.masks import Mask, MaskSpec, draw, gather
 from underpaint.model import evaluating
 from underpaint.privacy.statistics import auc
 from underpaint.training.seeding import seed_from
@@ -64,7 +64,7 @@ def complete(
     """
     ids = visible[:, :, None].expand(-1, -1, patches.shape[2])
     known = gather(patches, visible)
-    mask = whole(denoiser.backbone.grid)  # type: ignore[arg-type]
+    mask = Mask(denoiser.backbone.grid)  # type: ignore[arg-type]
 
     def sample_noise() -> Tensor:
         return noise().to(known).expand(len(known), -1, -1)

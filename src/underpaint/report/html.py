@@ -3,7 +3,6 @@
 import base64
 import functools
 import io
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +50,6 @@ def _templates() -> Environment:
         "share": lambda share: f"{share:.1%}",
     }
     return templates
-
-
-def text_of(name: str) -> str:
-    """A file of this package."""
-    return (resources.files("underpaint.report") / name).read_text(encoding="utf-8")
 
 
 def write_page(path: Path, page: str) -> Path:

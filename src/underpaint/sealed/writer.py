@@ -184,11 +184,8 @@ class Writer:
         if not self.waiting:
             return
         first, B = self.count - len(self.waiting), len(self.waiting)
-        seeds = [
-            fixed_masks.seed_of(self.key, bytes(self.pixel_sha[32 * i : 32 * i + 32]))
-            for i in range(first, self.count)
-        ]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        pixels = (bytes(self.pixel_sha[32 * i : 32 * i + 32]) for i in range(first, self.count))
+        generators = fixed_masks.generators(self.key, pixels)
         mask = masks.draw(self.spec, self.space.grid, B, generators)
         planes = torch.from_numpy(np.stack(self.waiting)).permute(0, 3, 1, 2)
         assert mask.visible is not None  # a mask that hides nothing was refused

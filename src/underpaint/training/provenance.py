@@ -45,8 +45,8 @@ def recorded(folder: Path) -> dict[str, Any]:
     """What `describe` wrote when the run in `folder` began. Raises UserError if it is not there."""
     try:
         found = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("data", "precision")}
-    except (OSError, ValueError, KeyError):
+        return {"data": found["data"], "precision": found["precision"], **found}
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder}: its env.json is missing or damaged") from None
 
 

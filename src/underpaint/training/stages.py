@@ -74,9 +74,7 @@ def _prepared(
     say: Callable[[str], None],
     progress: Callable[..., None] | None,
 ) -> PreparedStage:
-    data = settings.data or run.data
-    if settings.size:
-        data = dataclasses.replace(data, size=settings.size)
+    data = run.data_of(settings)
     training_set: TrainingSet
     if is_sealed(data.source):
         sealed = wing("sealed")
@@ -186,10 +184,9 @@ def _levels(
         for progress, rate in masks.rate_levels(
             spec, grid, settings.rate_end, settings.rate_schedule
         ):
-            at = spec.at(rate)
             start = int(progress * images) // settings.batch * settings.batch
-            V = masks.visible_count(at, grid)
-            found.append(Level(start, rate, masks.realised_rate(at, grid), V))
+            V = masks.visible_count(spec.at(rate), grid)
+            found.append(Level(start, rate, 1 - V / (grid[0] * grid[1]), V))
     except ValueError as error:
         raise UserError(f"stages.{name}: {error}") from None
     return tuple(found)

@@ -149,9 +149,8 @@ class ImageSet:
         """What masks are drawn from: fixed ones follow from the image alone, whatever the epoch."""
         if not self.stage.fixed:
             return generator
-        pixels = self.dataset.pixel_digests
-        seeds = [fixed_masks.seed_of(self.mask_key, pixels[i].tobytes()) for i in ids.tolist()]
-        return [torch.Generator().manual_seed(seed) for seed in seeds]
+        pixels = (digest.tobytes() for digest in self.dataset.pixel_digests[ids])
+        return fixed_masks.generators(self.mask_key, pixels)
 
     def _planes(
         self, ids: Ids, rng: np.random.Generator, seed: int
