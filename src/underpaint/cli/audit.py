@@ -77,7 +77,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Write `audit.json` and `audit.html`, and print what was found."""
     check_least(args, n=1, samples=1, batch=1, seed=0, shadows=2, shadow_images=1)
     settings = settings_of(args)
     shadows = settings.pop("shadows", 0)

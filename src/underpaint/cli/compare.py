@@ -29,7 +29,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Conduct a study or compare runs, write the page, and print the verdicts."""
     if args.workers < 0:
         raise UserError(f"--workers {args.workers}: give a number from 1 up")
     yamls = [source for source in args.sources if source.endswith((".yaml", ".yml"))]

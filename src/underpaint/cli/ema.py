@@ -22,7 +22,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Rebuild and write."""
     from pathlib import Path
 
     from underpaint.training.posthoc import NEAR, rebuild, snapshots_for

@@ -65,7 +65,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Score each source and print a table."""
     check_least(args, seed=0, batch=1)
     sampling = sampling_of(args)
     if len(args.source) > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
@@ -128,7 +127,6 @@ def _cell(key: str, scores: dict[str, Any]) -> str:
 
 
 def _protocol_line(protocol: dict[str, Any]) -> str:
-    """The protocol in a line."""
     parts = [
         f"{protocol['count']:,} images a side of {protocol['reference']['source']}",
         f"{protocol['extractor']} {protocol['extractor_sha256'][:8]}",

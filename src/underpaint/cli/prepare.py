@@ -27,7 +27,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Prepare and print what was found."""
     from underpaint import data
 
     wanted = images_of(args)

@@ -13,7 +13,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """List, or print one."""
     if args.name:
         text = config.preset_text(args.name)
         print_json({"name": args.name, "yaml": text}) if args.json else print(text, end="")

@@ -31,7 +31,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Train three small models and report."""
     if args.resume and args.overwrite:
         raise UserError("--resume goes on with what is there; it cannot be with --overwrite")
     page = train(args.out, args.minutes, args.seed, args.overwrite, args.resume, args.began)

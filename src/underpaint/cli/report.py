@@ -12,7 +12,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Write `RUN/report.html`."""
     from pathlib import Path
 
     from underpaint import report

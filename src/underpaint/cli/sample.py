@@ -42,7 +42,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Draw and write."""
     check_least(args, n=1, seed=0, batch=1)
     sampling = sampling_of(args)
     from underpaint.io import check_new, check_place

@@ -38,7 +38,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Seal or verify, and print what the file holds."""
     if args.verify:
         if args.data or args.out:
             raise UserError(
@@ -78,7 +77,6 @@ def _seal(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _facts(found: dict[str, Any]) -> dict[str, str]:
-    """What the file holds, in words."""
     height, width = found["size"]
     V, N, P, n = (found[name] for name in ("visible", "patches", "patch_dim", "images"))
     size, near = found["bytes"], found["duplicates"]

@@ -18,8 +18,6 @@ from underpaint.errors import UserError
 
 
 class Row(NamedTuple):
-    """One setting."""
-
     name: str  # as in YAML
     kind: str
     default: str

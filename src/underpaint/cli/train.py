@@ -55,7 +55,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Train, or tell what training would cost."""
     if args.resume:
         _resume(args, others)
         return

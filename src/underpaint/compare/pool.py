@@ -79,7 +79,6 @@ class _Team:
         self.processes: dict[Connection, SpawnProcess] = {}
 
     def hire(self, task: Any) -> Connection:
-        """A process that begins with `task`."""
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=_serve, args=(there, self.work))
@@ -129,7 +128,6 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
 
 
 def _cause(code: int) -> str:
-    """An exit code in words."""
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name

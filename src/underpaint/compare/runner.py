@@ -255,7 +255,6 @@ def _recorded(task: Task, known: dict[str, Any] | None) -> dict[str, Any] | None
 
 
 def _name(task: Task) -> str:
-    """Which task failed, and where it says more."""
     return (
         f"arm {task.arm} at point {task.point:g}, seed {task.seed} (log: {task.folder / 'log.txt'})"
     )

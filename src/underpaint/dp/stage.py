@@ -32,7 +32,6 @@ class Private(StepRule):
 
     @property
     def guarantee(self) -> Guarantee:
-        """What the stage promises."""
         found: Guarantee = self.stage.guarantee
         return found
 
@@ -71,7 +70,6 @@ class Private(StepRule):
         private_step(self.stage, run, state, progress)
 
     def log(self, progress: Progress, log: Log, state: TrainState) -> None:
-        """Counts and the budget."""
         stage, sums = self.stage, progress.sums
         if not sums.get("steps"):
             return  # already said
@@ -98,13 +96,11 @@ class Private(StepRule):
         progress.sums = {"since": progress.seconds}
 
     def record(self, progress: Progress) -> dict[str, Any]:
-        """The guarantee, and what is spent of it."""
         spent = progress.privacy.get(self.stage.name, {}).get("spent_steps", 0)
         budget = self.guarantee
         return {"privacy": budget.record(spent) | {"spent": budget.spent(spent)}}
 
     def describe(self) -> str:
-        """The budget and where its noise comes from."""
         budget = self.guarantee
         return (
             f"stage {self.stage.name}: differentially private, epsilon {budget.epsilon:.4g} at "
@@ -114,7 +110,6 @@ class Private(StepRule):
         )
 
     def saved(self, progress: Progress) -> str:
-        """What is spent."""
         steps = progress.privacy[self.stage.name]["spent_steps"]
         budget = self.guarantee
         return (

@@ -164,6 +164,5 @@ def _difference(before: dict[str, Any], after: dict[str, Any]) -> tuple[float, f
 
 
 def _worse(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether check `one` is believed to be worse than `other`."""
     mean, error = _difference(other, one)
     return mean > BELIEVED * error

@@ -232,7 +232,6 @@ def _chosen(
 
 
 def _completion(setup: AttackSetup) -> dict[str, Any]:
-    """The error of the hidden half of members and of non-members."""
     by_subset = []
     for subset, x in zip(setup.subsets, setup.patches, strict=True):
         labels = subset.labels(setup.loaded)

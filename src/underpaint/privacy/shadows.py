@@ -231,7 +231,6 @@ def _workers(recipe: config.Run, count: int) -> int:
 
 
 def _name(task: Task) -> str:
-    """Which model failed, and where it says more."""
     return f"shadow model {task.number + 1} (log: {task.folder / 'run' / 'log.txt'})"
 
 

@@ -57,7 +57,6 @@ def _risk(value: float, beyond: bool) -> str:
 
 
 def _command(result: dict[str, Any]) -> str:
-    """What to type to get the same figures."""
     asked = result["asked"]
     words = ["underpaint", "audit", result["source"], "--seed", str(result["seed"])]
     words += ["--weights", result["weights"]] if result["weights"] != "ema" else []

@@ -151,7 +151,6 @@ def _there(run_dir: Path, records: list[Record]) -> list[Record]:
 
 
 def _compared(label: str, run_dir: Path, main: Path) -> dict[str, Any]:
-    """What is shown of a run among others."""
     run, records, environment = _read(run_dir)
     stages = summary.stages(records, run)
     grids = _there(run_dir, records)

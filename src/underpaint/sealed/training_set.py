@@ -58,12 +58,10 @@ class SealedSet:
         self.images: NDArray[np.uint8] | None = None
 
     def visible(self, ids: Ids, rate: float, seed: int, generator: torch.Generator) -> Visible:
-        """Patches and masks of a step; nothing of them is random."""
         patches, mask = self.examples(ids).batch(slice(None), self.spec, generator)
         return Visible(patches.to(generator.device), mask.to(generator.device))
 
     def examples(self, ids: Ids) -> Examples:
-        """See `TrainingSet`."""
         return SealedExamples(*self.sealed.batch(ids), self.spec, self.space.grid)
 
     def content(self, image: int) -> str:

@@ -118,7 +118,6 @@ def _prepared(
 def _images(
     run: config.Run, settings: config.Stage, data: config.Data, progress: Callable[..., None] | None
 ) -> ImageSet:
-    """The images of a stage, or their latents."""
     dataset, kind = prepare(data, progress=progress), ImageSet
     config.check_labels(run, data.source, dataset.label_names)
     space = factory.space(run.space, dataset.size, dataset.channels)  # refuses sizes, before work

@@ -82,7 +82,6 @@ class Array:
         return len(self.images)
 
     def batch(self, part: slice, spec: MaskSpec, generator: torch.Generator) -> tuple[Tensor, Mask]:
-        """Visible patches and masks, see `Examples`."""
         images = np.ascontiguousarray(self.images[part])
         uint8 = images.dtype == np.uint8
         planes = spaces.from_uint8(images) if uint8 else torch.from_numpy(images)
@@ -121,7 +120,6 @@ class ImageSet:
         self.images: NDArray[np.uint8] | None = dataset.images
 
     def visible(self, ids: Ids, rate: float, seed: int, generator: torch.Generator) -> Visible:
-        """Patches and masks of a step, see `TrainingSet`."""
         planes, condition = self._planes(ids, np.random.default_rng(seed), seed)
         planes, device = planes.to(generator.device), generator.device  # [B, C, H, W]
         source = self._generator(ids, generator)
@@ -133,7 +131,6 @@ class ImageSet:
         return Visible(masks.gather(x0_patches, mask.visible), mask, condition, hidden)
 
     def examples(self, ids: Ids) -> Examples:
-        """See `TrainingSet`."""
         return Array(self.dataset.batch(ids), self.space)
 
     def content(self, image: int) -> str:
@@ -141,7 +138,6 @@ class ImageSet:
         return self.dataset.pixel_digests[image].tobytes().hex()
 
     def identities(self, ids: Ids) -> list[tuple[bytes, bytes]]:
-        """See `TrainingSet`."""
         files, pixels = self.dataset.file_digests, self.dataset.pixel_digests
         return [(files[i].tobytes(), pixels[i].tobytes()) for i in ids.tolist()]
 
