@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 OUT ?= runs/quickstart
 MINUTES ?= 4.5
 
-.PHONY: setup fid quickstart test check lint types docs pages wheel clean help
+.PHONY: setup fid quickstart test test-long check lint types docs pages wheel clean help
 
 help:
-	@echo "make setup | quickstart | test | fid | docs | pages | wheel | clean"
+	@echo "make setup | quickstart | test | test-long | fid | docs | pages | wheel | clean"
 
 setup: .venv/.setup
 
@@ -52,6 +52,10 @@ types: .venv/.setup-dev
 # a process a core, of one thread each: small networks gain little from more
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# more seeds of what `test` tries with one
+test-long: .venv/.setup-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m long
 
 docs: .venv/.setup-dev
 	$(BIN)/python tools/docs.py

@@ -95,7 +95,7 @@ def timed_stage(
         training_set=images,
         order=Order(images.train_ids, 0),
         images=10**12,
-        levels=(Level(0, rate, masks.realised_rate(mask, space.grid), V),),
+        levels=(Level(0, rate, 1 - V / (space.grid[0] * space.grid[1]), V),),
     )
 
 

@@ -244,8 +244,10 @@ def test_dry_run_needs_no_images(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", config.preset_names())
 def test_dry_run_of_every_preset(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Parameters, and the FLOPs of each stage."""
-    run = config.preset(name)
-    assert main(["train", "--preset", name, "--dry-run"]) == 0
+    run, command = config.preset(name), ["train", "--preset", name, "--dry-run"]
+    if run.network.depth > 6:  # blocks that are all alike are slow to count
+        command += ["--network.depth", "6"]
+    assert main(command) == 0
     table = capsys.readouterr().out
     assert ("a size is assumed" in table) == (not run.data.size)  # that of the user's own images
     assert re.search(r"^[\d,]{7,} parameters, images of \d+×\d+×3$", table, re.M)
@@ -403,6 +405,6 @@ def test_sample_json_is_one_object(
 
 def test_public_names() -> None:
     assert all(hasattr(underpaint, name) for name in underpaint.__all__)
-    assert masks.whole((2, 2)).grid == (2, 2)
+    assert masks.Mask((2, 2)).grid == (2, 2)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         underpaint.trian  # noqa: B018

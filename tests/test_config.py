@@ -35,10 +35,7 @@ def test_a_preset_is_a_recipe_that_works(name: str, tmp_path: Path) -> None:
     assert len(presets()[name]) <= 80
     path = tmp_path / "again.yaml"
     path.write_text(config.to_yaml(run))
-    assert config.load(path) == run
-    size = config.image_size(run.data.size) or (64, 64)
-    found = cost.describe(run, size, run.data.channels, classes=8)
-    assert [stage["name"] for stage in found["stages"]] == list(run.stages)
+    assert config.load(path) == run  # what it costs: test_cli.py, test_dry_run_of_every_preset
 
 
 @pytest.mark.parametrize(
@@ -54,7 +51,9 @@ def test_published_presets_have_the_published_size(name: str, millions: float) -
     run = config.preset(name)
     size = config.image_size(run.data.size)
     assert size
-    assert cost.describe(run, size, 3)["parameters"] / 1e6 == pytest.approx(millions, abs=0.05)
+    network = cost.network(run, size, 3, 0)
+    parameters = sum(p.numel() for p in network.parameters())
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_presets_for_few_images_are_a_ladder() -> None:

@@ -167,7 +167,7 @@ def test_a_step_lowers_the_loss_and_is_kept(
     state = TrainState(spec, config.Train(device="cpu"), distributed.start("cpu"))
     for group in state.optimizer.param_groups:
         group["lr"] = 1e-3
-    for mask in (draw(state.model, "crop", 0.5), masks.whole(state.model.space.grid)):
+    for mask in (draw(state.model, "crop", 0.5), masks.Mask(state.model.space.grid)):
         given = batch(state.model, mask)
         state.optimizer.zero_grad()
         before = state.loss(*given).mean

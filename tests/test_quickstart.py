@@ -2,15 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from underpaint import config, quickstart
+from underpaint import config
+from underpaint.cli import main, quickstart
 from underpaint.errors import UserError
+from underpaint.training import minutes, step_rule
 
 
 def test_minutes_are_shared() -> None:
@@ -24,32 +24,31 @@ def test_minutes_are_shared() -> None:
         quickstart.recipes(0.0, seed=0)
 
 
-@pytest.mark.slow
-def test_interrupted_and_resumed(tmp_path: Path) -> None:
+def test_interrupted_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the first run, on a machine of another speed at each run."""
+    speeds = iter((100.0, 60.0, 60.0))  # of the first run's two stages and of the transfer
+    monkeypatch.setattr(minutes, "speed", lambda *_: next(speeds))
+    costs = minutes.Costs(rest=0.0, grid=0.0, checks={128: 1e3})  # too dear to be made
+    monkeypatch.setattr(minutes, "measure", lambda *_: costs)
+    step, taken = step_rule.step, []
+
+    def pressed(*arguments: Any) -> None:
+        step(*arguments)
+        taken.append(arguments)
+        if len(taken) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(step_rule, "step", pressed)
     out = tmp_path / "quick"
-    command = [sys.executable, "-m", "underpaint", "quickstart", "--out", str(out)]
-    command += ["--minutes", "1"]  # start and report are in them
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "UNDERPAINT_CACHE": str(tmp_path / "cache"),
-    }
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    metrics = out / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 500):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "underpaint quickstart --resume" in errors.splitlines()[-1]
-    done = subprocess.run(
-        [*command, "--resume"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    command = ["quickstart", "--out", str(out), "--minutes", "0.1"]
+    assert main(command) == 130
+    assert "underpaint quickstart --resume" in capsys.readouterr().err.splitlines()[-1]
+    assert len(taken) == 4
+    assert main([*command, "--resume"]) == 0
     assert (out / "report.html").is_file()
-    lengths = [
-        config.load(out / name / "config.yaml").stages["whole"].images
-        for name in ("transfer", "scratch")
-    ]
-    assert lengths[0] == lengths[1] > 0
+    lengths = {name: config.load(out / name / "config.yaml") for name in ("transfer", "scratch")}
+    # 0.1 min · 1/6 · 60 images/s, in batches of 8
+    assert [run.stages["whole"].images for run in lengths.values()] == [64, 64]
     assert "of the learning rate" not in (out / "log.txt").read_text()

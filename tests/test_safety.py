@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from underpaint import config, io, quickstart
-from underpaint.cli import main
+from underpaint import config, io
+from underpaint.cli import main, quickstart
 from underpaint.errors import UserError
 from underpaint.sealed import format as sealed
 from underpaint.sealed.writer import seal
@@ -84,7 +84,7 @@ def test_quickstart_looks_at_all_its_folders_first(tmp_path: Path) -> None:
     mine = project(tmp_path / "out" / "scratch")
     before = everything(tmp_path)
     with pytest.raises(UserError, match="not a run that underpaint began"):
-        quickstart.run(tmp_path / "out", 0.01, overwrite=True)
+        quickstart.train(tmp_path / "out", 0.01, overwrite=True)
     assert everything(tmp_path) == before
     assert everything(mine)
 

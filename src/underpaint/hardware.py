@@ -1,7 +1,5 @@
 """The device that a network runs on, the precision it multiplies in there, and its memory."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import math
@@ -15,17 +13,6 @@ import torch
 from torch import nn
 
 from underpaint.errors import UserError
-
-__all__ = [
-    "Precision",
-    "bf16_speedup",
-    "check_compiler",
-    "free_memory",
-    "held_memory",
-    "keep_freed_memory",
-    "pick_device",
-    "use_bf16",
-]
 
 Precision = Literal["auto", "fp32", "bf16"]
 

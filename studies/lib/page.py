@@ -6,12 +6,18 @@ import base64
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Figure", "Page", "Section", "Table", "cost"]
+__all__ = ["Figure", "Page", "Section", "Table", "cost", "style_sheet"]
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
+
+
+def style_sheet() -> str:
+    """That of the package's pages."""
+    return (resources.files("underpaint.report") / "page.css").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Page:
         from jinja2 import Environment, StrictUndefined
         from markupsafe import Markup, escape
 
-        from underpaint.report.html import text_of, write_page
+        from underpaint.report.html import write_page
 
         def coded(text: str) -> Any:
             return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
@@ -73,7 +79,7 @@ class Page:
         templates.lstrip_blocks = True
         templates.filters |= {"coded": coded, "drawn": drawn}
         text = templates.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-            css=Markup(text_of("page.css")),
+            css=Markup(style_sheet()),
             title=self.title,
             answer=self.answer,
             sections=self.sections,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from studies.lib.page import style_sheet
+
 HERE = Path(__file__).parent
 ARMS = {"two-stage": "two stages", "whole": "whole images only"}
 GRID, GAP = (804, 304), 12  # pixels of a unit's grid, and between two
@@ -42,7 +44,7 @@ def page(out: Path) -> Path:
     from markupsafe import Markup
 
     from underpaint.report import summary
-    from underpaint.report.html import text_of, write_page
+    from underpaint.report.html import write_page
 
     study = json.loads(out.read_text(encoding="utf-8"))
     path = samples(out)
@@ -60,7 +62,7 @@ def page(out: Path) -> Path:
     templates.lstrip_blocks = True
     templates.filters |= {"flops": summary.flops}
     text = templates.from_string((HERE / "page.html.jinja").read_text(encoding="utf-8")).render(
-        css=Markup(text_of("page.css")), study=study, arms=ARMS, picture=picture
+        css=Markup(style_sheet()), study=study, arms=ARMS, picture=picture
     )
     return write_page(out.with_suffix(".html"), text)
 

@@ -108,7 +108,7 @@ def test_all_patches_visible_is_the_whole_image(kind):
     (patches, _), (noises, _) = inputs(24), inputs(24, seed=2)
     labels = torch.tensor([0, 1, 2, -1])
     given, given_gradients = loss_and_gradients(backbone, patches, noises, labels, mask)
-    plain, gradients = loss_and_gradients(backbone, patches, noises, labels, masks.whole(GRID))
+    plain, gradients = loss_and_gradients(backbone, patches, noises, labels, masks.Mask(GRID))
     assert torch.equal(given.per_image, plain.per_image)
     for name, gradient in gradients.items():
         assert torch.equal(gradient, given_gradients[name]), name
@@ -116,7 +116,7 @@ def test_all_patches_visible_is_the_whole_image(kind):
 
 def rank_a_patch(backbone):
     """Rank of ∂F/∂patches of a whole image, over the number of its patches."""
-    N, mask = math.prod(backbone.grid), masks.whole(backbone.grid)
+    N, mask = math.prod(backbone.grid), masks.Mask(backbone.grid)
     x = torch.randn(N * backbone.patch_dim)
 
     def output(x):
@@ -222,14 +222,14 @@ def test_labels_time_and_place_matter(kind):
 def test_missing_labels_are_an_error(kind):
     patches, c_noise = inputs(24)
     with pytest.raises(ValueError, match="labels"):
-        build(kind)(patches, c_noise, None, masks.whole(GRID))
+        build(kind)(patches, c_noise, None, masks.Mask(GRID))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mask_of_another_grid_is_an_error(kind):
     patches, c_noise = inputs(24)
     with pytest.raises(ValueError, match="grid"):
-        build(kind, classes=0)(patches, c_noise, None, masks.whole((6, 4)))
+        build(kind, classes=0)(patches, c_noise, None, masks.Mask((6, 4)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -313,7 +313,7 @@ def test_weights_move_to_another_grid(kind, new_grid):
     moved = backbones.interpolate_positions(state, GRID, new_grid)
     new.load_state_dict({name.removeprefix("backbone."): x for name, x in moved.items()})
     patches, c_noise = inputs(new_grid[0] * new_grid[1])
-    F = new(patches, c_noise, torch.tensor([0, 1, 2, -1]), masks.whole(new_grid)).visible
+    F = new(patches, c_noise, torch.tensor([0, 1, 2, -1]), masks.Mask(new_grid)).visible
     assert F.isfinite().all()
     same = backbones.interpolate_positions(state, GRID, GRID)
     assert all(torch.equal(same[name], state[name]) for name in state)
@@ -363,7 +363,7 @@ def test_runs_in_bfloat16_autocast(kind):
 
 @pytest.mark.parametrize("kind", backbones.kinds())
 def test_dropout_drops_in_training_alone(kind):
-    backbone, mask = build(kind, dropout=0.5), masks.whole(GRID)
+    backbone, mask = build(kind, dropout=0.5), masks.Mask(GRID)
     patches, c_noise = inputs(24)
     labels = torch.tensor([0, 1, 2, -1])
 
@@ -462,7 +462,7 @@ def test_what_augmentation_was_is_a_condition(kind, given):
     assert own == augmentation.CONDITION * (128 if kind == "unet" else 32)
     assert fresh.flops(24) == plain.flops(24) + 2 * own
     backbone, (patches, c_noise) = build(kind, augment=True, stir=0.3), inputs(24)
-    labels, mask = torch.tensor([0, 1, 2, -1]), masks.whole(GRID)
+    labels, mask = torch.tensor([0, 1, 2, -1]), masks.Mask(GRID)
     condition = torch.zeros(B, augmentation.CONDITION)
     F = backbone(patches, c_noise, labels, mask).visible
     assert torch.equal(F, backbone(patches, c_noise, labels, mask, condition=condition).visible)
@@ -480,14 +480,14 @@ def test_a_condition_for_a_network_without_the_layer_is_an_error():
     patches, c_noise = inputs(24)
     for kind in TOLD:
         with pytest.raises(ValueError, match="condition"):
-            build(kind, classes=0)(patches, c_noise, None, masks.whole(GRID), torch.zeros(B, 9))
+            build(kind, classes=0)(patches, c_noise, None, masks.Mask(GRID), torch.zeros(B, 9))
     with pytest.raises(UserError, match="toy cannot be told of augmentation; give augment 0"):
         build("toy", augment=True)
 
 
 def test_a_u_net_without_labels_takes_augmentation():
     backbone, (patches, c_noise) = build("unet", classes=0, augment=True), inputs(24)
-    mask, condition = masks.whole(GRID), torch.zeros(B, augmentation.CONDITION)
+    mask, condition = masks.Mask(GRID), torch.zeros(B, augmentation.CONDITION)
     F = backbone(patches, c_noise, None, mask).visible
     assert torch.equal(F, backbone(patches, c_noise, None, mask, condition).visible)
     condition[1, 0] = 1.0

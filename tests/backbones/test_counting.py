@@ -52,8 +52,6 @@ def test_layers_cost_what_they_cost_on_paper(V):
     linear, attention = 2 * V * P * 16, 4 * V**2 * 16
     assert Embedding(GRID, P).flops(V) == linear
     assert Attending(GRID, P).flops(V) == linear + attention
-    assert Attending(GRID, P).attention_flops(V) == attention
-    assert Embedding(GRID, P).attention_flops(V) == 0
     assert Depthwise(GRID, P).flops(V) == 2 * N * P * 5 * 5  # not P times as much
     assert Depthwise(GRID, P).flops(V) == Depthwise(GRID, P).flops(N)
 
@@ -97,7 +95,7 @@ def test_the_whole_image_costs_the_same_under_every_mask():
 def test_an_answer_is_kept_by_shapes():
     def ask():
         network = DiT(GRID, P, width=20, depth=1, heads=2)
-        network.flops(7, "patch"), network.flops(7, "block"), network.attention_flops(7, "none")
+        network.flops(7, "patch"), network.flops(7, "block"), network.flops(7, "none")
 
     counting.flops.cache_clear()
     ask(), ask()

@@ -94,7 +94,7 @@ def test_is_diffusers_dit(oracle):
     images, t = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 500, 999])
     labels = torch.tensor([0, 4, 2, -1])
     expected = theirs(images, t, labels % (CLASSES + 1)).sample  # −1 becomes the table's last row
-    F = network(space.encode(images), t.float(), labels, masks.whole(space.grid))
+    F = network(space.encode(images), t.float(), labels, masks.Mask(space.grid))
     assert expected.abs().mean() > 0.1
     assert (space.decode(F.visible) - expected).abs().max() <= 1e-5
 
@@ -114,7 +114,7 @@ def test_starts_as_zero_and_every_block_as_identity():
     torch.manual_seed(0)
     network = DiT((4, 4), 12, 0, width=WIDTH, depth=DEPTH, heads=HEADS)
     patches, c_noise = torch.randn(2, 16, 12), torch.tensor([10.0, 900.0])
-    F = network(patches, c_noise, None, masks.whole((4, 4)))
+    F = network(patches, c_noise, None, masks.Mask((4, 4)))
     assert not F.visible.any()
     x, c = torch.randn(2, 16, WIDTH), torch.randn(2, WIDTH)
     assert torch.equal(network.blocks[0](x, c), x)
@@ -123,13 +123,13 @@ def test_starts_as_zero_and_every_block_as_identity():
 def test_the_null_label_is_the_zero_vector():
     network = small()
     patches, c_noise, null = torch.randn(1, 16, 12), torch.tensor([500.0]), torch.tensor([-1])
-    before = network(patches, c_noise, null, masks.whole((4, 4))).visible
+    before = network(patches, c_noise, null, masks.Mask((4, 4))).visible
     with torch.no_grad():
         network.labels.weight.fill_(7)
-    assert torch.equal(before, network(patches, c_noise, null, masks.whole((4, 4))).visible)
+    assert torch.equal(before, network(patches, c_noise, null, masks.Mask((4, 4))).visible)
     with torch.no_grad():
         network.labels.weight.zero_()
-    zero = network(patches, c_noise, torch.tensor([0]), masks.whole((4, 4))).visible
+    zero = network(patches, c_noise, torch.tensor([0]), masks.Mask((4, 4))).visible
     assert torch.equal(before, zero)
 
 

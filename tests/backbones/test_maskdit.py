@@ -65,7 +65,7 @@ def test_with_an_identity_as_bridge_it_is_a_dit_of_the_summed_depth():
     plain.load_state_dict(deeper)
     network.bridge.forward = lambda x, c: x
     network.decoder.positions.forward = lambda ids: torch.zeros(())
-    whole = masks.whole(GRID)
+    whole = masks.Mask(GRID)
     F = network(data(), C_NOISE, LABELS, whole)
     expected = plain(data(), C_NOISE, LABELS, whole).visible
     assert expected.abs().mean() > 0.1
@@ -163,7 +163,7 @@ def test_hidden_pixels_matter_to_the_hidden_loss_alone():
 
 
 def test_the_hidden_loss_of_a_whole_image_is_zero():
-    denoiser, whole, sigma = edm(small()), masks.whole(GRID), torch.full((B,), 0.5)
+    denoiser, whole, sigma = edm(small()), masks.Mask(GRID), torch.full((B,), 0.5)
     _, hidden = hidden_loss(denoiser, data(), data(seed=2), whole, sigma)
     assert hidden.tolist() == [0.0] * B
 

@@ -74,7 +74,7 @@ def test_it_is_ddpms_network():
     state["conv_in.weight"] = state["conv_in.weight"][:, :3]
     reference.load_state_dict(state)
     patches, c_noise = torch.randn(2, 64, 12), torch.tensor([3.0, 700.0])
-    F = backbone(patches, c_noise, None, masks.whole(grid)).visible
+    F = backbone(patches, c_noise, None, masks.Mask(grid)).visible
     expected = reference(pixels(patches, grid, 2), c_noise).sample
     torch.testing.assert_close(pixels(F, grid, 2), expected)
 
@@ -165,14 +165,14 @@ def test_weights_serve_every_size():
     small, large = build((8, 8)), build((12, 20), seed=1)
     state = backbones.interpolate_positions(small.state_dict(), (8, 8), (12, 20))
     large.load_state_dict(state)
-    F = large(torch.randn(1, 240, 12), torch.zeros(1), None, masks.whole((12, 20))).visible
+    F = large(torch.randn(1, 240, 12), torch.zeros(1), None, masks.Mask((12, 20))).visible
     assert F.isfinite().all()
 
 
 def test_it_starts_as_zero():
     torch.manual_seed(0)
     backbone = backbones.build(network(), grid=(8, 8), patch_dim=12, classes=2, patch=2)
-    F = backbone(torch.randn(1, 64, 12), torch.zeros(1), torch.tensor([1]), masks.whole((8, 8)))
+    F = backbone(torch.randn(1, 64, 12), torch.zeros(1), torch.tensor([1]), masks.Mask((8, 8)))
     assert not F.visible.any()
 
 

@@ -65,7 +65,7 @@ def test_skips_join_mirrored_blocks():
         block.register_forward_hook(lambda _, args, out: early.append(out))
     for skip in network.skips:
         skip.register_forward_hook(lambda _, args, out: joined.append(args[0][..., 32:]))
-    network(torch.randn(2, 24, 12), torch.zeros(2), None, masks.whole((4, 6)))
+    network(torch.randn(2, 24, 12), torch.zeros(2), None, masks.Mask((4, 6)))
     assert len(joined) == 3
     for a, b in zip(early, reversed(joined), strict=True):
         assert torch.equal(a, b)

@@ -25,7 +25,9 @@ def write_run(
     run = config.Run(stages={"whole": config.Stage(images=64)})
     run.train.seed, run.network.width = seed, width
     (folder / "config.yaml").write_text(config.to_yaml(run))
-    (folder / "env.json").write_text(json.dumps({"data": {"whole": key}, "start": start}))
+    (folder / "env.json").write_text(
+        json.dumps({"data": {"whole": key}, "precision": "fp32", "start": start})
+    )
     lines: list[dict[str, Any]] = []
     for images in (8, 16, 32, 64):
         error = 0.2 - 0.05 * np.log(speed * images / 64)

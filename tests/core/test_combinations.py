@@ -71,7 +71,7 @@ def test_works_or_is_refused(network: str, prediction: str, process: str) -> Non
     g = torch.Generator().manual_seed(0)
     patches, n = (torch.randn(4, *built_shape(built), generator=g) for _ in range(2))
     labels = torch.tensor([0, 1, -1, 0])
-    seen = [masks.whole((2, 2))]
+    seen = [masks.Mask((2, 2))]
     if built.denoiser.unit == 1:  # else these patches are a single unit
         seen.append(masks.draw(MaskSpec("patch", 0.5), (2, 2), 4, g))
     for mask in seen:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from underpaint import config, factory
 from underpaint.core import denoiser, preconditioning, schedules
 from underpaint.core.guidance import guided
-from underpaint.core.masks import Mask, MaskSpec, draw, whole
+from underpaint.core.masks import Mask, MaskSpec, draw
 from underpaint.core.preconditioning import Preconditioning
 from underpaint.errors import UserError
 
@@ -170,7 +170,7 @@ def test_what_the_backbone_is_given(process: str, c_in, c_noise) -> None:
     if c_noise:
         torch.testing.assert_close(told, torch.full((4,), float(c_noise(0.7))))
     assert given is labels
-    assert mask == whole((2, 3))
+    assert mask == Mask((2, 3))
 
 
 def test_a_number_is_a_level_for_each_image() -> None:

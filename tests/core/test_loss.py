@@ -245,7 +245,7 @@ def test_the_loss_is_float32_under_autocast():
     patches, n = torch.randn(4, 6, P), torch.randn(4, 6, P)
     t = torch.tensor([0.01, 0.3, 0.6, 0.99])
     with torch.autocast("cpu", torch.bfloat16):
-        loss = loss_of(denoiser(network), patches, masks.whole(GRID), t, n)
+        loss = loss_of(denoiser(network), patches, masks.Mask(GRID), t, n)
     assert {x.dtype for x in loss} == {torch.float32}
 
 

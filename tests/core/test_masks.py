@@ -19,6 +19,10 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def hidden_share(spec: MaskSpec, grid: tuple[int, int]) -> float:
+    return 1 - masks.visible_count(spec, grid) / (grid[0] * grid[1])
+
+
 def hidden_map(mask: masks.Mask, batch: int) -> torch.Tensor:
     h, w = mask.grid
     hidden = torch.zeros(batch, h * w, dtype=torch.bool)
@@ -45,9 +49,9 @@ def test_visible_and_hidden_split_the_grid(kind, grid, rate, block, seed):
     mask = masks.draw(spec, grid, B, seeded(seed), contrast=contrast)
     assert mask.grid == grid
     assert 1 <= V <= N
-    assert masks.realised_rate(spec, grid) == pytest.approx(1 - V / N)
+    assert hidden_share(spec, grid) == pytest.approx(1 - V / N)
     if V == N:
-        assert mask == masks.whole(grid)
+        assert mask == masks.Mask(grid)
         return
     assert mask.visible.shape == (B, V)
     assert mask.hidden.shape == (B, N - V)
@@ -185,7 +189,7 @@ def test_gather_is_indexing(B, N, rest, data):
 
 def test_of_a_whole_image_all_patches_are_visible():
     x = torch.randn(2, 16, 3)
-    assert masks.gather(x, masks.whole((4, 4)).visible) is x
+    assert masks.gather(x, masks.Mask((4, 4)).visible) is x
 
 
 # --- rates over a stage
@@ -261,7 +265,7 @@ def test_masks_in_units_are_those_of_a_grid_of_units(kind, few, unit, rate, bloc
         return
     plain = draw(of_units, few, contrast.flatten(1))
     assert unit**2 * masks.visible_count(of_units, few) == V
-    assert masks.realised_rate(spec, grid) == pytest.approx(masks.realised_rate(of_units, few))
+    assert hidden_share(spec, grid) == pytest.approx(hidden_share(of_units, few))
     assert torch.equal(hidden, enlarged(hidden_map(plain, B), unit))
     if mask.weights is not None:
         every = torch.zeros(B, math.prod(grid)).scatter_(1, mask.visible, mask.weights)
@@ -289,7 +293,7 @@ def test_rounding_is_to_units(kind, grid, rate, block, unit, visible):
     spec = MaskSpec(kind, rate, block=block, unit=unit)
     assert masks.visible_count(spec, grid) == visible
     N = grid[0] * grid[1]
-    assert masks.realised_rate(spec, grid) == pytest.approx(1 - visible / N)
+    assert hidden_share(spec, grid) == pytest.approx(1 - visible / N)
 
 
 @pytest.mark.parametrize(("multiple", "unit", "both"), [(1, 2, 2), (4, 2, 4), (3, 2, 6), (2, 4, 4)])
@@ -430,7 +434,7 @@ def test_crops_keep_to_multiples(grid, rate, multiple, seed):
     assert height % multiple == width % multiple == 0
     mask = masks.draw(spec, grid, 5, seeded(seed))
     if grid[0] * grid[1] == V:
-        assert mask == masks.whole(grid)
+        assert mask == masks.Mask(grid)
         return
     assert not (mask.window % multiple).any()
     assert (mask.window[:, 2:] == torch.tensor([height, width])).all()
@@ -449,7 +453,7 @@ def test_crops_keep_to_multiples(grid, rate, multiple, seed):
 def test_a_crop_is_rounded_to_the_nearest_multiple(rate, multiple, side):
     spec = MaskSpec("crop", rate, multiple=multiple)
     assert masks.visible_count(spec, (32, 32)) == side**2
-    realised = masks.realised_rate(spec, (32, 32))
+    realised = hidden_share(spec, (32, 32))
     assert realised == pytest.approx(1 - (side / 32) ** 2)
 
 

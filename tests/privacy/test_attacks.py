@@ -117,7 +117,7 @@ def test_parts_are_squares_of_a_networks_coarse_tokens(size: int, parts: int) ->
         size=(size, size), channels=1, space=config.Space(patch=2), network=network
     )
     denoiser, N = build(spec).denoiser, (size // 2) ** 2
-    found = attacks._parts(masks.whole((size // 2, size // 2)), attacks.Ensemble(), denoiser, 0)
+    found = attacks._parts(masks.Mask((size // 2, size // 2)), attacks.Ensemble(), denoiser, 0)
     assert (0 if found is None else len(found.visible)) == (
         attacks.Ensemble().masks if parts else 0
     )

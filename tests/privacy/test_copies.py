@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
+from underpaint import config
+from underpaint.core import spaces
+from underpaint.core.masks import MaskSpec
 from underpaint.data import Dataset
 from underpaint.privacy import copies
-from underpaint.privacy.membership import distinct
+from underpaint.privacy.membership import Subset
+from underpaint.training.training_set import ImageSet
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.integers(0, 256, (80, 6, 6, 1), dtype=np.uint8)
@@ -97,7 +101,9 @@ def test_duplicates_are_removed_and_near_ones_shown() -> None:
         file_digests=sha,
         pixel_digests=sha,
     )
-    ids = distinct(dataset, dataset.train_ids)
+    space = spaces.build("pixels", (6, 6), 1, patch=1)
+    whole = ImageSet(dataset, config.Stage(), space, MaskSpec())
+    ids = Subset(whole, dataset.train_ids, config.Data()).different().ids
     assert len(ids) == 81
     # with its twin in the search, a near copy of image 0 has ratio 1 and hides
     near = TRAIN[:1] ^ np.uint8(1)

@@ -15,6 +15,7 @@ from underpaint.core import masks, preconditioning, schedules, spaces
 from underpaint.errors import UserError
 from underpaint.evaluation import records as metrics
 from underpaint.report import gallery, summary
+from underpaint.report.html import sentences
 from underpaint.report.plots import Band, Line, chart, smooth
 
 SECTIONS = ["samples", "progress", "nearest", "stages", "curves", "repeat"]
@@ -270,25 +271,25 @@ def test_what_is_no_run_is_refused(tmp_path):
 )
 def test_what_the_network_sees(changes, words):
     run = config.from_dict(config.Run, changes, "test: ")
-    assert words in summary.about_network(run, None, 64)
+    assert words in sentences().about_network(run, None, 64)
 
 
 def test_every_setting_has_words():
     """Of networks, masks, processes and predictions; none is left as the recipe spells it."""
-    assert summary.NETWORKS.keys() == backbones.kinds().keys()
-    assert summary.MASKS.keys() == {*masks.KINDS} - {"none"}
-    assert summary.PROCESSES.keys() == schedules.TIME_LAWS.keys()
-    assert summary.PREDICTIONS.keys() == preconditioning.SCHEDULES.keys()
+    assert sentences().NETWORKS.keys() == backbones.kinds().keys()
+    assert sentences().MASKS.keys() == {*masks.KINDS} - {"none"}
+    assert sentences().PROCESSES.keys() == schedules.TIME_LAWS.keys()
+    assert sentences().PREDICTIONS.keys() == preconditioning.SCHEDULES.keys()
     assert {*spaces.KINDS} == {"pixels", "wavelets", "latents"}  # see test_what_the_network_sees
 
 
 def test_what_is_learnt():
     score = config.Noise(process="ve", prediction="score")
-    assert summary.about_noise(score) == (
+    assert sentences().about_noise(score) == (
         "Noise is added to the image, in levels evenly spaced in its logarithm (VE), and the "
         "network predicts the score, the direction in which images become likelier."
     )
-    text = summary.about_noise(config.Noise(hidden_weight=0.1))
+    text = sentences().about_noise(config.Noise(hidden_weight=0.1))
     assert f"predicts, at {summary.percent(0.1)} of their weight, the noisy hidden" in text
 
 
@@ -297,8 +298,10 @@ def test_masks_that_save_nothing(tmp_path, source):
     records = metrics.read(run / "metrics.jsonl")
     facts = summary.stages(records, config.load(run / "config.yaml"))
     dear = [dataclasses.replace(s, flops=s.whole_flops, mask="salient") for s in facts]
-    assert "saved nothing: this network computes on hidden patches" in summary.about_masks(dear)
-    assert "patches at random, those of little contrast more often" in summary.about_stage(dear[0])
+    assert "saved nothing: this network computes on hidden patches" in sentences().about_masks(dear)
+    assert "patches at random, those of little contrast more often" in sentences().about_stage(
+        dear[0]
+    )
 
 
 def test_reading_metrics(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,10 +46,3 @@ def command(*arguments: str | Path) -> list[str]:
 
 def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
-
-
-def underpaint(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=environment(**extra), check=False
-    )

@@ -345,7 +345,7 @@ def real(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.long) for s in (1, 2))])
 def test_64_images_are_enough_and_many_are_not(tmp_path: Path, seed: int) -> None:
     """Noise has nothing to learn but single images; of shaded squares more can be learnt."""
     rng = np.random.default_rng(seed)

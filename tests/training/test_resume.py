@@ -10,8 +10,9 @@ from typing import Literal
 import pytest
 
 from tests.training.conftest import draw_images, small_recipe
-from tests.training.runs import assert_same_run, command, environment, metrics, underpaint
+from tests.training.runs import assert_same_run, command, environment, metrics
 from underpaint import api, config
+from underpaint.cli import main
 from underpaint.training import train
 
 
@@ -61,7 +62,7 @@ def test_killed_three_times(written: Path, straight: Path, tmp_path: Path) -> No
         process.kill()
         process.wait()
     assert kills > 0
-    assert underpaint("train", "--resume", "--out", out, "--quiet").returncode == 0
+    assert main(["train", "--resume", "--out", str(out), "--quiet"]) == 0
     assert_same_run(straight, out)
     assert (out / "report.html").exists()
 
@@ -86,7 +87,7 @@ def test_interrupted_after_a_checkpoint(
     assert "Traceback" not in errors
     last = int((out / "checkpoints" / "LATEST").read_text())
     assert 0 < last < 1600
-    assert underpaint("train", "--resume", "--out", out, "--quiet").returncode == 0
+    assert main(["train", "--resume", "--out", str(out), "--quiet"]) == 0
     assert_same_run(straight, out)
 
 

@@ -15,6 +15,7 @@ from underpaint import config
 from underpaint.core.spaces import from_uint8
 from underpaint.model import load
 from underpaint.report import summary
+from underpaint.report.html import sentences
 from underpaint.training import distributed, stages, step_rule, train
 from underpaint.training.batch import draw_batch
 from underpaint.training.train_state import TrainState
@@ -98,8 +99,8 @@ def test_a_stage_says_how_its_masks_are_rounded(recipe: config.Run, tmp_path: Pa
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     masked, whole = summary.stages([json.loads(line) for line in lines], run)
     words = "(blocks of 2×2 patches at random, rounded to squares of 2×2 patches)"
-    assert words in summary.about_stage(masked)
-    assert "rounded" not in summary.about_stage(whole)
+    assert words in sentences().about_stage(masked)
+    assert "rounded" not in sentences().about_stage(whole)
 
 
 def test_learned_weights_stay_out_of_the_model(recipe: config.Run, tmp_path: Path) -> None:

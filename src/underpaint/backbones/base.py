@@ -17,12 +17,10 @@ named `patch` the side of a patch, for networks that want the image back (P = CÂ
 others are its `network.options`.
 """
 
-from __future__ import annotations
-
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,24 +28,9 @@ from torch import Tensor, nn
 
 from underpaint import config as configuration
 from underpaint.backbones import counting
-from underpaint.core.denoiser import Prediction
+from underpaint.core.denoiser import Prediction as Prediction
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
-
-__all__ = [
-    "Backbone",
-    "Prediction",
-    "build",
-    "check_features",
-    "check_hidden",
-    "hidden_matrices",
-    "interpolate_positions",
-    "is_augment_embedding",
-    "is_label_table",
-    "kinds",
-    "position_ids",
-    "register",
-]
 
 State = dict[str, Tensor]
 
@@ -81,7 +64,7 @@ class Backbone(nn.Module):
         """`patches` [B, V, P], `c_noise` [B] â†’ raw output F at the patches."""
         raise NotImplementedError
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Backbone:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Keeps the constructor's arguments: another network of these shapes may be built."""
         made = super().__new__(cls)
         if args or kwargs:  # not in a copy
@@ -113,11 +96,7 @@ class Backbone(nn.Module):
         2 a multiply-add of linear layers, convolutions and attention; training costs three times
         this.
         """
-        return counting.flops(*self._built, visible, self._kind(visible, mask)).all
-
-    def attention_flops(self, visible: int, mask: str = "patch") -> int:
-        """Those of `flops` that attention takes: they grow with the square of the patches."""
-        return counting.flops(*self._built, visible, self._kind(visible, mask)).attention
+        return counting.flops(*self._built, visible, self._kind(visible, mask))
 
     def activation_bytes(
         self, visible: int, mask: str = "patch", bytes_per: int = 4, *, fused: bool = True

@@ -11,7 +11,7 @@ that of a dense one: training costs three times the forward.
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,8 @@ Arguments = tuple[tuple[str, Any], ...]  # of a constructor, by name
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-class Flops(NamedTuple):
-    """Of one image's forward pass."""
-
-    all: int
-    attention: int  # of these, in attention: what grows with the square of the patches
-
-
 @functools.cache
-def flops(kind: Callable[..., nn.Module], arguments: Arguments, visible: int, mask: str) -> Flops:
+def flops(kind: Callable[..., nn.Module], arguments: Arguments, visible: int, mask: str) -> int:
     """FLOPs of a forward pass of `kind(**arguments)` on `visible` patches under this mask."""
     counter = FlopCounterMode(display=False, custom_mapping={_FUSED: _attention})
     with _without_memory(), torch.no_grad():
@@ -43,7 +36,7 @@ def flops(kind: Callable[..., nn.Module], arguments: Arguments, visible: int, ma
         inputs = _inputs(network, visible, mask, 1)
         with counter:
             network(*inputs)
-    return Flops(counter.get_total_flops(), counter.get_flop_counts()["Global"].get(_FUSED, 0))
+    return counter.get_total_flops()
 
 
 @functools.cache

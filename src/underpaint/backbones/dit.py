@@ -30,8 +30,6 @@ from underpaint.backbones.layers import (
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 
-__all__ = ["Block", "DiT", "add_label", "initialise", "modulate"]
-
 FREQUENCIES = 256
 
 

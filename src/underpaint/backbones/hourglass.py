@@ -27,8 +27,6 @@ et al. 2024, arXiv 2401.11605; U-DiT: Tian et al. 2024, arXiv 2405.02730).
   always those to be merged.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -47,8 +45,6 @@ from underpaint.backbones.layers import (
 )
 from underpaint.core.masks import Mask, gather
 from underpaint.errors import UserError
-
-__all__ = ["Attention", "GlobalBlock", "Hourglass", "LocalBlock", "nest", "rotate", "unnest"]
 
 BASE = 100.0  # the slowest rotation is this many times slower than the fastest
 

@@ -106,6 +106,13 @@ class MLP(nn.Module):
         return self.fall(self.gelu(self.rise(x)))
 
 
+def label_rows(table: nn.Embedding, labels: Tensor | None) -> Tensor:
+    """The rows [B, width] of `labels` [B] in a table whose last row is that of null."""
+    if labels is None:
+        raise ValueError("a network with classes needs labels; -1 is the null label")
+    return table(torch.where(labels < 0, table.num_embeddings - 1, labels))
+
+
 def augment_embedding(width: int) -> nn.Linear:
     """From what an image's augmentation was to the time's embedding; starts at zero, no bias."""
     layer = nn.Linear(CONDITION, width, bias=False)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from underpaint.backbones.base import Backbone, Prediction, position_ids, register
-from underpaint.backbones.layers import add_augmentation, augment_embedding
+from underpaint.backbones.layers import add_augmentation, augment_embedding, label_rows
 from underpaint.core.masks import Mask, crop_sides, gather
 from underpaint.core.spaces import to_patches, to_planes
 from underpaint.errors import UserError
@@ -100,10 +100,8 @@ class UNet(Backbone):
         """What is added to the time embedding [B, 4·width], if anything ever is."""
         if self.labels is None:
             rows = c_noise.new_zeros(len(c_noise), self.settings["block_out_channels"][0] * 4)
-        elif labels is None:
-            raise ValueError("a network with classes needs labels; -1 is the null label")
         else:
-            rows = self.labels(torch.where(labels < 0, self.classes, labels))
+            rows = label_rows(self.labels, labels)
         rows = add_augmentation(self.augment_embedding, rows, condition)
         return None if self.settings["class_embed_type"] is None else rows
 

@@ -24,6 +24,7 @@ from underpaint.backbones.layers import (
     Attention,
     add_augmentation,
     augment_embedding,
+    label_rows,
     sinusoid,
 )
 from underpaint.core.masks import Mask
@@ -116,9 +117,7 @@ class UViT(Backbone):
         time = sinusoid(c_noise, self.width) + self.time_position(zero)
         tokens = [add_augmentation(self.augment_embedding, time, condition)]
         if self.labels is not None:
-            if labels is None:
-                raise ValueError("a network with classes needs labels; -1 is the null label")
-            tokens.append(self.labels(torch.where(labels < 0, self.classes, labels)))
+            tokens.append(label_rows(self.labels, labels))
         return torch.stack(tokens, dim=1)
 
 

@@ -4,8 +4,6 @@ Nothing heavy is imported before a verb runs, so that `--help` answers at once. 
 1 the run failed, 2 wrong use (one line), 130 interrupted.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys
@@ -14,8 +12,6 @@ import time
 from underpaint._version import __version__
 from underpaint.cli.parser import Parser, closest
 from underpaint.errors import Interrupted, RunFailed, UserError
-
-__all__ = ["VERBS", "main", "parser"]
 
 VERBS = {  # verb: (module of this package, one line)
     "quickstart": ("quickstart", "train on drawn avatars, in minutes, and write a report"),

@@ -1,7 +1,5 @@
 """`underpaint audit`: what does a model reveal about its training images?"""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -18,8 +16,6 @@ from underpaint.cli.parser import (
 )
 from underpaint.cli.settings import add_model
 from underpaint.errors import UserError
-
-__all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -49,10 +45,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--members", metavar="DATA", help="images trained on (default: as the run recorded)")
     add("--non-members", metavar="DATA", help="images not trained on (default: those held out)")
     add(
-        "-n",
-        type=int,
-        metavar="N",
-        help="images of each kind (default: 1000, or what --fpr needs)",
+        "-n", type=int, metavar="N", help="images of each kind (default: 1000, or what --fpr needs)"
     )
     add("--samples", type=int, default=512, help="searched for copies (default: %(default)s)")
     add(
@@ -84,7 +77,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Write `audit.json` and `audit.html`, and print what was found."""
     check_least(args, n=1, samples=1, batch=1, seed=0, shadows=2, shadow_images=1)
     settings = settings_of(args)
     shadows = settings.pop("shadows", 0)

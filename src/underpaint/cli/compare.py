@@ -1,15 +1,11 @@
 """`underpaint compare`: does an arm reach the baseline's score in less compute?"""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, console, print_json
 from underpaint.errors import UserError
-
-__all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -33,7 +29,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Conduct a study or compare runs, write the page, and print the verdicts."""
     if args.workers < 0:
         raise UserError(f"--workers {args.workers}: give a number from 1 up")
     yamls = [source for source in args.sources if source.endswith((".yaml", ".yml"))]

@@ -1,17 +1,14 @@
 """`underpaint ema`: averages of other widths, from a run's snapshots."""
 
-from __future__ import annotations
-
 import argparse
 
 from underpaint.cli.parser import Bar, Parser, add_output, print_json
 
-__all__ = ["arguments", "run"]
-
 
 def arguments(parser: Parser, verb: str) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run that was trained with --train.snapshots")
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run that was trained with --train.snapshots")
+    add(
         "--width",
         type=float,
         nargs="+",
@@ -19,15 +16,12 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="W",
         help="relative widths of the averages, 0.05 to 0.25 (default: 0.05 0.1 0.2)",
     )
-    parser.add_argument(
-        "--out", metavar="FOLDER", help="a model in a folder W for each width (default: RUN/ema)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the models in --out")
+    add("--out", metavar="FOLDER", help="a model in a folder W for each width (default: RUN/ema)")
+    add("--overwrite", action="store_true", help="replace the models in --out")
     add_output(parser)
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Rebuild and write."""
     from pathlib import Path
 
     from underpaint.training.posthoc import NEAR, rebuild, snapshots_for

@@ -1,7 +1,5 @@
 """`underpaint evaluate`: how near samples are to real images, with the noise floor beside it."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from typing import Any
@@ -18,8 +16,6 @@ from underpaint.cli.parser import (
 )
 from underpaint.cli.settings import add_model, add_sampling, add_setting, sampling_of
 from underpaint.errors import UserError
-
-__all__ = ["arguments", "run"]
 
 EXTRACTORS = ("mobilenetv2", "inception", "torchscript")
 COLUMNS = {"train": "train", "held_out": "held-out", "floor": "real images"}
@@ -71,7 +67,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Score each source and print a table."""
     check_least(args, seed=0, batch=1)
     sampling = sampling_of(args)
     if len(args.source) > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
@@ -148,7 +143,6 @@ def _twice_line(found: dict[str, Any], distance: str) -> str:
 
 
 def _protocol_line(protocol: dict[str, Any]) -> str:
-    """The protocol in a line."""
     parts = [
         f"{protocol['count']:,} images a side of {protocol['reference']['source']}",
         f"{protocol['extractor']} {protocol['extractor_sha256'][:8]}",

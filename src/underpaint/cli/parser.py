@@ -1,7 +1,5 @@
 """argparse with errors of one line, and what several verbs share on the terminal."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import json
@@ -11,28 +9,13 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from underpaint.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
-
-__all__ = [
-    "Bar",
-    "Parser",
-    "add_output",
-    "check_least",
-    "closest",
-    "console",
-    "flag_of",
-    "print_facts",
-    "print_json",
-    "print_table",
-    "settings_of",
-    "width",
-]
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -148,7 +131,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
     console().print(table)
 
 
-def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+def console(*, stderr: bool = False, quiet: bool = False) -> "Console":
     """A rich console; silent in all but the first of several processes."""
     from rich.console import Console
 
@@ -171,7 +154,7 @@ class Bar:
         self.bar: Progress | None = None
         self.said = time.monotonic()
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,8 +10,6 @@ from underpaint.cli.settings import add_images, add_setting, images_of
 from underpaint.cli.train import name_of, print_cost
 from underpaint.errors import UserError
 
-__all__ = ["arguments", "run"]
-
 DEVICES = "auto, cpu, cuda, mps: measured here; or a GPU by its data sheet: h100, rtx-4090, l4 …"
 
 

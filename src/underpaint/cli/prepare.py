@@ -1,26 +1,23 @@
 """`underpaint prepare`: decode once, into the cache, and report."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
 from underpaint.cli.parser import Bar, Parser, add_output, print_facts, print_json
 from underpaint.cli.settings import add_images, images_of
 
-__all__ = ["arguments", "run", "shown"]
-
 MOST = 12
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "data",
         metavar="DATA",
         help="images: a folder, .zip, .tar, .npy/.npz, IDX .gz, .csv, parquet/arrow, avatars:STYLE",
     )
     add_images(parser)
-    parser.add_argument(
+    add(
         "--latents",
         metavar="VAE",
         help="also compute latents with this folder of a diffusers AutoencoderKL or "
@@ -30,7 +27,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Prepare and print what was found."""
     from underpaint import data
 
     wanted = images_of(args)

@@ -1,24 +1,18 @@
 """`underpaint presets`: the recipes of the package."""
 
-from __future__ import annotations
-
 import argparse
 
 from underpaint import config
 from underpaint.cli.parser import Parser, print_json
 
-__all__ = ["arguments", "run"]
-
 
 def arguments(parser: Parser, verb: str) -> None:
-    parser.add_argument(
-        "name", nargs="?", metavar="NAME", help="print this recipe's YAML, to copy and edit"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME", help="print this recipe's YAML, to copy and edit")
+    add("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """List, or print one."""
     if args.name:
         text = config.preset_text(args.name)
         print_json({"name": args.name, "yaml": text}) if args.json else print(text, end="")

@@ -1,45 +1,113 @@
-"""`underpaint quickstart`: the product in small."""
+"""`underpaint quickstart`: the whole idea on two embedded sets of avatars, in minutes on a CPU.
 
-from __future__ import annotations
+Three runs of one small network, in one report: training on `lorelei`; the same weights taught
+another style, `pixel-art`, from 1,000 images; and that style from scratch on as many of them.
+"""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
+from underpaint import config
 from underpaint.cli.parser import Parser, print_json
-from underpaint.errors import UserError
+from underpaint.errors import Interrupted, UserError
 
-__all__ = ["arguments", "run"]
+SHARES = {"main": 4 / 6, "transfer": 1 / 6, "scratch": 1 / 6}  # of the minutes
 
 
 def arguments(parser: Parser, verb: str) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--minutes",
         type=float,
         default=4.5,
         help="until the report is there (default: %(default)s)",
     )
-    parser.add_argument(
-        "--out", default="runs/quickstart", metavar="RUN", help="folder (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with a quick start that was interrupted"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the runs that are there")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add("--out", default="runs/quickstart", metavar="RUN", help="folder (default: %(default)s)")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--resume", action="store_true", help="go on with a quick start that was interrupted")
+    add("--overwrite", action="store_true", help="replace the runs that are there")
+    add("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Train three small models and report."""
-    from underpaint import quickstart
-
     if args.resume and args.overwrite:
         raise UserError("--resume goes on with what is there; it cannot be with --overwrite")
-    page = quickstart.run(
-        args.out, args.minutes, args.seed, args.overwrite, args.resume, args.began
-    )
+    page = train(args.out, args.minutes, args.seed, args.overwrite, args.resume, args.began)
     grids = sorted(str(path) for path in (Path(args.out) / "samples").glob("*.png"))
     if args.json:
         print_json({"run": args.out, "report": str(page), "samples": grids})
         return
     print(f"\nsamples  {grids[-1] if grids else args.out}\nreport   {page}")
+
+
+def recipes(minutes: float, seed: int) -> dict[str, config.Run]:
+    """The three recipes for a quick start of `minutes` in all."""
+    if not 0 < minutes < float("inf"):
+        raise UserError(f"--minutes {minutes:g}: give a positive number of minutes")
+    main = config.preset("quickstart")
+    main.train.seed = seed
+    if minutes < 1:  # a trial: pictures shall not take longer than the training
+        main.sampling.steps = 10
+    whole_minutes = sum(stage.minutes for stage in main.stages.values())
+    for stage in main.stages.values():
+        stage.minutes *= SHARES["main"] * minutes / whole_minutes
+    target = dataclasses.replace(main.data, source="avatars:pixel-art", limit=1000)
+    length = SHARES["transfer"] * minutes
+    short = dataclasses.replace(main.last, minutes=length, keep_optimizer=False)
+    transfer = dataclasses.replace(main, data=target, stages={"whole": short})
+    return {"main": main, "transfer": transfer, "scratch": dataclasses.replace(transfer)}
+
+
+def train(
+    out: str | Path,
+    minutes: float,
+    seed: int = 0,
+    overwrite: bool = False,
+    resume: bool = False,
+    began: float | None = None,
+) -> Path:
+    """Train all three into `out`, `out/transfer` and `out/scratch`; returns the report's path.
+
+    `resume`: go on where one stopped. `began`: when `minutes` began, as of `api.train`.
+    Raises UserError for wrong use, Interrupted after Ctrl-C.
+    """
+    from underpaint import api, report
+    from underpaint.training.checkpointing import RunFolder
+
+    out = Path(out)
+    parts = recipes(minutes, seed)
+    folders = {"main": out, "transfer": out / "transfer", "scratch": out / "scratch"}
+    begun = {name: resume and (folder / "config.yaml").exists() for name, folder in folders.items()}
+    if resume and not begun["main"]:
+        raise UserError(f"{out}: holds no quick start to go on with; leave --resume out")
+    for name, folder in folders.items():
+        if not begun[name]:
+            RunFolder(folder).check(overwrite)
+    for name, recipe in parts.items():
+        if name == "scratch":  # as many images as the transfer, however fast the machine is now
+            transfer = config.load(folders["transfer"] / "config.yaml")
+            recipe.stages, recipe.train = transfer.stages, transfer.train
+        try:
+            if begun[name]:
+                api.resume(folders[name], write_report=False)
+                continue
+            api.train(
+                recipe,
+                folders[name],
+                start=str(out) if name == "transfer" else None,
+                overwrite=overwrite,
+                write_report=False,
+                began=began if name == "main" else None,
+            )
+        except Interrupted:
+            again = f"underpaint quickstart --resume --minutes {minutes:g} --out {out}"
+            raise Interrupted(f"go on with all of the quick start: {again}") from None
+    return report.build(
+        out,
+        title="Quick start",
+        also=[
+            ("transfer to 1,000 images of another style", folders["transfer"]),
+            ("the same images from scratch", folders["scratch"]),
+        ],
+    )

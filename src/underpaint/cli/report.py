@@ -1,21 +1,17 @@
 """`underpaint report`: one page on a run."""
 
-from __future__ import annotations
-
 import argparse
 
 from underpaint.cli.parser import Parser, print_json
 
-__all__ = ["arguments", "run"]
-
 
 def arguments(parser: Parser, verb: str) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run's folder")
+    add("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Write `RUN/report.html`."""
     from pathlib import Path
 
     from underpaint import report

@@ -1,7 +1,5 @@
 """`underpaint sample`: images from a trained model, as a grid, a folder or an array."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import time
@@ -15,7 +13,6 @@ from underpaint.errors import UserError
 if TYPE_CHECKING:
     from underpaint.model import Model
 
-__all__ = ["arguments", "run"]
 
 MOST_COLUMNS = 10  # of labels in a grid
 
@@ -45,7 +42,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Draw and write."""
     check_least(args, n=1, seed=0, batch=1)
     sampling = sampling_of(args)
     from underpaint.io import check_new, check_place
@@ -91,7 +87,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         print(out)
 
 
-def _labels(model: Model, args: argparse.Namespace) -> list[str] | None:
+def _labels(model: "Model", args: argparse.Namespace) -> list[str] | None:
     """Names of the classes to draw in turn; None: without a label."""
     known = list(model.label_names)
     if not known:

@@ -1,15 +1,11 @@
 """`underpaint seal`: visible patches of images in one file, to train on; `--verify` reads one."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
 from underpaint.cli.parser import Bar, Parser, add_output, check_least, print_facts, print_json
 from underpaint.cli.settings import add_images, images_of
 from underpaint.errors import UserError
-
-__all__ = ["arguments", "run"]
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -42,7 +38,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Seal or verify, and print what the file holds."""
     if args.verify:
         if args.data or args.out:
             raise UserError(
@@ -82,7 +77,6 @@ def _seal(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _facts(found: dict[str, Any]) -> dict[str, str]:
-    """What the file holds, in words."""
     height, width = found["size"]
     V, N, P, n = (found[name] for name in ("visible", "patches", "patch_dim", "images"))
     size, near = found["bytes"], found["duplicates"]

@@ -4,8 +4,6 @@
 a setting have its help and its range, so that none can go stale.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import textwrap
@@ -18,23 +16,8 @@ from underpaint import config
 from underpaint.cli.parser import Parser, flag_of
 from underpaint.errors import UserError
 
-__all__ = [
-    "Row",
-    "Section",
-    "add_images",
-    "add_model",
-    "add_sampling",
-    "add_setting",
-    "as_help",
-    "images_of",
-    "sampling_of",
-    "sections",
-]
-
 
 class Row(NamedTuple):
-    """One setting."""
-
     name: str  # as in YAML
     kind: str
     default: str

@@ -1,7 +1,5 @@
 """`underpaint train`, and its halves `pretrain` and `finetune`: one loop, other stages."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os
@@ -13,8 +11,6 @@ from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, print_table, width
 from underpaint.cli.settings import add_setting, as_help
 from underpaint.errors import UserError
-
-__all__ = ["arguments", "name_of", "print_cost", "recipe", "run"]
 
 SHORT = {  # flags of their own
     "--data": "data.source",
@@ -59,7 +55,6 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    """Train, or tell what training would cost."""
     if args.resume:
         _resume(args, others)
         return

@@ -6,10 +6,7 @@ The points are those of one run each, before its learning rate has come down, so
 is a hint, not the verdict of a study: a run planned for that compute would have scored better.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,10 @@ import numpy as np
 
 from underpaint import config
 from underpaint._version import __version__
-from underpaint.compare.split_scoring import final_data
 from underpaint.compare.verdict import Point, verdict
 from underpaint.errors import UserError
 from underpaint.evaluation.records import of_kind, read
-
-__all__ = ["NOTE", "compare"]
+from underpaint.training.provenance import recorded
 
 SCORE = "held-out loss"
 NOTE = (
@@ -89,12 +84,9 @@ def _read(path: Path) -> tuple[config.Run, str, str]:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: holds no run (no config.yaml); give the folders of runs")
     recipe = config.load(path / "config.yaml")
-    try:
-        environment = json.loads((path / "env.json").read_text(encoding="utf-8"))
-        key = str(environment["data"][list(recipe.stages)[-1]])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: its env.json is missing or damaged") from None
-    data = final_data(recipe)
+    environment = recorded(path)
+    key = environment["data"].get(list(recipe.stages)[-1])
+    data = recipe.data_of(recipe.last)
     images = f"{key} {data.limit} {data.held_out}"
     return recipe, images, environment.get("start") or ""
 

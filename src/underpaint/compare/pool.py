@@ -5,8 +5,6 @@ of a user or of a run ends all of them with that error; one whose process dies i
 reaches this process alone, which then ends the others: a run in them writes a checkpoint first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os
@@ -17,8 +15,6 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from underpaint.errors import Interrupted, RunFailed, UserError
-
-__all__ = ["gather"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -83,7 +79,6 @@ class _Team:
         self.processes: dict[Connection, SpawnProcess] = {}
 
     def hire(self, task: Any) -> Connection:
-        """A process that begins with `task`."""
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=_serve, args=(there, self.work))
@@ -133,7 +128,6 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
 
 
 def _cause(code: int) -> str:
-    """An exit code in words."""
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name

@@ -14,26 +14,13 @@ settings, and those timed, are what differs from the arm's, by dotted names.
 A run that stands here with the settings and the protocol that the study has now is not run again.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from underpaint import config
 from underpaint.errors import UserError
-
-__all__ = [
-    "changed",
-    "differences",
-    "is_record",
-    "of_arms",
-    "read",
-    "runs_of",
-    "same",
-    "text",
-    "timed_stages",
-]
 
 PARTS = ("runs", "trials", "earlier")
 ROWS = {"settings", "timed", "units"}  # names whose values have a line each, as items of a list
@@ -116,10 +103,14 @@ def changed(base: Values, given: Values) -> Values:
     return dict(values[""])
 
 
-def same(settings: Values, run: config.Run) -> bool:
-    """Whether recorded settings are those of `run`; one that is new since stands at its default."""
-    recorded = config.from_dict(config.Run, settings, "results.json: ")
-    return config.to_yaml(recorded) == config.to_yaml(run)
+def same(began: config.Run, run: config.Run) -> bool:
+    """Whether a run was begun by the recipe `run`: with the precision that `auto` was there.
+
+    It was read, so that a setting that is new since then stands at its default.
+    """
+    if run.train.precision == "auto":
+        began = dataclasses.replace(began, train=dataclasses.replace(began.train, precision="auto"))
+    return config.to_yaml(began) == config.to_yaml(run)
 
 
 def text(value: Any) -> str:

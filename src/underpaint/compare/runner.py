@@ -4,7 +4,6 @@
 STUDY/.underpaint                the mark of a folder that a study began (a record is one, too)
 STUDY/tuning/ARM/learning_rate-0.002-batch-16  …   the trials, ordinary run folders
 STUDY/runs/ARM/0.25/seed-1  …    the runs that are reported
-STUDY/speeds.json                seconds an image of each arm's stages, measured alone
 STUDY/results.json               a line for each run (record.py): all that need be kept
 ```
 
@@ -12,8 +11,6 @@ Each run has one thread, and as many run beside each other as there are cores. W
 holds or is finished in its folder is not run again, what was stopped goes on from its checkpoint:
 the same command continues a study.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import json
@@ -31,7 +28,7 @@ from underpaint._version import __version__
 from underpaint.compare import record, timing
 from underpaint.compare import study as studies
 from underpaint.compare.pool import gather
-from underpaint.compare.split_scoring import Half, final_data, half, measure
+from underpaint.compare.split_scoring import Half, half, measure
 from underpaint.compare.study import Study
 from underpaint.compare.verdict import Curve, Point, verdict
 from underpaint.errors import UserError
@@ -41,11 +38,9 @@ from underpaint.evaluation.validation import OverfitCheck
 from underpaint.io import check_new, is_marked, mark, numbered, replace_text, writing
 from underpaint.training import train
 
-__all__ = ["RESULTS", "conduct"]
-
 Say = Callable[[str], None]
 
-RESULTS = ("results.json", "comparison.html", "speeds.json")
+RESULTS = ("results.json", "comparison.html")
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class Task:
         """How it is scored."""
         study = self.study
         how = {"features": study.features} if study.score == "FD" else {}
-        if how and final_data(self.run).channels == "rgba":
+        if how and self.run.data_of(self.run.last).channels == "rgba":
             how["grounds"] = GROUNDS
         return {"score": study.score, "half": self.which, "images": study.images, **how}
 
@@ -112,8 +107,8 @@ def conduct(
             best[name] = dict(min(scored, key=lambda trial: trial["score"]))
             del best[name]["score"]
         todo = _tasks(study, out, best)
-    seconds, timed = _speeds(study, best, out, say, before)
     found = _all(todo, known, workers, say)
+    seconds, timed = _speeds(study, best, out, say, before)
     runs = []
     for task in todo:
         alone = (s.images * seconds[task.arm][name] for name, s in task.run.stages.items())
@@ -204,7 +199,8 @@ def _same_images(study: Study) -> None:
     """Raise UserError if the arms would be judged on different images."""
     keys: dict[str, bytes] = {}
     for name in study.arms:
-        wanted = final_data(studies.recipe(study, name))
+        run = studies.recipe(study, name)
+        wanted = run.data_of(run.last)
         if not wanted.source:
             raise UserError("the study names no images; add settings: {data: {source: FOLDER}}")
         dataset = data.prepare(wanted)
@@ -250,7 +246,8 @@ def _recorded(task: Task, known: dict[str, Any] | None) -> dict[str, Any] | None
     """What results.json holds of a task, if it was scored as the study says now."""
     if known is None:
         return None
-    if not record.same(known["settings"], task.run):
+    began = config.from_dict(config.Run, known["settings"], "results.json: ")
+    if not record.same(began, task.run):
         raise UserError(
             f"{task.folder}: stands in results.json with other settings than the study has now; "
             "give another --out, or remove its line"
@@ -261,20 +258,9 @@ def _recorded(task: Task, known: dict[str, Any] | None) -> dict[str, Any] | None
 
 
 def _name(task: Task) -> str:
-    """Which task failed, and where it says more."""
     return (
         f"arm {task.arm} at point {task.point:g}, seed {task.seed} (log: {task.folder / 'log.txt'})"
     )
-
-
-def _is_of(began: config.Run, run: config.Run) -> bool:
-    """Whether a run was begun by this recipe: with the precision that `auto` was there.
-
-    Loaded, so that a setting that is new since then stands at its default.
-    """
-    if run.train.precision == "auto":
-        began = dataclasses.replace(began, train=dataclasses.replace(began.train, precision="auto"))
-    return config.to_yaml(began) == config.to_yaml(run)
 
 
 def _one(task: Task) -> dict[str, Any]:
@@ -282,7 +268,7 @@ def _one(task: Task) -> dict[str, Any]:
     torch.set_num_threads(1)
     kept, recipe = task.folder / "study.json", task.folder / "config.yaml"
     begun = recipe.is_file()
-    if begun and not _is_of(config.load(recipe), task.run):
+    if begun and not record.same(config.load(recipe), task.run):
         raise UserError(
             f"{task.folder}: was begun with other settings than the study has now; give another "
             "--out, or remove it"
@@ -340,7 +326,8 @@ def _speeds(
     stages = {name: settings["stages"] for name, settings in timed.items()}
     if record.timed_stages(before) == json.loads(json.dumps(stages)):
         return dict(before["seconds_an_image"]), timed
-    return timing.measured(runs, out / "speeds.json", say), timed
+    say("measuring the speed of each arm")
+    return timing.measured(runs), timed
 
 
 # --- verdicts ----------------------------------------------------------------------------------

@@ -6,9 +6,6 @@ so that what was chosen because it suits some images is not praised for suiting 
 a function of the images' places alone: all arms, seeds and points are scored on the same.
 """
 
-from __future__ import annotations
-
-import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +20,7 @@ from underpaint.evaluation.evaluate import LEAST
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.training.training_set import Array
 
-__all__ = ["Half", "final_data", "half", "measure"]
-
 Half = Literal["A", "B"]
-
-
-def final_data(run: config.Run) -> config.Data:
-    """The images of a recipe's last stage, on which it is judged."""
-    stage = list(run.stages.values())[-1]
-    chosen = stage.data or run.data
-    return dataclasses.replace(chosen, size=stage.size) if stage.size else chosen
 
 
 def half(dataset: Dataset, which: Half, most: int) -> np.ndarray:
@@ -55,7 +43,8 @@ def measure(
     `FD`: Fréchet distance in the features of `extractor`, as many samples as images.
     `sampling`: what `Model.sample` shall do otherwise than the run's settings say.
     """
-    dataset = data.prepare(final_data(config.load(folder / "config.yaml")))
+    run = config.load(folder / "config.yaml")
+    dataset = data.prepare(run.data_of(run.last))
     ids = half(dataset, which, most)
     loaded = model.load(folder, device="cpu")
     if score == "held-out loss":

@@ -8,8 +8,6 @@ come down, is not a finished run of that compute. The score is named in the YAML
 Tuning uses seed 0 and half A of the held-out images; what is reported uses other seeds and half B.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -24,8 +22,6 @@ from underpaint import config
 from underpaint.config import setting
 from underpaint.errors import UserError
 from underpaint.training import cost
-
-__all__ = ["Arm", "Study", "Tuning", "at_the_edge", "load", "recipe", "scaled", "trials"]
 
 DIMENSIONS = ("learning_rate", "batch", "patch")  # of tuning
 

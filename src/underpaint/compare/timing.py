@@ -1,22 +1,14 @@
 """How long an image takes in each stage of each arm of a study, nothing beside it."""
 
-from __future__ import annotations
-
-import json
 import math
 import statistics
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from underpaint import config
-from underpaint.io import replace_text, writing
 from underpaint.training import distributed
 from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.throughput import speed
-
-__all__ = ["measured", "paired"]
 
 WARM, PASSES = 4, 8  # over all stages; the warm ones do not count
 SECONDS = 0.4  # of a stage in a pass, at least
@@ -24,19 +16,11 @@ SECONDS = 0.4  # of a stage in a pass, at least
 Key = tuple[str, str]  # arm, stage
 
 
-def measured(
-    runs: dict[str, config.Run], kept: Path, say: Callable[[str], None]
-) -> dict[str, dict[str, float]]:
-    """Seconds an image by arm and stage, one thread; from `kept` where that holds these stages.
+def measured(runs: dict[str, config.Run]) -> dict[str, dict[str, float]]:
+    """Seconds an image by arm and stage, one thread.
 
     All stages take turns, so that a machine that slows down slows all of them.
     """
-    of = {name: json.loads(json.dumps(config.to_dict(run)["stages"])) for name, run in runs.items()}
-    if kept.is_file():
-        there = json.loads(kept.read_text(encoding="utf-8"))
-        if there.get("stages") == of:
-            return dict(there["seconds_an_image"])
-    say("measuring the speed of each arm")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -48,10 +32,6 @@ def measured(
     found: dict[str, dict[str, float]] = {name: {} for name in runs}
     for (name, stage), seconds in paired(passes[WARM:]).items():
         found[name][stage] = seconds
-    with writing(kept.parent):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        record = {"seconds_an_image": found, "stages": of}
-        replace_text(kept, json.dumps(record, indent=1) + "\n")
     return found
 
 

@@ -18,8 +18,6 @@ ratio is ≤ its first or > its last. Then there is no interval of the ratio; th
 baseline's compute, paired by seed in the same way, decide the direction.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -32,18 +30,6 @@ from scipy import stats
 from underpaint.errors import UserError
 from underpaint.evaluation import intervals
 from underpaint.evaluation.intervals import Interval
-
-__all__ = [
-    "MARGIN",
-    "Crossing",
-    "Curve",
-    "Point",
-    "Verdict",
-    "crossing",
-    "more_seeds",
-    "target",
-    "verdict",
-]
 
 LEVEL = 0.95
 MARGIN = 0.95  # a ratio above this is no gain worth a second stage

@@ -142,8 +142,7 @@ class Noise:
         "flow", "variance preserving (linear or cosine), flow matching, EDM, or variance exploding"
     )
     prediction: Literal["eps", "x0", "v", "flow", "score", "edm"] = setting(
-        "flow",
-        "target of the network; v needs vp-*, flow needs flow, score and edm need edm or ve",
+        "flow", "target of the network; v needs vp-*, flow needs flow, score and edm need edm or ve"
     )
     steps: int = setting(
         0, "discrete training grid (DDPM: 1000; ve: geometric levels); 0: continuous time"
@@ -365,6 +364,16 @@ class Run:
     stages: dict[str, Stage] = setting({}, "the stages in their order, by name")
     train: Train = setting(Train(), "loop")
     sampling: Sampling = setting(Sampling(), "sample grids")
+
+    @property
+    def last(self) -> Stage:
+        """The last stage, whose task the run ends with."""
+        return list(self.stages.values())[-1]
+
+    def data_of(self, stage: Stage) -> Data:
+        """The images of a stage, its own or the run's, at the stage's size."""
+        data = stage.data or self.data
+        return dataclasses.replace(data, size=stage.size) if stage.size else data
 
 
 @dataclass(kw_only=True)

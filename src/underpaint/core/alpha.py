@@ -12,8 +12,6 @@ values are rounded to 8 bits: c → s → c gives c back, and s → c → s is a
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CHANNELS", "over", "premultiplied", "straight"]
-
 CHANNELS = 4
 Pictures = NDArray[np.uint8]
 

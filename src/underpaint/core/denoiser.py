@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from underpaint.core.masks import Mask, whole
+from underpaint.core.masks import Mask
 from underpaint.core.preconditioning import Preconditioning, spread
 from underpaint.core.schedules import Process
+
+Level = float | Tensor  # sigma: of all images, or of each [B]
 
 
 class Prediction(NamedTuple):
@@ -55,7 +57,7 @@ class Denoiser(nn.Module):
     def predict(
         self,
         x: Tensor,
-        sigma: float | Tensor,
+        sigma: Level,
         labels: Tensor | None,
         mask: Mask | None,
         condition: Tensor | None = None,
@@ -63,7 +65,7 @@ class Denoiser(nn.Module):
         """The backbone's raw output F; `condition` [B, D] of augmented images, if there are any."""
         x, sigma = _at_least_float32(x), _levels(sigma, x)
         c_in, c_noise = self.process.c_in(sigma), self.process.c_noise(sigma)
-        mask = whole(self.backbone.grid) if mask is None else mask  # type: ignore[arg-type]
+        mask = Mask(self.backbone.grid) if mask is None else mask  # type: ignore[arg-type]
         augmented = {} if condition is None else {"condition": condition}
         # without bf16 of its own: under the caller's autocast, if there is any
         with autocast(x.device, True) if self.bf16 else nullcontext():
@@ -72,22 +74,14 @@ class Denoiser(nn.Module):
         return Prediction(F.visible.to(x.dtype), hidden)
 
     def denoise(
-        self,
-        x: Tensor,
-        sigma: float | Tensor,
-        labels: Tensor | None = None,
-        mask: Mask | None = None,
+        self, x: Tensor, sigma: Level, labels: Tensor | None = None, mask: Mask | None = None
     ) -> Tensor:
         """The expected x0 at the visible patches, [B, V, P]."""
         F = self.predict(x, sigma, labels, mask).visible
         return self.prediction.x0(_at_least_float32(x), F, _levels(sigma, x))
 
     def eps(
-        self,
-        x: Tensor,
-        sigma: float | Tensor,
-        labels: Tensor | None = None,
-        mask: Mask | None = None,
+        self, x: Tensor, sigma: Level, labels: Tensor | None = None, mask: Mask | None = None
     ) -> Tensor:
         """The expected noise at the visible patches, [B, V, P]."""
         F = self.predict(x, sigma, labels, mask).visible
@@ -98,7 +92,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _levels(sigma: float | Tensor, x: Tensor) -> Tensor:
+def _levels(sigma: Level, x: Tensor) -> Tensor:
     """sigma as [B], beside x and in its precision, float32 at least."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device)

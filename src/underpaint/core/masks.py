@@ -19,8 +19,6 @@ units. Crops stay as they are, in multiples of units.
 Patches, blocks and crops as in MaskDM (Lei et al. 2023, arXiv 2306.11363), whose rounding this is.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -48,7 +46,7 @@ class Mask(NamedTuple):
     window: Tensor | None = None  # [B, 4] top, left, height, width in patches; crop masks only
     weights: Tensor | None = None  # [B, V] of the visible patches' errors; None: all are 1
 
-    def to(self, device: torch.device | str) -> Mask:
+    def to(self, device: torch.device | str) -> "Mask":
         """The same mask on another device."""
         return Mask(self.grid, *(None if x is None else x.to(device) for x in self[1:]))
 
@@ -65,7 +63,7 @@ class MaskSpec:
     temperature: float = 1.0  # salient: above 1 nearer to chance
     reweight: bool = False  # salient: weight errors by how rarely a patch is shown
 
-    def at(self, rate: float) -> MaskSpec:
+    def at(self, rate: float) -> "MaskSpec":
         """The same masks at another rate."""
         return dataclasses.replace(self, rate=rate)
 
@@ -90,11 +88,6 @@ class MaskSpec:
         return grid[0] % self.block == 0 and grid[1] % self.block == 0  # no block hidden in part
 
 
-def whole(grid: tuple[int, int]) -> Mask:
-    """The mask that hides nothing."""
-    return Mask(grid)
-
-
 def draw(
     spec: MaskSpec,
     grid: tuple[int, int],
@@ -114,7 +107,7 @@ def draw(
     """
     N, V = grid[0] * grid[1], visible_count(spec, grid)
     if V == N:
-        return whole(grid)
+        return Mask(grid)
     draws = Draws(batch, generator, device)
     units, kept = _units(spec, grid), V // spec.unit**2
     window = chance = weights = None
@@ -189,11 +182,6 @@ def visible_count(spec: MaskSpec, grid: tuple[int, int]) -> int:
     return (N - H) * spec.unit**2
 
 
-def realised_rate(spec: MaskSpec, grid: tuple[int, int]) -> float:
-    """The share of patches that is really hidden, after rounding: 1 − V/N."""
-    return 1 - visible_count(spec, grid) / (grid[0] * grid[1])
-
-
 def rate_levels(
     spec: MaskSpec, grid: tuple[int, int], rate_end: float = 0.0, rate_schedule: str = "constant"
 ) -> list[tuple[float, float]]:
@@ -266,12 +254,7 @@ def from_visible(grid: tuple[int, int], visible: Tensor, kind: str, multiple: in
 class Draws:
     """Uniform numbers for a batch: from one generator, or from one for each image."""
 
-    def __init__(
-        self,
-        batch: int,
-        generator: Generator,
-        device: torch.device | str,
-    ) -> None:
+    def __init__(self, batch: int, generator: Generator, device: torch.device | str) -> None:
         first = generator[0] if isinstance(generator, Sequence) else generator
         self.batch, self.generator = batch, generator
         self.device = first.device if first is not None else torch.device(device)
@@ -343,10 +326,7 @@ def _sides(grid: tuple[int, int], share: float, multiple: int) -> tuple[int, int
 
 
 def _random_windows(
-    grid: tuple[int, int],
-    sides: tuple[int, int],
-    multiple: int,
-    draws: Draws,
+    grid: tuple[int, int], sides: tuple[int, int], multiple: int, draws: Draws
 ) -> Tensor:
     """Places of a rectangle of `sides` in the grid → [B, 4] top, left, height, width.
 

@@ -3,7 +3,8 @@
 `prepare` decodes once into a cache, `Dataset` reads from it, `Order` says which images come when.
 """
 
-from underpaint.data.dataset import Dataset, prepare, transparency
-from underpaint.data.order import Order, augment
-
-__all__ = ["Dataset", "Order", "augment", "prepare", "transparency"]
+from underpaint.data.dataset import Dataset as Dataset
+from underpaint.data.dataset import prepare as prepare
+from underpaint.data.dataset import transparency as transparency
+from underpaint.data.order import Order as Order
+from underpaint.data.order import augment as augment

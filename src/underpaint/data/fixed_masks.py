@@ -5,7 +5,10 @@ With the key anybody who has the image can draw its mask again, without it nobod
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 from pathlib import Path
+
+import torch
 
 from underpaint.errors import UserError
 
@@ -19,6 +22,11 @@ def seed_of(key: bytes | None, pixel_sha: bytes) -> int:
     else:
         digest = hmac.digest(key, pixel_sha, "sha256")[:8]
     return int.from_bytes(digest, "big") >> 1
+
+
+def generators(key: bytes | None, pixel_shas: Iterable[bytes]) -> list[torch.Generator]:
+    """What the masks of images with these pixels are drawn from."""
+    return [torch.Generator().manual_seed(seed_of(key, sha)) for sha in pixel_shas]
 
 
 def read_key(path: str | Path) -> bytes:

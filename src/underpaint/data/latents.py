@@ -56,11 +56,7 @@ def _load(folder: Path) -> NDArray[np.float16] | None:
 
 
 def _encode(
-    folder: Path,
-    dataset: Dataset,
-    vae: VAE,
-    progress: Progress | None,
-    device: torch.device | str,
+    folder: Path, dataset: Dataset, vae: VAE, progress: Progress | None, device: torch.device | str
 ) -> None:
     n = len(dataset.images)
     shape: tuple[int, ...] = ()

@@ -13,21 +13,17 @@ z is the smallest that PRV accepts, or RDP's where PRV's sums overflow. Both bou
 only grows with the steps, so that on the way the smaller of RDP's and of the whole stage's counts.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from underpaint import config
 from underpaint.errors import UserError
-
-__all__ = ["Guarantee", "guarantee", "library", "prv", "rdp"]
 
 # opacus' own end at 63, which cannot show an epsilon below 0.2
 ORDERS = [1 + x / 4 for x in range(1, 40)] + list(range(11, 64)) + [64, 128, 256, 1024]
@@ -63,7 +59,7 @@ class Guarantee:
         return asdict(self) | {"spent_steps": steps}
 
     @classmethod
-    def of(cls, record: dict[str, Any]) -> Guarantee:
+    def of(cls, record: dict[str, Any]) -> Self:
         """The inverse of `record`."""
         return cls(**{k: v for k, v in record.items() if k != "spent_steps"})
 

@@ -6,8 +6,6 @@ weights it starts from, and where something about them would be published past t
 that only they tell of, or statistics that a network keeps of its batches.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 
@@ -18,8 +16,6 @@ from underpaint.errors import UserError
 from underpaint.model import find, read_spec
 from underpaint.training.stages import PreparedStage
 from underpaint.training.training_set import TrainingSet
-
-__all__ = ["check_scope"]
 
 DEPTH = 100  # runs that began with each other's weights
 

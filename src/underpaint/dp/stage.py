@@ -3,24 +3,26 @@
 No loss, no norm and no check, and no time either, which tells how many images a step has met.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
 from underpaint import config
-from underpaint.dp.accounting import Guarantee, guarantee, library
-from underpaint.dp.scope import check_scope
+from underpaint.dp.accounting import Guarantee
+from underpaint.dp.accounting import guarantee as guarantee
+from underpaint.dp.accounting import library as library
+from underpaint.dp.scope import check_scope as check_scope
 from underpaint.dp.step import private_step
 from underpaint.errors import UserError
+from underpaint.io import writing
 from underpaint.training.checkpointing import Progress, RunFolder
 from underpaint.training.log import Log
 from underpaint.training.step import compute
 from underpaint.training.step_rule import StepRule
 from underpaint.training.train_state import TrainState
 
-__all__ = ["Private", "check_scope", "guarantee", "library"]
+LEDGER = "privacy.log"  # in a run's folder: the name of its stage for each step that was begun
 
 
 class Private(StepRule):
@@ -30,7 +32,6 @@ class Private(StepRule):
 
     @property
     def guarantee(self) -> Guarantee:
-        """What the stage promises."""
         found: Guarantee = self.stage.guarantee
         return found
 
@@ -44,10 +45,10 @@ class Private(StepRule):
         if name in progress.privacy:
             begun_with = Guarantee.of(progress.privacy[name])
             self.stage = dataclasses.replace(self.stage, guarantee=begun_with)
-        done, begun = progress.stage_images // batch, folder.begun(name)
+        done, begun = progress.stage_images // batch, _begun(folder, name)
         if begun < done:
             raise UserError(
-                f"{folder.ledger}: counts {begun:,} steps of stage {name}, the checkpoint "
+                f"{folder.path / LEDGER}: counts {begun:,} steps of stage {name}, the checkpoint "
                 f"{done:,}; it is not this run's or was cut, so the budget is unknown: begin a "
                 "new run"
             )
@@ -65,11 +66,10 @@ class Private(StepRule):
         self, run: config.Run, state: TrainState, progress: Progress, folder: RunFolder
     ) -> None:
         """One step, which is counted as spent before it looks at any image."""
-        folder.spend(self.stage.name)
+        _spend(folder, self.stage.name)
         private_step(self.stage, run, state, progress)
 
     def log(self, progress: Progress, log: Log, state: TrainState) -> None:
-        """Counts and the budget."""
         stage, sums = self.stage, progress.sums
         if not sums.get("steps"):
             return  # already said
@@ -96,13 +96,11 @@ class Private(StepRule):
         progress.sums = {"since": progress.seconds}
 
     def record(self, progress: Progress) -> dict[str, Any]:
-        """The guarantee, and what is spent of it."""
         spent = progress.privacy.get(self.stage.name, {}).get("spent_steps", 0)
         budget = self.guarantee
         return {"privacy": budget.record(spent) | {"spent": budget.spent(spent)}}
 
     def describe(self) -> str:
-        """The budget and where its noise comes from."""
         budget = self.guarantee
         return (
             f"stage {self.stage.name}: differentially private, epsilon {budget.epsilon:.4g} at "
@@ -112,10 +110,31 @@ class Private(StepRule):
         )
 
     def saved(self, progress: Progress) -> str:
-        """What is spent."""
         steps = progress.privacy[self.stage.name]["spent_steps"]
         budget = self.guarantee
         return (
             f"stage {self.stage.name}: epsilon {budget.spent(steps):.4g} at delta "
             f"{budget.delta:g} is spent, {steps:,} of {budget.steps:,} steps"
         )
+
+
+def _spend(folder: RunFolder, stage: str) -> None:
+    """Count a step of a private stage, safely on the disk, before it looks at any image."""
+    ledger = folder.path / LEDGER
+    with writing(ledger, folder.advice), ledger.open("ab") as file:
+        file.write(f"{stage}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _begun(folder: RunFolder, stage: str) -> int:
+    """Steps of a private stage that were begun, whatever became of them."""
+    ledger = folder.path / LEDGER
+    if not ledger.is_file():
+        return 0
+    # a last line that was cut short counts for nothing: its step had to wait for it
+    lines = ledger.read_bytes().split(b"\n")
+    if lines[-1]:
+        with writing(ledger, folder.advice):
+            os.truncate(ledger, ledger.stat().st_size - len(lines[-1]))
+    return lines[:-1].count(stage.encode())

@@ -19,8 +19,6 @@ over the batch will do. They are in float32 whatever `train.precision` says: on 
 vectorise the gradient of a layer norm under bf16 autocast.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable
@@ -42,8 +40,6 @@ from underpaint.training.seeding import seed_from
 from underpaint.training.stages import Level, PreparedStage
 from underpaint.training.step import move, training_flops
 from underpaint.training.train_state import TrainState
-
-__all__ = ["Random", "clipped_sum", "draws", "gaussian", "gradients", "poisson", "private_step"]
 
 Random = Callable[[int], bytes]  # so many random bytes; os.urandom except in tests
 MEMORY = 2**30  # bytes that the gradients of single images and their activations may take

@@ -17,8 +17,6 @@ weights that were given up no longer count. The samples (sample_metrics.py) are 
 how the error compares with that of a Wiener filter (wiener.py).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence
@@ -29,8 +27,6 @@ import numpy as np
 from underpaint.evaluation import wiener
 from underpaint.evaluation.sample_metrics import comparable
 from underpaint.training.monitor import Answer, Finding
-
-__all__ = ["PATIENCE", "judge"]
 
 PATIENCE = 3  # checks without a gain
 BELIEVED = 2.0  # standard errors
@@ -168,6 +164,5 @@ def _difference(before: dict[str, Any], after: dict[str, Any]) -> tuple[float, f
 
 
 def _worse(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether check `one` is believed to be worse than `other`."""
     mean, error = _difference(other, one)
     return mean > BELIEVED * error

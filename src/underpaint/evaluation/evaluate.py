@@ -7,8 +7,6 @@ Features lie in RUN/evaluation (those of images that exist: in the cache, by con
 block, so that a stopped evaluation goes on, and a longer one adds to what is there.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -31,8 +29,6 @@ from underpaint.hardware import Precision
 from underpaint.io import replace_text
 from underpaint.training import distributed
 from underpaint.training.checkpointing import read_progress
-
-__all__ = ["LEAST", "MOST", "evaluate"]
 
 LEAST = 64  # images a side
 TWICE = 256  # samples that are drawn in twice the steps as well, and half of all at most
@@ -209,7 +205,7 @@ def _reference(
     real = config.Data()
     if place:
         run = config.load(place / "config.yaml")
-        real = list(run.stages.values())[-1].data or run.data
+        real = run.last.data or run.data
     if not real.source and reference is None:
         raise UserError(f"{source}: does not say what it was trained on; add --reference DATA")
     if size and config.image_size(size) != spec.size:

@@ -7,12 +7,10 @@ stopped goes on with the missing blocks, more images later add blocks, and the p
 `torchrun` share what is missing.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -21,8 +19,6 @@ from underpaint.evaluation.features import Extractor
 from underpaint.evaluation.results import digest
 from underpaint.io import replacing
 from underpaint.training.distributed import World
-
-__all__ = ["BLOCK", "Draw", "Store"]
 
 BLOCK = 256  # images
 
@@ -37,7 +33,7 @@ class Store(NamedTuple):
     extractor: Extractor
 
     @classmethod
-    def of(cls, dataset: Dataset, ids: np.ndarray, extractor: Extractor) -> Store:
+    def of(cls, dataset: Dataset, ids: np.ndarray, extractor: Extractor) -> Self:
         """Of the images `ids`; in the cache, by content."""
         what = json.dumps([dataset.key, extractor.identity(dataset.channels)])
         key = digest(what, ids.astype(np.int64).tobytes())

@@ -15,8 +15,6 @@ and its features are the means of both, as those of a picture are means over its
 right over one ground alone is not near.
 """
 
-from __future__ import annotations
-
 import shutil
 import urllib.error
 import urllib.request
@@ -38,8 +36,6 @@ from underpaint.errors import UserError
 from underpaint.evaluation.mobilenet import MobileNetV2
 from underpaint.io import replacing
 from underpaint.model import sha256
-
-__all__ = ["KINDS", "Extractor", "find_weights", "load", "resize_tf1"]
 
 BATCH = 64  # images through the network at once, on every machine: rounding depends on it
 BLACK, WHITE = 0, 255

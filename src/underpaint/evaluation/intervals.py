@@ -3,16 +3,12 @@
 That of a proportion is exact (Clopper & Pearson 1934), that of a mean by Student's t.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-
-__all__ = ["Interval", "of_mean", "of_proportion"]
 
 
 class Interval(NamedTuple):

@@ -13,8 +13,6 @@ so that fewer images than features give a finite value. All distances fall with 
 equal counts only. Large products are float32 (features are no better), their sums float64.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,18 +23,6 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from underpaint.evaluation.intervals import Interval
-
-__all__ = [
-    "Manifold",
-    "Moments",
-    "frechet",
-    "frechet_difference",
-    "frechet_distance",
-    "jackknife",
-    "kernel_distance",
-    "manifold",
-    "moments",
-]
 
 GROUPS = 20
 NEAR, DENSE = 3, 5  # neighbours for precision and recall, for density and coverage

@@ -6,11 +6,7 @@ light feature space for scores. The names of the parts are those of the ImageNet
 torchvision published, so that their file fits; torchvision itself is not needed.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
-
-__all__ = ["MobileNetV2"]
 
 BLOCKS = (  # expansion, channels, repetitions, stride of the first
     (1, 16, 1, 1),

@@ -16,16 +16,12 @@ is below 1/3 for a near copy (Yoon et al. 2023; Carlini et al. 2023, arXiv 2301.
 mean of the next 50).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from underpaint.core.alpha import premultiplied
-
-__all__ = ["THIRD", "Ratios", "distance_ratios", "nearest"]
 
 Images = NDArray[np.uint8] | NDArray[np.float32]
 
@@ -34,12 +30,7 @@ NEXT = 50  # images after the nearest that make the background
 
 
 def nearest(
-    samples: Images,
-    images: Images,
-    ids: NDArray[np.int64],
-    k: int = 1,
-    *,
-    memory: int = 1 << 26,
+    samples: Images, images: Images, ids: NDArray[np.int64], k: int = 1, *, memory: int = 1 << 26
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The `k` nearest of `images[ids]` for each of `samples`, nearest first.
 

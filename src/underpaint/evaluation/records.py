@@ -1,14 +1,10 @@
 """A run's records: `metrics.jsonl` has one JSON object a line, written while the run goes on."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 from underpaint.errors import UserError
-
-__all__ = ["Record", "of_kind", "read"]
 
 Record = dict[str, Any]
 

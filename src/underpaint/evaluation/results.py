@@ -9,8 +9,6 @@ the training images than to the held-out ones, by more than the floor's parts di
 first sign of copying.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -23,8 +21,6 @@ from torch import Tensor
 from underpaint.data import cache
 from underpaint.evaluation import features, metrics
 from underpaint.io import replace_text
-
-__all__ = ["SAMPLING", "differences", "digest", "kept", "moved", "score", "score_all"]
 
 SAMPLING = ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr")
 

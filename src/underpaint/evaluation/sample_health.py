@@ -26,9 +26,7 @@ of them mixed; of one or two images some were.
 Sets without fine detail (smooth gradients) cannot show that samples are blurred.
 """
 
-from __future__ import annotations
-
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +34,6 @@ from numpy.typing import NDArray
 from underpaint.core.alpha import premultiplied
 from underpaint.evaluation.nearest import distance_ratios
 from underpaint.training.training_set import TrainingSet
-
-__all__ = ["Health", "Reference", "Texture", "judge", "sentence", "texture"]
 
 Images: TypeAlias = NDArray[np.uint8]  # [n, H, W, C]
 Verdict = Literal["noise", "copies", "blurred", "good"]
@@ -76,7 +72,7 @@ class Reference:
         self.shape = real.shape[1:]
 
     @classmethod
-    def of(cls, data: TrainingSet, seed: int) -> Reference | None:
+    def of(cls, data: TrainingSet, seed: int) -> Self | None:
         """Chosen by `seed`; None where images are too small to be judged, or not whole."""
         height, width = data.size
         images = data.images

@@ -12,8 +12,6 @@ evaluate` found of its checkpoints. Few samples bias a Fréchet distance upwards
 one `protocol` are comparable, with each other and not with anything else.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -29,8 +27,6 @@ from underpaint.evaluation.nearest import distance_ratios
 from underpaint.model import Model
 from underpaint.training.training_set import TrainingSet
 
-__all__ = ["Drawn", "comparable", "recorded"]
-
 LEAST = 64  # images a side of a Fréchet distance, as in `evaluate`
 SEARCHED = 20_000  # training images among which copies are looked for
 EXTRACTOR = "mobilenetv2"
@@ -40,11 +36,7 @@ class Drawn:
     """Fixed training and held-out images; measures a model's samples from fixed noises."""
 
     def __init__(
-        self,
-        data: TrainingSet,
-        count: int,
-        seed: int,
-        extractor: features.Extractor | None = None,
+        self, data: TrainingSet, count: int, seed: int, extractor: features.Extractor | None = None
     ) -> None:
         """`count`: samples a measurement. Raises UserError for sealed data or missing weights."""
         if data.images is None:

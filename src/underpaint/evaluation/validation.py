@@ -17,11 +17,9 @@ state or changes it, so that a checked run is the run that was not checked.
 `below_wiener` = 1 − held-out error / that of a Wiener filter (`wiener`), on the same noisy images.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -38,8 +36,6 @@ from underpaint.model import Model, evaluating
 from underpaint.training.monitor import Finding
 from underpaint.training.seeding import seed_from
 from underpaint.training.training_set import Examples, TrainingSet
-
-__all__ = ["BINS", "LOG_SNR", "OverfitCheck", "log_snr_edges"]
 
 BINS = 8
 LOG_SNR = (-6.0, 6.0)
@@ -83,7 +79,7 @@ class OverfitCheck:
     @classmethod
     def of(
         cls, data: TrainingSet, model: Model, seed: int, limit: int, samples: int = 0
-    ) -> OverfitCheck | None:
+    ) -> Self | None:
         """The check of a run: at most `limit` images of each side, chosen by `seed`.
 
         `samples`: how many it draws for its `scores`. None if there are no images to train on.

@@ -1,14 +1,10 @@
 """A run in three sentences: how its samples look, how good it is, and would more time help?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 from underpaint.evaluation import wiener
 from underpaint.evaluation.early_stopping import judge
-
-__all__ = ["verdict"]
 
 NOISE = "samples are still noise"  # where training longer is no advice
 GOOD = "samples are as sharp as real images, without noise or copies; judge their shapes by eye"

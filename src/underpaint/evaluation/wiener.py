@@ -15,10 +15,8 @@ The check filters its own noisy held-out images rather than use the formula: wit
 and noises chance cancels, and filter and network are both judged on images that neither has seen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -29,8 +27,6 @@ from torch import Tensor
 from underpaint.core.masks import MaskSpec
 from underpaint.core.spaces import Space
 from underpaint.training.training_set import Examples
-
-__all__ = ["NUMBERS", "SAMPLE", "Wiener", "below", "denoiser", "worse"]
 
 SAMPLE, NUMBERS = 4096, 1 << 26  # training images it is fitted to, and numbers of these, at most
 AT_ONCE = 1 << 20  # numbers
@@ -47,7 +43,7 @@ class Wiener(NamedTuple):
     colours: Array  # [C, C], the eigenvectors in columns
 
     @classmethod
-    def fit(cls, parts: Iterable[Array]) -> Wiener:
+    def fit(cls, parts: Iterable[Array]) -> Self:
         """Of images in `parts` [n, C, H, W], two in all; the first says which colours."""
         count, total, squares, colours = 0, np.zeros(()), np.zeros(()), np.zeros(())
         for part in parts:

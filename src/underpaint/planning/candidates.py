@@ -21,17 +21,6 @@ from underpaint.model import find, read_spec
 from underpaint.planning.evidence import Values
 from underpaint.training import cost
 
-__all__ = [
-    "Images",
-    "changed",
-    "masked",
-    "packaged",
-    "patch_for",
-    "patches_that_fit",
-    "recipe",
-    "small",
-]
-
 MEASURED = 64  # pixels a side of the images of the ladder
 SMALL = ("small-300", "small-3000", "small-30000")
 FEW = 1000  # images: below, the packaged weights are a start, and epochs few

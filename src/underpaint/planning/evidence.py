@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Values", "expected", "load", "nearest", "sentence"]
-
 Values = dict[str, Any]
 
 

@@ -22,8 +22,6 @@ from underpaint.training.distributed import World
 from underpaint.training.stages import prepare_stages
 from underpaint.training.throughput import speed
 
-__all__ = ["Machine", "find", "known", "of_name", "of_sheet"]
-
 USABLE = 0.9  # of the memory; the rest is for grids, checks and what is not counted
 MOVED = 12 * 4  # bytes a parameter: AdamW reads four tensors and writes three, EMA and clip five
 TRAFFIC = 6  # what is kept for the backward pass is written once, read twice, and so its gradient

@@ -23,8 +23,6 @@ from underpaint.planning.evidence import Values
 from underpaint.planning.machine import Machine
 from underpaint.training import cost
 
-__all__ = ["Plan", "propose", "seconds_of", "shown"]
-
 VALUES = 10  # numbers of the training images for each parameter
 ALIKE = 1.25  # times the parameters of the smallest network: as good as the smallest
 BATCHES = (1, 4, 16, 64)  # times the measured batch; on a GPU alone

@@ -9,8 +9,6 @@ from underpaint import config
 from underpaint._version import __version__
 from underpaint.planning.plan import Plan, shown
 
-__all__ = ["text"]
-
 ALWAYS = {  # settings that one looks for, also where they are as without the file
     *("source", "size", "channels", "patch", "kind", "width", "depth", "heads", "labels"),
     *("process", "prediction", "time", "images", "mask", "rate", "batch", "learning_rate"),

@@ -16,8 +16,6 @@ the same masks are used for every image, so that a score is a function of the im
 alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,13 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from underpaint.core.denoiser import Denoiser
-from underpaint.core.masks import Mask, MaskSpec, draw, from_visible, gather, whole
+from underpaint.core.masks import Mask, MaskSpec, draw, from_visible, gather
 from underpaint.core.schedules import Process
 from underpaint.errors import UserError
 from underpaint.model import evaluating
 from underpaint.training.seeding import seed_from
-
-__all__ = ["ATTACKS", "Ensemble", "check", "levels", "rows", "scores"]
 
 ATTACKS = {
     "loss": "error of the noise the model sees in a noised image",
@@ -99,7 +95,7 @@ def scores(
     """
     names = check(names)
     n, N, P = patches.shape
-    mask = mask or whole(denoiser.backbone.grid)  # type: ignore[arg-type]
+    mask = mask or Mask(denoiser.backbone.grid)  # type: ignore[arg-type]
     device = next((p.device for p in denoiser.parameters()), patches.device)
     generator = torch.Generator().manual_seed(seed_from(seed, "attack", "noise"))
     fixed = torch.randn(noises, 1, N, P, generator=generator).to(device)  # the same for all images

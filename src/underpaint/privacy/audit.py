@@ -3,8 +3,6 @@
 `underpaint audit` writes the page of it (report/audit.py); docs/audit.md explains how to read that.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import defaultdict
@@ -17,7 +15,6 @@ import numpy as np
 
 from underpaint import model
 from underpaint._version import __version__
-from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.evaluation import features
 from underpaint.hardware import Precision
@@ -39,8 +36,6 @@ from underpaint.privacy.calibration import (
 )
 from underpaint.privacy.copies import ImagePair, find_copies
 from underpaint.privacy.membership import FEWEST, Subset, subsample
-
-__all__ = ["DEFAULT_IMAGES", "Audit", "audit"]
 
 DEFAULT_IMAGES = 1000  # members, and non-members
 COMPLETED = 200  # members, and non-members
@@ -113,7 +108,7 @@ def audit(
         setup = AttackSetup(
             loaded,
             subsets,
-            [subset.patches(loaded) for subset in subsets],
+            [subset.patches() for subset in subsets],
             masks,
             names,
             attacks.levels(loaded.denoiser.process),
@@ -123,7 +118,8 @@ def audit(
             report,
         )
         other = None if reference is None else load_reference(reference, setup)
-        blind = controls.blind(subsets[0].pixels(), subsets[1].pixels(), seed)
+        one, two = (subset.pixels(loaded) for subset in subsets)
+        blind = controls.blind(one, two, seed)
         null: dict[str, Any] = {"blind": blind, "reference": None}
     trained = []
     if shadow_models:
@@ -150,7 +146,7 @@ def audit(
             calibrated, shadow = calibrate_by_shadows(scores, trained, setup)
         tried |= calibrated
     counts = len(subsets[0].ids), len(subsets[1].ids)
-    whole = isinstance(subsets[0].dataset, Dataset)
+    whole = subsets[0].whole
     tests = verdict.count_tests(len(tried), 1 + (network is not None) if whole else 0)
     with clock("statistics"):
         rates = tuple(fpr) or tuple(statistics.REQUIRED)
@@ -236,7 +232,6 @@ def _chosen(
 
 
 def _completion(setup: AttackSetup) -> dict[str, Any]:
-    """The error of the hidden half of members and of non-members."""
     by_subset = []
     for subset, x in zip(setup.subsets, setup.patches, strict=True):
         labels = subset.labels(setup.loaded)

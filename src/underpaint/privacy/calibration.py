@@ -5,8 +5,6 @@ subtracted from its score (Watson et al. 2022, arXiv 2111.08440); it also is a n
 attacks that succeed on it see something else than training. Shadow models are `shadows`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial
@@ -19,12 +17,9 @@ from torch import Tensor
 
 from underpaint import model
 from underpaint.core.masks import Mask
-from underpaint.data import Dataset
 from underpaint.errors import UserError
 from underpaint.privacy import attacks, shadows
 from underpaint.privacy.membership import Subset
-
-__all__ = ["AttackSetup", "Progress", "Scores", "calibrate_by_shadows", "load_reference"]
 
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 Scores = dict[str, NDArray[np.float64]]  # of each attack, [n, levels]
@@ -78,8 +73,7 @@ def load_reference(source: str | Path, setup: AttackSetup) -> model.Model:
     place = next((p for p in model.find(source).parents if (p / "images.json").is_file()), None)
     if place:
         seen = set(json.loads((place / "images.json").read_text(encoding="utf-8"))["trained"])
-        datasets = [(s.dataset, s.ids) for s in setup.subsets if isinstance(s.dataset, Dataset)]
-        if any(dataset.file_sha256[i] in seen for dataset, ids in datasets for i in ids.tolist()):
+        if seen & {file for subset in setup.subsets for file in subset.files()}:
             raise UserError(
                 f"reference {source}: was trained on images of this audit; give one that saw "
                 "neither members nor non-members"

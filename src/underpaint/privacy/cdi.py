@@ -11,8 +11,6 @@ in ways unknown, are combined as twice their median: valid whatever the dependen
 Meinshausen et al. 2009). So the chance of accusing an honest model is at most the level asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +19,6 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 from underpaint.privacy.statistics import calibration_split
-
-__all__ = ["fit", "infer", "predict", "separate"]
 
 Features = NDArray[np.float64]
 Scale = Callable[[Features, Features], Features]  # features, and those that the scale is of

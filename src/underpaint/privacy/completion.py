@@ -18,8 +18,6 @@ somewhat; one that remembers an image completes that one better than images it n
 Masks and noises are the same for every image. The interval is Welch's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial
@@ -34,12 +32,10 @@ from torch import Tensor
 
 from underpaint.core import samplers
 from underpaint.core.denoiser import Denoiser
-from underpaint.core.masks import Mask, MaskSpec, draw, gather, whole
+from underpaint.core.masks import Mask, MaskSpec, draw, gather
 from underpaint.model import evaluating
 from underpaint.privacy.statistics import auc
 from underpaint.training.seeding import seed_from
-
-__all__ = ["advantage", "complete", "errors", "masks"]
 
 FROM, TO = 0.1, 10.0  # levels between which it is decided what the image shows
 
@@ -68,7 +64,7 @@ def complete(
     """
     ids = visible[:, :, None].expand(-1, -1, patches.shape[2])
     known = gather(patches, visible)
-    mask = whole(denoiser.backbone.grid)  # type: ignore[arg-type]
+    mask = Mask(denoiser.backbone.grid)  # type: ignore[arg-type]
 
     def sample_noise() -> Tensor:
         return noise().to(known).expand(len(known), -1, -1)

@@ -10,8 +10,6 @@ the other non-members. If even that cannot be seen, not seeing a leak means noth
 made on the copy, so that the result also shows which of them work on this model.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -32,8 +30,6 @@ from underpaint.privacy.attacks import rows, scores
 from underpaint.privacy.calibration import AttackSetup, Scores
 from underpaint.privacy.statistics import auc, auc_by_level, evaluate, mann_whitney
 from underpaint.training.seeding import seed_from
-
-__all__ = ["ENOUGH", "blind", "positive", "reference"]
 
 CONFIDENCE = 0.999  # of the null: an audit is refused once in a thousand for no reason
 ENOUGH = 0.9  # AUC that the positive control must exceed

@@ -9,8 +9,6 @@ In features a copy is found that was shifted or recoloured, as far as the networ
 was made for photographs, so the threshold that counts there is the one of the held-out images.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from functools import partial
@@ -25,10 +23,9 @@ from underpaint.evaluation import feature_cache, features, nearest
 from underpaint.evaluation.intervals import of_proportion
 from underpaint.evaluation.nearest import THIRD, Ratios, distance_ratios
 from underpaint.privacy.calibration import AttackSetup
-from underpaint.privacy.membership import Subset, distinct
+from underpaint.privacy.membership import Subset
 from underpaint.training.distributed import World
-
-__all__ = ["Copies", "ImagePair", "Nearest", "find_copies", "near_duplicates", "search"]
+from underpaint.training.training_set import ImageSet
 
 QUANTILE = 0.001
 SHOWN = 16  # images with the lowest ratios
@@ -67,9 +64,9 @@ def find_copies(
     entered with the name of each phase.
     """
     loaded, seed, non_members = setup.loaded, setup.seed, setup.subsets[1]
-    dataset, held_out = members.dataset, non_members.dataset
-    assert isinstance(dataset, Dataset)  # sealed images are not whole
-    assert isinstance(held_out, Dataset)
+    assert isinstance(members.images, ImageSet)  # sealed images are not whole
+    assert isinstance(non_members.images, ImageSet)
+    dataset, held_out = members.images.dataset, non_members.images.dataset
     labels = members.labels(loaded)
     chosen: list[str | int] | None = None
     if labels is not None:
@@ -80,7 +77,7 @@ def find_copies(
         sampled = loaded.sample(
             samples, seed=seed, labels=chosen, batch=setup.batch, progress=report
         )
-    ids = distinct(dataset, members.ids)
+    ids = members.different().ids
     images = dataset.images
     with phase("copies"):
         spaces = {"pixels": search(sampled, held_out.batch(non_members.ids), images, ids)}

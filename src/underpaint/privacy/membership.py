@@ -9,14 +9,11 @@ What is seen of an image follows the run's last stage: all of it if that had who
 patches in training and attack where masks were fixed; else one mask of the stage's kind for all.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,58 +21,69 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from underpaint import config, factory, model
-from underpaint.compare.split_scoring import final_data
-from underpaint.core import salient
-from underpaint.core.masks import Mask, MaskSpec, draw, from_visible, whole
-from underpaint.core.spaces import Pixels, from_uint8, levels
-from underpaint.data import Dataset, fixed_masks, latents, prepare
+from underpaint.core.masks import Mask, MaskSpec, draw
+from underpaint.core.spaces import to_uint8
+from underpaint.data import fixed_masks, latents, prepare
 from underpaint.errors import UserError
 from underpaint.privacy import attacks
 from underpaint.sealed import format as sealed
-from underpaint.sealed.format import Sealed
-
-__all__ = ["FEWEST", "MembershipData", "Subset", "different", "distinct", "load", "subsample"]
+from underpaint.sealed.training_set import SealedSet
+from underpaint.training.training_set import ImageSet, LatentSet, TrainingSet
 
 FEWEST = 16  # members, and non-members: eight to calibrate on and eight to evaluate on
 
 
 class Subset(NamedTuple):
-    """Rows of a data set: the members or the non-members."""
+    """Images of a data set: the members or the non-members."""
 
-    dataset: Dataset | Sealed
+    images: TrainingSet
     ids: NDArray[np.int64]
     data: config.Data  # how they were read
 
-    def pixels(self) -> NDArray[np.uint8]:
+    @property
+    def whole(self) -> bool:
+        """Whether they are whole images; of sealed ones there are the visible patches alone."""
+        return self.images.images is not None
+
+    def pixels(self, loaded: model.Model) -> NDArray[np.uint8]:
         """[n, H, W, C]; of sealed images black where nothing was kept."""
-        if isinstance(self.dataset, Dataset):
-            return self.dataset.batch(self.ids)
-        space = Pixels(self.dataset.size, self.dataset.channels, self.dataset.about["patch"])
-        return space.decode(self._placed(torch.from_numpy, space.grid)).permute(0, 2, 3, 1).numpy()
+        if self.images.images is not None:
+            return np.take(self.images.images, self.ids, axis=0)
+        return to_uint8(loaded.space.decode(self.patches(elsewhere=-1.0))).numpy()
 
-    def patches(self, loaded: model.Model) -> Tensor:
-        """[n, N, P], as the model's space gives them; zeros where a sealed image is not known."""
-        if isinstance(self.dataset, Sealed):
-            return self._placed(levels, loaded.space.grid)
-        if self.dataset.latents is not None:
-            return loaded.space.encode(torch.from_numpy(self.dataset.latents.means(self.ids)))
-        return loaded.space.encode(from_uint8(self.dataset.batch(self.ids)))
+    def patches(self, elsewhere: float = 0.0) -> Tensor:
+        """[n, N, P], as the model's space gives them; `elsewhere` in what is hidden for ever."""
+        known, mask = self.seen()
+        if mask.visible is None:
+            return known
+        n, N, ids = len(known), math.prod(mask.grid), mask.visible[:, :, None].expand_as(known)
+        return known.new_full((n, N, known.shape[2]), elsewhere).scatter(1, ids, known)
 
-    def _placed(self, convert: Callable[..., Tensor], grid: tuple[int, int]) -> Tensor:
-        """The patches of sealed images at their places [n, N, P], zeros elsewhere."""
-        values, positions = self.dataset.batch(self.ids)  # [n, V, P], [n, V]
-        known = convert(values)
-        ids = torch.from_numpy(positions)[:, :, None].expand_as(known)
-        return known.new_zeros(len(known), math.prod(grid), known.shape[2]).scatter(1, ids, known)
+    def seen(self) -> tuple[Tensor, Mask]:
+        """All patches [n, V, P] that there are of each image, and which these are."""
+        every = slice(None)
+        return self.images.examples(self.ids).batch(every, MaskSpec(), torch.Generator())
+
+    def files(self) -> list[str]:
+        """sha256 of each image's file; none of sealed images."""
+        return [file.hex() for file, _ in self.images.identities(self.ids)]
 
     def labels(self, loaded: model.Model) -> Tensor | None:
         """[n], −1 where the model does not know the label's name; None for one without labels."""
         if not loaded.label_names:
             return None
-        theirs, known = self.dataset.label_names, loaded.label_names
+        theirs, known = self.images.label_names, loaded.label_names
         numbers = [known.index(name) if name in known else -1 for name in theirs]
         table = torch.tensor([*numbers, -1])  # the last is of no label
-        return table[torch.from_numpy(self.dataset.labels[self.ids])]
+        return table[torch.from_numpy(self.images.labels[self.ids])]
+
+    def different(self) -> Self:
+        """The subset without images whose pixels equal those of an earlier one."""
+        pixels = b"".join(pixels for _, pixels in self.images.identities(self.ids))
+        if not pixels:
+            return self
+        first = np.unique(np.frombuffer(pixels, "V32"), return_index=True)[1]
+        return self._replace(ids=np.sort(self.ids[first]))
 
 
 class MembershipData(NamedTuple):
@@ -92,15 +100,16 @@ class MembershipData(NamedTuple):
     ) -> tuple[list[Mask], attacks.Ensemble, str]:
         """What is seen of members and non-members, the run's random masks, the first as text."""
         both = (members, non_members)
-        last = list(self.run.stages.values())[-1] if self.run else None
+        last = self.run.last if self.run else None
         ensemble, grid = _ensemble(self.run, loaded), loaded.space.grid
-        if isinstance(members.dataset, Sealed):
-            kept = [_shown(part, loaded) for part in both]
-            return kept, ensemble, "the patches that were kept of each image at sealing"
+        if not members.whole:
+            text = "the patches that were kept of each image at sealing"
+            return [part.seen()[1] for part in both], ensemble, text
         if last is None or last.mask == "none":
-            return [whole(grid), whole(grid)], ensemble, "whole images"
+            return [Mask(grid), Mask(grid)], ensemble, "whole images"
         if last.fixed and not sealed.is_sealed((last.data or members.data).source):
-            fixed = [_fixed(last, part, loaded) for part in both]
+            rate, unused = last.rate, torch.Generator()
+            fixed = [part.images.visible(part.ids, rate, 0.0, 0, unused).mask for part in both]
             return fixed, ensemble, "of each image the patches of its own fixed mask"
         kind, rate, block, _ = ensemble
         stride, unit = loaded.denoiser.stride, loaded.denoiser.unit
@@ -126,12 +135,13 @@ def load(
                     "give --members with the sealed file and leave --non-members out"
                 )
             return _of_sealed(run, place, source, 0, loaded)
-    data = final_data(run) if run else config.Data()
+    data = run.data_of(run.last) if run else config.Data()
     closed, given = sealed.is_sealed(data.source), members is not None and non_members is not None
     if closed and members is None and non_members is None:
         return _of_sealed(run, place, data.source, data.limit, loaded)
     known = {} if given else _recorded(folder, place, closed)
-    dataset = None if given else _prepared(data, loaded)
+    stage = run.last if run else config.Stage()
+    images = None if given else _prepared(data, loaded, stage)
     subsets = []
     for source, name in ((members, "trained"), (non_members, "held_out")):
         if source is not None:
@@ -145,17 +155,13 @@ def load(
                 only="",
                 size=loaded.spec.size,
             )
-            images = _prepared(given_data, loaded)
-            subsets.append(Subset(images, images.train_ids, given_data))
-        elif dataset is not None:
+            others = _prepared(given_data, loaded, stage)
+            subsets.append(Subset(others, others.train_ids, given_data))
+        elif images is not None:
             listed = set(known[name])
-            ids = [i for i, sha in enumerate(dataset.file_sha256) if sha in listed]
-            subsets.append(Subset(dataset, np.array(ids, np.int64), data))
-    one, two = (
-        {s.dataset.pixel_sha256[i] for i in s.ids.tolist()}
-        for s in subsets
-        if isinstance(s.dataset, Dataset)
-    )
+            ids = [i for i, sha in enumerate(images.dataset.file_sha256) if sha in listed]
+            subsets.append(Subset(images, np.array(ids, np.int64), data))
+    one, two = ({pixels for _, pixels in s.images.identities(s.ids)} for s in subsets)
     if both := one & two:
         raise UserError(
             f"{len(both)} images are members and non-members at once (their pixels are equal); "
@@ -164,22 +170,9 @@ def load(
     return MembershipData(run, place, subsets[0], subsets[1], _notes(run, data))
 
 
-def distinct(dataset: Dataset, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`ids` with the first alone of those whose pixels are equal, ascending."""
-    digests = np.ascontiguousarray(dataset.pixel_digests[ids]).view("V32").reshape(len(ids))
-    return np.sort(ids[np.unique(digests, return_index=True)[1]])
-
-
-def different(subset: Subset) -> Subset:
-    """The subset without images whose pixels equal those of an earlier one."""
-    if len(subset.ids) and isinstance(subset.dataset, Dataset):
-        return subset._replace(ids=distinct(subset.dataset, subset.ids))
-    return subset
-
-
 def subsample(subset: Subset, n: int, seed: int) -> Subset:
     """At most `n` different images of a subset, a function of `seed`, ascending."""
-    subset = different(subset)
+    subset = subset.different()
     if len(subset.ids) <= n:
         return subset
     ids = np.sort(np.random.default_rng(seed).choice(subset.ids, n, replace=False))
@@ -204,10 +197,14 @@ def _recorded(folder: Path, place: Path | None, closed: bool) -> dict[str, list[
         raise UserError(f"{recorded}: is damaged; give --members and --non-members") from None
 
 
-def _prepared(data: config.Data, loaded: model.Model) -> Dataset:
-    """The images, with their latents for a model of latents."""
-    dataset = prepare(data)
-    return dataset if loaded.vae is None else latents.prepare(dataset, loaded.vae)
+def _prepared(data: config.Data, loaded: model.Model, stage: config.Stage) -> ImageSet:
+    """The images as `stage` has them, with their latents for a model of latents."""
+    dataset, kind = prepare(data), ImageSet
+    if loaded.vae is not None:
+        dataset, kind = latents.prepare(dataset, loaded.vae), LatentSet
+    key = fixed_masks.read_key(stage.fixed_key) if stage.fixed_key else None
+    spec = factory.mask_spec(stage, loaded.denoiser)
+    return kind(dataset, stage, loaded.space, spec, mask_key=key)
 
 
 def _of_sealed(
@@ -244,13 +241,14 @@ def _of_sealed(
         "The images are sealed: the attacks see the patches that were kept, under the same masks "
         "as in training. Copies and completion cannot be tried without the images themselves."
     ]
-    held_out = Subset(dataset, dataset.held_out_ids, data)
-    return MembershipData(run, place, Subset(dataset, ids, data), held_out, notes)
+    images = SealedSet(dataset, loaded.space, of_file, ids)
+    held_out = Subset(images, dataset.held_out_ids, data)
+    return MembershipData(run, place, Subset(images, ids, data), held_out, notes)
 
 
 def _notes(run: config.Run | None, data: config.Data) -> list[str]:
     """Which images of the run are not in this audit."""
-    sources = {(stage.data or run.data).source for stage in run.stages.values()} if run else set()
+    sources = {run.data_of(s).source for s in run.stages.values()} if run else set()
     left = sorted(source for source in sources - {data.source} if source)
     if not left:
         return []
@@ -269,35 +267,9 @@ def _ensemble(run: config.Run | None, loaded: model.Model) -> attacks.Ensemble:
     if not run or not masked:  # a network of convolutions with strides takes crops alone
         return attacks.Ensemble("crop" if loaded.denoiser.stride > 1 else "patch", 0.5, 2)
     stage = masked[-1]
-    source = (stage.data or run.data).source
+    source = run.data_of(stage).source
     if sealed.is_sealed(source):
         about = sealed.read(source).about
         return attacks.Ensemble(about["kind"], about["rate"], about["block"])
     rate = stage.rate if stage.rate_schedule == "constant" else stage.rate_end
     return attacks.Ensemble("patch" if stage.mask == "salient" else stage.mask, rate, stage.block)
-
-
-def _shown(subset: Subset, loaded: model.Model) -> Mask:
-    """The masks [n, V] of sealed images."""
-    assert isinstance(subset.dataset, Sealed)
-    about, (_, positions) = subset.dataset.about, subset.dataset.batch(subset.ids)
-    visible = torch.from_numpy(positions)
-    return from_visible(loaded.space.grid, visible, about["kind"], about["multiple"])
-
-
-def _fixed(stage: config.Stage, subset: Subset, loaded: model.Model) -> Mask:
-    """The masks [n, V] that a stage with fixed masks gives these images, or would have given."""
-    assert isinstance(subset.dataset, Dataset)
-    key = fixed_masks.read_key(stage.fixed_key) if stage.fixed_key else None
-    seeds = [
-        fixed_masks.seed_of(key, subset.dataset.pixel_digests[i].tobytes())
-        for i in subset.ids.tolist()
-    ]
-    contrast = None
-    if stage.mask == "salient":
-        contrast = salient.local_variance(
-            from_uint8(subset.dataset.batch(subset.ids)), loaded.space.grid
-        )
-    spec = factory.mask_spec(stage, loaded.denoiser)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return draw(spec, loaded.space.grid, len(subset.ids), generators, contrast=contrast)

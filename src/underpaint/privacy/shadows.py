@@ -20,8 +20,6 @@ that if he knows the kind of data, the audit has it in any case. Models are kept
 that they depend on; what was interrupted goes on from its checkpoint.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -35,18 +33,15 @@ from numpy.typing import NDArray
 
 from underpaint import config, model
 from underpaint.compare.pool import gather
-from underpaint.compare.split_scoring import final_data
-from underpaint.data import Dataset, cache
+from underpaint.data import cache
 from underpaint.errors import Interrupted, UserError
 from underpaint.hardware import pick_device
 from underpaint.io import numbered, replace_text
-from underpaint.privacy.membership import MembershipData, Subset, different
+from underpaint.privacy.membership import MembershipData, Subset
 from underpaint.privacy.statistics import auc_by_level
 from underpaint.sealed import format as sealed
 from underpaint.training import train
 from underpaint.training.seeding import seed_from
-
-__all__ = ["LEAST", "PER_IMAGE", "Shadow", "calibrate", "expected_auc", "rule", "train_all"]
 
 LEAST = 2  # models: every image is outside one of them
 ENOUGH, PER_IMAGE = 8, 64  # models from which a variance, and one for each image, can be estimated
@@ -63,7 +58,7 @@ class Shadow(NamedTuple):
 
     def trained_on(self, subset: Subset) -> NDArray[np.bool_]:
         """Which images of a subset it was trained on, [n]."""
-        return np.array([sha in self.inside for sha in _files(subset)])
+        return np.array([sha in self.inside for sha in subset.files()])
 
 
 class Task(NamedTuple):
@@ -103,8 +98,8 @@ def train_all(
     recipe = _recipe(data, images)
     start = _start(data)
     workers = _workers(recipe, count)
-    subsets = (different(data.members), different(data.non_members))
-    pool = sorted({sha for part in subsets for sha in _files(part)})
+    subsets = (data.members.different(), data.non_members.different())
+    pool = sorted({sha for part in subsets for sha in part.files()})
     tasks = []
     for i in range(count):
         order = np.random.default_rng(seed_from(seed, "shadow", i // 2)).permutation(len(pool))
@@ -184,12 +179,12 @@ def _recipe(data: MembershipData, images: int) -> config.Run:
     run = data.run
     if run is None or data.place is None:
         raise UserError("--against shadow needs the run's recipe; give the run, not a model alone")
-    if not isinstance(data.members.dataset, Dataset):
+    if not data.members.whole:
         raise UserError(
             "--against shadow trains on whole images, and these are sealed; give the images "
             "themselves by --members and --non-members, or a reference model"
         )
-    audited = final_data(run).source
+    audited = run.data_of(run.last).source
     one, two = data.members.data, data.non_members.data
     pool = dataclasses.replace(one, audit_split=0.0, limit=0)
     if one.source != two.source:
@@ -228,12 +223,6 @@ def _start(data: MembershipData) -> str | None:
     return start or None
 
 
-def _files(subset: Subset) -> list[str]:
-    """sha256 of the files of a subset's images."""
-    assert isinstance(subset.dataset, Dataset)  # sealed images have no files, and were refused
-    return [subset.dataset.file_sha256[i] for i in subset.ids.tolist()]
-
-
 def _workers(recipe: config.Run, count: int) -> int:
     """How many models are trained at once: what their threads leave room for, on a CPU."""
     if not recipe.train.threads or pick_device(recipe.train.device).type != "cpu":
@@ -242,7 +231,6 @@ def _workers(recipe: config.Run, count: int) -> int:
 
 
 def _name(task: Task) -> str:
-    """Which model failed, and where it says more."""
     return f"shadow model {task.number + 1} (log: {task.folder / 'run' / 'log.txt'})"
 
 
@@ -255,8 +243,7 @@ def _train(task: Task) -> Path:
     with cache.locked(folder.with_suffix(".lock")), cache.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(listed, "\n".join(task.inside) + "\n")
-    last = list(recipe.stages.values())[-1]
-    stages = dict(recipe.stages)
+    last, stages = recipe.last, dict(recipe.stages)
     for name, stage in stages.items():  # of the pool the listed images alone, of others all
         if stage.data and last.data and stage.data.source == last.data.source:
             only = dataclasses.replace(stage.data, only=str(listed))

@@ -11,8 +11,6 @@ calibration split) and evaluated on the other; a false-positive rate that so few
 is refused (Carlini et al. 2022, arXiv 2112.03570, explain why rates matter more than averages).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal
 
@@ -22,19 +20,6 @@ from scipy import stats
 
 from underpaint.errors import UserError
 from underpaint.evaluation.intervals import Interval, of_proportion
-
-__all__ = [
-    "REQUIRED",
-    "auc",
-    "auc_by_level",
-    "calibration_split",
-    "detectable",
-    "evaluate",
-    "mann_whitney",
-    "rates",
-    "require",
-    "required_non_members",
-]
 
 Scores = NDArray[np.float64]
 

@@ -9,13 +9,9 @@
 It never says that a model is safe.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from underpaint.privacy import controls, statistics
-
-__all__ = ["ERROR", "count_tests", "few", "judge"]
 
 ERROR = 0.05  # chance of a false alarm, over all tests together
 

@@ -1,5 +1,3 @@
 """One self-contained HTML page for a run: what was trained, how it went, what came out."""
 
-from underpaint.report.page import build
-
-__all__ = ["build"]
+from underpaint.report.page import build as build

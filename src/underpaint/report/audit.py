@@ -5,8 +5,6 @@ would be. Risks have three words, by how often an attacker is right who sees one
 trained on and one that was not: slight (up to 6 in 10), moderate (up to 9 in 10), high.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path
@@ -17,8 +15,6 @@ from underpaint.privacy.attacks import ATTACKS
 from underpaint.privacy.audit import Audit
 from underpaint.privacy.verdict import ERROR
 from underpaint.report.html import render, write_page
-
-__all__ = ["FILES", "write"]
 
 FILES = ("audit.json", "audit.html")
 SLIGHT, MODERATE = 0.6, 0.9
@@ -61,7 +57,6 @@ def _risk(value: float, beyond: bool) -> str:
 
 
 def _command(result: dict[str, Any]) -> str:
-    """What to type to get the same figures."""
     asked = result["asked"]
     words = ["underpaint", "audit", result["source"], "--seed", str(result["seed"])]
     words += ["--weights", result["weights"]] if result["weights"] != "ema" else []

@@ -1,6 +1,4 @@
-"""Which curves of a run are drawn, and what each of them means in a sentence or two."""
-
-from __future__ import annotations
+"""Which curves of a run are drawn; what they mean is in `sentences.jinja`."""
 
 import itertools
 from dataclasses import replace
@@ -12,10 +10,9 @@ from markupsafe import Markup
 from underpaint.evaluation import wiener
 from underpaint.evaluation.records import Record, of_kind
 from underpaint.evaluation.sample_metrics import comparable
+from underpaint.report.html import sentences
 from underpaint.report.plots import Band, Line, chart, smooth
 from underpaint.report.summary import StageFacts, seconds_at
-
-__all__ = ["Chart", "comparison", "of_run"]
 
 Records = list[Record]
 ERROR = "mean squared error of x0"
@@ -33,7 +30,7 @@ class Chart(NamedTuple):
 def of_run(records: Records, stages: list[StageFacts]) -> list[Chart]:
     """The charts for which a run has records; steps of private stages say nothing of losses."""
     records = [r for r in records if r["kind"] != "step" or "loss" in r]
-    charts = []
+    say, charts = sentences(), []
 
     def add(
         key: str, title: str, y_label: str, lines: list[Line], meaning: str, **options: Any
@@ -43,62 +40,35 @@ def of_run(records: Records, stages: list[StageFacts]) -> list[Chart]:
             charts.append(_chart(key, title, y_label, lines, meaning, bands, **options))
 
     losses = _by_stage(records, stages, "loss", 0)
-    add("loss", "Loss", "training loss", losses, _about_loss(len(losses)), log=True, wide=True)
+    about = say.about_loss(len(losses))
+    add("loss", "Loss", "training loss", losses, about, log=True, wide=True)
     if whole := _checks(records, "whole"):
         lines, last = _both(records, whole, "train_mean", "held_out_mean"), whole[-1]
         # the same for all of a run's checks, but where a stage has other images
         levels = {round(float(np.mean(r["wiener"])), 5) for r in whole if r.get("wiener")}
         level = levels.pop() if len(levels) == 1 else None
-        about = _about_errors(last) + (" Dashed: a Wiener filter on held-out images." * bool(level))
+        about = say.about_errors(last, level)
         add("errors", "Training and held-out images", ERROR, lines, about, log=True, level=level)
         x_label = "log-SNR: left almost only noise, right almost clean"
-        about = _about_bins(last)
+        about = say.about_bins(last)
         add("bins", "Error by noise level", ERROR, _bins(last), about, log=True, x_label=x_label)
     if at_mask := _checks(records, "stage"):
-        last = at_mask[-1]
-        add(
-            "mask",
-            "The same at the stage's mask",
-            ERROR,
-            _both(records, at_mask, "train_mean", "held_out_mean"),
-            "The error on the visible patches alone, as the masked stage is trained. It shows "
-            "whether that stage itself is still learning or already memorizing."
-            + (f" The last held-out error is {scale}." if (scale := wiener.below(last)) else ""),
-            log=True,
-            stages=[s for s in stages if any(s.name == r["stage"] for r in at_mask)],
-        )
+        lines = _both(records, at_mask, "train_mean", "held_out_mean")
+        about = say.about_stage_errors(wiener.below(at_mask[-1]))
+        shown = [s for s in stages if any(s.name == r["stage"] for r in at_mask)]
+        add("mask", "The same at the stage's mask", ERROR, lines, about, log=True, stages=shown)
     if scored := comparable(records):
-        add(
-            "frechet",
-            "Samples against real images",
-            "Fréchet distance",
-            _both(records, scored, "frechet_train", "frechet_held_out"),
-            f"{scored[-1]['protocol']}: lower is better. Few images bias it upwards, so only its "
-            "course and the difference of the two can be read. Samples that come nearer to the "
-            "training images while they stay as far from the held-out ones are on the way to "
-            "copies.",
-            log=True,
-        )
+        lines = _both(records, scored, "frechet_train", "frechet_held_out")
+        title, about = "Samples against real images", say.about_distances(scored[-1]["protocol"])
+        add("frechet", title, "Fréchet distance", lines, about, log=True)
     if searched := [r for r in of_kind(records, "scores") if r["copies"] is not None]:
         line = _line(records, searched, "copies", "", 0)
-        add(
-            "copies",
-            "Near copies",
-            "% of the samples",
-            [replace(line, y=[100 * y for y in line.y])],
-            f"Of {searched[-1]['samples']:,} samples at each check: those at most a third as far "
-            "from one training image as from every other, pixel by pixel.",
-            zero=True,
-        )
+        lines = [replace(line, y=[100 * y for y in line.y])]
+        about = say.about_copies(searched[-1]["samples"])
+        add("copies", "Near copies", "% of the samples", lines, about, zero=True)
     about = "Images trained on in a second: where patches are hidden there is less to compute."
-    add(
-        "speed",
-        "Speed",
-        "images/s",
-        _by_stage(records, stages, "images_per_s", 3),
-        about,
-        zero=True,
-    )
+    speeds = _by_stage(records, stages, "images_per_s", 3)
+    add("speed", "Speed", "images/s", speeds, about, zero=True)
     if steps := of_kind(records, "step"):
         rates = [Line("", [r["seconds"] for r in steps], [r["lr"] for r in steps], 2)]
         about = "The learning rate of each step."
@@ -124,11 +94,7 @@ def comparison(runs: list[tuple[str, Records]]) -> Chart | None:
         "Error on held-out images" if judged else "Training loss",
         ERROR if judged else "loss",
         lines,
-        "Lower is better. Each mark is a check on images that the run was not trained on, "
-        "averaged over eight noise levels; only training time counts."
-        if judged
-        else "Lower is better. The loss on the images being trained on, smoothed; it cannot "
-        "tell learning from memorizing.",
+        sentences().about_comparison(judged),
         [Band("", "", 0.0, max(max(line.x) for line in lines))],
         log=all(y > 0 for line in lines for y in line.y),
         wide=True,
@@ -152,13 +118,8 @@ def _chart(
     """
     if not x_label:
         end = max((band.right for band in bands), default=0.0)
-        unit, scale = (
-            ("hours", 3600.0)
-            if end > 10800
-            else ("minutes", 60.0)
-            if end > 180
-            else ("seconds", 1.0)
-        )
+        units = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+        unit, scale = next(u for u in units if end > 3 * u[1] or u[1] == 1)
         x_label = f"{unit} of training"
         lines = [replace(line, x=[x / scale for x in line.x]) for line in lines]
         options["bands"] = [replace(b, left=b.left / scale, right=b.right / scale) for b in bands]
@@ -226,50 +187,3 @@ def _by_stage(records: Records, stages: list[StageFacts], key: str, colour: int)
             seconds = [r["seconds"] for r in steps]
             lines.append(Line("", seconds, smooth(values), colour, faint=values))
     return lines
-
-
-# --- what they mean ----------------------------------------------------------------------------
-
-
-def _about_loss(stages: int) -> str:
-    text = "The loss that training lowers, on the batches it sees (light: raw; dark: smoothed)."
-    if stages > 1:
-        text += (
-            " It jumps where a stage begins because the task changes with what is hidden; only "
-            "values of the same stage can be compared."
-        )
-    return text
-
-
-def _about_errors(last: Record) -> str:
-    if last["held_out_mean"] is None:
-        return (
-            "The error when whole training images are denoised, averaged over eight noise levels. "
-            "No images were held out, so memorizing cannot be seen here."
-        )
-    return (
-        "The error when whole images are denoised, averaged over eight noise levels. The gap "
-        "between the two is how much better the network knows its training images than images it "
-        "has never seen; when the held-out curve turns upwards, it is memorizing."
-    )
-
-
-def _about_bins(last: Record) -> str:
-    text = (
-        "How far the denoised image is from the true one, at eight fixed amounts of noise: the "
-        "left decides what is in the picture, the right its fine detail."
-    )
-    if (gap := last["gap"]) is not None:
-        text += (
-            f" At the last check the gap of the means is {gap:+.4f}; the held-out mean itself is "
-            f"known to ±{last['held_out_se']:.4f} (one standard error), and a gap of that size is "
-            "chance."
-        )
-    if filtered := last.get("wiener"):
-        shares = [round(100 * (1 - a / b)) for a, b in zip(last["held_out"], filtered, strict=True)]
-        listed = ", ".join(f"{share}".replace("-", "\N{MINUS SIGN}") for share in shares)
-        text += (
-            " A Wiener filter is the best linear denoiser, fitted to the training images; from "
-            f"left to right the network's held-out error is {listed} % below the filter's."
-        )
-    return text

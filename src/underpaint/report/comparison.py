@@ -1,31 +1,18 @@
 """The page of a comparison: the verdicts, score against compute, and every run behind them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from underpaint.compare import record
 from underpaint.io import writing
-from underpaint.report.charts import Chart
 from underpaint.report.html import render, write_page
 from underpaint.report.plots import Line, chart
 
-__all__ = ["write"]
-
 COLOURS = 4
-MEANING = (
-    "Lower is better. A mark is the mean over seeds; the band holds all of them. Each arm is read "
-    "off where it reaches the height at which the baseline ends: the dashed line."
-)
-WAYS = {
-    "verdicts": "By compute (FLOPs)",
-    "amortised": "Without the compute of pre-training",
-    "by_seconds": "By time (seconds of one thread, measured alone)",
-}
 
 
 def write(results: dict[str, Any], out: Path) -> Path:
@@ -42,7 +29,6 @@ def write(results: dict[str, Any], out: Path) -> Path:
         pixelated=False,
         results=results,
         study=study,
-        ways={name: title for name, title in WAYS.items() if name in results},
         charts=_charts(results),
         recipe=json.dumps(study, indent=1, ensure_ascii=False) if study else "",
     )
@@ -50,7 +36,7 @@ def write(results: dict[str, Any], out: Path) -> Path:
     return write_page(out / "comparison.html", page)
 
 
-def _charts(results: dict[str, Any]) -> list[Chart]:
+def _charts(results: dict[str, Any]) -> list[Markup]:
     """Score against compute; four arms a drawing, with the baseline in each."""
     base, score = results["baseline"], results["score"]
     others = [name for name in dict.fromkeys(run["arm"] for run in results["runs"]) if name != base]
@@ -68,7 +54,7 @@ def _charts(results: dict[str, Any]) -> list[Chart]:
             wide=True,
             level=next(iter(results["verdicts"].values()))["target"],
         )
-        charts.append(Chart(f"{score} against compute", drawing, MEANING, True))
+        charts.append(drawing)
     return charts
 
 

@@ -3,9 +3,6 @@
 Needs the run's weights and its images. What is not there any more is left out, with a sentence.
 """
 
-from __future__ import annotations
-
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +15,6 @@ from underpaint.data import Dataset, prepare
 from underpaint.errors import UserError
 from underpaint.evaluation.nearest import nearest
 from underpaint.sealed import format as sealed
-
-__all__ = ["Gallery", "draw"]
 
 Image = NDArray[np.uint8]  # [H, W, C]
 COLUMNS, ROWS = 8, 4
@@ -60,9 +55,7 @@ def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
             "the samples, are shown here."
         )
         return gallery
-    data = (recipe.data if recipe else None) or run.data  # as the training loop chooses them
-    if recipe and recipe.size:
-        data = dataclasses.replace(data, size=recipe.size)
+    data = run.data_of(recipe) if recipe else run.data
     images: Dataset | sealed.Sealed
     try:
         images = sealed.read(data.source) if sealed.is_sealed(data.source) else prepare(data)

@@ -1,10 +1,8 @@
 """From a template of this package to a page: one file that needs no network and no scripts."""
 
-from __future__ import annotations
-
 import base64
+import functools
 import io
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,22 @@ from underpaint import pictures
 from underpaint.io import replace_text, writing
 from underpaint.report import summary
 
-__all__ = ["embedded", "picture", "render", "text_of", "write_page"]
-
 LARGE = 400_000  # bytes of a PNG above which it is embedded as WebP
 
 
 def render(template: str, **values: Any) -> str:
     """The page of a template of this package."""
+    return _templates().get_template(template).render(**values)
+
+
+@functools.cache
+def sentences() -> Any:
+    """The macros of `sentences.jinja`, and its words for settings, by their names."""
+    return _templates().get_template("sentences.jinja").module
+
+
+@functools.cache
+def _templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("underpaint.report", ""),
         autoescape=True,
@@ -35,18 +42,15 @@ def render(template: str, **values: Any) -> str:
         "capital": lambda sentence: sentence[:1].upper() + sentence[1:],
         "clock": summary.clock,
         "flops": summary.flops,
+        "magnitude": summary.count,
         "number": lambda value: f"{value:.3f}",
         "of_100": lambda share: f"{100 * share:.0f}",
+        "percent": summary.percent,
         "p": lambda p: f"= {p:.2g}" if p >= 1e-4 else "below 0.0001",
         "picture": picture,
         "share": lambda share: f"{share:.1%}",
     }
-    return templates.get_template(template).render(**values)
-
-
-def text_of(name: str) -> str:
-    """A file of this package."""
-    return (resources.files("underpaint.report") / name).read_text(encoding="utf-8")
+    return templates
 
 
 def write_page(path: Path, page: str) -> Path:

@@ -1,7 +1,5 @@
 """From a run's folder to `report.html`: a single file that needs no network and no scripts."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -18,10 +16,8 @@ from underpaint.evaluation.records import Record, of_kind, read
 from underpaint.evaluation.sample_metrics import recorded
 from underpaint.evaluation.verdict import verdict
 from underpaint.io import is_marked
-from underpaint.report import charts, gallery, guarantee, summary
+from underpaint.report import charts, gallery, summary
 from underpaint.report.html import embedded, render, write_page
-
-__all__ = ["build"]
 
 GRIDS = 8  # sample grids shown
 
@@ -46,12 +42,13 @@ def build(
     page = render(
         "page.html.jinja",
         title=name,
-        sentences=_sentences(run, stages, pictures, environment),
+        run=run,
+        parameters=environment.get("parameters"),
+        start=environment.get("start"),
         verdict=verdict(records),
         stopping=early_stopping.judge(records),
-        numbers=_numbers(records, stages),
         stages=stages,
-        about_stage=summary.about_stage,
+        checked=_last(records, "check", mask="whole"),
         can_time=any(stage.saved_seconds is not None for stage in stages),
         pictures=pictures,
         pixelated=bool(pictures.size) and max(pictures.size or ()) <= 128,
@@ -63,7 +60,7 @@ def build(
         charts=charts.of_run(records, stages),
         has_checks=bool(of_kind(records, "check")),
         stops=of_kind(records, "stop"),
-        private=guarantee.private_stages(records, run),
+        private=_private(records),
         rollbacks=of_kind(records, "rollback"),
         skipped=_last(records, "step").get("skipped", 0),
         recipe=(run_dir / "config.yaml").read_text(encoding="utf-8"),
@@ -92,62 +89,15 @@ def _read(run_dir: Path) -> tuple[config.Run, list[Record], dict[str, Any]]:
 # --- what the page says ------------------------------------------------------------------------
 
 
-def _sentences(
-    run: config.Run,
-    stages: list[summary.StageFacts],
-    pictures: gallery.Gallery,
-    environment: dict[str, Any],
-) -> list[str]:
-    """What was trained, on what, from where."""
-    source = run.data.source
-    last = run.stages.get(stages[-1].name) if stages else None
-    if last and last.data:
-        source = last.data.source
-    text = f"This model learned to draw images like those of {source}"
-    if pictures.counts and pictures.size:
-        train, held_out = pictures.counts
-        height, width = pictures.size
-        kinds = {1: "in grey", 3: "in colour", 4: "in colour with transparency"}
-        colour = kinds[pictures.channels]
-        text = f"This model learned from {train:,} images of {source} ({width}×{height} pixels, "
-        text += f"{colour})" + (
-            f"; {held_out:,} more were held out to judge it" if held_out else ""
-        )
-    patches = stages[-1].patches if stages else None
-    sentences = [
-        f"{text}.",
-        summary.about_network(run, environment.get("parameters"), patches),
-        summary.about_noise(run.noise),
-    ]
-    if environment.get("start"):
-        sentences.append(f"It began with the weights of {environment['start']}.")
-    if not stages:
-        return [*sentences, "No training is recorded yet."]
-    sentences += [summary.about_stages(stages), summary.about_masks(stages)]
-    if not (stages[-1].finished and len(stages) == len(run.stages)):
-        sentences.append("The run has not reached the end of its recipe.")
-    return sentences
-
-
-def _numbers(records: list[Record], stages: list[summary.StageFacts]) -> list[tuple[str, str]]:
-    """The few figures that stand at the top."""
-    if not stages:
-        return []
-    found = [
-        ("images seen", f"{sum(stage.images for stage in stages):,}"),
-        ("of training", summary.clock(sum(stage.seconds for stage in stages))),
-        ("computed", summary.flops(sum(stage.flops for stage in stages))),
-    ]
-    whole = sum(stage.whole_flops for stage in stages)
-    saved = sum(stage.saved_flops for stage in stages)
-    if saved:
-        share = f"1/{whole / (whole - saved):.3g}"
-        found.append(("of the compute of whole images", share))
-    check = _last(records, "check", mask="whole")
-    if (error := check.get("held_out_mean")) is not None:
-        found.append(("denoising error on held-out images", f"{error:.4f}"))
-    if (below := check.get("below_wiener") or 0.0) > 0:
-        found.append(("below the error of a Wiener filter", summary.percent(below)))
+def _private(records: list[Record]) -> list[Record]:
+    """The private stages that have begun: the guarantee of each, and what is spent of it so far."""
+    latest = {r["stage"]: r for r in of_kind(records, "stage") if "privacy" in r}
+    found = []
+    for name, record in latest.items():
+        finished, last = record["event"] == "end", _last(records, "step", stage=name)
+        spent = {"spent": last["epsilon"], "spent_steps": last["spent_steps"]} if last else {}
+        privacy = record["privacy"] | ({} if finished else spent)
+        found.append({"name": name, "finished": finished, **privacy})
     return found
 
 
@@ -201,7 +151,6 @@ def _there(run_dir: Path, records: list[Record]) -> list[Record]:
 
 
 def _compared(label: str, run_dir: Path, main: Path) -> dict[str, Any]:
-    """What is shown of a run among others."""
     run, records, environment = _read(run_dir)
     stages = summary.stages(records, run)
     grids = _there(run_dir, records)

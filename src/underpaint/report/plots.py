@@ -4,8 +4,6 @@ Text stays text and colours become CSS variables (`currentColor`, `var(--line-1)
 drawing reads well on a light and on a dark page. Nothing in a chart refers to anything outside it.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Sequence
@@ -19,8 +17,6 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-__all__ = ["Band", "Line", "chart", "smooth"]
 
 INK, GRID, BAND = "#010101", "#020202", "#030303"
 WIDE, NARROW = (10.4, 3.6), (5.1, 3.5)  # inches

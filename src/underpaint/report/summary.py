@@ -1,4 +1,4 @@
-"""What a run's records say: its stages, what the masks saved, and the sentences about them.
+"""What a run's records say: its stages, and what the masks saved.
 
 Saved FLOPs follow from the visible patches: images · (FLOPs of a whole image − FLOPs of its visible
 part). Saved seconds are stated only where the run itself has an unmasked stage to compare with:
@@ -6,61 +6,13 @@ images / (images/s of that stage) − seconds. Both count training steps alone, 
 grids and checkpoints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from underpaint import config
 from underpaint.evaluation.records import Record, of_kind
-
-__all__ = [
-    "StageFacts",
-    "about_masks",
-    "about_network",
-    "about_noise",
-    "about_stage",
-    "about_stages",
-    "clock",
-    "count",
-    "flops",
-    "percent",
-    "seconds_at",
-    "stages",
-]
-
-MASKS = {
-    "patch": "single patches at random",
-    "block": "blocks of {0}×{0} patches at random",
-    "crop": "all outside a random crop",
-    "salient": "patches at random, those of little contrast more often",
-}
-NETWORKS = {
-    "uvit": "U-ViT",
-    "dit": "DiT",
-    "hourglass": "transformer in the shape of an hourglass (local blocks on fine tokens, attention "
-    "on coarse ones)",
-    "maskdit": "MaskDiT (an encoder of visible patches, then a light decoder of all)",
-    "unet": "U-Net",
-}
-PROCESSES = {
-    "vp-linear": "takes the place of the image at constant variance (VP, linear)",
-    "vp-cosine": "takes the place of the image at constant variance (VP, cosine)",
-    "flow": "is mixed with the image along straight lines (flow matching)",
-    "edm": "is added to the image (EDM)",
-    "ve": "is added to the image, in levels evenly spaced in its logarithm (VE)",
-}
-PREDICTIONS = {
-    "eps": "the noise",
-    "x0": "the clean image",
-    "v": "the velocity v, a mixture of noise and image",
-    "flow": "the velocity from image to noise",
-    "score": "the score, the direction in which images become likelier",
-    "edm": "a mixture of noise and image whose scale is the same at all levels",
-}
 
 
 @dataclass
@@ -153,103 +105,6 @@ def seconds_at(records: list[Record], images: Sequence[int]) -> list[float]:
     points = sorted({(0, 0.0)} | {(r["images"], r["seconds"]) for r in timed})
     known, seconds = zip(*points, strict=True)
     return [float(s) for s in np.interp(images, known, seconds)]
-
-
-# --- sentences ---------------------------------------------------------------------------------
-
-
-def about_network(run: config.Run, parameters: int | None, patches: int | None) -> str:
-    """One sentence about the network and how it sees an image."""
-    kind = NETWORKS.get(run.network.kind, run.network.kind)
-    size = f" with {count(parameters)} parameters" if parameters else ""
-    many = f"{patches} patches" if patches else "patches"
-    return f"The network is a {kind}{size} that sees an image as {many} of {_patch(run.space)}."
-
-
-def _patch(space: config.Space) -> str:
-    """What a patch holds."""
-    side = f"{space.patch}×{space.patch}"
-    match space.kind:
-        case "wavelets":
-            wide = 2**space.levels
-            return f"{side} Haar wavelet coefficients, each of which covers {wide}×{wide} pixels"
-        case "latents":
-            whose = f"the autoencoder {Path(space.vae).name}" if space.vae else "an autoencoder"
-            return (
-                f"{side} latents of {whose}, each of which covers {space.factor}×{space.factor} "
-                "pixels"
-            )
-    return f"{side} {space.kind}"
-
-
-def about_noise(noise: config.Noise) -> str:
-    """One or two sentences about the noise process and what is learnt of it."""
-    text = (
-        f"Noise {PROCESSES.get(noise.process, noise.process)}, and the network predicts "
-        f"{PREDICTIONS.get(noise.prediction, noise.prediction)}."
-    )
-    if noise.hidden_weight:
-        text += (
-            " Beside the visible patches it also predicts, at "
-            f"{percent(noise.hidden_weight)} of their weight, the noisy hidden ones."
-        )
-    return text
-
-
-def about_stage(stage: StageFacts) -> str:
-    """One sentence about what a stage did."""
-    so_far = "" if stage.finished else ", not finished"
-    length = f"{stage.images:,} images in {clock(stage.seconds)} of training{so_far}"
-    if not stage.masked:
-        return f"{length}, with nothing hidden: all {stage.patches} patches were seen."
-    how = MASKS.get(stage.mask, stage.mask).format(stage.block)
-    if stage.unit > 1:
-        how += f", rounded to squares of {stage.unit}×{stage.unit} patches"
-    return (
-        f"{length}, with {stage.hidden} of the patches hidden ({how}): the network saw "
-        f"{stage.seen} of {stage.patches}."
-    )
-
-
-def about_stages(all_stages: list[StageFacts]) -> str:
-    """One sentence about the whole course of training."""
-    parts = [
-        f"“{s.name}” with {s.hidden + ' of the patches' if s.masked else 'nothing'} hidden"
-        for s in all_stages
-    ]
-    many = f"{len(parts)} stages" if len(parts) > 1 else "one stage"
-    seconds = clock(sum(stage.seconds for stage in all_stages))
-    return f"Training took {seconds} in {many}: {', then '.join(parts)}."
-
-
-def about_masks(all_stages: list[StageFacts]) -> str:
-    """One or two sentences about what hiding patches saved."""
-    masked = [stage for stage in all_stages if stage.masked and stage.images]
-    if not masked:
-        return "No stage hid patches, so nothing was saved by masks."
-    saved = sum(stage.saved_flops for stage in masked)
-    whole = sum(stage.whole_flops for stage in all_stages)
-    if not saved:
-        return (
-            "Hiding patches saved nothing: this network computes on hidden patches as on visible "
-            "ones, except under crop masks."
-        )
-    text = (
-        f"Hiding patches saved {flops(saved)}, {percent(saved / whole)} of what the same images "
-        "would have cost whole."
-    )
-    timed = [s for s in masked if s.saved_seconds is not None]
-    if timed and len(timed) == len(masked):
-        seconds = sum(s.saved_seconds or 0.0 for s in timed)
-        if seconds <= 0:
-            return (
-                f"{text} It saved no time: the masked stage was not faster than the unmasked one."
-            )
-        text += (
-            " At the measured speed of the unmasked stage these images would have taken "
-            f"{clock(seconds)} longer."
-        )
-    return text
 
 
 def clock(seconds: float) -> str:

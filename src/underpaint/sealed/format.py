@@ -20,8 +20,6 @@ An image's mask is drawn from HMAC-SHA256(key, sha256 of its pixels): with the k
 the image can draw it again, without it nobody can. The key is in no file that is written here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -36,24 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from underpaint.data import digests
-from underpaint.data.source import SEALED, is_sealed
+from underpaint.data.source import SEALED
+from underpaint.data.source import is_sealed as is_sealed
 from underpaint.errors import UserError
-
-__all__ = [
-    "DUPLICATES",
-    "FIELDS",
-    "HEADER",
-    "KINDS",
-    "VERSION",
-    "Block",
-    "Sealed",
-    "blocks",
-    "chunks",
-    "header",
-    "is_sealed",
-    "read",
-    "verify",
-]
 
 VERSION = 2
 HEADER = 65_536

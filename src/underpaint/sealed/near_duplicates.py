@@ -12,16 +12,12 @@ image are kept, in memory only: cells are hashed to chains in an array, since a 
 take half as much again. Two cells may share a chain, which only costs a comparison.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
 from numpy.typing import NDArray
 
 from underpaint.core.alpha import premultiplied
-
-__all__ = ["NEAR", "NearDuplicates", "thumbnail"]
 
 NEAR = 2.0  # of 255
 SIDE = 8

@@ -3,8 +3,6 @@
 `training_set` says what a recipe may not ask of them; `registry` leads here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -20,8 +18,6 @@ from underpaint.core.masks import Mask, MaskSpec
 from underpaint.errors import UserError
 from underpaint.sealed.format import Sealed, read
 from underpaint.training.training_set import Examples, Ids, Visible
-
-__all__ = ["SealedExamples", "SealedSet", "check_network", "training_set"]
 
 Grid = tuple[int, int]
 
@@ -64,12 +60,10 @@ class SealedSet:
     def visible(
         self, ids: Ids, rate: float, augment: float, seed: int, generator: torch.Generator
     ) -> Visible:
-        """Patches and masks of a step; nothing of them is random."""
         patches, mask = self.examples(ids).batch(slice(None), self.spec, generator)
         return Visible(patches.to(generator.device), mask.to(generator.device))
 
     def examples(self, ids: Ids) -> Examples:
-        """See `TrainingSet`."""
         return SealedExamples(*self.sealed.batch(ids), self.spec, self.space.grid)
 
     def content(self, image: int) -> str:

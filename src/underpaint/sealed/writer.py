@@ -9,8 +9,6 @@ A file gets its name when all of it was read back and verified. One whose writin
 removed; it never held anything but visible patches.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets
@@ -35,8 +33,6 @@ from underpaint.errors import UserError
 from underpaint.io import replacing, writing
 from underpaint.sealed import format as sealed
 from underpaint.sealed.near_duplicates import NearDuplicates
-
-__all__ = ["seal"]
 
 BATCH = 64  # images whose patches are written together
 SUPPORT = 3  # pixels of the Lanczos kernel to either side
@@ -189,11 +185,8 @@ class Writer:
         if not self.waiting:
             return
         first, B = self.count - len(self.waiting), len(self.waiting)
-        seeds = [
-            fixed_masks.seed_of(self.key, bytes(self.pixel_sha[32 * i : 32 * i + 32]))
-            for i in range(first, self.count)
-        ]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        pixels = (bytes(self.pixel_sha[32 * i : 32 * i + 32]) for i in range(first, self.count))
+        generators = fixed_masks.generators(self.key, pixels)
         mask = masks.draw(self.spec, self.space.grid, B, generators)
         planes = torch.from_numpy(premultiplied(np.stack(self.waiting))).permute(0, 3, 1, 2)
         assert mask.visible is not None  # a mask that hides nothing was refused

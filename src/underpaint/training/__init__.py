@@ -1,7 +1,6 @@
 """Training: stages, the loop, checkpoints."""
 
-from underpaint.training.monitor import Check, MakeCheck
-from underpaint.training.trainer import train
-from underpaint.training.warm_start import adopt
-
-__all__ = ["Check", "MakeCheck", "adopt", "train"]
+from underpaint.training.monitor import Check as Check
+from underpaint.training.monitor import MakeCheck as MakeCheck
+from underpaint.training.trainer import train as train
+from underpaint.training.warm_start import adopt as adopt

@@ -78,7 +78,6 @@ class RunFolder:
         self.snapshots = path / "snapshots"
         self.evaluation = path / "evaluation"
         self.metrics = path / "metrics.jsonl"
-        self.ledger = path / "privacy.log"
         self._lock = FileLock(path / LOCK)
 
     @property
@@ -162,24 +161,6 @@ class RunFolder:
         """Replace one text file of the folder in a single step."""
         with io.writing(self.path, self.advice):
             io.replace_text(self.path / name, text)
-
-    def spend(self, stage: str) -> None:
-        """Count a step of a private stage, safely on the disk, before it looks at any image."""
-        with io.writing(self.ledger, self.advice), self.ledger.open("ab") as file:
-            file.write(f"{stage}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def begun(self, stage: str) -> int:
-        """Steps of a private stage that were begun, whatever became of them."""
-        if not self.ledger.is_file():
-            return 0
-        # a last line that was cut short counts for nothing: its step had to wait for it
-        lines = self.ledger.read_bytes().split(b"\n")
-        if lines[-1]:
-            with io.writing(self.ledger, self.advice):
-                os.truncate(self.ledger, self.ledger.stat().st_size - len(lines[-1]))
-        return lines[:-1].count(stage.encode())
 
     def latest(self) -> Found:
         """The checkpoint to go on from, as in `newest`. Raises UserError if there is none."""

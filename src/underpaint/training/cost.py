@@ -8,8 +8,6 @@ networks without weights. Of an optimiser only Muon's products of matrices are F
 keeps one number an entry of its matrices, where AdamW keeps two.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -19,8 +17,6 @@ from underpaint.core import masks
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device, use_bf16
 from underpaint.training.optim import muon_matrices, optimizer_flops
-
-__all__ = ["describe", "network", "parameter_bytes"]
 
 
 def describe(

@@ -9,8 +9,6 @@ and grids and the fewer images in a check, down to one grid at the end. What a r
 and grids stays, and is subtracted. Stages given in images come on top of the minutes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from typing import NamedTuple

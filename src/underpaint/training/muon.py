@@ -20,15 +20,11 @@ first divided by (Σ σ⁸)^(1/8), not by its Frobenius norm: A² is there anywa
 largest σ is far closer. So three steps do for what took five.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-
-__all__ = ["COEFFICIENTS", "LEAST", "Muon", "flops", "orthogonalize"]
 
 MOMENTUM = 0.95
 SCALE = 0.2  # root mean square of AdamW's usual updates

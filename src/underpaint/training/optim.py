@@ -3,8 +3,6 @@
 The learning rate and the average depend on counts alone, so that a resumed run repeats them.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterable, Sequence
@@ -16,20 +14,6 @@ from torch import Tensor, nn
 from underpaint import backbones, config
 from underpaint.errors import UserError
 from underpaint.training import muon
-
-__all__ = [
-    "EMA",
-    "NORMS",
-    "build_optimizer",
-    "clip_gradients",
-    "clip_limit",
-    "cooling_down",
-    "learning_rate",
-    "muon_matrices",
-    "optimizer_flops",
-    "optimizer_state",
-    "restore_optimizer",
-]
 
 
 def build_optimizer(

@@ -4,8 +4,6 @@ A run that is resumed asks `recorded` what it was: its data must be the same, an
 is its precision.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import sys
@@ -19,8 +17,6 @@ from underpaint._version import __version__
 from underpaint.errors import UserError
 from underpaint.training.stages import PreparedStage
 from underpaint.training.train_state import TrainState
-
-__all__ = ["describe", "identities", "recorded"]
 
 
 def describe(stages: list[PreparedStage], state: TrainState, start: str | None) -> str:
@@ -49,8 +45,8 @@ def recorded(folder: Path) -> dict[str, Any]:
     """What `describe` wrote when the run in `folder` began. Raises UserError if it is not there."""
     try:
         found = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("data", "precision")}
-    except (OSError, ValueError, KeyError):
+        return {"data": found["data"], "precision": found["precision"], **found}
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder}: its env.json is missing or damaged") from None
 
 

@@ -21,8 +21,6 @@ from underpaint.training.optim import cooling_down
 from underpaint.training.seeding import seed_from
 from underpaint.training.training_set import ImageSet, LatentSet, TrainingSet
 
-__all__ = ["Level", "PreparedStage", "prepare_stages"]
-
 
 @dataclass(frozen=True)
 class Level:
@@ -88,9 +86,7 @@ def _prepared(
     say: Callable[[str], None],
     progress: Callable[..., None] | None,
 ) -> PreparedStage:
-    data = settings.data or run.data
-    if settings.size:
-        data = dataclasses.replace(data, size=settings.size)
+    data = run.data_of(settings)
     training_set: TrainingSet
     if is_sealed(data.source):
         sealed = wing("sealed")
@@ -138,7 +134,6 @@ def _images(
     say: Callable[[str], None],
     progress: Callable[..., None] | None,
 ) -> ImageSet:
-    """The images of a stage, or their latents."""
     dataset, kind = prepare(data, progress=progress), ImageSet
     if data.channels == "rgba" and not dataset.report["transparent"]:
         raise UserError(
@@ -212,10 +207,9 @@ def _levels(
         for progress, rate in masks.rate_levels(
             spec, grid, settings.rate_end, settings.rate_schedule
         ):
-            at = spec.at(rate)
             start = int(progress * images) // settings.batch * settings.batch
-            V = masks.visible_count(at, grid)
-            found.append(Level(start, rate, masks.realised_rate(at, grid), V))
+            V = masks.visible_count(spec.at(rate), grid)
+            found.append(Level(start, rate, 1 - V / (grid[0] * grid[1]), V))
     except ValueError as error:
         raise UserError(f"stages.{name}: {error}") from None
     return tuple(found)

@@ -3,8 +3,6 @@
 `step_seconds` times one step for everything that asks.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 import time
@@ -19,8 +17,6 @@ from underpaint.training.checkpointing import Progress
 from underpaint.training.stages import PreparedStage
 from underpaint.training.step import step
 from underpaint.training.train_state import TrainState
-
-__all__ = ["settle_precision", "speed", "step_seconds"]
 
 STEPS = 5  # timed at least
 BUSY = 4  # times the median of all steps: the machine did something else

@@ -25,8 +25,6 @@ from underpaint.training.optim import (
 from underpaint.training.posthoc import TRACKED, PowerAverages
 from underpaint.training.seeding import seed_from
 
-__all__ = ["TrainState"]
-
 Tensors = dict[str, Tensor]
 
 

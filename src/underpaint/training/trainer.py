@@ -268,7 +268,6 @@ class Trainer:
         return self.progress.stage_images >= self.stage.images
 
     def _follow(self, decision: early.Decision) -> None:
-        """Do what was decided after a check."""
         progress = self.progress
         if decision.gain:
             progress.best = progress.images
@@ -296,7 +295,6 @@ class Trainer:
         progress.stage_end = True
 
     def _save(self) -> None:
-        """A checkpoint of this moment."""
         state, progress = self.state, self.progress
         progress.metrics_bytes = self.log.size()
         if self.world.first:

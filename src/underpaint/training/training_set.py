@@ -85,7 +85,6 @@ class Array:
         return len(self.images)
 
     def batch(self, part: slice, spec: MaskSpec, generator: torch.Generator) -> tuple[Tensor, Mask]:
-        """Visible patches and masks, see `Examples`."""
         images = np.ascontiguousarray(self.images[part])
         uint8 = images.dtype == np.uint8
         planes = spaces.from_uint8(images) if uint8 else torch.from_numpy(images)
@@ -126,7 +125,6 @@ class ImageSet:
     def visible(
         self, ids: Ids, rate: float, augment: float, seed: int, generator: torch.Generator
     ) -> Visible:
-        """Patches and masks of a step, see `TrainingSet`."""
         planes, condition = self._planes(ids, augment, np.random.default_rng(seed), seed)
         planes, device = planes.to(generator.device), generator.device  # [B, C, H, W]
         source = self._generator(ids, generator)
@@ -138,7 +136,6 @@ class ImageSet:
         return Visible(masks.gather(x0_patches, mask.visible), mask, condition, hidden)
 
     def examples(self, ids: Ids) -> Examples:
-        """See `TrainingSet`."""
         return Array(self.dataset.batch(ids), self.space)
 
     def content(self, image: int) -> str:
@@ -146,7 +143,6 @@ class ImageSet:
         return self.dataset.pixel_digests[image].tobytes().hex()
 
     def identities(self, ids: Ids) -> list[tuple[bytes, bytes]]:
-        """See `TrainingSet`."""
         files, pixels = self.dataset.file_digests, self.dataset.pixel_digests
         return [(files[i].tobytes(), pixels[i].tobytes()) for i in ids.tolist()]
 
@@ -154,9 +150,8 @@ class ImageSet:
         """What masks are drawn from: fixed ones follow from the image alone, whatever the epoch."""
         if not self.stage.fixed:
             return generator
-        pixels = self.dataset.pixel_digests
-        seeds = [fixed_masks.seed_of(self.mask_key, pixels[i].tobytes()) for i in ids.tolist()]
-        return [torch.Generator().manual_seed(seed) for seed in seeds]
+        pixels = (digest.tobytes() for digest in self.dataset.pixel_digests[ids])
+        return fixed_masks.generators(self.mask_key, pixels)
 
     def _planes(
         self, ids: Ids, p: float, rng: np.random.Generator, seed: int
