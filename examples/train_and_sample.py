@@ -7,7 +7,7 @@ from underpaint.core.spaces import from_uint8
 
 run = up.preset("quickstart")  # a recipe: `underpaint presets quickstart` prints it
 run.data.source = "avatars:pixel-art"  # or a folder of yours
-up.train(run, "runs/pixel-art")  # masked patches first, whole images after
+up.train(run, "runs/pixel-art")
 
 model = up.load("runs/pixel-art")
 heads = model.sample(8, seed=0, labels=model.label_names)  # uint8 [8, 32, 32, 3]

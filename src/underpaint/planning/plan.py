@@ -28,7 +28,7 @@ ALIKE = 1.25  # times the parameters of the smallest network: as good as the sma
 BATCHES = (1, 4, 16, 64)  # times the measured batch; on a GPU alone
 EVALUATIONS, EVALUATING = 8, 0.1  # grids and overfit checks of a run; share of the budget at most
 LONG, LONG_AVERAGE = 100_000, 0.9999  # steps from which the average is MaskDM's on LSUN
-AUGMENTED = 200  # epochs; in fewer a network does not learn what was turned, and draws it turned
+AUGMENTED = 200  # epochs; after 64 of 1,000 images augmentation was no gain (studies/augment)
 MOST = 2500  # epochs: MaskDM's on CelebA-HQ, 75.2 M images of 30,000
 Parts = dict[str, tuple[float, float]]  # of each stage seconds an image, and share of the time
 BUDGET = "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m(?:in)?", "s(?:ec)?"))
@@ -98,9 +98,6 @@ def propose(
     if compile:
         reasons.append("torch.compile: steps were timed without it, so the run may be shorter")
     run = changed(best.run, train={"compile": compile})
-    if sum(stage.images for stage in run.stages.values()) < AUGMENTED * images.count:
-        run = changed(run, stages={name: {"augment": 0.0} for name in run.stages})
-        reasons.insert(0, f"no augmentation: in under {AUGMENTED} epochs it would show in samples")
     return replace(best, run=run, reasons=best.reasons + reasons)
 
 
@@ -141,6 +138,9 @@ def _plan(
     run, parts, ratio, cell, why = _masks(run, whole, images, machine, seconds / 2)
     seen, error, reasons = seen / ratio, 0.0, [why]
     run, evaluating = _lengths(run, parts, images, budget, reasons)
+    if sum(stage.images for stage in run.stages.values()) < AUGMENTED * images.count:
+        run = changed(run, stages={name: {"augment": 0.0} for name in run.stages})
+        reasons.append(f"no augmentation: in under {AUGMENTED} epochs it was no gain")
     if run.noise.prediction != network["settings"]["noise"]["prediction"]:
         reasons.append("prediction x0: the network has too few features to predict noise through")
     if times < -1:
