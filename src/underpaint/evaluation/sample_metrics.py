@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from underpaint.core.alpha import CHANNELS
 from underpaint.errors import UserError
 from underpaint.evaluation import features, metrics
 from underpaint.evaluation.nearest import distance_ratios
@@ -72,10 +73,8 @@ class Drawn:
                 continue
             if drawn is None:
                 drawn = torch.from_numpy(self.extractor(samples[:side]))
-                grounds = self.extractor.identity(samples.shape[3]).get("grounds")
-                record["protocol"] = f"{self.extractor.distance} of {side:,} images a side" + (
-                    f" ({grounds})" if grounds else ""
-                )
+                grounds = f" ({features.GROUNDS})" if samples.shape[3] == CHANNELS else ""
+                record["protocol"] = f"{self.extractor.distance} of {side:,} images a side{grounds}"
             if name not in self._found:
                 extracted = self.extractor(np.take(self.images, ids, axis=0))
                 self._found[name] = torch.from_numpy(extracted)
