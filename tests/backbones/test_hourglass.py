@@ -10,8 +10,8 @@ from torch import Tensor
 from underpaint import backbones, config
 from underpaint.backbones import Hourglass, interpolate_positions
 from underpaint.backbones.dit import modulate
-from underpaint.backbones.hourglass import Attention, nest, rotate, unnest
-from underpaint.backbones.layers import sinusoid
+from underpaint.backbones.hourglass import nest, unnest
+from underpaint.backbones.layers import Attention, rotate, sinusoid
 from underpaint.core import masks
 from underpaint.core.masks import MaskSpec
 from underpaint.errors import UserError
@@ -240,13 +240,13 @@ def test_at_another_resolution_places_are_those_of_the_old_one():
 
 def test_queries_and_keys_are_always_normed():
     torch.manual_seed(0)
-    attention, x = Attention(16, 2), torch.randn(2, 5, 16)
+    attention, x = Attention(16, 2, qkv_bias=True, qk_norm=True), torch.randn(2, 5, 16)
     turn = torch.ones(1, 1, 5, 4), torch.zeros(1, 1, 5, 4)
-    before, _ = attention(x, turn, None)
+    before, _ = attention.with_values(x, turn)
     with torch.no_grad():
         attention.qkv.weight[:32] *= 100.0
         attention.qkv.bias[:32] *= 100.0
-    torch.testing.assert_close(attention(x, turn, None)[0], before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(attention.with_values(x, turn)[0], before, rtol=1e-4, atol=1e-4)
 
 
 # --- local blocks --------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """What tests of whole runs share."""
 
 import json
+import multiprocessing
 import os
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from safetensors.torch import load_file
 
 from underpaint.model import find
 
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["underpaint.api", "underpaint.report", "torch.nn.parallel"])
 TIMES = {"seconds", "images_per_s", "time"}
 
 
@@ -46,3 +50,24 @@ def command(*arguments: str | Path) -> list[str]:
 
 def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
+
+
+def begin(*arguments: str | Path, log: Path, **extra: str) -> BaseProcess:
+    """The command line in a process of its own, which finds everything imported already.
+
+    What it writes on stderr goes to `log`; `extra`: of its environment.
+    """
+    words, variables = [*map(str, arguments)], environment(**extra)
+    process = SERVER.Process(target=_run, args=(words, variables, log))
+    process.start()
+    return process
+
+
+def _run(arguments: list[str], variables: dict[str, str], log: Path) -> None:
+    from underpaint.cli import main
+
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(main(arguments))

@@ -1,14 +1,13 @@
 """Two processes are one process with two microbatches."""
 
 import dataclasses
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.training.runs import environment, metrics, weights
+from tests.training.runs import begin, metrics, weights
 from underpaint import config
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.training import train
@@ -37,16 +36,19 @@ def test_two_processes_equal_two_microbatches(
     path = tmp_path / "recipe.yaml"
     path.write_text(config.to_yaml(recipe))
     two = tmp_path / "two"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc-per-node", "2", "-m", "underpaint"]
-    done = subprocess.run(
-        [*torchrun, "train", "--config", str(path), "--out", str(two)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # what torchrun says to each (test_evaluate.py asks it itself)
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both, log = [], tmp_path / "log"
+    for rank in ("0", "1"):
+        where = world | {"RANK": rank, "LOCAL_RANK": rank}
+        both.append(begin("train", "--config", path, "--out", two, log=log, **where))
+    for process in both:
+        process.join()
+    said = log.read_text()
+    assert [process.exitcode for process in both] == [0, 0], said
     a, b = weights(one), weights(two)
     for name, tensor in a.items():
         torch.testing.assert_close(b[name], tensor, atol=1e-5 if kit else 1e-6, rtol=0)
@@ -56,5 +58,5 @@ def test_two_processes_equal_two_microbatches(
     ]
     if stops:
         assert [r["images"] for r in metrics(two) if r["kind"] == "stage"] == [0, 40, 40, 120]
-    assert done.stderr.count("stage masked:") == 1  # only the first process speaks
+    assert said.count("stage masked:") == 1  # only the first process speaks
     assert (two / "report.html").exists()

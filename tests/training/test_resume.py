@@ -1,16 +1,17 @@
 """A run that is killed, interrupted or resumed is the run that was not."""
 
+import os
 import random
 import signal
-import subprocess
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from tests.training.conftest import draw_images, small_recipe
-from tests.training.runs import assert_same_run, command, environment, metrics
+from tests.training.runs import assert_same_run, begin, metrics
 from underpaint import api, config
 from underpaint.cli import main
 from underpaint.training import train
@@ -38,9 +39,9 @@ def straight(written: Path) -> Path:
         return api.train(written, written.parent / "straight", quiet=True)
 
 
-def wait_for(out: Path, images: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for(out: Path, images: int, process: BaseProcess) -> None:
     """Until the run's metrics reach `images`."""
-    while process.poll() is None:
+    while process.is_alive():
         file = out / "metrics.jsonl"
         if file.exists() and file.read_text().count('"kind": "step"') * 16 >= images:
             return
@@ -50,17 +51,17 @@ def wait_for(out: Path, images: int, process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.slow
 def test_killed_three_times(written: Path, straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    start = command("train", "--config", written, "--out", out, "--quiet")
-    again = command("train", "--resume", "--out", out, "--quiet")
+    start = ("train", "--config", written, "--out", out, "--quiet")
+    again = ("train", "--resume", "--out", out, "--quiet")
     draw = random.Random()  # another place at each run of the tests
     kills = 0
     for number, share in enumerate((0.25, 0.5, 0.75)):
-        process = subprocess.Popen(start if number == 0 else again, env=environment())
+        process = begin(*(start if number == 0 else again), log=tmp_path / "log")
         wait_for(out, int(1600 * share), process)
         time.sleep(draw.random() * 0.2)
-        kills += process.poll() is None
+        kills += process.is_alive()
         process.kill()
-        process.wait()
+        process.join()
     assert kills > 0
     assert main(["train", "--resume", "--out", str(out), "--quiet"]) == 0
     assert_same_run(straight, out)
@@ -73,16 +74,13 @@ def test_interrupted_after_a_checkpoint(
     written: Path, straight: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     out = tmp_path / "stopped"
-    process = subprocess.Popen(
-        command("train", "--config", written, "--out", out),
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(out, 320, process)  # type: ignore[arg-type]
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == 130
+    process = begin("train", "--config", written, "--out", out, log=tmp_path / "log")
+    wait_for(out, 320, process)
+    assert process.pid
+    os.kill(process.pid, number)
+    process.join()
+    errors = (tmp_path / "log").read_text()
+    assert process.exitcode == 130
     assert "--resume" in errors
     assert "Traceback" not in errors
     last = int((out / "checkpoints" / "LATEST").read_text())

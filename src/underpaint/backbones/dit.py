@@ -23,6 +23,7 @@ from underpaint.backbones.layers import (
     MLP,
     Attention,
     SinCosPositions,
+    Turn,
     add_augmentation,
     augment_embedding,
     sinusoid,
@@ -62,9 +63,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens [B, T, width], silu of the condition [B, condition] → [B, T, width]."""
+        return self.with_values(x, c)[0]
+
+    def with_values(
+        self, x: Tensor, c: Tensor, turn: Turn | None = None, first: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and the values; `turn` and `first` as in `Attention`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=1)
-        x = x + gate1[:, None] * self.dropout(self.attention(modulate(x, shift1, scale1)))
-        return x + gate2[:, None] * self.dropout(self.mlp(modulate(x, shift2, scale2)))
+        mixed, values = self.attention.with_values(modulate(x, shift1, scale1), turn, first)
+        x = x + gate1[:, None] * self.dropout(mixed)
+        x = x + gate2[:, None] * self.dropout(self.mlp(modulate(x, shift2, scale2)))
+        return x, values
 
 
 @register("dit", "transformer modulated by time and label (adaLN-zero)")

@@ -34,12 +34,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from underpaint.backbones.base import Backbone, Prediction, position_ids, register
-from underpaint.backbones.dit import FREQUENCIES, add_label, initialise, modulate
+from underpaint.backbones.dit import FREQUENCIES, Block, add_label, initialise, modulate
 from underpaint.backbones.layers import (
     MLP,
     SinCosPositions,
+    Turn,
     add_augmentation,
-    attend,
     augment_embedding,
     sinusoid,
 )
@@ -70,65 +70,6 @@ def _nested_axes(levels: int) -> list[int]:
     column = levels + 2
     pairs = [axis for bit in range(1, levels + 1) for axis in (1 + bit, column + bit)]
     return [0, 1, column, *pairs, 2 * levels + 3]
-
-
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (x[i], x[i + d/2]) of x [B, heads, T, d] by angles with this cos and sin.
-
-    Each [B, 1, T, d/2].
-    """
-    cos, sin = turn
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-
-
-class Attention(nn.Module):
-    """Self-attention with rotary positions and normed q and k; one linear layer makes q, k, v."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
-
-    def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], first: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens [B, T, width] → the same, and the values [B, heads, T, d].
-
-        `first`: the values of the first block, which these are averaged with.
-        """
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # [B, T, 3, heads, d]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, T, d]
-        # norms and angles in float32 also under autocast
-        q = rotate(self.norm_q(q.float()), turn).to(v.dtype)
-        k = rotate(self.norm_k(k.float()), turn).to(v.dtype)
-        if first is not None:
-            v = (v + first) / 2
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2)), v
-
-
-class GlobalBlock(nn.Module):
-    """Attention and MLP, each between a modulated norm and a gate."""
-
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float, condition: int) -> None:
-        super().__init__()
-        self.modulation = nn.Linear(condition, 6 * width)
-        self.attention = Attention(width, heads)
-        self.mlp = MLP(width, hidden, "tanh")
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, x: Tensor, c: Tensor, turn: tuple[Tensor, Tensor], first: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens [B, T, width], silu of the condition [B, condition] → tokens and values."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=1)
-        mixed, values = self.attention(modulate(x, shift1, scale1), turn, first)
-        x = x + gate1[:, None] * self.dropout(mixed)
-        x = x + gate2[:, None] * self.dropout(self.mlp(modulate(x, shift2, scale2)))
-        return x, values
 
 
 class LocalBlock(nn.Module):
@@ -217,7 +158,7 @@ class Hourglass(Backbone):
         coarse = width << levels
         self.head_width = coarse // heads
         self.blocks = nn.ModuleList(
-            GlobalBlock(coarse, heads, int(coarse * mlp_ratio), dropout, width)
+            Block(coarse, heads, int(coarse * mlp_ratio), dropout, True, width)
             for _ in range(depth)
         )
         self.split = nn.ModuleList(
@@ -271,7 +212,7 @@ class Hourglass(Backbone):
             x = merge(x.unflatten(1, (-1, 4)).flatten(2))  # [B, T, C] → [B, T/4, 2C]
         turn, first = self._turn(shown), None
         for block in self.blocks:
-            x, values = block(x, c, turn, first)
+            x, values = block.with_values(x, c, turn, first)  # type: ignore[operator]
             if self.value_residual and first is None:
                 first = values
         for blocks, split in zip(reversed(self.up), reversed(self.split), strict=True):
@@ -298,8 +239,8 @@ class Hourglass(Backbone):
             key = 4 * key + 2 * (row // 2**bit % 2) + column // 2**bit % 2
         return key
 
-    def _turn(self, shown: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B or 1, 1, T, d/2] of the coarsest tokens' angles; rows first.
+    def _turn(self, shown: Tensor | None) -> Turn:
+        """The coarsest tokens' angles; rows first.
 
         Coordinates are those of the middles, in units: of another resolution those of the old one.
         """

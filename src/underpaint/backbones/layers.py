@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from underpaint.core.augmentation import CONDITION
 
+Turn = tuple[Tensor, Tensor]  # cosines and sines of angles, each [B or 1, 1, T, d/2]
+
 
 def sinusoid(c_noise: Tensor, width: int, *, shift: int = 0) -> Tensor:
     """c_noise [B] → [B, width] float32 (bfloat16 cannot tell 999 from 1000), cosines first."""
@@ -72,12 +74,33 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, T, width] → [B, T, width]."""
+        return self.with_values(x)[0]
+
+    def with_values(
+        self, x: Tensor, turn: Turn | None = None, first: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and the values [B, heads, T, d].
+
+        `turn`: q and k are turned by these angles; `first`: the values are averaged with these.
+        """
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # [B, T, 3, heads, d]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, T, d]
+        # norms and angles in float32 also under autocast: lengths are what is being tamed
         if self.norm_q is not None and self.norm_k is not None:
-            # in float32 also under autocast: lengths are what is being tamed
-            q, k = self.norm_q(q.float()).to(v.dtype), self.norm_k(k.float()).to(v.dtype)
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+            q, k = self.norm_q(q.float()), self.norm_k(k.float())
+        if turn is not None:
+            q, k = rotate(q.float(), turn), rotate(k.float(), turn)
+        if first is not None:
+            v = (v + first) / 2
+        mixed = attend(q.to(v.dtype), k.to(v.dtype), v)
+        return self.out(mixed.transpose(1, 2).flatten(2)), v
+
+
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """Turn the pairs (x[i], x[i + d/2]) of x [B, heads, T, d] by angles with this cos and sin."""
+    cos, sin = turn
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

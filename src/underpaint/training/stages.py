@@ -12,7 +12,7 @@ from typing import Any
 from underpaint import backbones, config, factory, vae
 from underpaint.core import masks, spaces
 from underpaint.core.masks import MaskSpec
-from underpaint.data import Order, fixed_masks, latents, prepare, transparency
+from underpaint.data import Dataset, Order, fixed_masks, latents, prepare, transparency
 from underpaint.data.source import is_sealed
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device
@@ -150,8 +150,7 @@ def _images(
         dataset = latents.prepare(
             dataset, encoder, progress=progress, device=pick_device(run.train.device)
         )
-    names = dataset.label_names if run.network.labels else ()
-    network = factory.unallocated_network(_spec(run, dataset.size, dataset.channels, names))
+    network = factory.unallocated_network(_model_spec(run, dataset))
     spec = factory.mask_spec(settings, network)
     if settings.fixed_key:
         spec = _sealed_masks(spec, space.grid, run.network.kind)
@@ -180,18 +179,11 @@ def _sealed_masks(spec: MaskSpec, grid: tuple[int, int], kind: str) -> MaskSpec:
     return of_sealed
 
 
-def _model_spec(run: config.Run, training_set: TrainingSet) -> config.ModelSpec:
-    names = training_set.label_names if run.network.labels else ()
-    return _spec(run, training_set.size, training_set.channels, names)
-
-
-def _spec(
-    run: config.Run, size: tuple[int, int], channels: int, label_names: tuple[str, ...]
-) -> config.ModelSpec:
+def _model_spec(run: config.Run, images: TrainingSet | Dataset) -> config.ModelSpec:
     return config.ModelSpec(
-        size=size,
-        channels=channels,
-        label_names=label_names,
+        size=images.size,
+        channels=images.channels,
+        label_names=images.label_names if run.network.labels else (),
         space=run.space,
         network=config.network_of(run),
         noise=run.noise,
