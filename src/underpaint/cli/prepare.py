@@ -59,6 +59,9 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         if set(value) == {"path", "reason"}:
             return f"{value['path']}: {value['reason']}"
+        if set(value) == {"files", "first", "reason"}:
+            more = f", {value['first']} and others" if value["files"] > 1 else f", {value['first']}"
+            return f"{value['files']:,} ({value['reason']}){more}"
         return _cut([f"{key} {shown(item)}" for key, item in value.items()], ", ")
     if isinstance(value, (list, tuple)):
         if value and all(isinstance(item, int) for item in value):

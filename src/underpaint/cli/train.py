@@ -21,6 +21,8 @@ SHORT = {  # flags of their own
     "--size": "data.size",
     "--channels": "data.channels",
     "--held-out": "data.held_out",
+    "--max-pixels": "data.max_pixels",
+    "--levels": "data.levels",
     "--audit-split": "data.audit_split",
     "--labels": "network.labels",
     "--compile": "train.compile",

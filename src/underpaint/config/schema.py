@@ -61,6 +61,16 @@ class Data:
         "share of unreadable files that is skipped; beyond it: error",
         Range(0, 1, "a share from 0 to 1"),
     )
+    max_pixels: int = setting(
+        100_000_000,
+        "pixels of the largest image that is decoded; larger ones are unreadable",
+        Range(1),
+    )
+    levels: int = setting(
+        16,
+        "bits of the grey values in files of 16 bits: 12 for many microscopes and cameras",
+        Range(8, 16, "a number of bits from 8 to 16"),
+    )
     held_out: str = setting(
         "auto", "images kept for judging: auto (5 %), a number, none, or another data source"
     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from underpaint.data import digests
 from underpaint.data.cache import Write
 from underpaint.data.decode import Options, Unreadable, decode, fit, from_array
-from underpaint.data.readers.base import Contents, Item
+from underpaint.data.readers.base import Contents, Item, text_label
 from underpaint.errors import UserError
 
 CONSTANT = 2.0  # of 255: below this standard deviation an image is nearly constant
@@ -38,6 +38,7 @@ class Decoded(NamedTuple):
     file_sha: bytes = b""
     pixel_sha: bytes = b""
     constant: bool = False
+    brightest: int = 0  # value of 255, but for the background
     reason: str = ""
 
 
@@ -62,7 +63,7 @@ def decode_all(
     labels: list[int] = []
     file_shas, pixel_shas = bytearray(), bytearray()
     label_names: tuple[str, ...] = ()
-    done, constant = 0, 0
+    done, constant, brightest = 0, 0, 0
     sizes: Counter[str] = Counter()
     bad: list[dict[str, Any]] = []
     if progress is not None:
@@ -89,6 +90,7 @@ def decode_all(
                     names.append(item.name)
                     sizes["{}×{}".format(*image.original_size)] += 1
                     constant += image.constant
+                    brightest = max(brightest, image.brightest)
                 if progress is not None and (done % CHUNK == 0 or done == total):
                     progress(done, total)
             check_bad(origin, bad_here, len(texts), max_bad)
@@ -103,7 +105,10 @@ def decode_all(
         "label_names": list(label_names),
         "sizes": dict(sizes.most_common()),
         "near_constant": constant,
+        "brightest": brightest,
         "unreadable": bad,
+        "unread": parts[0][1].unread,
+        "outside": parts[0][1].outside,
         "seconds": time.monotonic() - started,
     }
     return {
@@ -122,7 +127,10 @@ def in_order(
     """Decode and yield in order; in parallel if the first chunk shows that it pays."""
 
     def decoded(chunk: list[Item]) -> list[tuple[Item, Decoded]]:
-        return [(item, _decode_one(item, options)) for item in chunk]
+        return [
+            (item._replace(label=text_label(item.label)), _decode_one(item, options))
+            for item in chunk
+        ]
 
     chunks = _chunks(origin, items)
     first = next(chunks, [])
@@ -172,7 +180,8 @@ def _decode_one(item: Item, options: Options) -> Decoded:
         known = isinstance(error, Unreadable)
         return Decoded(None, reason=str(error) if known else f"cannot be read ({said})")
     constant = bool(pixels.std(dtype=np.float32) < CONSTANT)
-    return Decoded(pixels, original_size, file_sha, digests.of_array(pixels), constant)
+    brightest = int(pixels[(pixels != options.background[: pixels.shape[2]]).any(2)].max(initial=0))
+    return Decoded(pixels, original_size, file_sha, digests.of_array(pixels), constant, brightest)
 
 
 def check_size(origin: str, name: str, pixels: NDArray[np.uint8], options: Options) -> None:

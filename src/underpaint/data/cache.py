@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from underpaint.errors import RunFailed, UserError
 from underpaint.io import appearing, left, remove
 
-FORMAT = "1"  # raise it when the same bytes and options would give other pixels
+FORMAT = "2"  # raise it when the same bytes and options would give other pixels
 FILES = ("about.json", "index.npz", "pixels.bin", "moments.bin")  # the last: of latents
 
 T = TypeVar("T")

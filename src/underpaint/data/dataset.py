@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from underpaint import config as settings
 from underpaint.data import cache, digests, split
 from underpaint.data.build import Progress, check_bad, decode_all
-from underpaint.data.decode import RESAMPLING, Options, parse_colour
+from underpaint.data.decode import BITS, RESAMPLING, Options, parse_colour
 from underpaint.data.readers.base import Source
 from underpaint.data.source import find
 from underpaint.errors import UserError
@@ -84,6 +84,20 @@ class Dataset:
     def pixel_sha256(self) -> list[str]:
         """sha256 of each image's pixels as they are in `images`."""
         return [digest.tobytes().hex() for digest in self.pixel_digests]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was not read, and what may have been meant otherwise: sentences."""
+        report = self.report
+        said = [
+            f"{found['files']:,} not read ({found['reason']}), such as '{found['first']}'"
+            for found in report["unread"]
+        ]
+        if bad := report["unreadable"]:
+            said.append(f"{len(bad):,} unreadable: '{bad[0]['path']}' {bad[0]['reason']}")
+        if outside := report["outside"]:
+            said.append(f"{len(outside):,} outside its folder, such as '{outside[0]}'")
+        return [*said, *report["hints"]]
 
     def batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """A copy of the images `ids`, [B, H, W, C]."""
@@ -161,7 +175,8 @@ def prepare(
 def decoding(config: settings.Data) -> Options:
     """How these settings decode an image. Raises UserError for a colour that is none."""
     background = parse_colour(config.background)
-    return Options(settings.image_size(config.size), config.channels, config.fit, background)
+    size = settings.image_size(config.size)
+    return Options(size, config.channels, config.fit, background, config.max_pixels, config.levels)
 
 
 def held_out_source(text: str) -> str | int | Source:
@@ -253,6 +268,17 @@ def _listed(path: str, entry: cache.Entry) -> NDArray[np.int8]:
     return np.where(chosen, split.TRAIN, split.ASIDE).astype(np.int8)
 
 
+def _hints(brightest: int, options: Options) -> list[str]:
+    """What the person may have meant otherwise."""
+    bits = next((b for b in (10, 12) if brightest <= 1 << (b - 8)), 0)
+    if not bits or not brightest or options.levels < BITS:
+        return []
+    return [
+        f"all images are nearly black (at most {brightest} of 255): where they hold values of "
+        f"{bits} bits in files of 16, add --levels {bits}"
+    ]
+
+
 def _report(
     data: Source,
     entry: cache.Entry,
@@ -278,6 +304,12 @@ def _report(
         "duplicates": n - distinct,
         "near_constant": about["near_constant"],
         "unreadable": [{"path": b["path"], "reason": b["reason"]} for b in about["unreadable"]],
+        "unread": [
+            {"files": len(names), "first": names[0], "reason": reason}
+            for reason, names in {**data.unread, **about["unread"]}.items()
+        ],
+        "outside": [*data.outside, *about["outside"]],
+        "hints": _hints(about["brightest"], options),
         "train": len(train_ids),
         "held_out": int((side == split.HELD_OUT).sum()),
         "set_aside": int((side == split.ASIDE).sum()),

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from underpaint.bounded import open_regular
 from underpaint.io import replace_text
 
 Stamp = tuple[int, int, int]
@@ -57,7 +58,7 @@ def of_files(files: Iterable[Path], memory: Path, workers: int) -> dict[Path, tu
         if old is not None and (old[0], old[1], old[2]) == now:
             return now, str(old[3]), True
         try:
-            with file.open("rb") as opened:
+            with open_regular(file) as opened:
                 sha = hashlib.file_digest(opened, "sha256").hexdigest()
         except OSError:
             return now, UNREADABLE, False

@@ -62,8 +62,15 @@ def prepare_stages(
     run: config.Run, say: Callable[[str], None], progress: Callable[..., None] | None
 ) -> list[PreparedStage]:
     """All stages of `run`; prepares their data. Raises UserError where something cannot work."""
+    said: dict[str, None] = {}
+
+    def once(text: str) -> None:
+        if text not in said:
+            say(text)
+        said[text] = None
+
     return [
-        _prepared(run, index, name, stage, say, progress)
+        _prepared(run, index, name, stage, once, progress)
         for index, (name, stage) in enumerate(run.stages.items())
     ]
 
@@ -90,7 +97,7 @@ def _prepared(
             f"{settings.rate:g}), mirroring and shifts are not"
         )
     else:
-        training_set = _images(run, settings, data, progress)
+        training_set = _images(run, settings, data, progress, say)
         spec = _model_spec(run, training_set)
     config.check_labels(run, data.source, training_set.label_names)
     backbones.check_features(factory.unallocated_network(spec), spec.noise)
@@ -124,9 +131,12 @@ def _images(
     settings: config.Stage,
     data: config.Data,
     progress: Callable[..., None] | None,
+    say: Callable[[str], None],
 ) -> ImageSet:
     """The images of a stage, or their latents."""
     dataset, kind = prepare(data, progress=progress), ImageSet
+    for sentence in dataset.remarks:
+        say(f"data {data.source}: {sentence}")
     config.check_labels(run, data.source, dataset.label_names)
     space = factory.space(run.space, dataset.size, dataset.channels)  # refuses sizes, before work
     if run.space.kind == "latents":
