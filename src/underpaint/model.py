@@ -16,6 +16,7 @@ from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, cast
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -104,11 +105,16 @@ class Model:
         self.denoiser.bf16 = use_bf16(precision, self.device, self.spec.network.width)
 
     def label_ids(self, labels: Sequence[str | int]) -> list[int]:
-        """Class numbers of names (or of numbers, -1 for none). Raises UserError if unknown."""
+        """Class numbers of names or of numbers (-1: none). Raises UserError for what is unknown.
+
+        A text is a name, never a number: '3' is the label that is called so.
+        """
         if not self.label_names:
             raise UserError("this model was trained without labels; leave the label out")
+        if isinstance(labels, str) or not labels:
+            raise UserError(f"labels {labels!r}: give a list of at least one name, or None")
+        labels = [normalize("NFC", label) if isinstance(label, str) else label for label in labels]
         numbers: dict[str | int, int] = {i: i for i in range(-1, len(self.label_names))}
-        numbers |= {str(i): i for i in numbers.values()}
         numbers |= {name: i for i, name in enumerate(self.label_names)}
         unknown = [label for label in labels if label not in numbers]
         if unknown:
@@ -191,6 +197,8 @@ class Model:
         sampling = self.sampling_with(**changes)
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: both must be at least 1")
+        if not 0 <= seed <= 2**63 - n:
+            raise UserError(f"seed {seed}: give a whole number from 0 to 2^63 - {n}")
         ids = None if labels is None else self.label_ids(labels)
         with factory.settings_of("sampling", config.Sampling):
             sigmas = samplers.sigmas(self.denoiser.process, sampling.steps, sampling.grid)

@@ -26,6 +26,7 @@ class Range:
         return f"{value:g}: give {self.wanted or f'a number from {self.least:g} up'}"
 
 
+SEED = Range(0, 2**63 - 1, "a whole number from 0 to 2^63 - 1")
 POSITIVE = Range(0, wanted="a number above 0", open="least")
 FRACTION = Range(0, 1, "a number from 0 to below 1", "most")
 HIDDEN_SHARE = Range(0, 1, "the hidden share, from 0 to below 1", "most")
@@ -39,7 +40,7 @@ def setting(default: Any, help: str, allowed: Range | None = None) -> Any:
     return field(default=default, metadata=metadata)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Data:
     """Which images, and how they are decoded into the cache."""
 
@@ -85,7 +86,7 @@ class Data:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Space:
     """The space in which the diffusion runs."""
 
@@ -104,7 +105,7 @@ class Space:
     latent_channels: int = setting(4, "channels of the autoencoder's latents (latents)", Range(1))
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Network:
     """The network that sees patches at positions."""
 
@@ -131,7 +132,7 @@ class Network:
     options: dict[str, Any] = setting({}, "settings that only this kind of network has")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Noise:
     """The noise process, what the network predicts and how errors are weighted."""
 
@@ -171,7 +172,7 @@ class Noise:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class DP:
     """Differential privacy of a stage's images (extra `dp`; docs/privacy-dp.md)."""
 
@@ -194,7 +195,7 @@ class DP:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Stage:
     """One stage of a recipe. Its length is a number of images, never of steps."""
 
@@ -261,11 +262,11 @@ class Stage:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Train:
     """How the loop runs: seed, optimiser, EMA, device, and what is written when."""
 
-    seed: int = setting(0, "seed of everything random")
+    seed: int = setting(0, "seed of everything random", SEED)
     microbatch: int = setting(0, "images a forward pass and device; 0: batch / devices", Range(0))
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw",
@@ -327,7 +328,7 @@ class Train:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Sampling:
     """How the run draws its sample grids, and the defaults of `underpaint sample`."""
 
@@ -352,7 +353,7 @@ class Sampling:
     churn_noise: float = setting(1.003, "scale of the added noise (churn)", POSITIVE)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Run:
     """A whole run."""
 
@@ -365,7 +366,7 @@ class Run:
     sampling: Sampling = setting(Sampling(), "sample grids")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class ModelSpec:
     """What is needed to build a network for weights: a checkpoint's `config.json`."""
 

@@ -116,6 +116,7 @@ def prepare(
     force: decode again. progress: called with (images done, in all). workers: threads; 0: one for
     each core. Raises UserError for data that cannot be used.
     """
+    config = settings.checked(config)
     settings.check_data(config)
     started = time.monotonic()
     workers = workers or os.cpu_count() or 1

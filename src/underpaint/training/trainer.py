@@ -57,7 +57,7 @@ def train(
     Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
     """
     began = time.monotonic() if began is None else began
-    folder = RunFolder(Path(out))
+    folder = RunFolder(Path(out).expanduser())
     if resume:
         if not (folder.path / "config.yaml").is_file():
             raise UserError(f"{out}: holds no run to resume; leave --resume out to begin one")
@@ -69,6 +69,7 @@ def train(
             )
     if run is None:
         raise UserError("a recipe is needed to begin a run")
+    run = config.checked(run)
     config.check(run)
     tracker_library(run.train.track)
     if any(stage.dp for stage in run.stages.values()):

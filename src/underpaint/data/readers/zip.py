@@ -104,5 +104,5 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 def _archive(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(open_regular(path))
-    except (*DAMAGE, UnicodeDecodeError) as error:
+    except DAMAGE as error:
         raise UserError(f"data '{path}' cannot be read as a zip ({error}); copy it again") from None
