@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
 from unicodedata import normalize
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch import Tensor
 from underpaint import backbones, config, factory
 from underpaint import vae as autoencoders
 from underpaint._version import __version__
+from underpaint.bounded import Is, checked, read_json
 from underpaint.core import samplers, spaces
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.guidance import guided
@@ -40,6 +41,17 @@ FORMAT = 2  # of a model's folder
 MODEL = ("config.json", "model.safetensors")  # files of an exported model
 
 Weights = Literal["ema", "model", "narrow", "wide"]  # the last two: training/posthoc.py
+CARD = {  # config.json
+    "format": Is(int, FORMAT, FORMAT),
+    "underpaint": Is(str, optional=True),
+    "model": Is(dict),
+    "sha256": Is(
+        dict,
+        1,
+        of=Is(str, 64, 64),
+        among=frozenset(f"{name}.safetensors" for name in get_args(Weights)),
+    ),
+}
 
 
 class Model:
@@ -269,7 +281,7 @@ def find(source: str | Path) -> Path:
             known = ", ".join(f"pretrained:{p.name}" for p in sorted(packaged.glob("*/"))) or "none"
             raise UserError(f"{text}: there are no such weights in the package; known: {known}")
         return packaged / name
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if not folder.exists():
         raise UserError(f"{text}: no such folder; give a run, a checkpoint or an exported model")
     if (folder / "config.json").is_file():
@@ -345,22 +357,23 @@ def read_card(folder: Path) -> dict[str, Any]:
     """The whole `config.json` of a model's folder."""
     path = folder / "config.json"
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(card, dict) or not isinstance(card.get("model"), dict):
-            raise ValueError
-    except (ValueError, OSError):
-        raise UserError(f"{path}: is damaged or not a model of underpaint") from None
-    if card.get("format") != FORMAT:
-        raise UserError(
-            f"{path}: has format {card.get('format')}, and this underpaint reads format {FORMAT}; "
-            "train again, or use the version that wrote it"
-        )
-    return card
+        card = read_json(path)
+        if isinstance(card, dict) and type(card.get("format")) is int and card["format"] != FORMAT:
+            raise UserError(
+                f"{path}: has format {card['format']}, and this underpaint reads format {FORMAT}; "
+                "train again, or use the version that wrote it"
+            )
+        return checked(card, CARD, more=True)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: is damaged or not a model of underpaint ({error})") from None
 
 
 def read_spec(folder: Path) -> config.ModelSpec:
     """What the weights in `folder` belong to."""
-    return config.from_dict(config.ModelSpec, read_card(folder)["model"], f"{folder.name}: ")
+    values = read_card(folder)["model"]
+    spec = config.from_dict(config.ModelSpec, values, f"{folder / 'config.json'}: ")
+    config.check_model(spec, f"{folder / 'config.json'}: ")
+    return spec
 
 
 def sha256(path: Path) -> str:
@@ -374,9 +387,8 @@ def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
 
     Where it has one weight file (an exported model, packaged weights), that is `model`.
     """
-    digests = read_card(folder).get("sha256", {})
-    alone = list(digests) == ["model.safetensors"]
-    path = folder / ("model.safetensors" if alone else f"{weights}.safetensors")
+    digests = read_card(folder)["sha256"]
+    path = _weight_file(folder, digests, weights)
     expected = digests.get(path.name)
     if not path.is_file() or expected is None or sha256(path) != expected:
         raise UserError(
@@ -384,9 +396,49 @@ def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
             "use another checkpoint"
         )
     try:
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError:
         raise UserError(f"{path}: is not a safetensors file") from None
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{path}: '{broken[0]}' holds values that are not finite; use another checkpoint"
+        )
+    return tensors
+
+
+def _weight_file(folder: Path, digests: Mapping[str, str], weights: Weights) -> Path:
+    alone = list(digests) == ["model.safetensors"]
+    return folder / ("model.safetensors" if alone else f"{weights}.safetensors")
+
+
+def check_shapes(folder: Path, weights: Weights, spec: config.ModelSpec) -> None:
+    """Raise UserError if the weights are not those of the network that `spec` describes.
+
+    The file's header is compared with a network without memory, so that a `spec` cannot ask for
+    more than the file holds.
+    """
+    path = _weight_file(folder, read_card(folder)["sha256"], weights)
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        raise UserError(f"{path}: is missing or not a safetensors file") from None
+    if spec.network.depth > len(found):
+        name = "network.depth"
+    else:
+        try:
+            expected = factory.unallocated_network(spec).state_dict()
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{folder}: its config.json describes no network ({reason})") from None
+        shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+        different = (
+            n for n in sorted(shapes.keys() | found.keys()) if shapes.get(n) != found.get(n)
+        )
+        name = next(different, "")
+    if name:
+        raise UserError(f"{folder}: '{name}' does not fit the network that config.json names")
 
 
 def load(
@@ -409,13 +461,9 @@ def load(
             raise UserError(f"--vae {vae}: this model works in {spec.space.kind}; leave --vae out")
         spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=str(vae)))
         autoencoders.of_space(spec.space, spec.channels, "--vae")
+    check_shapes(folder, weights, spec)
     model = build(spec)
-    state = read_weights(folder, weights)
-    expected = model.denoiser.backbone.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
-        if name not in expected or name not in state or expected[name].shape != state[name].shape:
-            raise UserError(f"{folder}: '{name}' does not fit the network that config.json names")
-    model.denoiser.backbone.load_state_dict(state)
+    model.denoiser.backbone.load_state_dict(read_weights(folder, weights))
     keep_freed_memory()
     model.denoiser.to(pick_device(device)).eval()
     model.precision = precision

@@ -26,6 +26,9 @@ def arguments(parser: Parser, verb: str) -> None:
         help="also compute latents with this folder of a diffusers AutoencoderKL or "
         "AutoencoderTiny (space.vae)",
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="hash all pixels in the cache (else of a few images)"
+    )
     add_output(parser)
 
 
@@ -35,7 +38,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
 
     wanted = images_of(args)
     with Bar("decoding", quiet=args.quiet) as bar:
-        dataset = data.prepare(wanted, progress=bar)
+        dataset = data.prepare(wanted, verify=args.verify, progress=bar)
     if args.latents:
         from underpaint import vae
         from underpaint.data import latents

@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,15 @@ def prepare(
     config: settings.Data,
     *,
     force: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     workers: int = 0,
 ) -> Dataset:
     """Decode `config.source` into the cache, unless it is there, and return it.
 
-    force: decode again. progress: called with (images done, in all). workers: threads; 0: one for
-    each core. Raises UserError for data that cannot be used.
+    force: decode again. verify: hash the pixels of all images in the cache, not only of a few, and
+    decode again if they are damaged. progress: called with (images done, in all). workers: threads;
+    0: one for each core. Raises UserError for data that cannot be used.
     """
     config = settings.checked(config)
     settings.check_data(config)
@@ -139,7 +141,8 @@ def prepare(
                 )
         cache.save(part, **found)
 
-    entry, reused = cache.built(folder, cache.load, build, force)
+    load = partial(cache.load, every=True) if verify else cache.load
+    entry, reused = cache.built(folder, load, build, force)
     for part, source in enumerate(sources):
         bad = [b for b in entry.about["unreadable"] if b["part"] == part]
         check_bad(source.origin, bad, int((entry.part == part).sum()), config.max_bad)
