@@ -88,7 +88,7 @@ class Is:
         keys = value if isinstance(value, dict) else (value,)
         if self.among is not None and any(key not in self.among for key in keys):
             return f"is {_shown(value)}"
-        if self.of is not None:
+        if self.of is not None and isinstance(value, (list, dict)):
             for item in value.values() if isinstance(value, dict) else value:
                 if reason := self.of.refusal(item):
                     return f"holds what {reason}"

@@ -382,19 +382,27 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
-    """The tensors of a model's folder in float32, after their checksum was compared.
-
-    Where it has one weight file (an exported model, packaged weights), that is `model`.
-    """
+def _whole(folder: Path, weights: Weights) -> Path:
+    """The file of these weights, whose checksum was compared."""
     digests = read_card(folder)["sha256"]
-    path = _weight_file(folder, digests, weights)
+    alone = list(digests) == ["model.safetensors"]
+    path = folder / ("model.safetensors" if alone else f"{weights}.safetensors")
     expected = digests.get(path.name)
     if not path.is_file() or expected is None or sha256(path) != expected:
         raise UserError(
             f"{path}: is missing, cut short or changed (its checksum differs from config.json); "
             "use another checkpoint"
         )
+    return path
+
+
+def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
+    """The tensors of a model's folder in float32, after their checksum was compared.
+
+    Where it has one weight file (an exported model, packaged weights), that is `model`.
+    Raises UserError for a file that is damaged, or has values that are not finite.
+    """
+    path = _whole(folder, weights)
     try:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError:
@@ -407,38 +415,35 @@ def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
     return tensors
 
 
-def _weight_file(folder: Path, digests: Mapping[str, str], weights: Weights) -> Path:
-    alone = list(digests) == ["model.safetensors"]
-    return folder / ("model.safetensors" if alone else f"{weights}.safetensors")
+def read_fitting_spec(folder: Path, weights: Weights = "ema") -> config.ModelSpec:
+    """What the weights in `folder` belong to, if they fit it.
 
-
-def check_shapes(folder: Path, weights: Weights, spec: config.ModelSpec) -> None:
-    """Raise UserError if the weights are not those of the network that `spec` describes.
-
-    The file's header is compared with a network without memory, so that a `spec` cannot ask for
-    more than the file holds.
+    Their header is compared with a network that has no memory yet, so that a config.json cannot ask
+    for more than there is. Raises UserError where they do not fit, or the file is damaged.
     """
-    path = _weight_file(folder, read_card(folder)["sha256"], weights)
+    spec, path = read_spec(folder), _whole(folder, weights)
     try:
         with safe_open(path, "pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        raise UserError(f"{path}: is missing or not a safetensors file") from None
-    if spec.network.depth > len(found):
-        name = "network.depth"
-    else:
-        try:
+    except SafetensorError:
+        raise UserError(f"{path}: is not a safetensors file") from None
+    options = spec.network.options
+    deep = {k: v for k, v in options.items() if "depth" in k or k == "levels"}
+    deep["depth"] = spec.network.depth
+    try:
+        if too_deep := [k for k, v in deep.items() if not v <= len(found)]:
+            name = f"network.{too_deep[0]}"
+        else:
             expected = factory.unallocated_network(spec).state_dict()
-        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{folder}: its config.json describes no network ({reason})") from None
-        shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-        different = (
-            n for n in sorted(shapes.keys() | found.keys()) if shapes.get(n) != found.get(n)
-        )
-        name = next(different, "")
+            shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+            names = sorted(shapes.keys() | found.keys())
+            name = next((n for n in names if shapes.get(n) != found.get(n)), "")
+    except (RuntimeError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{folder}: its config.json describes no network ({reason})") from None
     if name:
         raise UserError(f"{folder}: '{name}' does not fit the network that config.json names")
+    return spec
 
 
 def load(
@@ -455,13 +460,12 @@ def load(
     `vae`: where the autoencoder of a model of latents is now, if it has moved since training.
     """
     folder = find(source)
-    spec = read_spec(folder)
+    spec = read_fitting_spec(folder, weights)
     if vae is not None:
         if spec.space.kind != "latents":
             raise UserError(f"--vae {vae}: this model works in {spec.space.kind}; leave --vae out")
         spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=str(vae)))
         autoencoders.of_space(spec.space, spec.channels, "--vae")
-    check_shapes(folder, weights, spec)
     model = build(spec)
     model.denoiser.backbone.load_state_dict(read_weights(folder, weights))
     keep_freed_memory()

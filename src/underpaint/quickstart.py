@@ -5,6 +5,7 @@ another style, `pixel-art`, from 1,000 images; and that style from scratch on as
 """
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 from underpaint import api, config, report
@@ -45,7 +46,7 @@ def run(
     `resume`: go on where one stopped. `began`: when `minutes` began, as of `api.train`.
     Raises UserError for wrong use, Interrupted after Ctrl-C.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     parts = recipes(minutes, seed)
     folders = {"main": out, "transfer": out / "transfer", "scratch": out / "scratch"}
     begun = {name: resume and (folder / "config.yaml").exists() for name, folder in folders.items()}
@@ -71,7 +72,7 @@ def run(
                 began=began if name == "main" else None,
             )
         except Interrupted:
-            again = f"underpaint quickstart --resume --minutes {minutes:g} --out {out}"
+            again = f"underpaint quickstart --resume --minutes {minutes:g} --out {shlex.quote(str(out))}"
             raise Interrupted(f"go on with all of the quick start: {again}") from None
     return report.build(
         out,

@@ -106,7 +106,9 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_least(args: argparse.Namespace, **least: int) -> None:
-    """Raise UserError for a number that is given and below its `least`."""
+    """Raise UserError for a number that is given and below its `least`, or no seed."""
+    if getattr(args, "seed", None) is not None and args.seed >= 2**62:
+        raise UserError(f"--seed {args.seed}: give a number below 2^62")
     for name, low in least.items():
         value = getattr(args, name)
         if value is not None and value < low:
@@ -121,7 +123,8 @@ def flag_of(name: str) -> str:
 def print_json(values: dict[str, Any]) -> None:
     """The one object on stdout; of several processes (torchrun) the first prints."""
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(values, indent=2, ensure_ascii=False))
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        print(json.dumps(values, indent=2, ensure_ascii=not utf8))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
@@ -154,7 +157,10 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
     others = os.environ.get("RANK", "0") != "0"
     wide = None if (sys.stderr if stderr else sys.stdout).isatty() else 200  # no folding in pipes
-    return Console(stderr=stderr, quiet=quiet or others, highlight=False, width=wide)
+    # what we print holds names that people gave: a text is never markup
+    return Console(
+        stderr=stderr, quiet=quiet or others, highlight=False, markup=False, emoji=False, width=wide
+    )
 
 
 class Bar:
@@ -191,9 +197,16 @@ class Bar:
         if self.bar is None:
             if done >= total:
                 return
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
-            columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
+            what = TextColumn("{task.description}", markup=False)  # it names what a person gave
+            columns = (what, BarColumn(), MofNCompleteColumn())
             self.bar = Progress(
                 *columns, TimeRemainingColumn(), console=self.console, transient=True
             )

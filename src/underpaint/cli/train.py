@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,9 @@ def _default_out(run: config.Run, verb: str) -> str:
 def name_of(source: str) -> str:
     """A name for files that are about these images."""
     name = (
-        source.replace(":", "-") if source.startswith("avatars:") else Path(source).resolve().stem
+        source.replace(":", "-")
+        if source.startswith("avatars:")
+        else Path(source).expanduser().resolve().stem
     )
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
@@ -193,7 +196,8 @@ def _finish(folder: Path, args: argparse.Namespace) -> None:
     page, found = folder / "report.html", records.read(folder / "metrics.jsonl")
     sentences = " ".join(verdict(found))
     if not args.json:
-        print(f"run      {folder}\nreport   {page}\nsample   underpaint sample {folder} -n 64")
+        sample = f"underpaint sample {shlex.quote(str(folder))} -n 64"
+        print(f"run      {folder}\nreport   {page}\nsample   {sample}")
         if sentences:
             print(f"verdict  {sentences}")
         return

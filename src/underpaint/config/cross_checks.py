@@ -226,7 +226,7 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
         for key, item in value.items():
             yield from _numbers(f"{name}.{key}", item)
     elif isinstance(value, (list, tuple)):
-        yield name, float(1 << min(len(value), 62) if len(value) > 16 else len(value))
+        yield f"the length of {name}", len(value) * (LARGEST if len(value) > 16 else 1)
         for item in value:
             yield from _numbers(name, item)
     elif isinstance(value, (int, float)):

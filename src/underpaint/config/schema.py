@@ -144,7 +144,7 @@ class Noise:
         "target of the network; v needs vp-*, flow needs flow, score and edm need edm or ve",
     )
     steps: int = setting(
-        0, "discrete training grid (DDPM: 1000; ve: geometric levels); 0: continuous time"
+        0, "discrete training grid (DDPM: 1000; ve: geometric levels); 0: continuous time", Range(0)
     )
     time: Literal["uniform", "logit-normal", "mixed", "log-normal", "log-uniform"] = setting(
         "mixed",
@@ -154,8 +154,10 @@ class Noise:
     stratified: bool = setting(
         True, "spread the times of a batch over their law: one in each of B equally likely parts"
     )
-    shift: float = setting(1.0, "resolution shift of the flow's time; above 1: more noise")
-    sigma_data: float = setting(0.5, "standard deviation of the data (edm, ve)")
+    shift: float = setting(
+        1.0, "resolution shift of the flow's time; above 1: more noise", POSITIVE
+    )
+    sigma_data: float = setting(0.5, "standard deviation of the data (edm, ve)", POSITIVE)
     weighting: Literal["output", "x0", "min-snr", "velocity"] = setting(
         "output",
         "squared error of the network's output, of x0, of x0 weighted min(SNR, gamma), or of the "

@@ -156,12 +156,12 @@ def _is_model(source: str | Path) -> bool:
     """Whether `model.find` is to open it; else it is images."""
     if str(source).startswith("pretrained:"):
         return True
-    path = Path(source)
+    path = Path(source).expanduser()
     return (path / "config.json").is_file() or (path / "config.yaml").is_file()
 
 
 def _images(source: str | Path) -> config.Data:
-    if not str(source).startswith("avatars:") and not Path(source).exists():
+    if not str(source).startswith("avatars:") and not Path(source).expanduser().exists():
         raise UserError(f"{source}: there is no such run or folder of images")
     return config.Data(source=str(source), held_out="none")
 

@@ -16,7 +16,7 @@ import torch
 from underpaint import config
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
-from underpaint.model import read_spec
+from underpaint.model import read_fitting_spec
 from underpaint.registry import wing
 from underpaint.training import distributed, early, handover, monitor, provenance, signals
 from underpaint.training.batch import microbatch
@@ -309,8 +309,13 @@ class Trainer:
         """State and progress of the newest checkpoint; metrics after it are forgotten."""
         checkpoint = self.folder.latest().folder
         progress = read_progress(checkpoint)
-        state = TrainState(read_spec(checkpoint), self.run.train, self.world)
+        state = TrainState(read_fitting_spec(checkpoint, "model"), self.run.train, self.world)
         state.restore(checkpoint)
+        last = progress.stage < len(self.stages) and self.stages[progress.stage].images
+        if progress.stage > len(self.stages) or progress.stage_images > last:
+            raise UserError(
+                f"{checkpoint}: its state.json is beyond the stages of the run's config.yaml"
+            )
         self.log.cut(progress.metrics_bytes)
         return state, progress
 

@@ -153,8 +153,17 @@ def why_unread(path: PurePosixPath, head: Callable[[str], bytes]) -> str:
 
 
 def text_label(text: str | None) -> str | None:
-    """A label in one spelling (Unicode NFC): macOS writes file names in another."""
-    return None if text is None else unicodedata.normalize("NFC", text)
+    """A label in one spelling (Unicode NFC): macOS writes file names in another.
+
+    Bytes of a name that are no UTF-8 are taken for Latin-1.
+    """
+    if text is None:
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-8", "surrogateescape").decode("latin-1")
+    return unicodedata.normalize("NFC", text)
 
 
 def folder_labels(names: Sequence[str]) -> list[str | None]:
