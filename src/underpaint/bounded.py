@@ -48,12 +48,15 @@ def open_regular(path: str | Path) -> io.BufferedReader:
 def read_regular(path: str | Path, most: int = FILE) -> bytes:
     """All bytes of a regular file of at most `most`. Raises OSError."""
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > most:
-            raise OSError(errno.EFBIG, f"is larger than {most >> 20:,} MiB", str(path))
-        data = file.read(most + 1)
-    if len(data) > most:  # it grows, or its size is said to be 0, as in /proc
+        size = os.fstat(file.fileno()).st_size
+        parts, done = [], 0
+        while size <= most and (part := file.read(min(most, max(PIECE, size)) + 1 - done)):
+            parts.append(part)
+            done += len(part)
+            size = max(size, done)  # it grows, or its size is said to be 0, as in /proc
+    if size > most:
         raise OSError(errno.EFBIG, f"is larger than {most >> 20:,} MiB", str(path))
-    return data
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def read_json(path: str | Path, most: int = TEXT) -> Any:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ DAMAGE: tuple[type[Exception], ...] = (
     zlib.error,
     struct.error,
 )
-DAMAGE += (RuntimeError, NotImplementedError, SyntaxError, KeyError, OverflowError)
+DAMAGE += (RuntimeError, SyntaxError, KeyError, TypeError, OverflowError, MemoryError, TokenError)
 
 
 class Array(NamedTuple):

@@ -63,8 +63,8 @@ def _open(path: Path) -> Contents:
     archive = _archive(path)
     members: dict[str, list[zipfile.ZipInfo]] = {}
     for member in archive.infolist():
-        if not member.is_dir() and not member.filename.endswith("\\"):
-            # Windows' own zips have backslashes; no path on any system begins with a drive here
+        if member.filename and not member.filename.endswith(("/", "\\")):
+            # Windows' own zips have backslashes
             members.setdefault(member.filename.replace("\\", "/"), []).append(member)
     check_distinct(path, (name for name, found in members.items() for _ in found))
     names, unread = choose(sorted(members), lambda name: _head(archive, members[name][0]))
