@@ -15,8 +15,9 @@ from PIL import Image
 import underpaint as up
 from tests.conftest import SMALL, write_pictures
 from underpaint import config
+from underpaint import model as models
 from underpaint.cli import main
-from underpaint.errors import UserError
+from underpaint.errors import RunFailed, UserError
 from underpaint.report import page
 
 
@@ -154,3 +155,125 @@ def test_a_name_that_is_a_number_is_the_name(tmp_path: Path, recipe: config.Run)
     assert model.label_ids(["3", "4", 0]) == [0, 1, 0]
     with pytest.raises(UserError, match="label '1' is unknown"):
         model.label_ids(["1"])
+
+
+# --- going on ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(tmp_path: Path, recipe: config.Run) -> Path:
+    return up.train(recipe, tmp_path / "run", quiet=True, write_report=False)
+
+
+def test_a_finished_run_is_extended_and_resumes_exactly(begun: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(begun, tmp_path / "other"))
+    up.resume(begun, images=32, quiet=True, write_report=False)
+    run = config.load(begun / "config.yaml")
+    assert list(run.stages) == ["masked", "whole", "whole-more1"]
+    stage = run.stages["whole-more1"]
+    assert (stage.images, stage.warmup, stage.schedule, stage.batch) == (32, 0, "cooldown", 8)
+    lines = [json.loads(line) for line in (begun / "metrics.jsonl").read_text().splitlines()]
+    rates = [r["lr"] for r in lines if r["kind"] == "step" and r["stage"] == "whole-more1"]
+    assert rates == [stage.learning_rate] * 4  # its last quarter is one step, which begins at 1
+    assert models.newest(begun).folder.name == f"{96:012d}"
+    assert main(["train", "--resume", "--out", str(other), "--images", "32", "--quiet"]) == 0
+    for name in ("model", "ema"):
+        one, two = (models.read_weights(models.newest(r).folder, name) for r in (begun, other))  # type: ignore[arg-type]
+        assert all((one[key] == two[key]).all() for key in one)
+    up.resume(other, images=16, quiet=True, write_report=False)
+    assert list(config.load(other / "config.yaml").stages)[-1] == "whole-more2"
+
+
+def test_an_unfinished_run_is_not_extended(begun: Path, wrong: Any, tmp_path: Path) -> None:
+    first = sorted((begun / "checkpoints").glob("0*"))[0]
+    (begun / "checkpoints" / "LATEST").write_text(first.name + "\n")
+    for flags in (("--minutes", 10), ("--images", 64)):
+        line = wrong("train", "--resume", "--out", begun, *flags)
+        assert "of the 64 images that it was given" in line
+    assert "give --resume too" in wrong("train", "--data", "x", "--images", 3)
+    assert up.resume(begun, quiet=True, write_report=False) == begun
+
+
+def test_data_that_moved_are_taken_if_they_are_the_same(
+    begun: Path, faces: Path, tmp_path: Path, wrong: Any
+) -> None:
+    first = sorted((begun / "checkpoints").glob("0*"))[0]
+    (begun / "checkpoints" / "LATEST").write_text(first.name + "\n")
+    moved = faces.rename(tmp_path / "elsewhere")
+    flags = ("train", "--resume", "--out", begun, "--quiet", "--data")
+    assert "there is no such file" in wrong("train", "--resume", "--out", begun)
+    other = write_pictures(tmp_path / "others")
+    (other / "dark" / "0.png").unlink()
+    assert "the images have changed" in wrong(*flags, other)
+    assert main([*map(str, flags), str(moved)]) == 0
+    assert config.load(begun / "config.yaml").data.source == str(moved)
+
+
+# --- hints, memory, processes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "--epochs", 3), "--minutes 30"),
+        (("train", "--batch-size", 3), "--stages.NAME.batch"),
+        (("finetune", "--lr", 3), "--stages.NAME.learning_rate"),
+        (("train", "--microbatch", "x"), "train.microbatch: expected a whole number, got 'x'"),
+        (("sample", "r", "--seed", 2**64), "below 2^62"),
+    ],
+)
+def test_hints(arguments: tuple[object, ...], says: str, wrong: Any) -> None:
+    assert says in wrong(*arguments)
+
+
+def test_help_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["help"], ["-h"], ["--json", "-h"]):
+        assert main(arguments) == 0
+        assert "usage: underpaint COMMAND" in capsys.readouterr().out
+    assert main(["help", "prepare"]) == 0
+    assert "usage: underpaint prepare" in capsys.readouterr().out
+
+
+def test_a_leftover_rank_is_said(monkeypatch: pytest.MonkeyPatch, faces: Path, small: Path) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="type: unset RANK WORLD_SIZE LOCAL_RANK"):
+        up.train(str(small), faces.parent / "run")
+    monkeypatch.setenv("RANK", "one")
+    with pytest.raises(UserError, match="RANK is 'one'"):
+        up.train(str(small), faces.parent / "run")
+
+
+def test_out_of_memory_is_one_line_or_half_the_microbatch(
+    recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from underpaint.core import loss
+
+    forward = loss.DenoisingLoss.forward
+
+    def full(self: Any, patches: torch.Tensor, *others: Any, **more: Any) -> Any:
+        if len(patches) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, patches, *others, **more)
+
+    monkeypatch.setattr(loss.DenoisingLoss, "forward", full)
+    with pytest.raises(RunFailed, match="a batch of 8 in microbatches of 8; .*--microbatch auto"):
+        up.train(recipe, tmp_path / "one", quiet=True, write_report=False)
+    recipe.train.microbatch = -1
+    up.train(recipe, tmp_path / "two", quiet=True, write_report=False)
+    assert config.load(tmp_path / "two" / "config.yaml").train.microbatch == 2
+
+
+def test_two_trainings_in_one_process_are_refused(recipe: config.Run, tmp_path: Path) -> None:
+    import torch
+
+    def inside(done: int, total: int) -> None:
+        with pytest.raises(UserError, match="another training is going on"):
+            up.train(recipe, tmp_path / "inner", quiet=True)
+
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    up.train(recipe, tmp_path / "run", quiet=True, write_report=False, preparing=inside)
+    assert torch.rand(1) == expected

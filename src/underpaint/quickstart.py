@@ -72,7 +72,8 @@ def run(
                 began=began if name == "main" else None,
             )
         except Interrupted:
-            again = f"underpaint quickstart --resume --minutes {minutes:g} --out {shlex.quote(str(out))}"
+            again = f"underpaint quickstart --resume --minutes {minutes:g} --out "
+            again += shlex.quote(str(out))
             raise Interrupted(f"go on with all of the quick start: {again}") from None
     return report.build(
         out,

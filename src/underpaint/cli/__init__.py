@@ -70,10 +70,14 @@ def parser(verb: str) -> Parser:
 
 def _dispatch(argv: list[str], began: float) -> None:
     first = argv[0] if argv else "--help"
-    if first in ("-h", "--help"):
+    if first in ("-h", "--help", "help") and (len(argv) < 2 or argv[1] not in VERBS):
         print(_overview())
+    elif first in ("-h", "--help", "help"):
+        parser(argv[1]).print_help()
     elif first == "--version":
         print(f"underpaint {__version__}")
+    elif first not in VERBS and {"-h", "--help"} & {*argv}:
+        _dispatch(["--help", *(arg for arg in argv if arg in VERBS)], began)
     elif first not in VERBS:
         raise UserError(f"'{first}' is not a command; {closest(first, [*VERBS])}")
     else:

@@ -47,6 +47,23 @@ def width() -> int:
     return max(60, min(100, shutil.get_terminal_size((100, 24)).columns))
 
 
+MEANT = {  # what other trainers call it
+    "--epochs": "lengths are in images or minutes: --minutes 30, or --stages.NAME.images N",
+    "--steps": "lengths are in images or minutes: --minutes 30, or --stages.NAME.images N",
+    "--iterations": "lengths are in images or minutes: --minutes 30, or --stages.NAME.images N",
+    "--batch-size": "did you mean '--stages.NAME.batch'?",
+    "--batch": "did you mean '--stages.NAME.batch'?",
+    "--lr": "did you mean '--stages.NAME.learning_rate'?",
+    "--learning-rate": "did you mean '--stages.NAME.learning_rate'?",
+    "--gpus": "start it as: torchrun --nproc-per-node N -m underpaint train …",
+    "--resolution": "did you mean '--size'?",
+    "--image-size": "did you mean '--size'?",
+    "--output": "did you mean '--out'?",
+    "--name": "did you mean '--out'?",
+    "--seed": "did you mean '--train.seed'?",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """Raises UserError with one sentence instead of printing a usage page."""
 
@@ -82,6 +99,8 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for flag in flags if "." not in flag]
         known = [name for action in self._actions for name in action.option_strings]
         for flag in flags:
+            if self.settings and flag in MEANT:
+                raise UserError(f"'{flag}' is not a flag of {self.prog}; {MEANT[flag]}")
             last = flag.removeprefix("--")  # `--batch` of `--stages.NAME.batch`
             close = [name for name in self.settings if name.rpartition(".")[2] == last]
             close = close or difflib.get_close_matches(flag, [*known, *self.settings], 1, 0.6)

@@ -269,7 +269,15 @@ class Train:
     """How the loop runs: seed, optimiser, EMA, device, and what is written when."""
 
     seed: int = setting(0, "seed of everything random", SEED)
-    microbatch: int = setting(0, "images a forward pass and device; 0: batch / devices", Range(0))
+    microbatch: int = setting(
+        0,
+        "images a forward pass and device; 0: batch / devices; -1: the same, halved until it fits "
+        "into memory",
+        Range(-1),
+    )
+    timeout: float = setting(
+        30.0, "minutes that a process waits for the others (torchrun)", POSITIVE
+    )
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw",
         "muon: orthogonalised momentum for the matrices inside the blocks, at the same learning "

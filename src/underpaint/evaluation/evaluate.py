@@ -82,7 +82,7 @@ def evaluate(
     world = distributed.start(device)
     try:
         network = features.load(extractor, weights_file, str(world.device))
-        images = _images(source) if not _is_model(source) else None
+        images = _images(source, size) if not _is_model(source) else None
         wanted = _reference(source, reference, held_out, size, images)
         real = _prepared(wanted, world)
         if images is not None:
@@ -97,8 +97,7 @@ def evaluate(
         if one != two:
             raise UserError(
                 f"sizes differ: {source} has images of {one}, {wanted.source} of {two}; scores "
-                "need both in one size: prepare the reference with --size, or score images of its "
-                "size"
+                "need both in one size: add --size, which brings both to it"
             )
         train, held = (_shuffled(ids) for ids in (real.train_ids, real.held_out_ids))
         count, notes = _count(n, len(train), len(held), judged.most)
@@ -160,10 +159,11 @@ def _is_model(source: str | Path) -> bool:
     return (path / "config.json").is_file() or (path / "config.yaml").is_file()
 
 
-def _images(source: str | Path) -> config.Data:
+def _images(source: str | Path, size: tuple[int, ...]) -> config.Data:
+    """Images to score, in the size that both sides shall have if one is given."""
     if not str(source).startswith("avatars:") and not Path(source).expanduser().exists():
         raise UserError(f"{source}: there is no such run or folder of images")
-    return config.Data(source=str(source), held_out="none")
+    return config.Data(source=str(source), size=size, held_out="none")
 
 
 def _reference(
