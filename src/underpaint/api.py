@@ -50,12 +50,22 @@ def train(
 def resume(
     out: str | Path,
     *,
+    data: str | Path | None = None,
+    images: int = 0,
+    minutes: float = 0.0,
     preparing: Preparing | None = None,
     quiet: bool = False,
     write_report: bool = True,
+    began: float | None = None,
 ) -> Path:
-    """Go on with the run in `out` by its saved recipe. Returns and raises as `train`."""
-    return _run(None, out, write_report, resume=True, preparing=preparing, quiet=quiet)
+    """Go on with the run in `out` by its saved recipe. Returns and raises as `train`.
+
+    `data`: where its images are now, if they have moved. `images` or `minutes`: a finished run is
+    extended by so much: its last stage goes on at the peak of its learning rate, then cools down.
+    """
+    settings = {"preparing": preparing, "quiet": quiet, "data": data, "began": began}
+    more = {"more_images": images, "more_minutes": minutes}
+    return _run(None, out, write_report, resume=True, **settings, **more)
 
 
 def finetune(

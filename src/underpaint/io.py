@@ -104,7 +104,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def replace_text(path: Path, text: str) -> None:
     """Write a text file in a single step."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # a file's name may be in no encoding: then its bytes are shown, as \udce9
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sync(path: Path) -> None:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from underpaint import backbones, config, factory
 from underpaint import vae as autoencoders
 from underpaint._version import __version__
+from underpaint.bounded import Is, checked, read_json
 from underpaint.core import samplers, spaces
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.guidance import guided
@@ -39,6 +41,17 @@ FORMAT = 2  # of a model's folder
 MODEL = ("config.json", "model.safetensors")  # files of an exported model
 
 Weights = Literal["ema", "model", "narrow", "wide"]  # the last two: training/posthoc.py
+CARD = {  # config.json
+    "format": Is(int, FORMAT, FORMAT),
+    "underpaint": Is(str, optional=True),
+    "model": Is(dict),
+    "sha256": Is(
+        dict,
+        1,
+        of=Is(str, 64, 64),
+        among=frozenset(f"{name}.safetensors" for name in get_args(Weights)),
+    ),
+}
 
 
 class Model:
@@ -104,11 +117,16 @@ class Model:
         self.denoiser.bf16 = use_bf16(precision, self.device, self.spec.network.width)
 
     def label_ids(self, labels: Sequence[str | int]) -> list[int]:
-        """Class numbers of names (or of numbers, -1 for none). Raises UserError if unknown."""
+        """Class numbers of names or of numbers (-1: none). Raises UserError for what is unknown.
+
+        A text is a name, never a number: '3' is the label that is called so.
+        """
         if not self.label_names:
             raise UserError("this model was trained without labels; leave the label out")
+        if isinstance(labels, str) or not labels:
+            raise UserError(f"labels {labels!r}: give a list of at least one name, or None")
+        labels = [normalize("NFC", label) if isinstance(label, str) else label for label in labels]
         numbers: dict[str | int, int] = {i: i for i in range(-1, len(self.label_names))}
-        numbers |= {str(i): i for i in numbers.values()}
         numbers |= {name: i for i, name in enumerate(self.label_names)}
         unknown = [label for label in labels if label not in numbers]
         if unknown:
@@ -192,6 +210,8 @@ class Model:
         sampling = self.sampling_with(**changes)
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: both must be at least 1")
+        if not 0 <= seed <= 2**63 - n:
+            raise UserError(f"seed {seed}: give a whole number from 0 to 2^63 - {n}")
         ids = None if labels is None else self.label_ids(labels)
         with factory.settings_of("sampling", config.Sampling):
             sigmas = samplers.sigmas(self.denoiser.process, sampling.steps, sampling.grid)
@@ -262,7 +282,7 @@ def find(source: str | Path) -> Path:
             known = ", ".join(f"pretrained:{p.name}" for p in sorted(packaged.glob("*/"))) or "none"
             raise UserError(f"{text}: there are no such weights in the package; known: {known}")
         return packaged / name
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if not folder.exists():
         raise UserError(f"{text}: no such folder; give a run, a checkpoint or an exported model")
     if (folder / "config.json").is_file():
@@ -338,22 +358,23 @@ def read_card(folder: Path) -> dict[str, Any]:
     """The whole `config.json` of a model's folder."""
     path = folder / "config.json"
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(card, dict) or not isinstance(card.get("model"), dict):
-            raise ValueError
-    except (ValueError, OSError):
-        raise UserError(f"{path}: is damaged or not a model of underpaint") from None
-    if card.get("format") != FORMAT:
-        raise UserError(
-            f"{path}: has format {card.get('format')}, and this underpaint reads format {FORMAT}; "
-            "train again, or use the version that wrote it"
-        )
-    return card
+        card = read_json(path)
+        if isinstance(card, dict) and type(card.get("format")) is int and card["format"] != FORMAT:
+            raise UserError(
+                f"{path}: has format {card['format']}, and this underpaint reads format {FORMAT}; "
+                "train again, or use the version that wrote it"
+            )
+        return checked(card, CARD, more=True)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: is damaged or not a model of underpaint ({error})") from None
 
 
 def read_spec(folder: Path) -> config.ModelSpec:
     """What the weights in `folder` belong to."""
-    return config.from_dict(config.ModelSpec, read_card(folder)["model"], f"{folder.name}: ")
+    values = read_card(folder)["model"]
+    spec = config.from_dict(config.ModelSpec, values, f"{folder / 'config.json'}: ")
+    config.check_model(spec, f"{folder / 'config.json'}: ")
+    return spec
 
 
 def sha256(path: Path) -> str:
@@ -362,12 +383,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
-    """The tensors of a model's folder in float32, after their checksum was compared.
-
-    Where it has one weight file (an exported model, packaged weights), that is `model`.
-    """
-    digests = read_card(folder).get("sha256", {})
+def _whole(folder: Path, weights: Weights) -> Path:
+    """The file of these weights, whose checksum was compared."""
+    digests = read_card(folder)["sha256"]
     alone = list(digests) == ["model.safetensors"]
     path = folder / ("model.safetensors" if alone else f"{weights}.safetensors")
     expected = digests.get(path.name)
@@ -376,10 +394,57 @@ def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
             f"{path}: is missing, cut short or changed (its checksum differs from config.json); "
             "use another checkpoint"
         )
+    return path
+
+
+def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
+    """The tensors of a model's folder in float32, after their checksum was compared.
+
+    Where it has one weight file (an exported model, packaged weights), that is `model`.
+    Raises UserError for a file that is damaged, or has values that are not finite.
+    """
+    path = _whole(folder, weights)
     try:
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError:
         raise UserError(f"{path}: is not a safetensors file") from None
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{path}: '{broken[0]}' holds values that are not finite; use another checkpoint"
+        )
+    return tensors
+
+
+def read_fitting_spec(folder: Path, weights: Weights = "ema") -> config.ModelSpec:
+    """What the weights in `folder` belong to, if they fit it.
+
+    Their header is compared with a network that has no memory yet, so that a config.json cannot ask
+    for more than there is. Raises UserError where they do not fit, or the file is damaged.
+    """
+    spec, path = read_spec(folder), _whole(folder, weights)
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:
+        raise UserError(f"{path}: is not a safetensors file") from None
+    options = spec.network.options
+    deep = {k: v for k, v in options.items() if "depth" in k or k == "levels"}
+    deep["depth"] = spec.network.depth
+    try:
+        if too_deep := [k for k, v in deep.items() if not v <= len(found)]:
+            name = f"network.{too_deep[0]}"
+        else:
+            expected = factory.unallocated_network(spec).state_dict()
+            shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+            names = sorted(shapes.keys() | found.keys())
+            name = next((n for n in names if shapes.get(n) != found.get(n)), "")
+    except (RuntimeError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{folder}: its config.json describes no network ({reason})") from None
+    if name:
+        raise UserError(f"{folder}: '{name}' does not fit the network that config.json names")
+    return spec
 
 
 def load(
@@ -396,19 +461,14 @@ def load(
     `vae`: where the autoencoder of a model of latents is now, if it has moved since training.
     """
     folder = find(source)
-    spec = read_spec(folder)
+    spec = read_fitting_spec(folder, weights)
     if vae is not None:
         if spec.space.kind != "latents":
             raise UserError(f"--vae {vae}: this model works in {spec.space.kind}; leave --vae out")
         spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=str(vae)))
         autoencoders.of_space(spec.space, spec.channels, "--vae")
     model = build(spec)
-    state = read_weights(folder, weights)
-    expected = model.denoiser.backbone.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
-        if name not in expected or name not in state or expected[name].shape != state[name].shape:
-            raise UserError(f"{folder}: '{name}' does not fit the network that config.json names")
-    model.denoiser.backbone.load_state_dict(state)
+    model.denoiser.backbone.load_state_dict(read_weights(folder, weights))
     keep_freed_memory()
     model.denoiser.to(pick_device(device)).eval()
     model.precision = precision

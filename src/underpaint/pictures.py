@@ -152,5 +152,5 @@ def _fitting(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTy
 def _chunks(about: About) -> PngInfo:
     info = PngInfo()
     for key, value in about.items():
-        info.add_itxt(key, str(value))
+        info.add_itxt(key, str(value).encode("utf-8", "backslashreplace").decode())
     return info

@@ -63,6 +63,8 @@ class VAE:
         except Exception as error:  # of many types: a missing file, a damaged one, wrong shapes
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.folder}: the {self.kind} cannot be read ({reason})") from None
+        if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):
+            raise UserError(f"{self.folder}: the {self.kind} holds weights that are not finite")
         return module.eval().requires_grad_(False)
 
     @torch.inference_mode()

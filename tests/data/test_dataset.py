@@ -116,10 +116,10 @@ def test_moved_data_find_their_entry(photos):
 
 def test_force_decodes_again(photos):
     first = prepare(photos)
-    file = Path(first.report["cache"]) / "pixels.bin"
-    file.write_bytes(bytes(file.stat().st_size))
-    assert not prepare(photos).images.any()
-    assert prepare(photos, force=True).images.any()
+    assert prepare(photos).report["reused"]
+    again = prepare(photos, force=True)
+    assert not again.report["reused"]
+    np.testing.assert_array_equal(again.images, first.images)
 
 
 @pytest.mark.parametrize("file", ["pixels.bin", "index.npz", "about.json"])
@@ -344,3 +344,51 @@ def test_batch(photos):
 def test_wrong_settings(photos, settings, says):
     with pytest.raises(UserError, match=says):
         prepare(photos, **settings)
+
+
+def swapped_labels(folder):
+    with np.load(folder / "index.npz") as index:
+        arrays = dict(index)
+    np.savez(folder / "index.npz", **arrays | {"label": arrays["label"][::-1]})
+
+
+def renamed(folder):
+    path = folder / "about.json"
+    path.write_text(path.read_text().replace('"0"', '"9"'))
+
+
+def turned_shape(folder):
+    about = json.loads((folder / "about.json").read_text())
+    n, height, *rest = about["shape"]
+    (folder / "about.json").write_text(json.dumps(about | {"shape": [height, n, *rest]}))
+
+
+def cut_pixels(folder):
+    with (folder / "pixels.bin").open("r+b") as file:
+        file.truncate(100)
+
+
+def all_pixels(folder):
+    path = folder / "pixels.bin"
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+
+
+def last_pixel(folder):
+    path = folder / "pixels.bin"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    "damage", [swapped_labels, renamed, turned_shape, cut_pixels, all_pixels, last_pixel]
+)
+def test_a_cache_that_was_changed_is_made_anew(tmp_path, monkeypatch, damage):
+    place = write_folder(tmp_path / "set", noise(60), [str(i % 3) for i in range(60)])
+    before = data.prepare(config.Data(source=str(place)))
+    expected = np.array(before.images)
+    damage(Path(before.report["cache"]))
+    after = data.prepare(config.Data(source=str(place)), verify=damage is last_pixel)
+    assert not after.report["reused"]
+    np.testing.assert_array_equal(after.images, expected)
+    assert after.labels.tolist() == before.labels.tolist()
+    assert (after.label_names, after.names) == (before.label_names, before.names)
+    assert data.prepare(config.Data(source=str(place)), verify=True).report["reused"]

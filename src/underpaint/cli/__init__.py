@@ -5,9 +5,11 @@ Nothing heavy is imported before a verb runs, so that `--help` answers at once. 
 """
 
 import importlib
+import io
 import os
 import sys
 import time
+from typing import Any
 
 from underpaint._version import __version__
 from underpaint.cli.parser import Parser, closest
@@ -34,6 +36,9 @@ VERBS = {  # verb: (module of this package, one line)
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Defects of the software keep their traceback."""
     began = time.monotonic()
+    for stream in (sys.stdout, sys.stderr):  # names of files may be in no encoding at all
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         _dispatch(sys.argv[1:] if argv is None else argv, began)
         sys.stdout.flush()
@@ -61,18 +66,32 @@ def parser(verb: str) -> Parser:
 
 def _dispatch(argv: list[str], began: float) -> None:
     first = argv[0] if argv else "--help"
-    if first in ("-h", "--help"):
+    if first in ("-h", "--help", "help") and (len(argv) < 2 or argv[1] not in VERBS):
         print(_overview())
+    elif first in ("-h", "--help", "help"):
+        parser(argv[1]).print_help()
     elif first == "--version":
         print(f"underpaint {__version__}")
+    elif first not in VERBS and {"-h", "--help"} & {*argv}:
+        _dispatch(["--help", *(arg for arg in argv if arg in VERBS)], began)
     elif first not in VERBS:
         raise UserError(f"'{first}' is not a command; {closest(first, [*VERBS])}")
     else:
         verb_parser = parser(first)
         args, others = verb_parser.parse_known_args(argv[1:])
+        for name, value in vars(args).items():  # of `--out=~/x`, which no shell expands
+            if name not in ("label", "n"):
+                setattr(args, name, _home(value))
         verb_parser.refuse(others)
         args.began = began
         importlib.import_module(f"underpaint.cli.{VERBS[first][0]}").run(args, others)
+
+
+def _home(value: Any) -> Any:
+    """A text that begins with ~, or a list of such, with the home folder instead."""
+    if isinstance(value, list):
+        return [_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _overview() -> str:
@@ -91,6 +110,7 @@ def _overview() -> str:
 
 
 def _end(message: str, code: int) -> int:
-    if message:
-        print(f"underpaint: {' '.join(message.split())}", file=sys.stderr)
+    if message:  # of names with control characters none reaches the terminal
+        shown = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(message.split()))
+        print(f"underpaint: {shown}", file=sys.stderr)
     return code

@@ -51,7 +51,13 @@ def arguments(parser: Parser, verb: str) -> None:
     )
     add("--weights-file", metavar="FILE", help="weights of the feature network")
     add("--held-out", metavar="SPEC", help="as in `prepare` (default: as in the run, else auto)")
-    add("--size", type=int, nargs="+", metavar=("H", "W"), help="pixels of the reference")
+    add(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar=("H", "W"),
+        help="pixels that the images of both sides are brought to",
+    )
     few = "3 for images; a model has its own"
     add_setting(parser, "--channels", "data.channels", few)
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")

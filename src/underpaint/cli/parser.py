@@ -30,6 +30,23 @@ def width() -> int:
     return max(60, min(100, shutil.get_terminal_size((100, 24)).columns))
 
 
+MEANT = {  # what other trainers call it
+    "--epochs": "lengths are in images or minutes: --minutes 30, or --stages.NAME.images N",
+    "--steps": "lengths are in images or minutes: --minutes 30, or --stages.NAME.images N",
+    "--iterations": "lengths are in images or minutes: --minutes 30, or --stages.NAME.images N",
+    "--batch-size": "did you mean '--stages.NAME.batch'?",
+    "--batch": "did you mean '--stages.NAME.batch'?",
+    "--lr": "did you mean '--stages.NAME.learning_rate'?",
+    "--learning-rate": "did you mean '--stages.NAME.learning_rate'?",
+    "--gpus": "start it as: torchrun --nproc-per-node N -m underpaint train …",
+    "--resolution": "did you mean '--size'?",
+    "--image-size": "did you mean '--size'?",
+    "--output": "did you mean '--out'?",
+    "--name": "did you mean '--out'?",
+    "--seed": "did you mean '--train.seed'?",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """Raises UserError with one sentence instead of printing a usage page."""
 
@@ -65,6 +82,8 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for flag in flags if "." not in flag]
         known = [name for action in self._actions for name in action.option_strings]
         for flag in flags:
+            if self.settings and flag in MEANT:
+                raise UserError(f"'{flag}' is not a flag of {self.prog}; {MEANT[flag]}")
             last = flag.removeprefix("--")  # `--batch` of `--stages.NAME.batch`
             close = [name for name in self.settings if name.rpartition(".")[2] == last]
             close = close or difflib.get_close_matches(flag, [*known, *self.settings], 1, 0.6)
@@ -89,7 +108,9 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_least(args: argparse.Namespace, **least: int) -> None:
-    """Raise UserError for a number that is given and below its `least`."""
+    """Raise UserError for a number that is given and below its `least`, or no seed."""
+    if getattr(args, "seed", None) is not None and args.seed >= 2**62:
+        raise UserError(f"--seed {args.seed}: give a number below 2^62")
     for name, low in least.items():
         value = getattr(args, name)
         if value is not None and value < low:
@@ -104,7 +125,8 @@ def flag_of(name: str) -> str:
 def print_json(values: dict[str, Any]) -> None:
     """The one object on stdout; of several processes (torchrun) the first prints."""
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(values, indent=2, ensure_ascii=False))
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        print(json.dumps(values, indent=2, ensure_ascii=not utf8))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
@@ -137,7 +159,10 @@ def console(*, stderr: bool = False, quiet: bool = False) -> "Console":
 
     others = os.environ.get("RANK", "0") != "0"
     wide = None if (sys.stderr if stderr else sys.stdout).isatty() else 200  # no folding in pipes
-    return Console(stderr=stderr, quiet=quiet or others, highlight=False, width=wide)
+    # what we print holds names that people gave: a text is never markup
+    return Console(
+        stderr=stderr, quiet=quiet or others, highlight=False, markup=False, emoji=False, width=wide
+    )
 
 
 class Bar:
@@ -174,9 +199,16 @@ class Bar:
         if self.bar is None:
             if done >= total:
                 return
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
-            columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
+            what = TextColumn("{task.description}", markup=False)  # it names what a person gave
+            columns = (what, BarColumn(), MofNCompleteColumn())
             self.bar = Progress(
                 *columns, TimeRemainingColumn(), console=self.console, transient=True
             )

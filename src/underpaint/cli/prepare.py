@@ -23,6 +23,9 @@ def arguments(parser: Parser, verb: str) -> None:
         help="also compute latents with this folder of a diffusers AutoencoderKL or "
         "AutoencoderTiny (space.vae)",
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="hash all pixels in the cache (else of a few images)"
+    )
     add_output(parser)
 
 
@@ -31,7 +34,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
 
     wanted = images_of(args)
     with Bar("decoding", quiet=args.quiet) as bar:
-        dataset = data.prepare(wanted, progress=bar)
+        dataset = data.prepare(wanted, verify=args.verify, progress=bar)
     if args.latents:
         from underpaint import vae
         from underpaint.data import latents
@@ -57,6 +60,9 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         if set(value) == {"path", "reason"}:
             return f"{value['path']}: {value['reason']}"
+        if set(value) == {"files", "first", "reason"}:
+            more = f", {value['first']} and others" if value["files"] > 1 else f", {value['first']}"
+            return f"{value['files']:,} ({value['reason']}){more}"
         return _cut([f"{key} {shown(item)}" for key, item in value.items()], ", ")
     if isinstance(value, (list, tuple)):
         if value and all(isinstance(item, int) for item in value):

@@ -6,6 +6,7 @@ another style, `pixel-art`, from 1,000 images; and that style from scratch on as
 
 import argparse
 import dataclasses
+import shlex
 from pathlib import Path
 
 from underpaint import config
@@ -75,7 +76,7 @@ def train(
     from underpaint import api, report
     from underpaint.training.checkpointing import RunFolder
 
-    out = Path(out)
+    out = Path(out).expanduser()
     parts = recipes(minutes, seed)
     folders = {"main": out, "transfer": out / "transfer", "scratch": out / "scratch"}
     begun = {name: resume and (folder / "config.yaml").exists() for name, folder in folders.items()}
@@ -101,7 +102,8 @@ def train(
                 began=began if name == "main" else None,
             )
         except Interrupted:
-            again = f"underpaint quickstart --resume --minutes {minutes:g} --out {out}"
+            again = f"underpaint quickstart --resume --minutes {minutes:g} --out "
+            again += shlex.quote(str(out))
             raise Interrupted(f"go on with all of the quick start: {again}") from None
     return report.build(
         out,

@@ -5,6 +5,7 @@ import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 from underpaint.cli.parser import Bar, Parser, add_output, check_least, closest, print_json
 from underpaint.cli.settings import add_model, add_sampling, sampling_of
@@ -103,7 +104,8 @@ def _labels(model: "Model", args: argparse.Namespace) -> list[str] | None:
         return None
     if args.label == ["none"] and "none" not in known:
         return None
-    for name in args.label or ():
+    args.label = [normalize("NFC", name) for name in args.label or ()]
+    for name in args.label:
         if name not in known:
             raise UserError(f"--label {name}: this model does not know it; {closest(name, known)}")
     return args.label or known

@@ -93,7 +93,7 @@ def _shown(value: Any) -> str:
 
 # --- flags that stand for settings ---------------------------------------------------------------
 
-IMAGES = ("size", "channels", "fit", "background", "max_bad", "held_out")
+IMAGES = ("size", "channels", "fit", "background", "max_bad", "max_pixels", "levels", "held_out")
 METAVARS = {"source": "DATA", "background": "COLOUR", "max_bad": "SHARE", "held_out": "SPEC"}
 SAMPLING = ("sampler", "steps", "grid", "guidance", "clip", "eta", "corrections", "snr")
 

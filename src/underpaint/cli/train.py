@@ -4,12 +4,14 @@ import argparse
 import dataclasses
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, print_table, width
 from underpaint.cli.settings import add_setting, as_help
+from underpaint.config.plain import Plain
 from underpaint.errors import UserError
 
 SHORT = {  # flags of their own
@@ -17,6 +19,8 @@ SHORT = {  # flags of their own
     "--size": "data.size",
     "--channels": "data.channels",
     "--held-out": "data.held_out",
+    "--max-pixels": "data.max_pixels",
+    "--levels": "data.levels",
     "--audit-split": "data.audit_split",
     "--labels": "network.labels",
     "--compile": "train.compile",
@@ -46,6 +50,13 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--minutes", type=float, metavar="M", help="until the report is there; stages in proportion"
     )
+    add("--images", type=int, metavar="N", help="with --resume: images to add to a finished run")
+    add(
+        "--microbatch",
+        metavar="N|auto",
+        help="images a forward pass (default: the recipe's); auto: halved until it fits in memory",
+    )
+    add("--timeout", type=float, metavar="M", help="minutes to wait for other processes (torchrun)")
     add("--resume", action="store_true", help="go on with the run in --out, by its own recipe")
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--dry-run", action="store_true", help="say what it would cost; train nothing")
@@ -58,6 +69,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     if args.resume:
         _resume(args, others)
         return
+    if args.images is not None:
+        raise UserError(
+            "--images adds to a finished run: give --resume too, or --stages.NAME.images"
+        )
     chosen = recipe(args, others)
     if args.dry_run:
         _dry_run(chosen, args)
@@ -133,7 +148,12 @@ def _fitted(run: config.Run, args: argparse.Namespace) -> config.Run:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that are given by flags of their own, by their dotted names."""
-    return {name: v for name, v in vars(args).items() if "." in name and v is not None}
+    found = {name: v for name, v in vars(args).items() if "." in name and v is not None}
+    if args.microbatch is not None:
+        found["train.microbatch"] = -1 if args.microbatch == "auto" else Plain(args.microbatch)
+    if args.timeout is not None:
+        found["train.timeout"] = args.timeout
+    return found
 
 
 def _within(run: config.Run, minutes: float) -> config.Run:
@@ -180,7 +200,9 @@ def _default_out(run: config.Run, verb: str) -> str:
 def name_of(source: str) -> str:
     """A name for files that are about these images."""
     name = (
-        source.replace(":", "-") if source.startswith("avatars:") else Path(source).resolve().stem
+        source.replace(":", "-")
+        if source.startswith("avatars:")
+        else Path(source).expanduser().resolve().stem
     )
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
@@ -193,15 +215,21 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     if args.out is None and not source:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with")
     out = args.out or _default_out(config.Run(data=config.Data(source=source)), args.verb)
-    recipe = (args.preset, args.config, args.start, args.minutes)
+    recipe = (args.preset, args.config, args.start)
     if others or given.keys() - {"data.source"} or any(value is not None for value in recipe):
         console(stderr=True, quiet=args.quiet).print(
             f"resuming with the saved config, {out}/config.yaml; other settings are not read"
         )
+    more = {"images": args.images, "minutes": args.minutes}
+    for name, value in more.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name} {value:g}: give a number above 0")
     from underpaint import api
 
     with Bar("decoding", quiet=args.quiet) as bar:
-        folder = api.resume(out, preparing=bar, quiet=args.quiet)
+        how = {name: value for name, value in more.items() if value is not None}
+        how |= {"data": args_data} if (args_data := given.get("data.source")) else {}
+        folder = api.resume(out, preparing=bar, quiet=args.quiet, began=args.began, **how)
     _finish(folder, args)
 
 
@@ -215,7 +243,8 @@ def _finish(folder: Path, args: argparse.Namespace) -> None:
     page, found = folder / "report.html", records.read(folder / "metrics.jsonl")
     sentences = " ".join(verdict(found))
     if not args.json:
-        print(f"run      {folder}\nreport   {page}\nsample   underpaint sample {folder} -n 64")
+        sample = f"underpaint sample {shlex.quote(str(folder))} -n 64"
+        print(f"run      {folder}\nreport   {page}\nsample   {sample}")
         if sentences:
             print(f"verdict  {sentences}")
         return

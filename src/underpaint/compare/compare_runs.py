@@ -31,7 +31,7 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
 
     Raises UserError for folders that are no runs, or runs of different data or without checks.
     """
-    paths = [Path(folder) for folder in folders]
+    paths = [Path(folder).expanduser() for folder in folders]
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("the same run is given twice; give different ones")
     recipes = [_read(path) for path in paths]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from underpaint import config
 from underpaint.config import setting
@@ -86,14 +85,8 @@ class Study:
 
 def load(path: str | Path) -> Study:
     """Read and check a study. Raises UserError with one sentence where it cannot work."""
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a study") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path}: is not valid YAML") from None
-    study = config.from_dict(Study, values, f"{path.name}: ")
+    path = Path(path).expanduser()
+    study = config.from_dict(Study, config.read_yaml(path, "a study"), f"{path.name}: ")
     if not study.recipe:
         raise UserError(f"{path.name}: names no recipe; add 'recipe: quickstart' or a YAML file")
     if study.recipe.endswith((".yaml", ".yml")):

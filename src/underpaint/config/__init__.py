@@ -8,7 +8,10 @@ place, what was given and what was expected.
 from underpaint.config.cross_checks import check as check
 from underpaint.config.cross_checks import check_data as check_data
 from underpaint.config.cross_checks import check_labels as check_labels
+from underpaint.config.cross_checks import check_model as check_model
+from underpaint.config.plain import read_yaml as read_yaml
 from underpaint.config.reading import apply_flags as apply_flags
+from underpaint.config.reading import checked as checked
 from underpaint.config.reading import flag_names as flag_names
 from underpaint.config.reading import from_dict as from_dict
 from underpaint.config.reading import load as load

@@ -6,6 +6,7 @@ Each setting's own range stands with it in `schema`; `check_ranges` holds it to 
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from underpaint.config.schema import (
@@ -13,6 +14,7 @@ from underpaint.config.schema import (
     DP,
     HIDDEN_SHARE,
     Data,
+    ModelSpec,
     Range,
     Run,
     Space,
@@ -178,6 +180,56 @@ def _check_dp(place: str, stage: Stage, dp: DP, run: Run) -> None:
             f"train.compile: the gradients of single images, which {place}.dp needs, cannot be "
             "compiled; leave it out"
         )
+
+
+LARGEST = 1 << 16  # pixels a side of a model's images, features of a token, blocks, labels' names
+
+
+def check_model(spec: ModelSpec, where: str) -> None:
+    """Raise UserError for a model that nobody can have trained: by ranges, before it is built."""
+    network, labels = spec.network, spec.label_names
+    bounds = {
+        "size": max(spec.size),
+        "network.width": network.width,
+        "network.depth": network.depth,
+        "network.heads": network.heads,
+        "space.patch": spec.space.patch,
+        "space.levels": 1 << min(spec.space.levels, 64),
+        "space.factor": spec.space.factor,
+        "space.latent_channels": spec.space.latent_channels,
+        "number of labels": len(labels),
+    }
+    for name, value in bounds.items():
+        if value > LARGEST:
+            raise UserError(f"{where}{name} {value:,}: no model is so large")
+    positive = {"size": min(spec.size), "width": network.width, "heads": network.heads}
+    for name, value in positive.items():
+        if value < 1:
+            raise UserError(f"{where}{name} {value}: give a number from 1 up")
+    if spec.size[0] * spec.size[1] > 1 << 26:
+        raise UserError(f"{where}size {spec.size[0]}×{spec.size[1]}: no model is so large")
+    if spec.channels not in CHANNELS.values():
+        raise UserError(f"{where}channels {spec.channels}: give 3 (colour), 1 (grey) or 4 (transparency)")
+    if len(set(labels)) < len(labels):
+        raise UserError(f"{where}label_names: a name is there twice")
+    for section in ("space", "network", "noise", "sampling"):
+        check_ranges(f"{where}{section}", getattr(spec, section))
+    for name, option in _numbers("network.options", network.options):
+        if abs(option) > LARGEST:
+            raise UserError(f"{where}{name} {option:g}: no model is so large")
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """All numbers in nested options, and the lengths of their lists."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(f"{name}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        yield f"the length of {name}", len(value) * (LARGEST if len(value) > 16 else 1)
+        for item in value:
+            yield from _numbers(name, item)
+    elif isinstance(value, (int, float)):
+        yield name, float(min(max(value, -(2.0**62)), 2.0**62))
 
 
 def check_data(data: Data, place: str = "data") -> None:

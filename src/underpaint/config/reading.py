@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from importlib import resources
@@ -10,6 +11,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from underpaint.config import plain
+from underpaint.config.plain import Plain, is_null, typed
 from underpaint.config.schema import DP, Run, Stage
 from underpaint.errors import UserError
 
@@ -39,7 +42,7 @@ def from_dict(cls: type[T], values: Any, where: str, base: T | None = None) -> T
 def _convert(hint: Any, value: Any, where: str, current: Any = None) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None:
+        if is_null(value):
             return None
         return _convert(next(a for a in args if a is not type(None)), value, where, current)
     if dataclasses.is_dataclass(hint):
@@ -50,38 +53,62 @@ def _convert(hint: Any, value: Any, where: str, current: Any = None) -> Any:
         merged = dict(current or {})
         for key, item in value.items():
             if dataclasses.is_dataclass(args[1]):
-                if item is None:  # a stage set to null is dropped from a preset's recipe
+                if item == "" and isinstance(item, Plain):
+                    raise UserError(
+                        f"{_join(where, str(key))} is empty; write its settings below it, or null "
+                        "to drop it"
+                    )
+                if is_null(item):  # a stage set to null is dropped from a preset's recipe
                     merged.pop(str(key), None)
                     continue
                 item = _convert(args[1], item, _join(where, str(key)), merged.get(str(key)))
-            merged[str(key)] = item
+            merged[str(key)] = typed(item)
         return merged
     if origin is Literal:
         if not any(value == a and type(value) is type(a) for a in args):
             options = ", ".join(str(a) for a in args)
             raise UserError(f"{where}: {_shown(value)} is not one of {options}")
-        return value
+        return str(value) if isinstance(value, str) else value
     if origin is tuple:
         items = list(value) if isinstance(value, (list, tuple)) else [value]
         if args[-1] is not Ellipsis and len(items) != len(args):
             raise UserError(f"{where}: expected {len(args)} values, got {_shown(value)}")
         return tuple(_convert(args[0], item, where) for item in items)
+    if hint is str and isinstance(value, (str, os.PathLike)) and not _is_empty(value):
+        return str(os.fspath(value))
+    if isinstance(value, str) and hint in (float, int, bool):
+        parsed = _of_text(hint, value)
+        value = value if parsed is None else parsed
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
+    if hint is str and _is_empty(value):
+        value = None
+    if hint is Any:
+        return typed(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
     raise UserError(f"{where}: expected {kind[hint.__name__]}, got {_shown(value)}")
 
 
+def _is_empty(value: Any) -> bool:
+    """Whether a name stands in YAML with nothing behind it."""
+    return isinstance(value, Plain) and value == ""
+
+
+def _of_text(hint: type, text: str) -> float | int | bool | None:
+    """What a text says where a number or true or false is expected; None for something else."""
+    if hint is float:
+        return plain.number(text)
+    if not isinstance(text, Plain):  # in quotes: a text is meant
+        return None
+    return plain.whole(text) if hint is int else plain.boolean(text)
+
+
 def _shown(value: Any) -> str:
+    value = typed(value)
     return f"'{value}'" if isinstance(value, (str, int, float)) else f"{value!r}"
 
 
@@ -105,24 +132,16 @@ def _unknown(name: str, names: list[str], where: str) -> str:
 
 def load(path: str | Path, base: Run | None = None) -> Run:
     """Read a YAML recipe on top of `base`. Raises UserError for a missing or invalid file."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML recipe") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not a text file; give a YAML recipe") from None
-    return from_dict(Run, _parse(text, str(path)), f"{path.name}: ", base)
+    path = Path(path).expanduser()
+    return from_dict(Run, plain.read_yaml(path, "a YAML recipe"), f"{path.name}: ", base)
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        values = yaml.safe_load(text)
-        return {} if values is None else values  # an empty file is no settings
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}: is not valid YAML{line}") from None
+def checked(run: T) -> T:
+    """The same settings, with the type that each must have: for those that were set in Python.
+
+    Raises UserError for a value of another type, and for one that is none of the choices.
+    """
+    return from_dict(type(run), to_dict(run), "recipe: ")
 
 
 def preset_names() -> list[str]:
@@ -135,7 +154,7 @@ def preset_names() -> list[str]:
 
 def preset(name: str) -> Run:
     """A recipe of the package by its name."""
-    return from_dict(Run, _parse(preset_text(name), name), f"{name}.yaml: ")
+    return from_dict(Run, plain.parse(preset_text(name), name), f"{name}.yaml: ")
 
 
 def presets() -> dict[str, str]:
@@ -187,15 +206,14 @@ def apply_flags(run: Run, flags: list[str]) -> Run:
 
 
 def _parse_flag(text: str) -> Any:
-    """A flag's value as YAML reads it; all but plain values (`#fff`, a date, `a: b`) are texts."""
+    """A flag's value: `[1, 2]` and `{x: 1}` as YAML reads them, all else as a plain text."""
+    if not text.startswith(("[", "{")):
+        return Plain(text)
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if value is None and text in ("null", "~"):
-        return None
-    nested = isinstance(value, (list, dict)) and text.startswith(("[", "{"))
-    return value if nested or isinstance(value, (bool, int, float)) else text
+        value = plain.parse(text, "flag")
+    except UserError:
+        return Plain(text)
+    return value if isinstance(value, (list, dict)) else Plain(text)
 
 
 def flag_names(run: Run) -> list[str]:

@@ -26,6 +26,7 @@ class Range:
         return f"{value:g}: give {self.wanted or f'a number from {self.least:g} up'}"
 
 
+SEED = Range(0, 2**63 - 1, "a whole number from 0 to 2^63 - 1")
 POSITIVE = Range(0, wanted="a number above 0", open="least")
 FRACTION = Range(0, 1, "a number from 0 to below 1", "most")
 HIDDEN_SHARE = Range(0, 1, "the hidden share, from 0 to below 1", "most")
@@ -48,7 +49,7 @@ def named(channels: int) -> Channels:
     return next(name for name, count in CHANNELS.items() if count == channels)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Data:
     """Which images, and how they are decoded into the cache."""
 
@@ -74,6 +75,16 @@ class Data:
         "share of unreadable files that is skipped; beyond it: error",
         Range(0, 1, "a share from 0 to 1"),
     )
+    max_pixels: int = setting(
+        100_000_000,
+        "pixels of the largest image that is decoded; larger ones are unreadable",
+        Range(1),
+    )
+    levels: int = setting(
+        16,
+        "bits of the grey values in files of 16 bits: 12 for many microscopes and cameras",
+        Range(8, 16, "a number of bits from 8 to 16"),
+    )
     held_out: str = setting(
         "auto", "images kept for judging: auto (5 %), a number, none, or another data source"
     )
@@ -88,7 +99,7 @@ class Data:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Space:
     """The space in which the diffusion runs."""
 
@@ -107,7 +118,7 @@ class Space:
     latent_channels: int = setting(4, "channels of the autoencoder's latents (latents)", Range(1))
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Network:
     """The network that sees patches at positions."""
 
@@ -134,7 +145,7 @@ class Network:
     options: dict[str, Any] = setting({}, "settings that only this kind of network has")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Noise:
     """The noise process, what the network predicts and how errors are weighted."""
 
@@ -145,7 +156,7 @@ class Noise:
         "flow", "target of the network; v needs vp-*, flow needs flow, score and edm need edm or ve"
     )
     steps: int = setting(
-        0, "discrete training grid (DDPM: 1000; ve: geometric levels); 0: continuous time"
+        0, "discrete training grid (DDPM: 1000; ve: geometric levels); 0: continuous time", Range(0)
     )
     time: Literal["uniform", "logit-normal", "mixed", "log-normal", "log-uniform"] = setting(
         "mixed",
@@ -155,8 +166,10 @@ class Noise:
     stratified: bool = setting(
         True, "spread the times of a batch over their law: one in each of B equally likely parts"
     )
-    shift: float = setting(1.0, "resolution shift of the flow's time; above 1: more noise")
-    sigma_data: float = setting(0.5, "standard deviation of the data (edm, ve)")
+    shift: float = setting(
+        1.0, "resolution shift of the flow's time; above 1: more noise", POSITIVE
+    )
+    sigma_data: float = setting(0.5, "standard deviation of the data (edm, ve)", POSITIVE)
     weighting: Literal["output", "x0", "min-snr", "velocity"] = setting(
         "output",
         "squared error of the network's output, of x0, of x0 weighted min(SNR, gamma), or of the "
@@ -173,7 +186,7 @@ class Noise:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class DP:
     """Differential privacy of a stage's images (extra `dp`; docs/privacy-dp.md)."""
 
@@ -196,7 +209,7 @@ class DP:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Stage:
     """One stage of a recipe. Its length is a number of images, never of steps."""
 
@@ -262,12 +275,20 @@ class Stage:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Train:
     """How the loop runs: seed, optimiser, EMA, device, and what is written when."""
 
-    seed: int = setting(0, "seed of everything random")
-    microbatch: int = setting(0, "images a forward pass and device; 0: batch / devices", Range(0))
+    seed: int = setting(0, "seed of everything random", SEED)
+    microbatch: int = setting(
+        0,
+        "images a forward pass and device; 0: batch / devices; -1: the same, halved until it fits "
+        "into memory",
+        Range(-1),
+    )
+    timeout: float = setting(
+        30.0, "minutes that a process waits for the others (torchrun)", POSITIVE
+    )
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw",
         "muon: orthogonalised momentum for the matrices inside the blocks, at the same learning "
@@ -328,7 +349,7 @@ class Train:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Sampling:
     """How the run draws its sample grids, and the defaults of `underpaint sample`."""
 
@@ -353,7 +374,7 @@ class Sampling:
     churn_noise: float = setting(1.003, "scale of the added noise (churn)", POSITIVE)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Run:
     """A whole run."""
 
@@ -376,7 +397,7 @@ class Run:
         return dataclasses.replace(data, size=stage.size) if stage.size else data
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class ModelSpec:
     """What is needed to build a network for weights: a checkpoint's `config.json`."""
 

@@ -21,7 +21,7 @@ from underpaint.core.alpha import premultiplied
 from underpaint.data import digests
 from underpaint.data.cache import Write
 from underpaint.data.decode import Options, Unreadable, decode, fit, from_array, is_transparent
-from underpaint.data.readers.base import Contents, Item
+from underpaint.data.readers.base import Contents, Item, text_label
 from underpaint.errors import UserError
 
 CONSTANT = 2.0  # of 255: below this standard deviation an image is nearly constant
@@ -40,6 +40,7 @@ class Decoded(NamedTuple):
     pixel_sha: bytes = b""
     constant: bool = False
     transparent: bool = False
+    brightest: int = 0  # value of 255, but for the background
     reason: str = ""
 
 
@@ -64,7 +65,7 @@ def decode_all(
     labels: list[int] = []
     file_shas, pixel_shas = bytearray(), bytearray()
     label_names: tuple[str, ...] = ()
-    done, constant, transparent = 0, 0, 0
+    done, constant, transparent, brightest = 0, 0, 0, 0
     sizes: Counter[str] = Counter()
     bad: list[dict[str, Any]] = []
     if progress is not None:
@@ -92,6 +93,7 @@ def decode_all(
                     sizes["{}×{}".format(*image.original_size)] += 1
                     constant += image.constant
                     transparent += image.transparent and part == 0
+                    brightest = max(brightest, image.brightest)
                 if progress is not None and (done % CHUNK == 0 or done == total):
                     progress(done, total)
             check_bad(origin, bad_here, len(texts), max_bad)
@@ -107,7 +109,10 @@ def decode_all(
         "sizes": dict(sizes.most_common()),
         "near_constant": constant,
         "transparent": transparent,  # of the data
+        "brightest": brightest,
         "unreadable": bad,
+        "unread": parts[0][1].unread,
+        "outside": parts[0][1].outside,
         "seconds": time.monotonic() - started,
     }
     return {
@@ -126,7 +131,10 @@ def in_order(
     """Decode and yield in order; in parallel if the first chunk shows that it pays."""
 
     def decoded(chunk: list[Item]) -> list[tuple[Item, Decoded]]:
-        return [(item, _decode_one(item, options)) for item in chunk]
+        return [
+            (item._replace(label=text_label(item.label)), _decode_one(item, options))
+            for item in chunk
+        ]
 
     chunks = _chunks(origin, items)
     first = next(chunks, [])
@@ -178,8 +186,17 @@ def _decode_one(item: Item, options: Options) -> Decoded:
         return Decoded(None, reason=str(error) if known else f"cannot be read ({said})")
     spread = premultiplied(pixels).std((0, 1), dtype=np.float32)  # of each channel
     constant = bool(spread.max() < CONSTANT)
-    pixel_sha = digests.of_array(pixels)
-    return Decoded(pixels, original_size, file_sha, pixel_sha, constant, transparent)
+    colours = pixels[:, :, :3]
+    seen = (colours != options.background[: colours.shape[2]]).any(2)
+    return Decoded(
+        pixels,
+        original_size,
+        file_sha,
+        digests.of_array(pixels),
+        constant,
+        transparent,
+        int(colours[seen].max(initial=0)),
+    )
 
 
 def check_size(origin: str, name: str, pixels: NDArray[np.uint8], options: Options) -> None:

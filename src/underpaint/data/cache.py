@@ -10,9 +10,13 @@ KEY hashes the bytes of all files, the options and FORMAT, so a changed image ma
 
 import contextlib
 import errno
+import hashlib
+import io
 import json
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,11 +25,29 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from underpaint.bounded import Is, checked, read_json, read_regular
+from underpaint.data import digests
 from underpaint.errors import RunFailed, UserError
 from underpaint.io import appearing, left, remove
 
-FORMAT = "1"  # raise it when the same bytes and options would give other pixels
+FORMAT = "2"  # raise it when the same bytes and options would give other pixels
 FILES = ("about.json", "index.npz", "pixels.bin", "moments.bin")  # the last: of latents
+
+INDEX = 1 << 34  # bytes of index.npz at most
+SAMPLE = 32  # images whose pixels are hashed each time that an entry is opened
+ABOUT = {  # what about.json must say; its checksum covers the rest
+    "shape": Is(list, 4, 4, Is(int, 1, 2**40)),
+    "label_names": Is(list, of=Is(str)),
+    "sizes": Is(dict, of=Is(int)),
+    "unreadable": Is(list, of=Is(dict)),
+    "unread": Is(dict, of=Is(list, of=Is(str))),
+    "outside": Is(list, of=Is(str)),
+    "near_constant": Is(int),
+    "transparent": Is(int),
+    "brightest": Is(int, 0, 255),
+    "seconds": Is(float),
+    "sha256": Is(str, 64, 64),
+}
 
 T = TypeVar("T")
 Write = Callable[[memoryview], Any]
@@ -80,29 +102,60 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def load(folder: Path) -> Entry | None:
-    """The entry in `folder`, or None if there is none or it is damaged."""
+def load(folder: Path, every: bool = False) -> Entry | None:
+    """The entry in `folder`, or None if there is none or it is damaged.
+
+    What is known of the images has a checksum; of their pixels some are hashed, or `every`.
+    """
     try:
-        about = json.loads((folder / "about.json").read_text())
-        if "transparent" not in about:  # made before these were counted
+        about = checked(read_json(folder / "about.json"), ABOUT, more=True)
+        n, *_ = shape = tuple(about["shape"])
+        index = read_regular(folder / "index.npz", INDEX)
+        if about["sha256"] != _digest(about, index):
             return None
-        shape = tuple(about["shape"])
-        with np.load(folder / "index.npz", allow_pickle=False) as index:
-            arrays = {name: index[name] for name in index.files}
-        if (folder / "pixels.bin").stat().st_size != int(np.prod(shape)):
+        with np.load(io.BytesIO(index), allow_pickle=False) as arrays:
+            text = arrays["names"].tobytes().decode("utf-8", "surrogateescape")
+            found = {name: arrays[name] for name in ("label", "part", "file_sha", "pixel_sha")}
+        names = text.split("\0")
+        if len(names) != n or any(len(array) != n for array in found.values()):
             return None
-        pixels = np.memmap(folder / "pixels.bin", np.uint8, "r", shape=shape)
-        names = arrays.pop("names").tobytes().decode("utf-8", "surrogateescape").split("\0")
-        return Entry(pixels, names=names, about=about, **arrays)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        pixels = mapped(folder / "pixels.bin", np.uint8, shape)
+        entry = Entry(pixels, names=names, about=about, **found)
+        for i in range(n) if every else some(n):
+            if digests.of_array(pixels[i]) != entry.pixel_sha[i].tobytes():
+                return None
+        return entry
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None  # whatever is wrong with it, building it anew is the answer
 
 
 def save(folder: Path, about: dict[str, Any], names: Sequence[str], **arrays: Any) -> None:
     """Write what an entry knows of its images, beside their pixels."""
     text = "\0".join(names).encode("utf-8", "surrogateescape")
-    np.savez(folder / "index.npz", names=np.frombuffer(text, np.uint8), **arrays)
+    index = io.BytesIO()
+    np.savez(index, names=np.frombuffer(text, np.uint8), **arrays)
+    (folder / "index.npz").write_bytes(index.getvalue())
+    about = about | {"sha256": _digest(about, index.getvalue())}
     (folder / "about.json").write_text(json.dumps(about, indent=1))
+
+
+def _digest(about: dict[str, Any], index: bytes) -> str:
+    """sha256 of all that an entry knows of its images."""
+    known = json.dumps({k: v for k, v in about.items() if k != "sha256"}, sort_keys=True)
+    return hashlib.sha256(known.encode() + index).hexdigest()
+
+
+def mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A file of an array, mapped into memory. Raises ValueError if it has another length."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if path.stat().st_size != size:  # past its end one would read nothing but SIGBUS
+        raise ValueError(f"{path} has not {size:,} bytes")
+    return np.memmap(path, dtype, "r", shape=shape)
+
+
+def some(n: int) -> list[int]:
+    """Numbers of a few of n images, others each time."""
+    return sorted(np.random.default_rng().choice(n, min(n, SAMPLE), replace=False).tolist())
 
 
 def built(

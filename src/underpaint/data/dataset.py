@@ -9,7 +9,7 @@ import shlex
 import time
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from underpaint import config as settings
 from underpaint.data import cache, digests, split
 from underpaint.data.build import Progress, check_bad, decode_all
-from underpaint.data.decode import RESAMPLING, Options, parse_colour
+from underpaint.data.decode import BITS, RESAMPLING, Options, parse_colour
 from underpaint.data.readers.base import Source
 from underpaint.data.source import find
 from underpaint.errors import UserError
@@ -86,6 +86,20 @@ class Dataset:
         """sha256 of each image's pixels as they are in `images`."""
         return [digest.tobytes().hex() for digest in self.pixel_digests]
 
+    @property
+    def remarks(self) -> list[str]:
+        """What was not read, and what may have been meant otherwise: sentences."""
+        report = self.report
+        said = [
+            f"{found['files']:,} not read ({found['reason']}), such as '{found['first']}'"
+            for found in report["unread"]
+        ]
+        if bad := report["unreadable"]:
+            said.append(f"{len(bad):,} unreadable: '{bad[0]['path']}' {bad[0]['reason']}")
+        if outside := report["outside"]:
+            said.append(f"{len(outside):,} outside its folder, such as '{outside[0]}'")
+        return [*said, *report["hints"]]
+
     def batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """A copy of the images `ids`, [B, H, W, C]."""
         return np.take(self.images, ids, axis=0)
@@ -95,14 +109,17 @@ def prepare(
     config: settings.Data,
     *,
     force: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     workers: int = 0,
 ) -> Dataset:
     """Decode `config.source` into the cache, unless it is there, and return it.
 
-    force: decode again. progress: called with (images done, in all). workers: threads; 0: one for
-    each core. Raises UserError for data that cannot be used.
+    force: decode again. verify: hash the pixels of all images in the cache, not only of a few, and
+    decode again if they are damaged. progress: called with (images done, in all). workers: threads;
+    0: one for each core. Raises UserError for data that cannot be used.
     """
+    config = settings.checked(config)
     settings.check_data(config)
     started = time.monotonic()
     workers = workers or os.cpu_count() or 1
@@ -125,7 +142,8 @@ def prepare(
                 )
         cache.save(part, **found)
 
-    entry, reused = cache.built(folder, cache.load, build, force)
+    load = partial(cache.load, every=True) if verify else cache.load
+    entry, reused = cache.built(folder, load, build, force)
     for part, source in enumerate(sources):
         bad = [b for b in entry.about["unreadable"] if b["part"] == part]
         check_bad(source.origin, bad, int((entry.part == part).sum()), config.max_bad)
@@ -162,8 +180,8 @@ def prepare(
 def decoding(config: settings.Data) -> Options:
     """How these settings decode an image. Raises UserError for a colour that is none."""
     background = parse_colour(config.background)
-    channels = settings.CHANNELS[config.channels]
-    return Options(settings.image_size(config.size), channels, config.fit, background)
+    size, channels = settings.image_size(config.size), settings.CHANNELS[config.channels]
+    return Options(size, channels, config.fit, background, config.max_pixels, config.levels)
 
 
 def transparency(config: settings.Data, report: dict[str, Any]) -> str:
@@ -266,6 +284,17 @@ def _listed(path: str, entry: cache.Entry) -> NDArray[np.int8]:
     return np.where(chosen, split.TRAIN, split.ASIDE).astype(np.int8)
 
 
+def _hints(brightest: int, options: Options) -> list[str]:
+    """What the person may have meant otherwise."""
+    bits = next((b for b in (10, 12) if brightest <= 1 << (b - 8)), 0)
+    if not bits or not brightest or options.levels < BITS:
+        return []
+    return [
+        f"all images are nearly black (at most {brightest} of 255): where they hold values of "
+        f"{bits} bits in files of 16, add --levels {bits}"
+    ]
+
+
 def _report(
     data: Source,
     entry: cache.Entry,
@@ -292,6 +321,12 @@ def _report(
         "near_constant": about["near_constant"],
         "transparent": about["transparent"],
         "unreadable": [{"path": b["path"], "reason": b["reason"]} for b in about["unreadable"]],
+        "unread": [
+            {"files": len(names), "first": names[0], "reason": reason}
+            for reason, names in {**data.unread, **about["unread"]}.items()
+        ],
+        "outside": [*data.outside, *about["outside"]],
+        "hints": _hints(about["brightest"], options),
         "train": len(train_ids),
         "held_out": int((side == split.HELD_OUT).sum()),
         "set_aside": int((side == split.ASIDE).sum()),

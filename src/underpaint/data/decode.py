@@ -8,21 +8,28 @@ frame of an animation is used.
 
 Four channels keep the alpha (an image without one is opaque). Colours are premultiplied before they
 are resampled, and brought back to straight ones after, so that what cannot be seen has no colour.
+Whatever its name, a file is decoded as one of `formats` alone: Pillow knows others that start a
+program (PostScript) or a parser that nobody needs here.
 """
 
 import io
 import struct
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError, features
 
 from underpaint.core.alpha import CHANNELS, straight
 from underpaint.errors import UserError
 
 RESAMPLING = "Lanczos, antialiased (Pillow)"
-LARGEST = 2 * 89_478_485  # pixels; Pillow's limit against decompression bombs
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+HEIF = (".heic", ".heif", ".hif", ".avif")
+MAX_PIXELS = 100_000_000
+BITS = 16  # of grey values, unless fewer are asked for
 
 # EXIF orientation → the transposition that puts the image upright.
 UPRIGHT = {
@@ -47,6 +54,52 @@ class Options(NamedTuple):
     channels: int
     fit: str
     background: tuple[int, int, int]
+    max_pixels: int = MAX_PIXELS
+    levels: int = BITS  # bits that the values in files of 16 bits have
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats of files that are decoded; HEIC and AVIF where a decoder is installed."""
+    found = list(FORMATS)
+    try:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        found.append("HEIF")
+    except ImportError:
+        pass
+    if features.check("avif"):
+        found.append("AVIF")
+    return tuple(found)
+
+
+def unreadable_kind(kind: str) -> str:
+    """Why files that are `heif` or `avif` are not read; empty if they are."""
+    if kind == "heif":
+        return "" if "HEIF" in formats() else "HEIC: pip install pillow-heif, and it is read"
+    return "" if "AVIF" in formats() else "AVIF: Pillow 11.3 reads it"
+
+
+def open_image(file: io.BytesIO | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image file of one of `formats`, not yet decoded. Every image that is read is opened here.
+
+    Raises Unreadable for one of more than `max_pixels`, and what Pillow raises.
+    """
+    try:
+        if max_pixels > 2 * (Image.MAX_IMAGE_PIXELS or max_pixels):  # Pillow's own limit
+            Image.MAX_IMAGE_PIXELS = max_pixels
+        image: Image.Image = Image.open(file, formats=formats())
+    except Image.DecompressionBombError:
+        raise Unreadable(_too_large("has", max_pixels)) from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise Unreadable(_too_large(f"has {width}×{height}", max_pixels))
+    return image
+
+
+def _too_large(has: str, most: int) -> str:
+    return f"{has} pixels, more than are decoded ({most:,}); --max-pixels raises it"
 
 
 def parse_colour(name: str) -> tuple[int, int, int]:
@@ -90,10 +143,13 @@ def decode(data: bytes, options: Options) -> Picture:
 
 def _open(data: bytes, options: Options) -> tuple[Image.Image, tuple[int, int]]:
     """The upright image, its mode unchanged, and its height and width before any reduction."""
-    image: Image.Image = Image.open(io.BytesIO(data))
+    image = open_image(io.BytesIO(data), options.max_pixels)
     width, height = image.size
-    if width * height > LARGEST:
-        raise Unreadable(f"has {width}×{height} pixels, more than is decoded ({LARGEST:,})")
+    if options.levels < BITS and _has_deep_colours(data, image):
+        raise Unreadable(
+            f"has colours of 16 bits, of which the upper 8 are read; levels {options.levels} is "
+            "for grey values"
+        )
     reduced = False
     if options.size is not None and image.format in ("JPEG", "MPO"):  # MPO: many phones
         side = 2 * max(options.size)
@@ -110,6 +166,14 @@ def _open(data: bytes, options: Options) -> tuple[Image.Image, tuple[int, int]]:
         if orientation >= 5:
             width, height = height, width
     return image, (height, width)
+
+
+def _has_deep_colours(data: bytes, image: Image.Image) -> bool:
+    """Whether it is a PNG or a TIFF with 16 bits in each of several channels."""
+    if image.format == "PNG":
+        return data[24] == 16 and data[25] in (2, 4, 6)  # IHDR: bits, kind of colour
+    bits = image.tag_v2.get(258, ()) if image.format == "TIFF" else ()  # type: ignore[attr-defined]
+    return len(bits) > 1 and max(bits) > 8
 
 
 def from_array(pixels: NDArray[np.uint8]) -> Image.Image:
@@ -151,21 +215,22 @@ def _has_alpha(image: Image.Image) -> bool:
 
 def _flat(image: Image.Image, options: Options) -> Image.Image:
     """Mode L or RGB, 8 bits, nothing transparent; of four channels RGBa, premultiplied."""
-    image = _straight(_eight_bits(image))
+    image = _straight(_eight_bits(image, options.levels))
     mode = "L" if options.channels == 1 else "RGB"
     if options.channels == CHANNELS:
         return image.convert("RGBA").convert("RGBa")
     if _has_alpha(image):
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (*options.background, 255))
-        image = Image.alpha_composite(ground, image).convert("RGB")
+        ground.alpha_composite(image)
+        image = ground.convert("RGB")
     if image.mode not in ("1", "L", "RGB"):
         image = image.convert("RGB")  # P, CMYK, YCbCr, LAB, HSV
     return image if image.mode == mode else image.convert(mode)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit and floating-point grey to 8 bits; Pillow's conversion clips them."""
+def _eight_bits(image: Image.Image, levels: int) -> Image.Image:
+    """Scale grey of 16 bits (of which `levels` are used) and floats to 8; Pillow clips them."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image)
@@ -173,10 +238,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
             raise Unreadable("has floating-point pixels beyond 0 to 1; save it with 8 or 16 bits")
         return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    wide = values.astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
+    most = (1 << levels) - 1
+    if values.min() < 0 or values.max() > most:
+        if levels < BITS and values.max() < 1 << BITS:
+            raise Unreadable(f"has values up to {values.max()}: more than {levels} bits (levels)")
         raise Unreadable("has 32-bit pixels beyond 0 to 65535; save it with 8 or 16 bits")
-    return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    wide = values.astype(np.uint32)
+    return Image.fromarray(((wide * 255 + most // 2) // most).astype(np.uint8))
 
 
 def _resample(image: Image.Image, H: int, W: int, options: Options) -> Image.Image:

@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from underpaint.bounded import open_regular
 from underpaint.io import replace_text
 
 Stamp = tuple[int, int, int]
@@ -27,7 +29,7 @@ def of_text(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def of_array(pixels: NDArray[np.uint8]) -> bytes:
+def of_array(pixels: NDArray[Any]) -> bytes:
     """Digest of an image's pixels and shape."""
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
@@ -57,7 +59,7 @@ def of_files(files: Iterable[Path], memory: Path, workers: int) -> dict[Path, tu
         if old is not None and (old[0], old[1], old[2]) == now:
             return now, str(old[3]), True
         try:
-            with file.open("rb") as opened:
+            with open_regular(file) as opened:
                 sha = hashlib.file_digest(opened, "sha256").hexdigest()
         except OSError:
             return now, UNREADABLE, False

@@ -1,6 +1,7 @@
 """Latents on disk: an autoencoder's encoding of every image, computed once.
 
     ROOT/latents/KEY/moments.bin   float16, n × 2 (as it is, mirrored) × 2 (mean, std) × c × h × w
+    ROOT/latents/KEY/index.npz     sha256 of the latents of each image
     ROOT/latents/KEY/about.json    shape, scale and shift
 
 Each step draws z = scale · (mean + std · n − shift) anew. KEY hashes the key of the decoded images,
@@ -9,19 +10,27 @@ the autoencoder's weights and FORMAT.
 
 import dataclasses
 import json
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from underpaint.bounded import Is, checked, read_json
 from underpaint.core.spaces import from_uint8
 from underpaint.data import cache, digests
 from underpaint.data.build import Progress
 from underpaint.data.dataset import Dataset, Latents
 from underpaint.vae import VAE
 
-FORMAT = "1"
+FORMAT = "2"
+ABOUT = {
+    "shape": Is(list, 6, 6, Is(int, 1, 2**40)),
+    "scale": Is(float, -1e9, 1e9),
+    "shift": Is(float, -1e9, 1e9),
+}
 BATCH = 16
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -47,11 +56,17 @@ def prepare(
 
 def _load(folder: Path) -> NDArray[np.float16] | None:
     try:
-        shape = tuple(json.loads((folder / "about.json").read_text())["shape"])
-        if (folder / "moments.bin").stat().st_size != 2 * int(np.prod(shape)):
+        about = checked(read_json(folder / "about.json"), ABOUT)
+        moments = cache.mapped(folder / "moments.bin", np.float16, tuple(about["shape"]))
+        with np.load(folder / "index.npz", allow_pickle=False) as index:
+            sums = index["sha"]
+        if sums.shape != (len(moments), 32):
             return None
-        return np.asarray(np.memmap(folder / "moments.bin", np.float16, "r", shape=shape))
-    except (OSError, ValueError, KeyError, TypeError):
+        for i in cache.some(len(moments)):
+            if digests.of_array(moments[i]) != sums[i].tobytes():
+                return None
+        return np.asarray(moments)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None  # whatever is wrong with it, building it anew is the answer
 
 
@@ -60,6 +75,7 @@ def _encode(
 ) -> None:
     n = len(dataset.images)
     shape: tuple[int, ...] = ()
+    sums: list[bytes] = []
     with (folder / "moments.bin").open("wb") as file:
         for start in range(0, n, BATCH):
             images = np.array(dataset.images[start : start + BATCH])
@@ -68,9 +84,12 @@ def _encode(
                 for side in (images, images[:, :, ::-1])
             ]
             both = torch.stack(encoded, dim=1).clamp(-LARGEST, LARGEST)
-            file.write(both.to(torch.float16).numpy().tobytes())
+            halves = both.to(torch.float16).numpy()
+            file.write(halves.tobytes())
+            sums += [digests.of_array(image) for image in halves]
             shape = tuple(both.shape[1:])
             if progress is not None:
                 progress(min(start + BATCH, n), n)
     about = {"shape": [n, *shape], "scale": vae.scale, "shift": vae.shift}
+    np.savez(folder / "index.npz", sha=np.frombuffer(b"".join(sums), np.uint8).reshape(n, 32))
     (folder / "about.json").write_text(json.dumps(about))

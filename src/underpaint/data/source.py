@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from underpaint.bounded import open_regular
 from underpaint.data.readers import arrays, csv, folder, tables, tar, zip
-from underpaint.data.readers.base import IMAGE_SUFFIXES, Reader, Source
+from underpaint.data.readers.base import IMAGE_SUFFIXES, Reader, Source, head_of, kind_of
 from underpaint.errors import UserError
 
 FOLDERS: tuple[Reader, ...] = (folder.find, arrays.find, tables.find)  # the first that answers
-FILES: tuple[Reader, ...] = (zip.find, tar.find, csv.find, tables.find, arrays.find)
+FILES: tuple[Reader, ...] = (tar.find, csv.find, tables.find, arrays.find, zip.find)
 KINDS = "a folder, .zip, .tar, .npy, .npz, IDX .gz, .csv, .parquet or avatars:STYLE"
 SEALED = b"UPSEALED"  # the first bytes of a sealed file, see `underpaint.sealed.format`
 
@@ -22,6 +23,8 @@ def find(text: str) -> Source:
     if not path.exists():
         raise UserError(f"data '{text}': there is no such file or folder; give {KINDS}")
     path = path.resolve()
+    if not (path.is_dir() or path.is_file()):
+        raise UserError(f"data '{text}' is not a regular file; give {KINDS}")
     if is_sealed(path):
         raise UserError(
             f"data '{text}' is sealed: it holds visible patches and no whole image, so it serves "
@@ -35,7 +38,7 @@ def find(text: str) -> Source:
             f"data '{text}': the folder holds no images; expected PNG, JPEG, WebP, BMP, GIF or "
             "TIFF files in it or its sub-folders"
         )
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES or kind_of(head_of(path)) in ("image", "heif", "avif"):
         raise UserError(f"data '{text}' is a single image; give the folder of all your images")
     raise UserError(f"data '{text}' is of no known kind; give {KINDS}")
 
@@ -43,7 +46,7 @@ def find(text: str) -> Source:
 def is_sealed(path: str | Path) -> bool:
     """Whether this is a file that begins as a sealed one does."""
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with open_regular(Path(path).expanduser()) as file:
             return file.read(len(SEALED)) == SEALED
-    except OSError:
+    except (OSError, ValueError):
         return False

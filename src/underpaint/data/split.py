@@ -8,6 +8,7 @@ trained on is never held out, and added images are assigned among themselves by 
 """
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +99,11 @@ def read_record(path: Path) -> Record | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            shas = (sha.tobytes() for sha in arrays["sha"])
-            return dict(zip(shas, arrays["side"].tolist(), strict=True))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            shas, side = arrays["sha"], arrays["side"]
+        if shas.shape != (len(side), 32) or not np.isin(side, (TRAIN, HELD_OUT)).all():
+            raise ValueError("of another shape")
+        return dict(zip((sha.tobytes() for sha in shas), side.tolist(), strict=True))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         raise UserError(
             f"{path}: the record of which images are held out is damaged; delete it to draw anew"
         ) from None

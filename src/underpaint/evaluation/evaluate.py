@@ -85,7 +85,7 @@ def evaluate(
     world = distributed.start(device)
     try:
         network = features.load(extractor, weights_file, str(world.device))
-        images = _images(source, channels or 3) if not _is_model(source) else None
+        images = _images(source, size, channels or 3) if not _is_model(source) else None
         wanted = _reference(source, reference, held_out, size, channels, images)
         real = _prepared(wanted, world)
         if real.channels == alpha.CHANNELS and not real.report["transparent"]:
@@ -105,8 +105,7 @@ def evaluate(
         if one != two:
             raise UserError(
                 f"sizes differ: {source} has images of {one}, {wanted.source} of {two}; scores "
-                "need both in one size: prepare the reference with --size, or score images of its "
-                "size"
+                "need both in one size: add --size, which brings both to it"
             )
         train, held = (_shuffled(ids) for ids in (real.train_ids, real.held_out_ids))
         count, notes = _count(n, len(train), len(held), judged.most)
@@ -176,14 +175,15 @@ def _is_model(source: str | Path) -> bool:
     """Whether `model.find` is to open it; else it is images."""
     if str(source).startswith("pretrained:"):
         return True
-    path = Path(source)
+    path = Path(source).expanduser()
     return (path / "config.json").is_file() or (path / "config.yaml").is_file()
 
 
-def _images(source: str | Path, channels: config.Channels) -> config.Data:
-    if not str(source).startswith("avatars:") and not Path(source).exists():
+def _images(source: str | Path, size: tuple[int, ...], channels: config.Channels) -> config.Data:
+    """Images to score, in the size that both sides shall have if one is given."""
+    if not str(source).startswith("avatars:") and not Path(source).expanduser().exists():
         raise UserError(f"{source}: there is no such run or folder of images")
-    return config.Data(source=str(source), held_out="none", channels=channels)
+    return config.Data(source=str(source), size=size, held_out="none", channels=channels)
 
 
 def _reference(

@@ -4,9 +4,34 @@ import json
 from pathlib import Path
 from typing import Any
 
+from underpaint.bounded import Is, checked, read_regular
 from underpaint.errors import UserError
 
 Record = dict[str, Any]
+
+LARGEST = 1 << 30  # bytes
+TEXT, COUNT = Is((str, type(None)), optional=True), Is(int, optional=True)
+NUMBER = Is((float, type(None)), -1e300, 1e300, optional=True)
+CURVE = Is((list, type(None)), of=Is((float, type(None)), -1e300, 1e300), optional=True)
+RECORD = {  # what any record must hold, and of what type the rest is
+    "kind": Is(str, 1, 64),
+    **dict.fromkeys(("stage", "event", "mask", "file", "reason", "sentence"), TEXT),
+    **dict.fromkeys(("images", "stage_images", "index", "visible", "patches", "unit"), COUNT),
+    **dict.fromkeys(("columns", "rows", "skipped", "to"), COUNT),
+    **dict.fromkeys(("seconds", "flops", "loss", "x0_mse", "grad_norm", "lr", "rate"), NUMBER),
+    **dict.fromkeys(("train_mean", "held_out_mean", "held_out_se", "gap", "time"), NUMBER),
+    **dict.fromkeys(("rate_asked", "images_per_s", "flops_per_image", "below_wiener"), NUMBER),
+    **dict.fromkeys(("log_snr_edges", "train", "held_out", "held_out_images", "wiener"), CURVE),
+    "health": Is((dict, type(None)), optional=True),
+    "labels": Is((list, type(None)), of=Is((str, type(None))), optional=True),
+}
+NEEDED = {
+    "stage": ("event", "stage", "images", "seconds", "flops", "mask", "rate", "visible", "patches"),
+    "step": ("stage", "images", "stage_images", "loss", "seconds", "flops"),
+    "check": ("stage", "images", "mask", "train_mean", "held_out_mean", "log_snr_edges"),
+    "sample": ("images", "file"),
+    "rollback": ("images", "to", "reason"),
+}
 
 
 def read(path: Path) -> list[Record]:
@@ -17,20 +42,20 @@ def read(path: Path) -> list[Record]:
     """
     if not path.is_file():
         return []
-    lines = path.read_bytes().split(b"\n")
+    lines = read_regular(path, LARGEST).split(b"\n")
     records: list[Record] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or "kind" not in record:
-                raise ValueError
-        except ValueError:
+            record = checked(json.loads(line), RECORD, more=True)
+            if missing := [k for k in NEEDED.get(record["kind"], ()) if k not in record]:
+                raise ValueError(f"'{missing[0]}' is missing")
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # nothing follows, not even the end of the line
                 break
             raise UserError(
-                f"{path}: line {number} is damaged; remove it to read the rest"
+                f"{path}: line {number} is damaged ({error}); remove it to read the rest"
             ) from None
         records.append(record)
     return records

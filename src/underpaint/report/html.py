@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from underpaint import pictures
+from underpaint.bounded import read_regular
+from underpaint.data.decode import Unreadable, open_image
 from underpaint.io import replace_text, writing
 from underpaint.report import summary
 
@@ -62,10 +64,11 @@ def write_page(path: Path, page: str) -> Path:
 
 def embedded(path: Path) -> str:
     """A picture file as a data address; large ones (of photographs) are compressed."""
-    if path.stat().st_size <= LARGE:
-        return _address(path.read_bytes(), "png")
-    with Image.open(path) as image:
-        return _encoded(image, "webp")
+    data = read_regular(path)
+    with open_image(io.BytesIO(data)) as image:
+        if image.format != "PNG":
+            raise Unreadable("is no PNG")
+        return _address(data, "png") if len(data) <= LARGE else _encoded(image, "webp")
 
 
 def picture(pixels: NDArray[np.uint8]) -> str:

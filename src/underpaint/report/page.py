@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from underpaint import config
+from underpaint.data.decode import Unreadable
 from underpaint.errors import UserError
 from underpaint.evaluation import early_stopping
 from underpaint.evaluation.records import Record, of_kind, read
@@ -31,7 +32,7 @@ def build(
     side by side; a single one is compared with the run itself.
     Raises UserError if the folder holds no run, or its files are damaged or cannot be written.
     """
-    run_dir = Path(run_dir)
+    run_dir = Path(run_dir).expanduser()
     run, records, environment = _read(run_dir)
     if any(stage.dp for stage in run.stages.values()):
         environment.pop("data", None)  # a hash of the private files says whether they are these
@@ -145,9 +146,17 @@ def _there(run_dir: Path, records: list[Record]) -> list[Record]:
         r
         for r in of_kind(records, "sample")
         if re.fullmatch(r"samples/images_[0-9]{12}\.png", str(r["file"]))
-        and (run_dir / r["file"]).is_file()
-        and not (run_dir / r["file"]).is_symlink()
+        and _is_png(run_dir / r["file"])
     ]
+
+
+def _is_png(path: Path) -> bool:
+    """Whether it is a PNG and no link to something else."""
+    try:
+        embedded(path)
+    except (OSError, Unreadable, ValueError, SyntaxError):
+        return False
+    return not path.is_symlink()
 
 
 def _compared(label: str, run_dir: Path, main: Path) -> dict[str, Any]:

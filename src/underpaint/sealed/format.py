@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from underpaint.bounded import open_regular
 from underpaint.data import digests
 from underpaint.data.source import SEALED
 from underpaint.data.source import is_sealed as is_sealed
@@ -225,7 +226,7 @@ def _verified(path: Path) -> tuple[dict[str, Any], NDArray[np.bool_], NDArray[np
     where = f"sealed data '{path}'"
     held_out, labels = [], []
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             about = _header(where, file.read(HEADER))
             arrays, n = _blocks(about), about["images"]
             table, size = arrays[-1], path.stat().st_size

@@ -84,4 +84,4 @@ def batch_of(
 def microbatch(stage: config.Stage, train: config.Train, processes: int) -> int:
     """Images of one forward pass of one process."""
     share = max(1, stage.batch // processes)
-    return min(train.microbatch, share) if train.microbatch else share
+    return min(train.microbatch, share) if train.microbatch > 0 else share

@@ -16,17 +16,20 @@ wrote, by these names and in a folder with our mark; whatever else is there is t
 import json
 import os
 import re
+import shlex
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from underpaint import config, io
+from underpaint.bounded import Is, checked, open_regular, read_json
 from underpaint.errors import UserError
 from underpaint.model import MODEL, Found, Weights, damage_of, newest, write_model
 
@@ -39,8 +42,6 @@ FILES = (  # in a run's folder
     *("log.txt", "report.html"),
 )
 LOCK = ".lock"
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -68,6 +69,21 @@ class Progress:
     privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+COUNT = Is(int)
+STATE = {  # what state.json must say
+    **dict.fromkeys(("stage", "stage_images", "images", "ema_steps", "attempt"), COUNT),
+    **dict.fromkeys(("stage_returns", "skipped", "skipped_in_row", "metrics_bytes", "best"), COUNT),
+    "seconds": Is(float, 0, 1e12),
+    "flops": Is(float, 0, 1e40),
+    "rate_factor": Is(float, 0, 1),
+    "stage_end": Is(bool),
+    "norms": Is(list, 0, 1 << 16, Is(float, 0, 1e300)),
+    "sums": Is(dict, 0, 1 << 10, Is(float, -1e300, 1e300)),
+    "cooldown": Is(list, 2, 2, COUNT),
+    "privacy": Is(dict, 0, 1 << 10, Is(dict)),
+}
+
+
 class RunFolder:
     """The folder of one run; the only place that a run writes to."""
 
@@ -83,7 +99,7 @@ class RunFolder:
     @property
     def advice(self) -> str:
         """How to continue the run, for messages."""
-        return f" with: underpaint train --resume --out {self.path}"
+        return f" with: underpaint train --resume --out {shlex.quote(str(self.path))}"
 
     def check(self, overwrite: bool) -> None:
         """Raise UserError if a run cannot be created here (nothing is written or deleted yet)."""
@@ -267,11 +283,19 @@ def _damage(checkpoint: Path) -> str:
         return reason
     try:
         read_progress(checkpoint)
-        with zipfile.ZipFile(checkpoint / "optimizer.pt") as file:
+        with open_regular(checkpoint / "optimizer.pt") as opened, zipfile.ZipFile(opened) as file:
             return "optimizer.pt is damaged" if file.testzip() else ""
     except UserError:
         return "state.json is missing or damaged"
-    except (OSError, zipfile.BadZipFile):
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        NotImplementedError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ):
         return "optimizer.pt is missing or damaged"
 
 
@@ -290,31 +314,40 @@ def snapshots(folder: Path) -> list[Path]:
 
 def read_snapshot(folder: Path) -> int:
     """Optimiser steps before a snapshot. Raises UserError if it is damaged."""
-    return _state(folder, lambda state: int(state["steps"]))
+    return int(_state(folder, {"steps": Is(int)})["steps"])
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """`state.json` of a checkpoint. Raises UserError if it is damaged."""
-
-    def progress(state: dict[str, Any]) -> Progress:
-        state.pop("history", None)  # of runs before the checks were judged by their records
-        return Progress(**{**state, "cooldown": tuple(state.get("cooldown", (0, 0)))})
-
-    return _state(checkpoint, progress)
+    """`state.json` of a checkpoint. Raises UserError if it is damaged, or of another checkpoint."""
+    state = _state(checkpoint, STATE)
+    if io.is_number(checkpoint.name) and state["images"] != int(checkpoint.name):
+        raise UserError(f"{checkpoint}: its state.json is that of another checkpoint")
+    return Progress(**state | {"cooldown": tuple(state["cooldown"])})
 
 
-def _state(folder: Path, read: Callable[[dict[str, Any]], T]) -> T:
+def _state(folder: Path, table: dict[str, Is]) -> dict[str, Any]:
     try:
-        return read(json.loads((folder / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{folder}: its state.json is missing or damaged") from None
+        return checked(read_json(folder / "state.json"), table)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: its state.json is missing or damaged ({error})") from None
 
 
 def read_optimizer(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
     """The optimiser's tensors of a checkpoint, by the parameters' names."""
     path = checkpoint / "optimizer.pt"
     try:
+        with open_regular(path) as opened, zipfile.ZipFile(opened) as members:
+            if sum(member.file_size for member in members.infolist()) > path.stat().st_size:
+                raise ValueError("it is said to unpack to more than it holds")
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        for name, moments in checked(state, {}, more=True).items():
+            if type(name) is not str:
+                raise ValueError("a name is no text")
+            for key, value in checked(moments, {}, more=True).items():
+                if not isinstance(value, Tensor) or type(key) is not str:
+                    raise ValueError(f"'{name}' holds what is no tensor")
+                if not (value.layout == torch.strided and value.isfinite().all()):
+                    raise ValueError(f"'{name}' holds values that are not finite")
     except Exception as error:  # torch raises many types for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: is missing or damaged ({reason})") from None

@@ -107,7 +107,7 @@ def _stage(
             }
         )
     mean = {key: sum(lv["share"] * lv[key] for lv in levels) for key in levels[0] if key != "share"}
-    micro = run.train.microbatch or stage.batch
+    micro = run.train.microbatch if run.train.microbatch > 0 else stage.batch
     most, least = (pick(lv["visible"] for lv in levels) for pick in (max, min))
     device = pick_device(run.train.device)
     half = use_bf16(run.train.precision, device, run.network.width) and stage.dp is None

@@ -3,9 +3,12 @@
 Without `torchrun` there is one process and every call here is free. Gloo connects CPUs, NCCL GPUs.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from underpaint.errors import UserError
+from underpaint.errors import RunFailed, UserError
 from underpaint.hardware import pick_device
 
 
@@ -33,7 +36,8 @@ class World:
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
-            dist.barrier()
+            with lost():
+                dist.barrier()
 
     def sums(self, values: list[float]) -> list[float]:
         """Each value summed over the processes."""
@@ -47,7 +51,8 @@ class World:
         if self.size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        exchange(tensor)
+        with lost():
+            exchange(tensor)
         return [float(v) for v in tensor.tolist()]
 
     def close(self) -> None:
@@ -56,12 +61,20 @@ class World:
             dist.destroy_process_group()
 
 
-def start(device: str) -> World:
-    """Join the processes that `torchrun` announced in the environment, or be alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+def start(device: str, timeout: float = 30.0) -> World:
+    """Join the processes that `torchrun` announced in the environment, or be alone.
+
+    `timeout`: minutes that one process waits for another. Raises UserError for an environment that
+    contradicts itself, RunFailed if the others do not come.
+    """
+    size, rank, local = _number("WORLD_SIZE", 1), _number("RANK", 0), _number("LOCAL_RANK", 0)
+    if not 0 <= rank < size:
+        raise UserError(
+            f"RANK is {rank} in the environment and WORLD_SIZE is {size}: this process would take "
+            "itself for one of several and say nothing; type: unset RANK WORLD_SIZE LOCAL_RANK"
+        )
     if size == 1:
         return World(0, 1, pick_device(device))
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     chosen = pick_device(device)
     if chosen.type == "cuda":
         if local >= torch.cuda.device_count():
@@ -71,5 +84,29 @@ def start(device: str) -> World:
             )
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=size)
+    backend, waits = "nccl" if chosen.type == "cuda" else "gloo", timedelta(minutes=timeout)
+    with lost():
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=waits)
     return World(rank, size, chosen)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise UserError(f"{name} is '{text}' in the environment, and no number; type: unset {name}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def lost() -> Iterator[None]:
+    """Turn what is raised where another process is gone, or too late, into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search(r"gloo|nccl|connection|peer|time.?d? ?out|store", str(error), re.I):
+            raise
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise RunFailed(
+            f"another process of this run is gone or hangs ({reason}); the last checkpoint is "
+            "whole: look at what that process said, then start all again with --resume"
+        ) from None

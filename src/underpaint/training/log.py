@@ -27,7 +27,9 @@ class Log:
     def __init__(self, folder: RunFolder, total: int, first: bool, quiet: bool = False) -> None:
         self.folder, self.total, self.first = folder, total, first
         self.quiet = quiet or not first
-        self.console = Console(stderr=True, quiet=self.quiet, highlight=False)
+        self.console = Console(
+            stderr=True, quiet=self.quiet, highlight=False, markup=False, emoji=False
+        )
         self._track: Callable[[dict[str, float], int], None] | None = None
         self._closing = ExitStack()
         self._bar: Progress | None = None
@@ -36,14 +38,16 @@ class Log:
         if first:
             with writing(folder.path):
                 self._metrics = self._closing.enter_context(folder.metrics.open("ab"))
-                text = (folder.path / "log.txt").open("a", encoding="utf-8")
+                text = (folder.path / "log.txt").open(
+                    "a", encoding="utf-8", errors="backslashreplace"
+                )
                 self._text = self._closing.enter_context(text)
 
     def say(self, text: str, style: str | None = None) -> None:
         """One line for the reader, also kept in `log.txt`."""
         if not self.first:
             return
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        self.console.print(text, style=style, soft_wrap=True)
         with writing(self.folder.path, self.folder.advice):
             self._text.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text + "\n")
             self._text.flush()
@@ -102,7 +106,10 @@ class Log:
     def cut(self, size: int) -> None:
         """Forget the metrics after a checkpoint that the run returns to."""
         if self.first:
-            self._metrics.truncate(size)
+            there = self.folder.metrics.stat().st_size
+            if there < size:
+                self.warn(f"{self.folder.metrics} is shorter than it was: its last lines are lost")
+            self._metrics.truncate(min(size, there))
             self._metrics.seek(0, os.SEEK_END)
 
     def step(self, stage: str, images: int, speed: float, state: str) -> None:

@@ -14,9 +14,15 @@ from typing import Any
 import torch
 
 from underpaint._version import __version__
+from underpaint.bounded import Is, checked, read_json
 from underpaint.errors import UserError
 from underpaint.training.stages import PreparedStage
 from underpaint.training.train_state import TrainState
+
+RECORDED = {
+    "data": Is(dict, 0, 1 << 10, Is(str)),
+    "precision": Is(str, among=frozenset(("fp32", "bf16"))),
+}
 
 
 def describe(stages: list[PreparedStage], state: TrainState, start: str | None) -> str:
@@ -44,10 +50,9 @@ def describe(stages: list[PreparedStage], state: TrainState, start: str | None) 
 def recorded(folder: Path) -> dict[str, Any]:
     """What `describe` wrote when the run in `folder` began. Raises UserError if it is not there."""
     try:
-        found = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-        return {"data": found["data"], "precision": found["precision"], **found}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder}: its env.json is missing or damaged") from None
+        return checked(read_json(folder / "env.json"), RECORDED, more=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: its env.json is missing or damaged ({error})") from None
 
 
 def identities(stages: list[PreparedStage]) -> str:

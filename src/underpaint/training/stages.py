@@ -143,6 +143,8 @@ def _images(
         )
     if sentence := transparency(data, dataset.report):
         say(sentence)
+    for sentence in dataset.remarks:
+        say(f"data {data.source}: {sentence}")
     config.check_labels(run, data.source, dataset.label_names)
     space = factory.space(run.space, dataset.size, dataset.channels)  # refuses sizes, before work
     if run.space.kind == "latents":

@@ -5,9 +5,12 @@ is: `step`, `core/loss`), metrics, checks, grids and checkpoints as they are due
 stage, and the way back to a checkpoint where training diverges.
 """
 
+import contextlib
+import dataclasses
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from dataclasses import InitVar, dataclass
 from pathlib import Path
 
@@ -16,9 +19,17 @@ import torch
 from underpaint import config
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
-from underpaint.model import read_spec
+from underpaint.model import read_fitting_spec
 from underpaint.registry import wing
-from underpaint.training import distributed, early, handover, monitor, provenance, signals
+from underpaint.training import (
+    distributed,
+    early,
+    extending,
+    handover,
+    monitor,
+    provenance,
+    signals,
+)
 from underpaint.training.batch import microbatch
 from underpaint.training.checkpointing import Progress, RunFolder, read_progress
 from underpaint.training.log import Log, tracker_library
@@ -45,6 +56,9 @@ def train(
     quiet: bool = False,
     began: float | None = None,
     report: bool = False,
+    data: str | Path | None = None,
+    more_images: int = 0,
+    more_minutes: float = 0.0,
 ) -> Path:
     """Train by the recipe `run` into the folder `out`, and return that folder.
 
@@ -54,10 +68,12 @@ def train(
     `preparing`: called with (done, total) images while data are decoded for the first time.
     `began`: the monotonic time from which the recipe's minutes count; None: now. `report`: whether
     one is written afterwards, within them.
+    `data`: where the images of a resumed run are now, which must be the same. `more_images`,
+    `more_minutes`: by how much a finished run is extended (see `extending`).
     Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
     """
     began = time.monotonic() if began is None else began
-    folder = RunFolder(Path(out))
+    folder = RunFolder(Path(out).expanduser())
     if resume:
         if not (folder.path / "config.yaml").is_file():
             raise UserError(f"{out}: holds no run to resume; leave --resume out to begin one")
@@ -67,8 +83,14 @@ def train(
                 f"{run.space.vae}: the autoencoder of this run is not there any more; write where "
                 f"it is now as space.vae into {folder.path / 'config.yaml'}"
             )
+        if data is not None:
+            moved = str(Path(data).expanduser().absolute())
+            run = dataclasses.replace(run, data=dataclasses.replace(run.data, source=moved))
+        if more_images or more_minutes:
+            run = extending.extended(run, folder, more_images, more_minutes)
     if run is None:
         raise UserError("a recipe is needed to begin a run")
+    run = config.checked(run)
     config.check(run)
     tracker_library(run.train.track)
     if any(stage.dp for stage in run.stages.values()):
@@ -77,7 +99,8 @@ def train(
         torch.set_num_threads(run.train.threads)
     keep_freed_memory()
     with ExitStack() as closing:
-        world = distributed.start(run.train.device)
+        closing.enter_context(_alone())
+        world = distributed.start(run.train.device, run.train.timeout)
         closing.callback(world.close)
         closing.callback(folder.unlock)
         torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
@@ -99,7 +122,15 @@ def train(
                 folder.lock()
                 folder.go_on(notes.append)
             recorded = provenance.recorded(folder.path)
-            _same_data(folder, stages, recorded["data"])
+            added = {s.name for s in stages[-1:] if more_images or more_minutes}
+            _same_data(folder, [s for s in stages if s.name not in added], recorded["data"])
+            if data is not None and world.first:
+                extending.check_moved(folder, stages)
+            if added:
+                run, stages, notes_ = freeze(run, stages, world, began, make_check, report)
+                notes += notes_
+            if (added or data is not None) and world.first:
+                extending.record(folder, run, stages)
             if run.train.precision == "auto":  # of a run that began before it was written down
                 run.train.precision = recorded["precision"]
         else:
@@ -137,6 +168,8 @@ class Trainer:
 
     def __post_init__(self, begin: TrainState | None) -> None:
         self.resumed = begin is None
+        # of one process: several would have to agree on it
+        self._halves = self.run.train.microbatch < 0 and self.world.size == 1
         if begin is None:
             self.state, self.progress = self._restored()
         else:
@@ -158,7 +191,7 @@ class Trainer:
                     ends = self._enter_stage()
                     while not ends:
                         before, began = self.progress.images, time.perf_counter()
-                        self.rule.step(self.run, self.state, self.progress, self.folder)
+                        self._step()
                         self.progress.seconds += time.perf_counter() - began
                         ends, changed = self._report(before)
                         if ends:
@@ -177,6 +210,38 @@ class Trainer:
         progress = self.progress
         log.say(f"done: {progress.images:,} images in {progress.seconds:,.0f} s of training")
         return self.folder.path
+
+    def _step(self) -> None:
+        """One step; with `microbatch` -1 in halves of itself until they fit into memory.
+
+        Raises RunFailed where they do not.
+        """
+        while True:
+            try:
+                with distributed.lost() if self.world.size > 1 else nullcontext():
+                    self.rule.step(self.run, self.state, self.progress, self.folder)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+            count = microbatch(self.stage.settings, self.run.train, self.world.size)
+            batch, halves = self.stage.batch, self._halves
+            if not halves or count % 2:
+                raise RunFailed(
+                    f"stage {self.stage.name}: out of memory in a step on a batch of {batch} in "
+                    f"microbatches of {count}; go on with --resume after setting train.microbatch "
+                    f"in {self.folder.path}/config.yaml to {max(1, count // 2)} or less, or begin "
+                    "with --microbatch auto"
+                )
+            self.run.train.microbatch = count // 2
+            self.state.optimizer.zero_grad(set_to_none=True)
+            if self.world.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if self.world.first:
+                self.folder.write("config.yaml", config.to_yaml(self.run))
+            self.log.warn(
+                f"out of memory on a batch of {batch} in microbatches of {count}: now {count // 2}"
+            )
 
     @property
     def stage(self) -> PreparedStage:
@@ -306,8 +371,13 @@ class Trainer:
         """State and progress of the newest checkpoint; metrics after it are forgotten."""
         checkpoint = self.folder.latest().folder
         progress = read_progress(checkpoint)
-        state = TrainState(read_spec(checkpoint), self.run.train, self.world)
+        state = TrainState(read_fitting_spec(checkpoint, "model"), self.run.train, self.world)
         state.restore(checkpoint)
+        last = progress.stage < len(self.stages) and self.stages[progress.stage].images
+        if progress.stage > len(self.stages) or progress.stage_images > last:
+            raise UserError(
+                f"{checkpoint}: its state.json is beyond the stages of the run's config.yaml"
+            )
         self.log.cut(progress.metrics_bytes)
         return state, progress
 
@@ -337,6 +407,36 @@ class Trainer:
             f"{reason}: back to {self.progress.images:,} images with {factor:g} of the learning "
             "rate"
         )
+
+
+_training = threading.Lock()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One training at a time in a process, and torch's generator as it was afterwards.
+
+    Dropout draws from torch's global generator, which each microbatch seeds: two at once would
+    disturb each other. Raises UserError if another one is going on.
+    """
+    if not _training.acquire(blocking=False):
+        raise UserError(
+            "another training is going on in this process, and both would draw from one generator; "
+            "start it in a process of its own"
+        )
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        _training.release()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether a step failed for want of memory, on a GPU or a CPU."""
+    text = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in text
+    )
 
 
 def _check_batches(stages: list[PreparedStage], run: config.Run, world: distributed.World) -> None:

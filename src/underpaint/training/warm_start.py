@@ -93,7 +93,7 @@ def _fixed(spec: config.ModelSpec) -> dict[str, Any]:
     settings = {
         f"{section}.{name}": value
         for section in ("space", "network")
-        for name, value in vars(getattr(spec, section)).items()
+        for name, value in dataclasses.asdict(getattr(spec, section)).items()
     }
     settings |= {f"noise.{k}": getattr(spec.noise, k) for k in TRAINED_IN}
     settings["data.channels"] = config.named(spec.channels)

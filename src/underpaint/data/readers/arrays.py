@@ -5,35 +5,59 @@ then the values. The labels of `train-images-idx3-ubyte.gz` are in `train-labels
 """
 
 import gzip
+import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from underpaint.data.readers.base import Contents, Item, Source
+from underpaint.bounded import FILE, RATIO, Readable, Stream, bomb, open_regular
+from underpaint.data.readers.base import Contents, Item, Source, head_of, kind_of
 from underpaint.errors import UserError
 
 PAIRS = (("images", "labels"), ("x", "y"), ("x_train", "y_train"), ("data", "labels"))
+DAMAGE: tuple[type[Exception], ...] = (
+    ValueError,
+    EOFError,
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
+DAMAGE += (RuntimeError, SyntaxError, KeyError, TypeError, OverflowError, MemoryError, TokenError)
+
+
+class Array(NamedTuple):
+    """An array that is not read yet: what its header says, and its rows in their order."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    rows: Iterable[NDArray[Any]]
 
 
 def find(path: Path) -> Source | None:
     """A file named .npy or .npz; an IDX file, or a folder that holds some."""
     name = path.name.lower()
-    if name.endswith((".npy", ".npz")) and not path.is_dir():
+    kind = "" if path.is_dir() else kind_of(head_of(path))
+    if not path.is_dir() and (name.endswith((".npy", ".npz")) or kind == "npy"):
         return Source(str(path), [path], partial(_open_numpy, path))
     if path.is_dir():
         files = _idx_files(path)
     else:
-        files = _with_labels(path) if "idx3" in name or name.endswith(".gz") else []
+        files = _with_labels(path) if "idx3" in name or kind in ("gz", "idx") else []
+        files = files or (_with_labels(path) if name.endswith(".gz") else [])
 
     def open_idx() -> Contents:
         arrays = [_read_idx(file) for file in files]
-        return _contents(files[0], arrays[0], arrays[1] if len(arrays) > 1 else None)
+        labels = np.array(list(arrays[1].rows)) if len(arrays) > 1 else None
+        return _contents(files[0], arrays[0], labels)
 
     return Source(str(files[0]), files, open_idx) if files else None
 
@@ -41,23 +65,86 @@ def find(path: Path) -> Source | None:
 def _open_numpy(path: Path) -> Contents:
     """uint8 [n, H, W] or [n, H, W, 1|3|4]; in an .npz `images` (or `x`) and `labels` (or `y`)."""
     try:
-        loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return _contents(path, loaded, None)
-        with loaded as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        if kind_of(head_of(path)) == "npy":
+            mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return _contents(path, Array(mapped.dtype, mapped.shape, mapped), None)
+        archive = zipfile.ZipFile(open_regular(path))
+        arrays = {m.filename.removesuffix(".npy"): _member(archive, m) for m in archive.infolist()}
+        for images, labels in PAIRS:
+            if images in arrays:
+                return _contents(path, arrays[images], _whole(arrays.get(labels)))
+        for array in arrays.values():
+            if array.dtype == np.uint8 and len(array.shape) in (3, 4):
+                return _contents(path, array, _whole(arrays.get("labels", arrays.get("y"))))
+    except DAMAGE as error:
         raise UserError(f"data '{path}' cannot be read as numpy arrays ({error})") from None
-    for images, labels in PAIRS:
-        if images in arrays:
-            return _contents(path, arrays[images], arrays.get(labels))
-    for values in arrays.values():
-        if values.dtype == np.uint8 and values.ndim in (3, 4):
-            return _contents(path, values, arrays.get("labels", arrays.get("y")))
     raise UserError(
         f"data '{path}' holds {', '.join(arrays) or 'nothing'}; expected 'images' "
         "(uint8 [n, height, width, channels]) and, if there are any, 'labels'"
     )
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    """An array of an .npz by its header, which must say what the archive says of its size."""
+    name = member.filename
+    if bomb(member.file_size, member.compress_size):
+        raise ValueError(f"'{name}' is said to unpack to more than {RATIO:,} times its size")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        known = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}
+        if version not in known:
+            raise ValueError(f"'{name}' has version {version} of numpy's format")
+        shape, fortran, dtype = getattr(np.lib.format, known[version])(file)
+        start = file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"'{name}' holds objects")
+    if min(shape, default=0) < 0 or start + math.prod(shape) * dtype.itemsize != member.file_size:
+        raise ValueError(f"'{name}' has another size than its header says")
+    if fortran and len(shape) > 1:
+        if member.file_size > FILE:
+            raise ValueError(f"'{name}' is in Fortran's order; save it in C's")
+        with archive.open(member) as file:
+            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return Array(dtype, shape, array)
+
+    def rows() -> Iterator[NDArray[Any]]:
+        with archive.open(member) as file:
+            file.read(start)
+            yield from _rows(file, dtype, shape)
+
+    return Array(dtype, shape, _Once(rows))
+
+
+class _Once:
+    """Rows that are read anew each time they are asked for."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        found: Iterator[NDArray[Any]] = self.rows()
+        return found
+
+
+def _rows(file: Readable, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    """The rows [shape[1:]] of an array whose values are read in pieces. Raises ValueError."""
+    size = dtype.itemsize * math.prod(shape[1:])
+    if not 0 < size <= FILE:
+        raise ValueError(f"an image of {size:,} bytes")
+    for _ in range(shape[0]):
+        data = Stream(file, size).read(size)
+        if len(data) < size:
+            raise ValueError("it ends early: it was cut off")
+        yield np.frombuffer(data, dtype).reshape(shape[1:])
+
+
+def _whole(array: Array | None) -> NDArray[Any] | None:
+    """All values of a small array: labels. Raises ValueError for one that is large."""
+    if array is None:
+        return None
+    if not array.shape or math.prod(array.shape) * array.dtype.itemsize > FILE:
+        raise ValueError(f"labels of {math.prod(array.shape):,} values")
+    return np.array(list(array.rows), array.dtype).reshape(array.shape)
 
 
 def _idx_files(folder: Path) -> list[Path]:
@@ -76,35 +163,58 @@ def _with_labels(images: Path) -> list[Path]:
     return [images, *[p for p in labels if p.is_file()][:1]]
 
 
-def _read_idx(path: Path) -> NDArray[np.uint8]:
+def _read_idx(path: Path) -> Array:
+    """The header and rows of an IDX file; a plain one is mapped, a gzipped one is streamed."""
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        zero, kind, dimensions = struct.unpack_from(">HBB", data)
-        shape = struct.unpack_from(f">{dimensions}I", data, 4)
-        if zero or kind != 8 or not dimensions:
-            raise UserError(f"data '{path}' is not an IDX file of uint8 (as those of MNIST)")
-        values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
-        return values.reshape(shape)
-    except (OSError, EOFError, struct.error, ValueError, zlib.error) as error:
+        packed = path.stat().st_size
+        with _unpacked(path) as file:
+            zero, kind, dimensions = struct.unpack(">HBB", file.read(4))
+            if zero or kind != 8 or not 1 <= dimensions <= 4:
+                raise UserError(f"data '{path}' is not an IDX file of uint8 (as those of MNIST)")
+            shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
+        start, size = 4 + 4 * dimensions, math.prod(shape)
+        if kind_of(head_of(path)) != "gz":
+            if packed != start + size:
+                raise ValueError(f"{packed:,} bytes, where its header says {start + size:,}")
+            return Array(np.dtype(np.uint8), shape, np.memmap(path, np.uint8, "r", start, shape))
+        if bomb(size, packed):
+            raise ValueError(f"it is said to unpack to more than {RATIO:,} times its size")
+    except DAMAGE as error:
         raise UserError(f"data '{path}' cannot be read as an IDX file ({error})") from None
 
+    def rows() -> Iterator[NDArray[Any]]:
+        try:
+            with _unpacked(path) as file:
+                file.read(start)
+                yield from _rows(file, np.dtype(np.uint8), shape)
+                if file.read(1):
+                    raise ValueError("it is longer than its header says")
+        except DAMAGE as error:
+            raise UserError(f"data '{path}' cannot be read as an IDX file ({error})") from None
 
-def _contents(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> Contents:
+    return Array(np.dtype(np.uint8), shape, _Once(rows))
+
+
+def _unpacked(path: Path) -> Any:
+    file = open_regular(path)
+    return gzip.open(file) if kind_of(head_of(path)) == "gz" else file
+
+
+def _contents(path: Path, images: Array, labels: NDArray[Any] | None) -> Contents:
     shape = ", ".join(str(s) for s in images.shape)
+    dimensions = len(images.shape)
     if images.dtype != np.uint8:
         raise UserError(
             f"data '{path}' holds {images.dtype} values; expected images in uint8, 0 to 255"
         )
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+    if dimensions not in (3, 4) or (dimensions == 4 and images.shape[3] not in (1, 3, 4)):
         raise UserError(
             f"data '{path}' has the shape ({shape}); expected (n, height, width) or "
             "(n, height, width, channels) with 1, 3 or 4 channels last"
         )
     if 0 in images.shape:
         raise UserError(f"data '{path}' has the shape ({shape}): it holds no images")
-    n = len(images)
+    n = images.shape[0]
     labels = np.full(n, -1) if labels is None else labels
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -113,8 +223,18 @@ def _contents(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> 
             f"data '{path}': the labels are {labels.dtype} {labels.shape}; expected one whole "
             f"number or text for each of the {n} images"
         )
-    items = (  # read, and paged in, by the worker
-        Item(str(i), partial(images.__getitem__, i), None if label == -1 else str(label))
-        for i, label in enumerate(labels.tolist())
-    )
-    return Contents(n, items)
+    labels = labels.tolist()
+
+    def items() -> Iterator[Item]:
+        try:
+            for i, (pixels, label) in enumerate(zip(images.rows, labels, strict=True)):
+                # of a mapped array a view: read, and paged in, by the worker
+                yield Item(str(i), partial(_same, pixels), None if label == -1 else str(label))
+        except DAMAGE as error:
+            raise UserError(f"data '{path}' cannot be read as arrays ({error})") from None
+
+    return Contents(n, items())
+
+
+def _same(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return pixels

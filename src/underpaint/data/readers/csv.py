@@ -1,9 +1,13 @@
 """A .csv with the columns `path` (from where the .csv lies) and, if there are any, `label`."""
 
 import csv
+import io
+import os
+from functools import partial
 from pathlib import Path
 
-from underpaint.data.readers.base import Contents, Item, Source
+from underpaint.bounded import read_regular
+from underpaint.data.readers.base import Contents, Item, Source, is_outside
 from underpaint.errors import UserError
 
 
@@ -12,26 +16,37 @@ def find(path: Path) -> Source | None:
     if not path.name.lower().endswith(".csv"):
         return None
     rows = _rows(path)
-    there = {path.parent / name for name, _ in rows if (path.parent / name).is_file()}
+    there = {place for name, _ in rows if _is_file(place := _place(path, name))}
 
     def read() -> Contents:
-        items = (Item(name, (path.parent / name).read_bytes, label) for name, label in rows)
+        items = (Item(n, partial(read_regular, _place(path, n)), label) for n, label in rows)
         return Contents(len(rows), items)
 
-    return Source(str(path), [path, *sorted(there)], read)
+    outside = [name for name, _ in rows if is_outside(name)]
+    return Source(str(path), [path, *sorted(there)], read, outside=outside)
+
+
+def _place(path: Path, name: str) -> Path:
+    """Where the file that a row names is: from where the table lies."""
+    return path.parent / os.path.expanduser(name)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name; one with a zero byte
+        return False
 
 
 def _rows(path: Path) -> list[tuple[str, str | None]]:
     """Rows as (name as written, label)."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            if "path" not in (reader.fieldnames or ()):
-                shown = ",".join(reader.fieldnames or ())[:60]
-                raise UserError(
-                    f"data '{path}': its first line must be 'path,label', not '{shown}'"
-                )
-            rows = [(row["path"] or "", (row.get("label") or "").strip() or None) for row in reader]
+        file = io.StringIO(read_regular(path).decode("utf-8-sig"), newline="")
+        reader = csv.DictReader(file, skipinitialspace=True)
+        if "path" not in (reader.fieldnames or ()):
+            shown = ",".join(reader.fieldnames or ())[:60]
+            raise UserError(f"data '{path}': its first line must be 'path,label', not '{shown}'")
+        rows = [(row["path"] or "", (row.get("label") or "").strip() or None) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"data '{path}' is not a CSV text in UTF-8 ({error})") from None
     except OSError as error:

@@ -1,26 +1,39 @@
 """Image files in a folder and its sub-folders, whose names are the labels."""
 
 import os
+from functools import partial
 from pathlib import Path
 
-from underpaint.data.readers.base import Contents, Source, is_hidden, is_image, labelled
+from underpaint.bounded import read_regular
+from underpaint.data.readers.base import Contents, Item, Source, choose, folder_labels, head_of
 from underpaint.errors import UserError
+from underpaint.io import MARK
 
 
 def find(path: Path) -> Source | None:
     """A folder with at least one image file somewhere below it."""
-    files = _image_files(path) if path.is_dir() else []
+    if not path.is_dir():
+        return None
+    if (path / MARK).is_file():
+        raise UserError(f"data '{path}' is the folder of a run; give that of its images")
+    names, unread = choose(_names(path), lambda name: head_of(path / name))
+    if not names:
+        return None
 
     def read() -> Contents:
-        names = [file.relative_to(path).as_posix() for file in files]
-        return labelled(names, lambda name: (path / name).read_bytes())
+        items = (
+            Item(name, partial(read_regular, path / name), label)
+            for name, label in zip(names, folder_labels(names), strict=True)
+        )
+        return Contents(len(names), items)
 
-    return Source(str(path), files, read) if files else None
+    return Source(str(path), [path / name for name in names], read, unread)
 
 
-def _image_files(root: Path) -> list[Path]:
-    """All image files below a folder, sorted; hidden ones are left out, links followed once."""
-    images, seen = [], set()
+def _names(root: Path) -> list[str]:
+    """All files below a folder by their paths in it, sorted as paths; links are followed once."""
+    found: list[Path] = []
+    seen: set[str] = set()
 
     def refuse(error: OSError) -> None:
         raise UserError(f"data '{error.filename}': cannot be read ({error.strerror})")
@@ -31,6 +44,6 @@ def _image_files(root: Path) -> list[Path]:
             below.clear()
             continue
         seen.add(real)
-        below[:] = sorted(name for name in below if not is_hidden(name))
-        images += [Path(folder, name) for name in names if is_image(name)]
-    return sorted(images)
+        below.sort()
+        found += [Path(folder, name).relative_to(root) for name in names]
+    return [path.as_posix() for path in sorted(found)]

@@ -10,7 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from underpaint.data.readers.base import Contents, Item, Source
+from underpaint.bounded import read_regular
+from underpaint.data.readers.base import (
+    Contents,
+    Item,
+    Source,
+    Unread,
+    head_of,
+    is_outside,
+    kind_of,
+)
 from underpaint.errors import UserError
 
 LABELS = ("label", "labels", "cls", "fine_label")
@@ -18,16 +27,21 @@ LABELS = ("label", "labels", "cls", "fine_label")
 
 def find(path: Path) -> Source | None:
     """A file named .parquet or .arrow, or a folder that holds some."""
+    unread: Unread = {}
     if path.is_dir():
-        folder, files = path, _table_files(path)
+        folder, (files, others) = path, _table_files(path)
+        if others:
+            unread = {"of another split than train": [str(p.relative_to(path)) for p in others]}
     else:
         folder = path.parent
-        files = [path] if path.name.lower().endswith((".parquet", ".arrow")) else []
-    return Source(str(path), files, partial(_open, folder, files)) if files else None
+        named = path.name.lower().endswith((".parquet", ".arrow"))
+        files = [path] if named or kind_of(head_of(path)) in ("parquet", "arrow") else []
+    return Source(str(path), files, partial(_open, folder, files), unread) if files else None
 
 
-def _table_files(folder: Path) -> list[Path]:
-    """All parquet files below a folder, else all arrow files; only those of train if there are."""
+def _table_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """All parquet files below a folder, else all arrow files; those of train, if there are, and the
+    others."""
     for suffix in ("parquet", "arrow"):
         files = sorted(
             p for p in folder.rglob(f"*.{suffix}") if not p.name.startswith((".", "cache-"))
@@ -35,8 +49,8 @@ def _table_files(folder: Path) -> list[Path]:
         names = {p: p.relative_to(folder).parts for p in files}
         train = [p for p in files if any(part.startswith("train") for part in names[p])]
         if files:
-            return train or files
-    return []
+            return train or files, [p for p in files if train and p not in train]
+    return [], []
 
 
 class Rows(NamedTuple):
@@ -73,18 +87,30 @@ def _open(folder: Path, files: list[Path]) -> Contents:
             return None
         return names[value] if names else str(value)
 
+    outside: list[str] = []  # known when the rows are read
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for file, part in zip(files, parts, strict=True):
+            try:
+                yield from part.read(columns)
+            except Exception as error:  # pyarrow has no common class for damaged files
+                raise _unreadable(file, error) from None
+
     def items() -> Iterator[Item]:
-        rows = (row for part in parts for row in part.read(columns))
-        for i, row in enumerate(rows):
+        for i, row in enumerate(rows()):
             value = row[image]
             path = value.get("path") if isinstance(value, dict) else None
+            if path and value.get("bytes") is None and is_outside(path):
+                outside.append(path)
             yield Item(
                 f"{i}/{Path(path).name}" if path else str(i),
                 _reader(folder, value),
                 text(row[label]) if label else None,
             )
 
-    return Contents(sum(p.total for p in parts), items(), tuple(names) if names else None)
+    return Contents(
+        sum(p.total for p in parts), items(), tuple(names) if names else None, {}, outside
+    )
 
 
 def _open_file(datasets: Any, file: Path) -> Rows:
@@ -108,15 +134,21 @@ def _open_file(datasets: Any, file: Path) -> Rows:
         features = datasets.Features.from_arrow_schema(parquet.schema_arrow)
         return Rows(features, parquet.metadata.num_rows, read)
     except Exception as error:  # pyarrow and datasets have no common class for damaged files
-        text = " ".join(str(error).split())[:200]
-        raise UserError(f"data '{file}' cannot be read as a table ({text})") from None
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    text = " ".join(str(error).split())[:200]
+    return UserError(f"data '{file}' cannot be read as a table ({text})")
 
 
 def _reader(folder: Path, value: Any) -> Callable[[], bytes]:
     data, path = value, None
     if isinstance(value, dict):
         data, path = value.get("bytes"), value.get("path")
-    return (folder / path).read_bytes if data is None and path else partial(bytes, data or b"")
+    if data is None and path:
+        return partial(read_regular, folder / path)
+    return partial(bytes, data or b"")
 
 
 def _image_column(datasets: Any, features: Any, folder: Path) -> str:

@@ -1,58 +1,225 @@
-"""WebDataset tars, plain or gzipped.
+"""WebDataset tars and tars of folders, plain or compressed (gzip, bzip2, xz).
 
-The files of one sample share the path up to the first dot; `.cls` or `.json` holds the label.
+An image's label is in the `.cls` or `.json` that shares its path without the suffix, else the one
+that shares it up to the first dot (WebDataset's key). Where there are none, folders are the labels.
+
+Python's tarfile takes a header that it cannot read for the end of an archive. Here only blocks of
+zeros are the end, as POSIX has it, and nothing may follow them.
 """
 
+import bz2
+import gzip
 import json
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
-from underpaint.data.readers.base import Contents, Item, Source, is_image
+from underpaint.bounded import FILE, PIECE, Readable, Stream, open_regular
+from underpaint.data.readers.base import (
+    HEAD,
+    Contents,
+    Item,
+    Source,
+    check_distinct,
+    choose,
+    folder_labels,
+    head_of,
+    kind_of,
+)
 from underpaint.errors import UserError
+
+OPENERS: dict[str, Callable[[Any], Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+LABEL = 1 << 20  # bytes of a .cls or a .json
+BLOCK = tarfile.BLOCKSIZE
+DAMAGE: tuple[type[Exception], ...] = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+)
+DAMAGE += (OverflowError, RecursionError, MemoryError)  # of headers that were made for it
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header, which is whole or ends the reading."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"{error} at byte {archive.offset:,}") from None
+        except tarfile.HeaderError:
+            raise tarfile.ReadError("it was cut off: nothing marks its end") from None
 
 
 def find(path: Path) -> Source | None:
-    """A file named .tar, .tar.gz or .tgz."""
-    if not path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
+    """A tar by its content, or a file that is named .tar, .tar.gz or .tgz."""
+    if path.is_dir():
+        return None
+    named = path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"))
+    if not named and kind_of(head_of(path)) != "tar" and not _is_packed(path):
         return None
     return Source(str(path), [path], partial(_open, path))
 
 
-def _open(path: Path) -> Contents:
-    """Read twice from front to back (labels, then images): a compressed one is never rewound."""
-    labels: dict[str, str | None] = {}
-    total = 0
-    for name, data in _members(path, lambda name: name.endswith((".cls", ".json"))):
-        total += is_image(PurePosixPath(name).name)
-        if data is not None:
-            label = _label(path, name, data)
-            if label is not None:
-                labels[_sample(name)] = label
-    if not total:
-        raise UserError(f"data '{path}': the archive holds no images (PNG, JPEG, WebP, ...)")
-    items = (
-        Item(name, partial(bytes, data), labels.get(_sample(name)))
-        for name, data in _members(path, lambda name: is_image(PurePosixPath(name).name))
-        if data is not None
-    )
-    return Contents(total, items)
-
-
-def _members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """All files of a tar in their order, with the bytes of those that are wanted."""
+def _is_packed(path: Path) -> bool:
+    """Whether a compressed file holds a tar."""
+    opener = OPENERS.get(kind_of(head_of(path)))
     try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                if member.isfile():
-                    file = archive.extractfile(member) if wanted(member.name) else None
-                    yield member.name, file.read() if file else None
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"data '{path}' cannot be read as a tar ({error}); copy it again") from None
+        with open_regular(path) as file:
+            return opener is not None and kind_of(opener(file).read(HEAD)) == "tar"
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+        return False
 
 
-def _sample(name: str) -> str:
+def _open(path: Path) -> Contents:
+    """Read twice from front to back (names, then images): a compressed one is never rewound."""
+    beside: dict[str, bytes] = {}
+    heads: dict[str, bytes] = {}
+    links: list[str] = []
+    for name, data in _members(path, _beside, HEAD):
+        if data is None:
+            links.append(name)
+        elif _beside(name):
+            beside[name] = data
+        else:
+            heads[name] = data[:HEAD]
+    names, unread = choose(heads, heads.__getitem__)
+    unread |= {"link": links} if links else {}
+    if not names:
+        raise UserError(f"data '{path}': the archive holds no images (PNG, JPEG, WebP, ...)")
+    wanted = dict(zip(names, _labels(path, names, beside), strict=True))
+    items = (
+        Item(name, partial(bytes, data), wanted[name])
+        for name, data in _members(path, wanted.__contains__, 0)
+        if name in wanted and data is not None
+    )
+    return Contents(len(names), items, unread=unread)
+
+
+def _members(
+    path: Path, whole: Callable[[str], bool], most: int
+) -> Iterator[tuple[str, bytes | None]]:
+    """All files of a tar in their order: their bytes if wanted whole, else `most`; None: a link."""
+    try:
+        with open_regular(path) as raw:
+            size = path.stat().st_size
+            opener = OPENERS.get(kind_of(raw.read(HEAD)))
+            raw.seek(0)
+            stream = _Forward(Stream(opener(raw), size)) if opener else _Forward(raw, raw)
+            with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r:", tarinfo=_Header) as files:
+                yield from _read(path, files, whole, most, None if opener else size)
+                if any(any(part) for part in iter(partial(stream.read, PIECE), b"")):
+                    raise tarfile.ReadError("more follows its end: are these several in one file?")
+    except DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"data '{path}' cannot be read as a tar ({reason}); copy it again"
+        ) from None
+
+
+def _read(
+    path: Path,
+    files: tarfile.TarFile,
+    whole: Callable[[str], bool],
+    most: int,
+    size: int | None,
+) -> Iterator[tuple[str, bytes | None]]:
+    seen: list[str] = []
+    for member in files:
+        files.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
+        if member.islnk() or member.issym():
+            yield member.name, None
+        if not member.isfile():
+            continue
+        seen.append(member.name)
+        limit = LABEL if _beside(member.name) else FILE
+        if member.size > limit or (size is not None and member.size > size):
+            raise tarfile.ReadError(f"'{member.name}' is said to have {member.size:,} bytes")
+        file = files.extractfile(member)
+        assert file is not None  # it is a file
+        wanted = member.size if whole(member.name) else min(most, member.size)
+        yield member.name, file.read(wanted)
+    check_distinct(path, seen)
+
+
+class _Forward:
+    """A stream as tarfile needs it, which reads in pieces and, packed, only forwards.
+
+    What is passed over is read; one byte back is remembered, which tarfile goes to see the end.
+    """
+
+    def __init__(self, file: Readable, seekable: BinaryIO | None = None) -> None:
+        self.file, self.seekable = file, seekable
+        self.place, self.last, self.again = 0, b"", b""
+
+    def tell(self) -> int:
+        return self.place
+
+    def read(self, size: int) -> bytes:
+        if size > FILE:
+            raise OSError(f"a header says {size:,} bytes")
+        parts, self.again = [self.again[:size]], self.again[size:]
+        size -= len(parts[0])
+        while size > 0 and (part := self.file.read(min(size, PIECE))):
+            parts.append(part)
+            size -= len(part)
+        data = b"".join(parts)
+        self.place += len(data)
+        self.last = data[-1:] or self.last
+        return data
+
+    def seek(self, place: int) -> int:
+        if self.seekable is not None:
+            self.place, self.again = self.seekable.seek(place), b""
+        elif place == self.place - 1 and not self.again:
+            self.place, self.again = place, self.last
+        while self.place < place and self.read(min(PIECE, place - self.place)):
+            pass
+        if self.place > place:
+            raise OSError("it would have to be read backwards")
+        return self.place
+
+
+def _beside(name: str) -> bool:
+    return name.endswith((".cls", ".json"))
+
+
+def _labels(path: Path, names: list[str], beside: dict[str, bytes]) -> list[str | None]:
+    """The label of each image: from the files beside them, or of the folders if there are none."""
+    texts = {name: _label(path, name, data) for name, data in beside.items()}
+    given = {name: text for name, text in texts.items() if text is not None}
+    if not given:
+        return folder_labels(names)
+    exact: dict[str, set[str]] = {}
+    keys: dict[str, set[str]] = {}
+    for name, text in given.items():
+        exact.setdefault(name.rpartition(".")[0], set()).add(text)
+        keys.setdefault(_key(name), set()).add(name)
+    found: list[str | None] = []
+    for name in names:
+        labels = exact.get(name.rpartition(".")[0], set())
+        files = keys.get(_key(name), set())
+        if len(labels) > 1 or (not labels and len(files) > 1):
+            raise UserError(
+                f"data '{path}': '{name}' has several labels beside it, as in '{min(files)}' and "
+                f"'{max(files)}'; name each label as its image"
+            )
+        found.append(min(labels) if labels else given[min(files)] if files else None)
+    return found
+
+
+def _key(name: str) -> str:
+    """WebDataset's key: the path up to the first dot of the file's name."""
     folder, _, base = name.rpartition("/")
     return f"{folder}/{base.partition('.')[0]}"
 
@@ -63,7 +230,7 @@ def _label(path: Path, name: str, data: bytes) -> str | None:
         if name.endswith(".cls"):
             return text or None
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"data '{path}': '{name}' is not valid text or JSON") from None
     if not isinstance(record, dict):
         return None

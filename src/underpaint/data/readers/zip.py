@@ -3,22 +3,46 @@
 import csv
 import difflib
 import io
+import lzma
 import zipfile
+import zlib
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from underpaint.bounded import FILE, bomb, open_regular
 from underpaint.data.decode import Unreadable
-from underpaint.data.readers.base import Contents, Item, Source, is_hidden, is_image, labelled
+from underpaint.data.readers.base import (
+    HEAD,
+    Contents,
+    Item,
+    Source,
+    check_distinct,
+    choose,
+    folder_labels,
+    head_of,
+    kind_of,
+)
 from underpaint.errors import UserError
 
 AVATARS = Path(__file__).parents[1] / "avatars"
 HAIR = ("black", "brown", "chestnut", "blonde", "orange", "pink", "blue", "purple")
-LARGEST_FILE = 1 << 30  # bytes of one image inside a zip, against zip bombs
+DAMAGE: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+    EOFError,
+    ValueError,
+)
+DAMAGE += (RuntimeError, NotImplementedError)  # encrypted; packed by a method that Python has not
 
 
 def find(path: Path) -> Source | None:
-    """A file named .zip."""
-    if not path.name.lower().endswith(".zip"):
+    """A zip by its content, or a file named .zip; one of arrays alone is an .npz."""
+    if path.is_dir():
+        return None
+    named = path.name.lower().endswith(".zip")
+    if not named and (kind_of(head_of(path)) != "zip" or path.name.lower().endswith(".npz")):
         return None
     return Source(str(path), [path], partial(_open, path))
 
@@ -37,15 +61,28 @@ def avatars(text: str) -> Source:
 
 def _open(path: Path) -> Contents:
     archive = _archive(path)
-    names = sorted(
-        name
-        for name in archive.namelist()
-        if is_image(PurePosixPath(name).name)
-        and not any(is_hidden(part) for part in PurePosixPath(name).parts)
-    )
+    members: dict[str, list[zipfile.ZipInfo]] = {}
+    for member in archive.infolist():
+        if member.filename and not member.filename.endswith(("/", "\\")):
+            # Windows' own zips have backslashes
+            members.setdefault(member.filename.replace("\\", "/"), []).append(member)
+    check_distinct(path, (name for name, found in members.items() for _ in found))
+    names, unread = choose(sorted(members), lambda name: _head(archive, members[name][0]))
     if not names:
         raise UserError(f"data '{path}': the archive holds no images (PNG, JPEG, WebP, ...)")
-    return labelled(names, partial(_read, archive))
+    items = (
+        Item(name, partial(_read, archive, members[name][0]), label)
+        for name, label in zip(names, folder_labels(names), strict=True)
+    )
+    return Contents(len(names), items, unread=unread)
+
+
+def _head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(member) as file:
+            return file.read(HEAD)
+    except DAMAGE:
+        return b""
 
 
 def _open_avatars(path: Path) -> Contents:
@@ -58,14 +95,14 @@ def _open_avatars(path: Path) -> Contents:
     return Contents(len(rows), items, HAIR)
 
 
-def _read(archive: zipfile.ZipFile, name: str) -> bytes:
-    if archive.getinfo(name).file_size > LARGEST_FILE:
-        raise Unreadable(f"is larger than {LARGEST_FILE >> 20} MiB")
-    return archive.read(name)  # from several threads: ZipFile locks its file
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    if member.file_size > FILE or bomb(member.file_size, member.compress_size):
+        raise Unreadable(f"is said to unpack to {member.file_size:,} bytes")
+    return archive.read(member)  # from several threads: ZipFile locks its file
 
 
 def _archive(path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+        return zipfile.ZipFile(open_regular(path))
+    except DAMAGE as error:
         raise UserError(f"data '{path}' cannot be read as a zip ({error}); copy it again") from None

@@ -1,0 +1,66 @@
+"""Going on with a run in other circumstances: more images for a finished one, data that have moved.
+
+A finished run has a stage added, NAME-more1, NAME-more2 …: the settings of its last stage, the
+learning rate constant at its peak without a warm-up and then a cool-down over the same share. The
+weights, their average and the optimiser's state are those that the run ended with, and it resumes
+exactly, as any stage does.
+"""
+
+import dataclasses
+import json
+import re
+
+from underpaint import config
+from underpaint.bounded import read_json
+from underpaint.errors import UserError
+from underpaint.training import provenance
+from underpaint.training.checkpointing import RunFolder, read_progress
+from underpaint.training.stages import PreparedStage
+
+IMAGES = 1 << 31  # bytes of images.json at most
+
+
+def extended(run: config.Run, folder: RunFolder, images: int, minutes: float) -> config.Run:
+    """The recipe with a stage of so many images or minutes more. Raises UserError if unfinished."""
+    if images < 0 or minutes < 0 or bool(images) == bool(minutes):
+        raise UserError("give what is added to a finished run either as --images or as --minutes")
+    progress = read_progress(folder.latest().folder)
+    if progress.stage < len(run.stages):
+        total = sum(stage.images for stage in run.stages.values())
+        raise UserError(
+            f"{folder.path}: this run has seen {progress.images:,} of the {total:,} images that it "
+            "was given; go on to its end with --resume alone, and extend it then"
+        )
+    last, stage = list(run.stages.items())[-1]
+    if stage.dp:
+        raise UserError(
+            f"{folder.path}: the budget of the private stage {last} is spent; it cannot be extended"
+        )
+    base = re.sub(r"-more\d+$", "", last)
+    name = next(n for i in range(1, 10**6) if (n := f"{base}-more{i}") not in run.stages)
+    more = dataclasses.replace(
+        stage, images=images, minutes=minutes, warmup=0, schedule="cooldown", keep_optimizer=True
+    )
+    return dataclasses.replace(run, stages={**run.stages, name: more})
+
+
+def record(folder: RunFolder, run: config.Run, stages: list[PreparedStage]) -> None:
+    """Write down the recipe as it is now, and the data of its stages. `config.yaml` is the last."""
+    path = folder.path / "env.json"
+    environment = read_json(path)
+    environment["data"] = {stage.name: stage.training_set.key for stage in stages}
+    folder.write("env.json", json.dumps(environment, indent=1))
+    folder.write("config.yaml", config.to_yaml(run))
+
+
+def check_moved(folder: RunFolder, stages: list[PreparedStage]) -> None:
+    """Raise UserError unless the images, and which are held out, are those that the run began with."""
+    try:
+        before = read_json(folder.path / "images.json", IMAGES)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.path}: its images.json cannot be read ({error})") from None
+    if before != json.loads(provenance.identities(stages)):
+        raise UserError(
+            f"{folder.path}: the data are the same, but other images would be held out now than "
+            "when the run began; bring the data back to where they were, or begin a new run"
+        )

@@ -1,0 +1,279 @@
+"""What people do every day: names in any encoding, ~, terminals without UTF-8, typos in Python."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import underpaint as up
+from tests.conftest import SMALL, write_pictures
+from underpaint import config
+from underpaint import model as models
+from underpaint.cli import main
+from underpaint.errors import RunFailed, UserError
+from underpaint.report import page
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "underpaint", *map(os.fsencode, map(str, arguments))]
+    return subprocess.run(command, capture_output=True, env=os.environ | environment, timeout=300)
+
+
+def test_a_latin_1_name_is_a_label_to_the_end(tmp_path: Path, small: Path) -> None:
+    place = write_pictures(tmp_path / "data")
+    (place / "dark").rename(place / os.fsdecode(b"caf\xe9"))
+    flags = ["--config", small, "--data", place, "--out", tmp_path / "run", "--quiet"]
+    assert main(["train", *map(str, flags)]) == 0
+    assert up.load(tmp_path / "run").label_names == ("café", "light")
+    out = str(tmp_path / "samples")
+    assert main(["sample", str(tmp_path / "run"), "-n", "2", "--steps", "1", "--out", out]) == 0
+    moved = place.rename(tmp_path / os.fsdecode(b"d\xe9j\xe0"))
+    for encoding in ("utf-8", "ascii", "latin-1"):
+        found = run("prepare", moved, "--json", PYTHONIOENCODING=encoding)
+        assert found.returncode == 0, found.stderr
+        assert json.loads(found.stdout)["labels"] == {"café": 12, "light": 12}
+
+
+def test_brackets_in_names_are_no_markup(
+    tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = write_pictures(tmp_path / "bl[u] :smile: <b>&$(id)")
+    (place / "dark").rename(place / "[old] cats")
+    out = tmp_path / "r u;n[red]"
+    flags = ["--config", small, "--data", place, "--out", out, "--quiet"]
+    assert main(["train", *map(str, flags)]) == 0
+    printed = capsys.readouterr().out
+    assert f"sample   underpaint sample '{out}' -n 64" in printed
+    assert main(["prepare", str(place), "--size", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "[old] cats 12" in printed
+    assert str(place) in printed
+    text = page.build(out).read_text()
+    assert "<b>&$" not in text
+    assert "&lt;b&gt;&amp;$(id)" in text
+    assert main(["prepare", str(tmp_path / "[/u]\x1b[31m")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_home_is_expanded_everywhere(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, small: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "data")
+    shutil.copytree(trained, tmp_path / "old")
+    flags = ["--config=~/small.yaml", "--data=~/data", "--out=~/run", "--from=~/old", "--quiet"]
+    assert main(["train", *flags]) == 0
+    assert main(["sample", "~/run", "-n", "1", "--steps", "1", "--out=~/u.png"]) == 0
+    assert (tmp_path / "u.png").is_file()
+    recipe = config.load("~/small.yaml")
+    recipe.data.source = Path("~/data")  # type: ignore[assignment]
+    up.train(recipe, "~/again", quiet=True, write_report=False)
+    up.load("~/again").save("~/saved")
+    assert (tmp_path / "saved" / "config.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_terminals_without_utf_8(encoding: str, faces: Path) -> None:
+    for arguments in (("--help",), ("train", "--help"), ("prepare", faces, "--size", 8)):
+        found = run(*arguments, PYTHONIOENCODING=encoding)
+        assert (found.returncode, b"Traceback" in found.stderr) == (0, False), found.stderr
+
+
+# --- settings in Python ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(faces: Path, tmp_path: Path) -> config.Run:
+    (tmp_path / "my.yaml").write_text(SMALL)
+    run = config.load(tmp_path / "my.yaml")
+    run.data.source = str(faces)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("stages.whole.schedule", "cosin", "recipe: stages.whole.schedule: 'cosin' is not one of"),
+        ("stages.whole.batch", "8", "recipe: stages.whole.batch: expected a whole number, got '8'"),
+        ("stages.whole.batch", 8.5, "stages.whole.batch: expected a whole number"),
+        ("train.seed", -1, "train.seed -1: give a whole number from 0"),
+        ("train.seed", 2**63, r"train.seed .*: give a whole number from 0"),
+        ("train.device", 3, "device '3' is not available"),
+        ("network", None, "recipe: network: expected settings"),
+    ],
+)
+def test_settings_are_checked_when_training_begins(
+    place: str, value: Any, message: str, recipe: config.Run, tmp_path: Path
+) -> None:
+    section: Any = recipe
+    *path, name = place.split(".")
+    for part in path:
+        section = section[part] if isinstance(section, dict) else getattr(section, part)
+    setattr(section, name, value)
+    with pytest.raises(UserError, match=message):
+        up.train(recipe, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_python_takes_paths_and_one_number_and_no_typo(recipe: config.Run, tmp_path: Path) -> None:
+    with pytest.raises(AttributeError):
+        recipe.stages["whole"].lr = 1e-9  # type: ignore[attr-defined]
+    recipe.data.source, recipe.data.size = Path(recipe.data.source), 8  # type: ignore[assignment]
+    up.train(recipe, tmp_path / "run", quiet=True, write_report=False)
+    assert up.load(tmp_path / "run").spec.size == (8, 8)
+
+
+def test_labels_and_batches_that_cannot_be(trained: Path) -> None:
+    model = up.load(trained)
+    for wrong in ({"labels": []}, {"labels": ["0"]}, {"labels": "dark"}, {"batch": -1}, {"n": 0}):
+        with pytest.raises(UserError):
+            model.sample(**{"n": 1, "steps": 1, **wrong})
+    for seed in (-1, 2**63):
+        with pytest.raises(UserError, match="seed"):
+            model.sample(1, steps=1, seed=seed)
+    assert model.label_ids(["light", 0, -1]) == [1, 0, -1]
+
+
+def test_a_name_that_is_a_number_is_the_name(tmp_path: Path, recipe: config.Run) -> None:
+    place = tmp_path / "numbers"
+    for i in range(12):
+        (place / str(3 + i % 2)).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / str(3 + i % 2) / f"{i}.png")
+    recipe.data.source = str(place)
+    up.train(recipe, tmp_path / "run", quiet=True, write_report=False)
+    model = up.load(tmp_path / "run")
+    assert model.label_ids(["3", "4", 0]) == [0, 1, 0]
+    with pytest.raises(UserError, match="label '1' is unknown"):
+        model.label_ids(["1"])
+
+
+# --- going on ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(tmp_path: Path, recipe: config.Run) -> Path:
+    return up.train(recipe, tmp_path / "run", quiet=True, write_report=False)
+
+
+def test_a_finished_run_is_extended_and_resumes_exactly(begun: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(begun, tmp_path / "other"))
+    up.resume(begun, images=32, quiet=True, write_report=False)
+    run = config.load(begun / "config.yaml")
+    assert list(run.stages) == ["masked", "whole", "whole-more1"]
+    stage = run.stages["whole-more1"]
+    assert (stage.images, stage.warmup, stage.schedule, stage.batch) == (32, 0, "cooldown", 8)
+    lines = [json.loads(line) for line in (begun / "metrics.jsonl").read_text().splitlines()]
+    rates = [r["lr"] for r in lines if r["kind"] == "step" and r["stage"] == "whole-more1"]
+    assert rates == [stage.learning_rate] * 4  # its last quarter is one step, which begins at 1
+    assert models.newest(begun).folder.name == f"{96:012d}"
+    assert main(["train", "--resume", "--out", str(other), "--images", "32", "--quiet"]) == 0
+    for name in ("model", "ema"):
+        one, two = (models.read_weights(models.newest(r).folder, name) for r in (begun, other))  # type: ignore[arg-type]
+        assert all((one[key] == two[key]).all() for key in one)
+    up.resume(other, images=16, quiet=True, write_report=False)
+    assert list(config.load(other / "config.yaml").stages)[-1] == "whole-more2"
+
+
+def test_an_unfinished_run_is_not_extended(begun: Path, wrong: Any, tmp_path: Path) -> None:
+    first = sorted((begun / "checkpoints").glob("0*"))[0]
+    (begun / "checkpoints" / "LATEST").write_text(first.name + "\n")
+    for flags in (("--minutes", 10), ("--images", 64)):
+        line = wrong("train", "--resume", "--out", begun, *flags)
+        assert "of the 64 images that it was given" in line
+    assert "give --resume too" in wrong("train", "--data", "x", "--images", 3)
+    assert up.resume(begun, quiet=True, write_report=False) == begun
+
+
+def test_data_that_moved_are_taken_if_they_are_the_same(
+    begun: Path, faces: Path, tmp_path: Path, wrong: Any
+) -> None:
+    first = sorted((begun / "checkpoints").glob("0*"))[0]
+    (begun / "checkpoints" / "LATEST").write_text(first.name + "\n")
+    moved = faces.rename(tmp_path / "elsewhere")
+    flags = ("train", "--resume", "--out", begun, "--quiet", "--data")
+    assert "there is no such file" in wrong("train", "--resume", "--out", begun)
+    other = write_pictures(tmp_path / "others")
+    (other / "dark" / "0.png").unlink()
+    assert "the images have changed" in wrong(*flags, other)
+    assert main([*map(str, flags), str(moved)]) == 0
+    assert config.load(begun / "config.yaml").data.source == str(moved)
+
+
+# --- hints, memory, processes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "--epochs", 3), "--minutes 30"),
+        (("train", "--batch-size", 3), "--stages.NAME.batch"),
+        (("finetune", "--lr", 3), "--stages.NAME.learning_rate"),
+        (("train", "--microbatch", "x"), "train.microbatch: expected a whole number, got 'x'"),
+        (("sample", "r", "--seed", 2**64), "below 2^62"),
+    ],
+)
+def test_hints(arguments: tuple[object, ...], says: str, wrong: Any) -> None:
+    assert says in wrong(*arguments)
+
+
+def test_help_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["help"], ["-h"], ["--json", "-h"]):
+        assert main(arguments) == 0
+        assert "usage: underpaint COMMAND" in capsys.readouterr().out
+    assert main(["help", "prepare"]) == 0
+    assert "usage: underpaint prepare" in capsys.readouterr().out
+
+
+def test_a_leftover_rank_is_said(monkeypatch: pytest.MonkeyPatch, faces: Path, small: Path) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="type: unset RANK WORLD_SIZE LOCAL_RANK"):
+        up.train(str(small), faces.parent / "run")
+    monkeypatch.setenv("RANK", "one")
+    with pytest.raises(UserError, match="RANK is 'one'"):
+        up.train(str(small), faces.parent / "run")
+
+
+def test_out_of_memory_is_one_line_or_half_the_microbatch(
+    recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from underpaint.core import loss
+
+    forward = loss.DenoisingLoss.forward
+
+    def full(self: Any, patches: torch.Tensor, *others: Any, **more: Any) -> Any:
+        if len(patches) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, patches, *others, **more)
+
+    monkeypatch.setattr(loss.DenoisingLoss, "forward", full)
+    with pytest.raises(RunFailed, match="a batch of 8 in microbatches of 8; .*--microbatch auto"):
+        up.train(recipe, tmp_path / "one", quiet=True, write_report=False)
+    recipe.train.microbatch = -1
+    up.train(recipe, tmp_path / "two", quiet=True, write_report=False)
+    assert config.load(tmp_path / "two" / "config.yaml").train.microbatch == 2
+
+
+def test_two_trainings_in_one_process_are_refused(recipe: config.Run, tmp_path: Path) -> None:
+    import torch
+
+    def inside(done: int, total: int) -> None:
+        with pytest.raises(UserError, match="another training is going on"):
+            up.train(recipe, tmp_path / "inner", quiet=True)
+
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    up.train(recipe, tmp_path / "run", quiet=True, write_report=False, preparing=inside)
+    assert torch.rand(1) == expected
