@@ -16,7 +16,8 @@ evaluations of the network a picture, and at Karras's and at log-SNR levels with
                 seeds by Heun in 160 steps: how far from the end of the equation that all solve
 
 Nearer to that end is not nearer to real heads: what small networks get wrong at the lowest noise
-levels shows as grain, of which few steps leave less. `real` in the JSON is the same of 500 training images: what a perfect model would have.
+levels shows as grain, of which few steps leave less. `real` in the JSON is the same of 500 training
+images: what a perfect model would have.
 """
 
 from __future__ import annotations
