@@ -100,11 +100,24 @@ def do(arm: str, work: Path, scale: float) -> dict[str, Any]:
     }
 
 
+def answer(results: dict[str, dict[str, Any]]) -> str:
+    """What augmentation did to the distance and to the share of turned samples."""
+    told = []
+    for count in EPOCHS:
+        alike = {arm: results[arm] for arm in ARMS if ARMS[arm][0] == count and arm in results}
+        each = ", ".join(
+            f"`{arm}` {one['frechet']:.1f} ({one['turned']:.1%} turned)" for arm, one in alike.items()
+        )
+        told += [f"{count:,} images: {each}."] if alike else []
+    return "Distances. " + " ".join(told)
+
+
 def write(work: Path, out: Path, scale: float) -> None:
     """The JSON of all arms that are done."""
     results = units.gather(ARMS, work, lambda arm: {"arm": ARMS[arm]})
     about = {**units.made(), "precision": "fp32", "scale": scale, "held_out": HELD_OUT}
-    units.write_json(out, {**about, "units": results})
+    told = {"answer": answer(results)} if results else {}
+    units.write_json(out, {**about, **told, "units": results})
 
 
 if __name__ == "__main__":

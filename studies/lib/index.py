@@ -57,6 +57,8 @@ QUESTIONS = {
     "times": "How should training times be drawn? (for all presets)",
     "small": "Which batch and learning rate for few images? (for `small-*`)",
     "samplers": "Which sampler, in how many steps? (for `sampling` in all presets)",
+    "minutes": "Which recipe in four and a half minutes of one core? (for `quickstart`)",
+    "augment": "Does augmentation show in samples, and does it pay? (for `small-*` and `plan`)",
     "stability": "What keeps training whole at rates that are too high? (docs/systems.md)",
 }
 

@@ -9,8 +9,8 @@ evaluations of the network a picture, and at Karras's and at log-SNR levels with
     calls       evaluations of the network for one picture
     frechet     distance (MobileNetV2 features, no FID) to these held-out images, `low` to `high`:
                 its 95 % interval by the delete-group jackknife
-    difference  to `euler-30`, the presets' way, in the same seeds and against the same images,
-                with its interval: chance that both ways share cancels
+    difference  to `euler-30`, the way of presets before, in the same seeds and against the same
+                images, with its interval: chance that both ways share cancels
     flat        share of neighbouring pixels that differ by at most 2 of 255; grain lowers it
     error       root mean square distance of the first 64 samples, in 255ths, to those of the same
                 seeds by Heun in 160 steps: how far from the end of the equation that all solve
@@ -66,7 +66,7 @@ def within(sampler: str, calls: int, grid: str = "uniform") -> Way:
 
 
 SAMPLERS = ("euler", "heun", "dpm++")
-FIRST = "euler-30"  # of the presets
+FIRST = "euler-30"  # of the presets before
 FOUND = [
     Way("euler", 30),
     *(within(sampler, calls) for calls in EVALUATIONS for sampler in SAMPLERS),
@@ -179,8 +179,8 @@ def answer(results: dict[str, Any], real: float) -> str:
     low, high = (results[best][f"difference{end}"] for end in ENDS[1:])
     said = "nearer beyond chance" if high < 0 else "not nearer beyond chance"
     return (
-        f"At most 20 evaluations are spent best by {about(best)}. Beside the presets' "
-        f"{about(FIRST)} that is {said}: by {-high:.1f} to {-low:.1f} in the same seeds. "
+        f"At most 20 evaluations are spent best by {about(best)}. Beside the presets' way "
+        f"before, {about(FIRST)}, that is {said}: by {-high:.1f} to {-low:.1f} in the same seeds. "
         f"Of the {len(results)} of {len(WAYS)} ways that are drawn the nearest is "
         f"{about(nearest)}, with {results[nearest]['calls']} evaluations; real images have "
         f"{real:.1f}."
