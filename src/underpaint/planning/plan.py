@@ -138,7 +138,8 @@ def _plan(
     run, parts, ratio, cell, why = _masks(run, whole, images, machine, seconds / 2)
     seen, error, reasons = seen / ratio, 0.0, [why]
     run, evaluating = _lengths(run, parts, images, budget, reasons)
-    if sum(stage.images for stage in run.stages.values()) < AUGMENTED * images.count:
+    epochs = sum(stage.images for stage in run.stages.values()) / images.count
+    if run.stages["whole"].augment and epochs < AUGMENTED:
         run = changed(run, stages={name: {"augment": 0.0} for name in run.stages})
         reasons.append(f"no augmentation: in under {AUGMENTED} epochs it was no gain")
     if run.noise.prediction != network["settings"]["noise"]["prediction"]:
