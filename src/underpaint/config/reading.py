@@ -65,10 +65,13 @@ def _convert(hint: Any, value: Any, where: str, current: Any = None) -> Any:
             merged[str(key)] = typed(item)
         return merged
     if origin is Literal:
-        if not any(value == a and type(value) is type(a) for a in args):
-            options = ", ".join(str(a) for a in args)
-            raise UserError(f"{where}: {_shown(value)} is not one of {options}")
-        return str(value) if isinstance(value, str) else value
+        number = plain.whole(value) if isinstance(value, Plain) else None  # as it stands in YAML
+        for choice in args:
+            same = type(choice) is int and number == choice
+            if same or (value == choice and isinstance(value, type(choice)) and value is not True):
+                return choice
+        options = ", ".join(str(a) for a in args)
+        raise UserError(f"{where}: {_shown(value)} is not one of {options}")
     if origin is tuple:
         items = list(value) if isinstance(value, (list, tuple)) else [value]
         if args[-1] is not Ellipsis and len(items) != len(args):
