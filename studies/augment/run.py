@@ -106,7 +106,8 @@ def answer(results: dict[str, dict[str, Any]]) -> str:
     for count in EPOCHS:
         alike = {arm: results[arm] for arm in ARMS if ARMS[arm][0] == count and arm in results}
         each = ", ".join(
-            f"`{arm}` {one['frechet']:.1f} ({one['turned']:.1%} turned)" for arm, one in alike.items()
+            f"`{arm}` {one['frechet']:.1f} ({one['turned']:.1%} turned)"
+            for arm, one in alike.items()
         )
         told += [f"{count:,} images: {each}."] if alike else []
     return "Distances. " + " ".join(told)

@@ -209,7 +209,8 @@ def check_model(spec: ModelSpec, where: str) -> None:
     if spec.size[0] * spec.size[1] > 1 << 26:
         raise UserError(f"{where}size {spec.size[0]}×{spec.size[1]}: no model is so large")
     if spec.channels not in CHANNELS.values():
-        raise UserError(f"{where}channels {spec.channels}: give 3 (colour), 1 (grey) or 4 (transparency)")
+        kinds = "3 (colour), 1 (grey) or 4 (with transparency)"
+        raise UserError(f"{where}channels {spec.channels}: give {kinds}")
     if len(set(labels)) < len(labels):
         raise UserError(f"{where}label_names: a name is there twice")
     for section in ("space", "network", "noise", "sampling"):
