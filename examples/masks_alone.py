@@ -25,8 +25,9 @@ for kind in KINDS:
     if mask.hidden is not None:  # None: nothing is hidden
         canvas.scatter_(1, mask.hidden[:, :, None].expand(-1, -1, space.patch_dim), 0.0)  # grey
     shown.append(spaces.to_uint8(space.decode(canvas)))
-    rate = masks.realised_rate(spec, space.grid)
-    print(f"{kind}: {rate:.1%} of {patches.shape[1]} patches hidden")
+    N = patches.shape[1]
+    rate = 1 - masks.visible_count(spec, space.grid) / N  # after rounding
+    print(f"{kind}: {rate:.1%} of {N} patches hidden")
 
 images = torch.stack(shown, dim=1).flatten(0, 1).numpy()  # a row an avatar, a column a kind
 pictures.save_grid(OUT, images, len(KINDS), KINDS)
