@@ -40,14 +40,8 @@ def png(width: int, height: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
     rows = zlib.compress(bytes(1 << 20))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [
-            chunk(b"IHDR", header),
-            chunk(b"PLTE", bytes(3)),
-            chunk(b"IDAT", rows),
-            chunk(b"IEND", b""),
-        ]
-    )
+    palette = chunk(b"IHDR", header) + chunk(b"PLTE", bytes(3))
+    return b"\x89PNG\r\n\x1a\n" + palette + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def npz(path: Path, shape: tuple[int, ...], content: bytes) -> None:
