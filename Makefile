@@ -1,6 +1,7 @@
 # On a fresh machine with python3 (3.11 or 3.12) and make:
 #   make quickstart   set up, train, write a picture and a report
 #   make test         set up, check and test everything
+#   make fuzz         10,000 damaged and hostile files of every kind that is read
 PYTHON ?= python3
 BIN := .venv/bin
 # modules are compiled when they are first imported: most never are
@@ -8,10 +9,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 OUT ?= runs/quickstart
 MINUTES ?= 4.5
 
-.PHONY: setup fid quickstart test test-long check lint types docs pages wheel clean help
+.PHONY: setup fid quickstart test test-long fuzz check lint types docs pages wheel clean help
 
 help:
-	@echo "make setup | quickstart | test | test-long | fid | docs | pages | wheel | clean"
+	@echo "make setup | quickstart | test | test-long | fuzz | fid | docs | pages | wheel | clean"
 
 setup: .venv/.setup
 
@@ -56,6 +57,10 @@ test: check
 # more seeds of what `test` tries with one
 test-long: .venv/.setup-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m long
+
+# one core, about a minute; tests/fuzz/results.json is what came of it
+fuzz: .venv/.setup-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.mutants --mutants 10000 --out tests/fuzz/results.json
 
 docs: .venv/.setup-dev
 	$(BIN)/python tools/docs.py

@@ -258,7 +258,7 @@ def test_out_of_memory_is_one_line_or_half_the_microbatch(
         return forward(self, patches, *others, **more)
 
     monkeypatch.setattr(loss.DenoisingLoss, "forward", full)
-    with pytest.raises(RunFailed, match="a batch of 8 in microbatches of 8; .*--microbatch auto"):
+    with pytest.raises(RunFailed, match=r"a batch of 8 in microbatches of 8; .*--microbatch auto"):
         up.train(recipe, tmp_path / "one", quiet=True, write_report=False)
     recipe.train.microbatch = -1
     up.train(recipe, tmp_path / "two", quiet=True, write_report=False)

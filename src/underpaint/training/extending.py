@@ -54,7 +54,7 @@ def record(folder: RunFolder, run: config.Run, stages: list[PreparedStage]) -> N
 
 
 def check_moved(folder: RunFolder, stages: list[PreparedStage]) -> None:
-    """Raise UserError unless the images, and which are held out, are those that the run began with."""
+    """Raise UserError unless images and held-out images are those that the run began with."""
     try:
         before = read_json(folder.path / "images.json", IMAGES)
     except (OSError, ValueError) as error:
