@@ -65,7 +65,7 @@ def test_presets_for_few_images_are_a_ladder() -> None:
     ):
         assert falling == sorted(falling, reverse=True)
         assert len(set(falling)) == 3
-    assert [config.network_of(run).augment for run in runs] == [True, False, False]
+    assert not any(config.network_of(run).augment for run in runs)
     # the steps that drew nearest in studies/small, for 300 and for 3,000 images
     for run in runs:
         steps = [(stage.batch, stage.learning_rate) for stage in run.stages.values()]

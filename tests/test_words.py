@@ -17,7 +17,7 @@ def names(tree: ast.AST) -> set[str]:
     found = set()
     for node in ast.walk(tree):
         match node:
-            case ast.Attribute(attr="tell"):  # a file's position
+            case ast.Attribute(attr="tell") | ast.FunctionDef(name="tell"):  # a file's position
                 pass
             case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name):
                 found.add(name)

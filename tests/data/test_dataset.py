@@ -334,7 +334,7 @@ def test_batch(photos):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"channels": 2}, "data.channels 2: give 3"),
+        ({"channels": 2}, "data.channels: '2' is not one of 1, 3, rgba"),
         ({"size": (0,)}, "size '0': give one positive"),
         ({"background": "whit"}, "background 'whit' is not a colour"),
         ({"max_bad": 2.0}, "data.max_bad 2: give a share"),

@@ -173,15 +173,6 @@ def test_a_longer_budget_never_gets_a_worse_network(monkeypatch: pytest.MonkeyPa
         assert plan.evaluating <= 0.1 * plan.budget or plan.run.train.check_every == -1
 
 
-def test_images_are_augmented_only_in_a_run_that_is_long_enough_to_learn_it() -> None:
-    short, long = plan_for(count=2000, budget="10m"), plan_for(count=2000, budget="2d")
-    assert short.run.stages["whole"].augment == 0
-    said = "no augmentation: in under 200 epochs it was no gain"
-    assert [said in plan.reasons for plan in (short, long)] == [True, False]
-    assert not config.network_of(short.run).augment
-    assert long.run.stages["whole"].augment > 0
-
-
 def test_masks_only_where_the_evidence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     fine = next(
         i
@@ -239,7 +230,7 @@ def test_few_images_keep_to_a_small_network_and_few_epochs() -> None:
     found, preset = plan_for(count=300, size=(32, 32), budget="10d"), config.preset("small-300")
     assert (found.start, found.run.network.width) == (PRETRAINED, preset.network.width)
     stage, same = found.run.stages["whole"], preset.stages["whole"]
-    assert (stage.augment, stage.images, stage.batch) == (same.augment, same.images, same.batch)
+    assert (stage.images, stage.batch) == (same.images, same.batch)
     assert found.seconds < found.budget / 10
     assert plan_for(count=300, size=(32, 32), channels=1).start == ""  # the weights are coloured
     more = plan_for(count=2000, on=H100, budget="10d")
@@ -251,7 +242,7 @@ def test_few_images_keep_to_a_small_network_and_few_epochs() -> None:
 def test_small_presets_are_met_where_they_are(count: int) -> None:
     found, preset = candidates.small(count), config.preset(f"small-{count}")
     masked, whole = preset.stages.values()
-    given = (whole.augment, preset.network.dropout, preset.network.label_drop)
+    given = (preset.network.dropout, preset.network.label_drop)
     assert found == pytest.approx([*given, masked.images, whole.images])
 
 

@@ -144,7 +144,8 @@ def checked(run: T) -> T:
 
     Raises UserError for a value of another type, and for one that is none of the choices.
     """
-    return from_dict(type(run), to_dict(run), "recipe: ")
+    place = "recipe: " if isinstance(run, Run) else f"{type(run).__name__.lower()}."
+    return from_dict(type(run), to_dict(run), place)
 
 
 def preset_names() -> list[str]:

@@ -4,7 +4,7 @@
 - prediction: as measured; x0, with the velocity's weights, where a network has no more features
   than a patch has numbers. On heads of 32×32 in patches of 48 numbers (8,000 images, one seed) the
   error through 48 features was 0.083 with velocity and 0.051 with x0; through 64, 0.047 and 0.046.
-- augmentation, dropout, label drop, and the lengths for few images: between those of the presets
+- dropout, label drop, and the lengths for few images: between those of the presets
   small-300, small-3000 and small-30000, in the logarithm of the number of images.
 """
 
@@ -84,14 +84,14 @@ def recipe(images: Images, network: Values) -> config.Run:
     """
     run = changed(config.preset("default"), **network["settings"])
     patch = patch_for(run, images.size)
-    augment, dropout, label_drop = (float(f"{v:.2g}") for v in small(images.count)[:3])
+    dropout, label_drop = (float(f"{v:.2g}") for v in small(images.count)[:2])
     size = list(dict.fromkeys(images.size))
     run = changed(
         run,
         data={"source": images.source, "size": size, "channels": config.named(images.channels)},
         space={"patch": patch if network["measured"] else run.space.patch},
         network={"dropout": dropout, "label_drop": label_drop},
-        stages={"masked": None, "whole": {"augment": augment, "images": run.stages["whole"].batch}},
+        stages={"masked": None, "whole": {"images": run.stages["whole"].batch}},
     )
     backbone = cost.network(run, images.size, images.channels, images.classes)
     if backbone.features <= backbone.patch_dim and run.noise.prediction != "x0":
@@ -119,11 +119,10 @@ def masked(run: config.Run, cell: Values, unit: int) -> config.Run:
 
 
 def small(count: int) -> list[float]:
-    """Augment, dropout, label drop; images of the stages `masked` and `whole`; by the presets."""
+    """Dropout, label drop; images of the stages `masked` and `whole`; by the presets."""
     runs = [(config.preset(name), int(name.rpartition("-")[2])) for name in SMALL]
-    augment = [run.stages["whole"].augment for run, _ in runs]
     network = ([getattr(run.network, k) for run, _ in runs] for k in ("dropout", "label_drop"))
     epochs = ([run.stages[k].images / n for run, n in runs] for k in ("masked", "whole"))
     at, counts = math.log(max(1, count)), [math.log(n) for _, n in runs]
-    found = [float(np.interp(at, counts, column)) for column in (augment, *network, *epochs)]
-    return [*found[:3], *(count * each for each in found[3:])]
+    found = [float(np.interp(at, counts, column)) for column in (*network, *epochs)]
+    return [*found[:2], *(count * each for each in found[2:])]

@@ -28,7 +28,6 @@ ALIKE = 1.25  # times the parameters of the smallest network: as good as the sma
 BATCHES = (1, 4, 16, 64)  # times the measured batch; on a GPU alone
 EVALUATIONS, EVALUATING = 8, 0.1  # grids and overfit checks of a run; share of the budget at most
 LONG, LONG_AVERAGE = 100_000, 0.9999  # steps from which the average is MaskDM's on LSUN
-AUGMENTED = 200  # epochs; after 64 of 1,000 images augmentation was no gain (studies/augment)
 MOST = 2500  # epochs: MaskDM's on CelebA-HQ, 75.2 M images of 30,000
 Parts = dict[str, tuple[float, float]]  # of each stage seconds an image, and share of the time
 BUDGET = "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m(?:in)?", "s(?:ec)?"))
@@ -138,10 +137,6 @@ def _plan(
     run, parts, ratio, cell, why = _masks(run, whole, images, machine, seconds / 2)
     seen, error, reasons = seen / ratio, 0.0, [why]
     run, evaluating = _lengths(run, parts, images, budget, reasons)
-    epochs = sum(stage.images for stage in run.stages.values()) / images.count
-    if run.stages["whole"].augment and epochs < AUGMENTED:
-        run = changed(run, stages={name: {"augment": 0.0} for name in run.stages})
-        reasons.append(f"no augmentation: in under {AUGMENTED} epochs it was no gain")
     if run.noise.prediction != network["settings"]["noise"]["prediction"]:
         reasons.append("prediction x0: the network has too few features to predict noise through")
     if times < -1:
