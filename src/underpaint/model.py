@@ -146,6 +146,8 @@ class Model:
                 "more; add --vae and the folder where it is now to sample, evaluate or audit (in "
                 "Python: vae=FOLDER)"
             )
+        if space.vae:
+            _warn(f"{space.vae}: the autoencoder that the model's settings name is read")
         return autoencoders.of_space(space, self.spec.channels)
 
     def images(self, patches: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ with scale and shift from the autoencoder's own config (latent diffusion: Rombac
 
 import hashlib
 import json
-import logging
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +84,6 @@ class VAE:
         return decoded
 
 
-@cache
-def say_outside(what: str) -> None:
-    """Say once, on stderr, that a file of settings names this place and that it is read."""
-    logging.getLogger("underpaint").warning(f"{what}: is read, as the settings say")
-
-
 def of_space(space: config.Space, channels: int, flag: str = "--space.vae") -> VAE:
     """The autoencoder of a latent space for images of `channels` colours.
 
@@ -106,7 +99,6 @@ def of_space(space: config.Space, channels: int, flag: str = "--space.vae") -> V
         raise UserError(
             f"autoencoder {space.vae}: there is no such folder; give {flag} the folder where it is"
         )
-    say_outside(f"space.vae {space.vae}")
     vae = read(space.vae, channels)
     for name in ("latent_channels", "factor"):
         actual, asked = getattr(vae, name), getattr(space, name)

@@ -169,6 +169,7 @@ def bomb() -> bytes:
     [
         (b"", "is empty"),
         (b"this is a text, not an image", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n", "not an image"),
         (png(noise(1, 40, 40)[0])[:900], "truncated"),
         (png(noise(1, 40, 40)[0], "JPEG")[:900], "truncated"),
         (png(noise(1, 40, 40)[0])[:20], "truncated"),
@@ -176,7 +177,7 @@ def bomb() -> bytes:
         (saved(Image.fromarray(np.full((4, 4), 9.0, np.float32)), "TIFF"), "floating-point"),
         (saved(Image.fromarray(np.full((4, 4), 70_000, np.int32)), "TIFF"), "32-bit"),
     ],
-    ids=["empty", "text", "cut png", "cut jpeg", "cut header", "bomb", "float", "32 bit"],
+    ids="empty text postscript cut-png cut-jpeg cut-header bomb float 32-bit".split(),
 )
 def test_unreadable_with_a_reason(data, reason):
     with pytest.raises(Unreadable, match=reason):

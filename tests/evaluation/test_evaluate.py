@@ -1,20 +1,24 @@
 """`underpaint evaluate` on a run and on images, with a feature network of a few lines."""
 
+import io
 import json
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.training.runs import environment
 from underpaint import config
 from underpaint.cli import main
 from underpaint.data import prepare
+from underpaint.errors import UserError
 from underpaint.evaluation import feature_cache
 from underpaint.evaluation.evaluate import _count, _labels, evaluate
 from underpaint.evaluation.features import load
@@ -312,6 +316,22 @@ def test_json_is_one_object(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert printed["results"][0]["protocol"]["count"] == 64
     assert printed["results"][0]["protocol"]["sampling"]["precision"] == "bf16"
     assert printed["warnings"] == []
+
+
+def test_size_serves_both_sides(place: Path) -> None:
+    rng = np.random.default_rng(1)
+    with zipfile.ZipFile(place / "mixed.zip", "w") as archive:
+        for i in range(80):
+            height, width = rng.integers(6, 20, 2)
+            file = io.BytesIO()
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file, "PNG")
+            archive.writestr(f"{i}.png", file.getvalue())
+    options = {"reference": str(place / "real.npz"), "size": (12,)}
+    found = judged(place, place / "mixed.zip", **options)
+    assert np.isfinite(found["scores"]["train"]["frechet"])
+    with pytest.raises(UserError, match="several sizes"):
+        judged(place, place / "mixed.zip", reference=str(place / "real.npz"))
 
 
 # --- wrong use -----------------------------------------------------------------------------------

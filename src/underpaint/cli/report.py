@@ -1,6 +1,7 @@
 """`underpaint report`: one page on a run."""
 
 import argparse
+import sys
 
 from underpaint.cli.parser import Parser, print_json
 
@@ -14,7 +15,12 @@ def arguments(parser: Parser, verb: str) -> None:
 def run(args: argparse.Namespace, others: list[str]) -> None:
     from pathlib import Path
 
-    from underpaint import report
+    from underpaint import config, report
 
-    path = report.build(Path(args.run))
+    place = Path(args.run)
+    path = report.build(place)
+    recipe = config.load(place / "config.yaml")
+    sources = sorted({(stage.data or recipe.data).source for stage in recipe.stages.values()})
+    if not args.json:  # the run may be a stranger's, whose config.yaml names a folder of ours
+        print(f"shows images of {', '.join(sources)}, as its config.yaml says", file=sys.stderr)
     print_json({"report": str(path)}) if args.json else print(path)

@@ -1,7 +1,7 @@
 """What a run begins with, and what a stage takes over from the one before."""
 
 from underpaint import config
-from underpaint.model import find, read_spec, read_weights
+from underpaint.model import find, read_fitting_spec, read_weights
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.stages import PreparedStage
@@ -17,7 +17,7 @@ def begin(
     if start is None:
         return state, []
     folder = find(start)
-    adapted, notes = adapt(read_weights(folder), read_spec(folder), state.model, start)
+    adapted, notes = adapt(read_weights(folder), read_fitting_spec(folder), state.model, start)
     state.load({"model": adapted, "ema": adapted}, 0)
     return state, [f"weights from {start}", *notes]
 
