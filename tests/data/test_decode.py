@@ -177,7 +177,10 @@ def bomb() -> bytes:
         (saved(Image.fromarray(np.full((4, 4), 9.0, np.float32)), "TIFF"), "floating-point"),
         (saved(Image.fromarray(np.full((4, 4), 70_000, np.int32)), "TIFF"), "32-bit"),
     ],
-    ids="empty text postscript cut-png cut-jpeg cut-header bomb float 32-bit".split(),
+    ids=[
+        *("empty", "text", "postscript", "cut-png", "cut-jpeg", "cut-header", "bomb", "float"),
+        "32-bit",
+    ],
 )
 def test_unreadable_with_a_reason(data, reason):
     with pytest.raises(Unreadable, match=reason):
