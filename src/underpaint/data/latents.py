@@ -88,9 +88,9 @@ def _encode(
                 for side in (images, images[:, :, ::-1])
             ]
             both = torch.stack(encoded, dim=1).clamp(-LARGEST, LARGEST)
-            halves = both.to(torch.float16).numpy()
-            file.write(halves.tobytes())
-            sums += [digests.of_array(image) for image in halves]
+            packed = both.to(torch.float16).numpy()
+            file.write(packed.tobytes())
+            sums += [digests.of_array(image) for image in packed]
             shape = tuple(both.shape[1:])
             if progress is not None:
                 progress(min(start + BATCH, n), n)
