@@ -159,8 +159,8 @@ class _Forward(io.RawIOBase):
     What is passed over is read; one byte back is remembered, which tarfile goes to see the end.
     """
 
-    def __init__(self, file: Readable, seekable: BinaryIO | None = None) -> None:
-        self.file, self.seekable = file, seekable
+    def __init__(self, file: Readable, origin: BinaryIO | None = None) -> None:
+        self.file, self.origin = file, origin
         self.place, self.last, self.again = 0, b"", b""
 
     def read(self, size: int = -1) -> bytes:
@@ -179,8 +179,8 @@ class _Forward(io.RawIOBase):
     def seek(self, place: int, whence: int = 0) -> int:
         if whence == io.SEEK_CUR:  # where are we?
             return self.place
-        if self.seekable is not None:
-            self.place, self.again = self.seekable.seek(place), b""
+        if self.origin is not None:
+            self.place, self.again = self.origin.seek(place), b""
         elif place == self.place - 1 and not self.again:
             self.place, self.again = place, self.last
         while self.place < place and self.read(min(PIECE, place - self.place)):
