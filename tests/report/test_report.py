@@ -307,7 +307,8 @@ def test_masks_that_save_nothing(tmp_path, source):
 def test_reading_metrics(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert metrics.read(path) == []
-    whole = json.dumps({"kind": "sample", "images": 1, "file": "1.png"})
+    counts = dict.fromkeys(("images", "stage_images", "loss", "seconds", "flops"), 1)
+    whole = json.dumps({"kind": "step", "stage": "whole", **counts})
     path.write_text(f"{whole}\n{whole}\n")
     assert len(metrics.read(path)) == 2
     for cut in range(1, len(whole)):

@@ -84,9 +84,9 @@ def _encode(
                 for side in (images, images[:, :, ::-1])
             ]
             both = torch.stack(encoded, dim=1).clamp(-LARGEST, LARGEST)
-            float16 = both.to(torch.float16).numpy()
-            file.write(float16.tobytes())
-            sums += [digests.of_array(image) for image in float16]
+            packed = both.to(torch.float16).numpy()
+            file.write(packed.tobytes())
+            sums += [digests.of_array(image) for image in packed]
             shape = tuple(both.shape[1:])
             if progress is not None:
                 progress(min(start + BATCH, n), n)

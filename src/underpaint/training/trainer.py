@@ -169,7 +169,7 @@ class Trainer:
     def __post_init__(self, begin: TrainState | None) -> None:
         self.resumed = begin is None
         # of one process: several would have to agree on it
-        self._splits = self.run.train.microbatch < 0 and self.world.size == 1
+        self._may_halve = self.run.train.microbatch < 0 and self.world.size == 1
         if begin is None:
             self.state, self.progress = self._restored()
         else:
@@ -225,8 +225,8 @@ class Trainer:
                 if not _out_of_memory(error):
                     raise
             count = microbatch(self.stage.settings, self.run.train, self.world.size)
-            batch, splits = self.stage.batch, self._splits
-            if not splits or count % 2:
+            batch, may_halve = self.stage.batch, self._may_halve
+            if not may_halve or count % 2:
                 raise RunFailed(
                     f"stage {self.stage.name}: out of memory in a step on a batch of {batch} in "
                     f"microbatches of {count}; go on with --resume after setting train.microbatch "

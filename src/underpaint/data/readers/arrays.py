@@ -95,7 +95,10 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
         if version not in known:
             raise ValueError(f"'{name}' has version {version} of numpy's format")
         shape, fortran, dtype = getattr(np.lib.format, known[version])(file)
-        start = file.tell()
+    with archive.open(member) as file:
+        front = file.read(12)  # magic, version, length of the header: 2 or 4 bytes
+        length = front[8:10] if version == (1, 0) else front[8:12]
+        start = 8 + len(length) + int.from_bytes(length, "little")
     if dtype.hasobject:
         raise ValueError(f"'{name}' holds objects")
     if min(shape, default=0) < 0 or start + math.prod(shape) * dtype.itemsize != member.file_size:

@@ -9,6 +9,7 @@ zeros are the end, as POSIX has it, and nothing may follow them.
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import tarfile
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from underpaint.bounded import FILE, PIECE, Readable, Stream, open_regular
 from underpaint.data.readers.base import (
@@ -116,7 +117,7 @@ def _members(
             opener = OPENERS.get(kind_of(raw.read(HEAD)))
             raw.seek(0)
             stream = _Forward(Stream(opener(raw), size)) if opener else _Forward(raw, raw)
-            with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r:", tarinfo=_Header) as files:
+            with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as files:
                 yield from _read(path, files, whole, most, None if opener else size)
                 if any(any(part) for part in iter(partial(stream.read, PIECE), b"")):
                     raise tarfile.ReadError("more follows its end: are these several in one file?")
@@ -152,20 +153,17 @@ def _read(
     check_distinct(path, seen)
 
 
-class _Forward:
+class _Forward(io.RawIOBase):
     """A stream as tarfile needs it, which reads in pieces and, packed, only forwards.
 
     What is passed over is read; one byte back is remembered, which tarfile goes to see the end.
     """
 
-    def __init__(self, file: Readable, seekable: BinaryIO | None = None) -> None:
-        self.file, self.seekable = file, seekable
+    def __init__(self, file: Readable, origin: BinaryIO | None = None) -> None:
+        self.file, self.origin = file, origin
         self.place, self.last, self.again = 0, b"", b""
 
-    def tell(self) -> int:
-        return self.place
-
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         if size > FILE:
             raise OSError(f"a header says {size:,} bytes")
         parts, self.again = [self.again[:size]], self.again[size:]
@@ -178,9 +176,11 @@ class _Forward:
         self.last = data[-1:] or self.last
         return data
 
-    def seek(self, place: int) -> int:
-        if self.seekable is not None:
-            self.place, self.again = self.seekable.seek(place), b""
+    def seek(self, place: int, whence: int = 0) -> int:
+        if whence == io.SEEK_CUR:  # where are we?
+            return self.place
+        if self.origin is not None:
+            self.place, self.again = self.origin.seek(place), b""
         elif place == self.place - 1 and not self.again:
             self.place, self.again = place, self.last
         while self.place < place and self.read(min(PIECE, place - self.place)):
