@@ -1,7 +1,7 @@
 """How fast a training step is at several mask rates, against what its FLOPs allow.
 
     python benchmarks/step.py                                             # CPU, 256 patches
-    python benchmarks/step.py --batch 4 --rates 0 [--compile]             # as `default` takes them:
+    python benchmarks/step.py --batch 4 --rates 0 [--compile]             # as `masked` takes them:
     python benchmarks/step.py --batch 16 --rates 0 0.9 [--compile]        # whole, masked
     python benchmarks/step.py … --give-back                               # malloc left alone
     python benchmarks/step.py --device cuda --preset maskdm-celebahq256   # GPU: also MFU and memory
@@ -193,7 +193,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="default")
+    parser.add_argument("--preset", default="masked")
     parser.add_argument("--size", type=int, default=None, help="pixels (default: the preset's)")
     parser.add_argument("--mask", default="patch", help="kind of mask; crop for a U-Net")
     parser.add_argument("--rates", type=float, nargs="+", default=None)
@@ -213,7 +213,7 @@ def main() -> None:
         arguments.compile = cuda
     if arguments.rates is None:
         arguments.rates = [0.0, 0.5, 0.9] if cuda else [0.0, 0.5, 0.75, 0.9]
-    if arguments.size is None and arguments.preset == "default":
+    if arguments.size is None and arguments.preset in ("default", "masked"):
         arguments.size = 64
     torch.set_num_threads(arguments.threads)
     result = measure(arguments)

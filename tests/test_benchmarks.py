@@ -13,11 +13,11 @@ def test_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "step.json"
     flags = ["--size", "32", "--batch", "2", "--rounds", "1", "--repeat", "1", "--out", str(out)]
     monkeypatch.setattr("sys.argv", ["step.py", *flags])
-    out.write_text(json.dumps({"cpu-default": {}, "another": {"rows": []}}))
+    out.write_text(json.dumps({"cpu-masked": {}, "another": {"rows": []}}))
     runpy.run_path(str(ROOT / "benchmarks" / "step.py"), run_name="__main__")
     found = json.loads(out.read_text())
     assert found["another"] == {"rows": []}  # one file holds all
-    rows = found["cpu-default"]["rows"]
+    rows = found["cpu-masked"]["rows"]
     assert [row["visible"] for row in rows] == [64, 32, 16, 7]
     for row in rows:
         assert row["ideal"] == rows[0]["flops_per_image"] / row["flops_per_image"]

@@ -27,7 +27,7 @@ def _study(name: str) -> Any:
 def step_ratios() -> str:
     """Speed of a training step by share of hidden patches, in both precisions."""
     measured = _read("benchmarks/results/step.json")
-    full, half = (measured[f"cpu-default-{x}"] for x in ("fp32", "bf16"))
+    full, half = (measured[f"cpu-masked-{x}"] for x in ("fp32", "bf16"))
     assert (full["precision"], half["precision"]) == ("fp32", "bf16")
     assert all(
         full[key] == half[key] for key in ("threads", "parameters", "patches", "device", "amx")
@@ -56,10 +56,10 @@ def step_ratios() -> str:
 
 
 def _compiled(measured: dict[str, Any]) -> str:
-    """What torch.compile saves of the steps of `default`, whole and masked."""
+    """What torch.compile saves of the steps of `masked`, whole and masked."""
     told = []
     for batch, rate in ((4, 0.0), (16, 0.9)):
-        name = f"cpu-default-bf16-batch{batch}"
+        name = f"cpu-masked-bf16-batch{batch}"
         files = (measured[f"{name}{compiled}"] for compiled in ("", "-compiled"))
         eager, compiled = (
             next(row for row in file["rows"] if row["rate"] == rate) for file in files

@@ -17,7 +17,7 @@ from PIL import Image
 
 GIB = 1 << 30
 READ = """
-import json, resource, sys
+import json, re, sys
 from underpaint import config, data
 from underpaint.errors import UserError
 said = {}
@@ -27,7 +27,9 @@ for source in sys.argv[1:]:
         said[source] = len(found.images)
     except UserError as error:
         said[source] = str(error)
-print(json.dumps([said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10]))
+# not ru_maxrss, which begins with that of the process that started this one
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+print(json.dumps([said, peak]))
 """
 
 

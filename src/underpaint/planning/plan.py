@@ -205,7 +205,7 @@ def _lengths(
     )
     for name, (an_image, share) in parts.items():
         batch, warmup = run.stages[name].batch, run.stages[name].warmup
-        seen = int(factor * share * length / an_image / batch) * batch
+        seen = int(factor * share * length / an_image / batch + 1e-9) * batch
         if not seen:
             least = shown(1.1 * (evaluating + batch * an_image / share))
             raise UserError(

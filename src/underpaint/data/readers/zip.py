@@ -61,17 +61,19 @@ def avatars(text: str) -> Source:
 
 def _open(path: Path) -> Contents:
     archive = _archive(path)
-    members: dict[str, list[zipfile.ZipInfo]] = {}
-    for member in archive.infolist():
-        if member.filename and not member.filename.endswith(("/", "\\")):
-            # Windows' own zips have backslashes
-            members.setdefault(member.filename.replace("\\", "/"), []).append(member)
-    check_distinct(path, (name for name, found in members.items() for _ in found))
-    names, unread = choose(sorted(members), lambda name: _head(archive, members[name][0]))
+    files = [
+        (member.filename.replace("\\", "/"), member)  # Windows' own zips have backslashes
+        for member in archive.infolist()
+        if member.filename and not member.filename.endswith(("/", "\\"))
+    ]
+    check_distinct(path, (name for name, _ in files))
+    members = dict(files)
+    del files
+    names, unread = choose(sorted(members), lambda name: _head(archive, members[name]))
     if not names:
         raise UserError(f"data '{path}': the archive holds no images (PNG, JPEG, WebP, ...)")
     items = (
-        Item(name, partial(_read, archive, members[name][0]), label)
+        Item(name, partial(_read, archive, members[name]), label)
         for name, label in zip(names, folder_labels(names), strict=True)
     )
     return Contents(len(names), items, unread=unread)
