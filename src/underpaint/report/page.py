@@ -1,6 +1,5 @@
 """From a run's folder to `report.html`: a single file that needs no network and no scripts."""
 
-import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from underpaint import config
+from underpaint.bounded import read_json
 from underpaint.data.decode import Unreadable
 from underpaint.errors import UserError
 from underpaint.evaluation import early_stopping
@@ -75,7 +75,7 @@ def _read(run_dir: Path) -> tuple[config.Run, list[Record], dict[str, Any]]:
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: holds no run (no config.yaml); give the folder of a run")
     try:
-        environment = json.loads((run_dir / "env.json").read_text(encoding="utf-8"))
+        environment = read_json(run_dir / "env.json")
     except FileNotFoundError:
         environment = {}
     except ValueError:

@@ -93,7 +93,10 @@ class Log:
         """The metrics of these kinds so far; of the process that writes them."""
         beginnings = tuple(f'{{"kind": "{kind}"'.encode() for kind in kinds)
         with self.folder.metrics.open("rb") as file:
-            return [json.loads(line) for line in file if line.startswith(beginnings)]
+            try:
+                return [json.loads(line) for line in file if line.startswith(beginnings)]
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{self.folder.metrics}: a line is damaged ({error})") from None
 
     def size(self) -> int:
         """Bytes of metrics so far, safely on the disk."""

@@ -6,7 +6,6 @@ stage, and the way back to a checkpoint where training diverges.
 """
 
 import contextlib
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -83,9 +82,7 @@ def train(
                 f"{run.space.vae}: the autoencoder of this run is not there any more; write where "
                 f"it is now as space.vae into {folder.path / 'config.yaml'}"
             )
-        if data is not None:
-            moved = str(Path(data).expanduser().absolute())
-            run = dataclasses.replace(run, data=dataclasses.replace(run.data, source=moved))
+        run = extending.moved(run, folder, data)
         if more_images or more_minutes:
             run = extending.extended(run, folder, more_images, more_minutes)
     if run is None:
@@ -124,7 +121,7 @@ def train(
             recorded = provenance.recorded(folder.path)
             added = {s.name for s in stages[-1:] if more_images or more_minutes}
             _same_data(folder, [s for s in stages if s.name not in added], recorded["data"])
-            if data is not None and world.first:
+            if world.first:
                 extending.check_moved(folder, stages)
             if added:
                 run, stages, notes_ = freeze(run, stages, world, began, make_check, report)
@@ -141,7 +138,7 @@ def train(
             run, stages, length_notes = freeze(run, stages, world, began, make_check, report)
             notes += length_notes
             if world.first:
-                folder.create()
+                folder.create(overwrite)
                 folder.write("config.yaml", config.to_yaml(run))
                 folder.write("env.json", provenance.describe(stages, state, start))
                 folder.write("images.json", provenance.identities(stages))

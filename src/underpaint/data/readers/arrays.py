@@ -8,30 +8,19 @@ import gzip
 import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from underpaint.bounded import FILE, RATIO, Readable, Stream, bomb, open_regular
+from underpaint.bounded import DAMAGE, FILE, RATIO, Readable, Stream, bomb, open_regular
 from underpaint.data.readers.base import Contents, Item, Source, head_of, kind_of
 from underpaint.errors import UserError
 
 PAIRS = (("images", "labels"), ("x", "y"), ("x_train", "y_train"), ("data", "labels"))
-DAMAGE: tuple[type[Exception], ...] = (
-    ValueError,
-    EOFError,
-    OSError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-)
-DAMAGE += (RuntimeError, SyntaxError, KeyError, TypeError, OverflowError, MemoryError, TokenError)
 
 
 class Array(NamedTuple):

@@ -3,13 +3,11 @@
 import csv
 import difflib
 import io
-import lzma
 import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 
-from underpaint.bounded import FILE, bomb, open_regular
+from underpaint.bounded import DAMAGE, FILE, bomb, open_regular
 from underpaint.data.decode import Unreadable
 from underpaint.data.readers.base import (
     HEAD,
@@ -26,15 +24,6 @@ from underpaint.errors import UserError
 
 AVATARS = Path(__file__).parents[1] / "avatars"
 HAIR = ("black", "brown", "chestnut", "blonde", "orange", "pink", "blue", "purple")
-DAMAGE: tuple[type[Exception], ...] = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    OSError,
-    EOFError,
-    ValueError,
-)
-DAMAGE += (RuntimeError, NotImplementedError)  # encrypted; packed by a method that Python has not
 
 
 def find(path: Path) -> Source | None:
