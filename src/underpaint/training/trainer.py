@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import InitVar, dataclass
 from pathlib import Path
 
@@ -99,6 +99,8 @@ def train(
         closing.enter_context(_alone())
         world = distributed.start(run.train.device, run.train.timeout)
         closing.callback(world.close)
+        if world.size > 1:  # whatever we were about when another was lost
+            closing.enter_context(distributed.lost())
         closing.callback(folder.unlock)
         torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
         if world.first and not resume:
@@ -215,8 +217,7 @@ class Trainer:
         """
         while True:
             try:
-                with distributed.lost() if self.world.size > 1 else nullcontext():
-                    self.rule.step(self.run, self.state, self.progress, self.folder)
+                self.rule.step(self.run, self.state, self.progress, self.folder)
                 return
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
