@@ -4,7 +4,9 @@ import bz2
 import gzip
 import io
 import lzma
+import sys
 import tarfile
+import types
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests.data.pictures import noise, png, write_folder
 from underpaint import config, data
@@ -204,6 +206,67 @@ def test_avif_is_read(tmp_path):
     for i, image in enumerate(noise(2)):
         Image.fromarray(image).save(tmp_path / f"{i}.avif")
     assert prepared(tmp_path).report["images"] == 2
+
+
+class Heif(ImageFile.ImageFile):
+    """What pillow-heif registers, for files that hold a PNG behind their first 16 bytes."""
+
+    format = "HEIF"
+
+    def _open(self) -> None:
+        self.fp.seek(16)  # type: ignore[union-attr]
+        inner = Image.open(io.BytesIO(self.fp.read()))  # type: ignore[union-attr]
+        self._size, self._mode, self.im = inner.size, inner.mode, inner.convert("RGB").im
+
+    def load(self) -> None:
+        return None
+
+
+def test_heic_is_read_where_pillow_heif_is(tmp_path, monkeypatch):
+    """By its content, with any suffix."""
+    place = write_folder(tmp_path / "set", noise(4))
+    for i in range(4):
+        name = ("a.HEIC", "b.heif", "c.hif", "d.jpg")[i]
+        (place / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(4) + PICTURES[4 + i])
+
+    def register_heif_opener():
+        Image.register_open("HEIF", Heif, lambda head: head[4:12] == b"ftypheic")
+
+    fake = types.SimpleNamespace(register_heif_opener=register_heif_opener)
+    monkeypatch.setitem(sys.modules, "pillow_heif", fake)
+    monkeypatch.setattr(Image, "ID", [*Image.ID])
+    monkeypatch.setattr(Image, "OPEN", {**Image.OPEN})
+    decode.formats.cache_clear()
+    try:
+        found = prepared(place)
+    finally:
+        decode.formats.cache_clear()
+    assert found.report["images"] == 8
+    assert found.report["unread"] == []
+    expected = {np.asarray(image).tobytes() for image in noise(12)[4:8]}
+    assert expected <= {image.tobytes() for image in found.images}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_that_names_files_elsewhere_says_so(tmp_path, kind):
+    write_folder(tmp_path / "elsewhere", noise(4))
+    names = [str(tmp_path / "elsewhere" / "000.png"), "../elsewhere/001.png", "in/002.png"]
+    place = tmp_path / "set"
+    (place / "in").mkdir(parents=True)
+    (place / "in" / "002.png").write_bytes(PICTURES[2])
+    if kind == "csv":
+        (place / "t.csv").write_text("\n".join(["path", *names]))
+    else:
+        pa = pytest.importorskip("pyarrow")
+        rows = pa.array([{"bytes": None, "path": name} for name in names])
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pa.table({"image": rows}), place / "t.parquet"
+        )
+    found = prepared(place / f"t.{kind}")
+    assert found.report["images"] == 3
+    assert found.report["outside"] == names[:2]
+    assert any(names[0] in sentence and "outside" in sentence for sentence in found.remarks)
+    assert prepared(place / f"t.{kind}").report["outside"] == names[:2]  # of the cache, too
 
 
 def test_a_run_among_the_images_is_no_data(tmp_path):
