@@ -63,6 +63,16 @@ def test_brackets_in_names_are_no_markup(
     assert "\x1b" not in capsys.readouterr().err
 
 
+def test_no_name_commands_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = write_pictures(tmp_path / "data")
+    (place / "dark").rename(place / "a\x1b]0;owned\x07")
+    (place / "\x1b[2J.txt").write_text("x")
+    assert main(["prepare", str(place), "--quiet"]) == 0
+    shown = capsys.readouterr()
+    assert "a\ufffd]0;owned\ufffd 12" in shown.out
+    assert "\x1b" not in shown.out + shown.err
+
+
 def test_home_is_expanded_everywhere(
     tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, small: Path
 ) -> None:

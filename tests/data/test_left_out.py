@@ -208,6 +208,56 @@ def test_avif_is_read(tmp_path):
     assert prepared(tmp_path).report["images"] == 2
 
 
+def test_two_zips_in_one_file_are_refused(tmp_path):
+    one, two = (zipped(tmp_path / f"{i}.zip", {f"{i}.png": PICTURES[i]}) for i in range(2))
+    (tmp_path / "both.zip").write_bytes(one.read_bytes() + two.read_bytes())
+    with pytest.raises(UserError, match="several in one file"):
+        prepared(tmp_path / "both.zip")
+
+
+ROWS = "set/000.png,0,{}\nset/001.png,1,{}\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "found"),
+    [
+        ("path,class,width\n" + ROWS.format(8, 8), {"column that is no 'label'": 2}),
+        ("path,Label\nset/000.png,0\nset/001.png,1\n", {"column that is no 'label'": 1}),
+        ("path,label,width\n" + ROWS.format(8, 8), {}),
+        ('\ufeffpath,label\r\n"set/000.png","x, y"\r\nset/001.png,z\r\n', {}),
+        ("path,label\nset/000.png,x, y\nset/001.png,z\n", "line 2 has more than the 2 columns"),
+        ("path,label,label\n" + ROWS.format(8, 8), "its first line must be"),
+        ("path;label\nset/000.png;0\nset/001.png;1\n", "not 'path;label'"),
+    ],
+)
+def test_a_table_loses_no_label_in_silence(tmp_path, table, found):
+    write_folder(tmp_path / "set", noise(2))
+    (tmp_path / "t.csv").write_text(table, newline="")
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            prepared(tmp_path / "t.csv")
+        return
+    assert unread(tmp_path / "t.csv") == found
+    assert bool(counts(tmp_path / "t.csv")) == (not found)
+
+
+def test_columns_and_arrays_that_are_not_read_are_said(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=noise(4), y_train=np.arange(4), x_test=noise(2))
+    assert unread(tmp_path / "a.npz") == {"array": 1}
+    pa = pytest.importorskip("pyarrow")
+    rows = pa.table({"image": PICTURES[:2], "target": [0, 1]})
+    pytest.importorskip("pyarrow.parquet").write_table(rows, tmp_path / "t.parquet")
+    assert unread(tmp_path / "t.parquet") == {"column that is no 'label'": 1}
+
+
+def test_a_link_that_was_followed_before_is_said(tmp_path):
+    place = write_folder(tmp_path / "set", noise(6), ["cats", "dogs"] * 3)
+    (place / "dogs" / "up").symlink_to(place)
+    (place / "tigers").symlink_to(place / "cats")
+    assert prepared(place).report["images"] == 6
+    assert unread(place) == {"link to a folder that is read already": 2}
+
+
 class Heif(ImageFile.ImageFile):
     """What pillow-heif registers, for files that hold a PNG behind their first 16 bytes."""
 

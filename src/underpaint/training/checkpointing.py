@@ -184,7 +184,10 @@ class RunFolder:
     def latest(self) -> Found:
         """The checkpoint to go on from, as in `newest`. Raises UserError if there is none."""
         if not io.numbered(self.checkpoints):
-            raise UserError(f"{self.path}: holds no checkpoint to resume from; leave --resume out")
+            raise UserError(
+                f"{self.path}: holds no checkpoint to resume from; begin anew with --overwrite "
+                "instead of --resume"
+            )
         return newest(self.path, _damage)
 
     def go_on(self, say: Callable[[str], None]) -> None:

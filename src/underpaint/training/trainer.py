@@ -449,7 +449,12 @@ def _check_batches(stages: list[PreparedStage], run: config.Run, world: distribu
 
 def _same_data(folder: RunFolder, stages: list[PreparedStage], began: dict[str, str]) -> None:
     for stage in stages:
-        if began.get(stage.name) != stage.training_set.key:
+        if stage.name not in began:
+            raise UserError(
+                f"stage {stage.name}: is in {folder.path / 'config.yaml'}, and the run began with "
+                f"{', '.join(began)}; bring config.yaml back to what it was"
+            )
+        if began[stage.name] != stage.training_set.key:
             raise UserError(
                 f"stage {stage.name}: the images have changed since the run began, so it cannot be "
                 f"resumed; begin a new one with --from {folder.path}"

@@ -92,6 +92,10 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 def _archive(path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(open_regular(path))
+        archive = zipfile.ZipFile(open_regular(path))
+        first = min((member.header_offset for member in archive.infolist()), default=0)
+        if first and kind_of(head_of(path)) == "zip":  # not a program that unpacks itself
+            raise zipfile.BadZipFile("more comes before it: are these several in one file?")
+        return archive
     except DAMAGE as error:
         raise UserError(f"data '{path}' cannot be read as a zip ({error}); copy it again") from None
