@@ -31,8 +31,10 @@ def write_run(
     lines: list[dict[str, Any]] = []
     for images in (8, 16, 32, 64):
         error = 0.2 - 0.05 * np.log(speed * images / 64)
-        lines.append({"kind": "step", "images": images, "flops": images * 1e9})
-        lines.append({"kind": "check", "mask": "whole", "images": images, "held_out_mean": error})
+        step = {"stage": "whole", "images": images, "stage_images": images, "lr": 1.0}
+        lines.append({"kind": "step", **step, "rate": 0.0, "visible": 4, "flops": images * 1e9})
+        check = {"stage": "whole", "mask": "whole", "images": images, "log_snr_edges": [0.0, 1.0]}
+        lines.append({"kind": "check", **check, "train_mean": error, "held_out_mean": error})
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
 

@@ -27,7 +27,7 @@ RECORD = {  # what any record must hold, and of what type the rest is
 }
 NEEDED = {
     "stage": ("event", "stage", "images", "seconds", "flops", "mask", "rate", "visible", "patches"),
-    "step": ("stage", "images", "stage_images", "loss", "seconds", "flops"),
+    "step": ("stage", "images", "stage_images", "flops", "lr", "rate", "visible"),
     "check": ("stage", "images", "mask", "train_mean", "held_out_mean", "log_snr_edges"),
     "sample": ("images", "file"),
     "rollback": ("images", "to", "reason"),
@@ -49,7 +49,9 @@ def read(path: Path) -> list[Record]:
             continue
         try:
             record = checked(json.loads(line), RECORD, more=True)
-            if missing := [k for k in NEEDED.get(record["kind"], ()) if k not in record]:
+            needed = NEEDED.get(record["kind"], ())
+            needed += ("seconds",) if "loss" in record else ()  # private steps tell neither
+            if missing := [k for k in needed if k not in record]:
                 raise ValueError(f"'{missing[0]}' is missing")
         except (ValueError, RecursionError) as error:
             if number == len(lines):  # nothing follows, not even the end of the line
