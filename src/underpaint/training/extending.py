@@ -48,13 +48,13 @@ def moved(run: config.Run, folder: RunFolder, data: str | Path | None) -> config
 
     Raises UserError where the data of a stage's own are gone, or no stage has other ones.
     """
-    own = {name: stage.data.source for name, stage in run.stages.items() if stage.data}
-    gone = [name for name, source in own.items() if not _is_there(source)]
-    if gone or (data is not None and len(own) == len(run.stages)):
-        name = (gone or [*own])[0]
+    sources = {name: stage.data.source for name, stage in run.stages.items() if stage.data}
+    gone = [name for name, source in sources.items() if not _is_there(source)]
+    if gone or (data is not None and len(sources) == len(run.stages)):
+        name = (gone or [*sources])[0]
         why = "are not there any more" if gone else "are its own: --data does not say where"
         raise UserError(
-            f"stage {name}: its data {own[name]} {why}; write where they are now as "
+            f"stage {name}: its data {sources[name]} {why}; write where they are now as "
             f"stages.{name}.data.source into {folder.path / 'config.yaml'}"
         )
     if data is None:
