@@ -1,5 +1,6 @@
 """What people do every day: names in any encoding, ~, terminals without UTF-8, typos in Python."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -60,6 +61,16 @@ def test_brackets_in_names_are_no_markup(
     assert "&lt;b&gt;&amp;$(id)" in text
     assert main(["prepare", str(tmp_path / "[/u]\x1b[31m")]) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_no_name_commands_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = write_pictures(tmp_path / "data")
+    (place / "dark").rename(place / "a\x1b]0;owned\x07")
+    (place / "\x1b[2J.txt").write_text("x")
+    assert main(["prepare", str(place), "--quiet"]) == 0
+    shown = capsys.readouterr()
+    assert "a\ufffd]0;owned\ufffd 12" in shown.out
+    assert "\x1b" not in shown.out + shown.err
 
 
 def test_home_is_expanded_everywhere(
@@ -207,6 +218,38 @@ def test_data_that_moved_are_taken_if_they_are_the_same(
     assert "the images have changed" in wrong(*flags, other)
     assert main([*map(str, flags), str(moved)]) == 0
     assert config.load(begun / "config.yaml").data.source == str(moved)
+
+
+def test_a_resumed_run_holds_out_what_it_held_out(begun: Path, wrong: Any, cache: None) -> None:
+    """Whose record was lost, or whose config.yaml was led elsewhere by hand."""
+    first = sorted((begun / "checkpoints").glob("0*"))[0]
+    (begun / "checkpoints" / "LATEST").write_text(first.name + "\n")
+    path = begun / "images.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(zip(known, reversed(known.values()), strict=True))))
+    assert "other images would be held out" in wrong("train", "--resume", "--out", begun, "--quiet")
+    path.write_text("[" * 200_000)
+    assert "is missing or damaged" in wrong("train", "--resume", "--out", begun, "--quiet")
+
+
+def test_data_of_a_stage_that_moved(
+    tmp_path: Path, recipe: config.Run, faces: Path, wrong: Any
+) -> None:
+    """`--data` says nothing of them; the line says what does."""
+    own = write_pictures(tmp_path / "own")
+    stage = dataclasses.replace(recipe.stages["masked"], data=config.Data(source=str(own)))
+    recipe.stages["masked"] = stage
+    run = up.train(recipe, tmp_path / "run", quiet=True, write_report=False)
+    first = sorted((run / "checkpoints").glob("0*"))[0]
+    (run / "checkpoints" / "LATEST").write_text(first.name + "\n")
+    moved = own.rename(tmp_path / "elsewhere")
+    for flags in ((), ("--data", moved)):
+        line = wrong("train", "--resume", "--out", run, "--quiet", *flags)
+        assert f"stage masked: its data {own} are not there any more" in line
+        assert f"as stages.masked.data.source into {run / 'config.yaml'}" in line
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(str(own), str(moved)))
+    assert main(["train", "--resume", "--out", str(run), "--quiet"]) == 0
 
 
 # --- hints, memory, processes ------------------------------------------------------------------

@@ -89,6 +89,17 @@ def test_quickstart_looks_at_all_its_folders_first(tmp_path: Path) -> None:
     assert everything(mine)
 
 
+def test_a_run_that_another_process_ended_meanwhile_stays(trained: Path, tmp_path: Path) -> None:
+    """Two begin in one new folder; the second decodes for longer than the first trains."""
+    folder = RunFolder(tmp_path / "run")
+    folder.check(overwrite=False)
+    shutil.copytree(trained, tmp_path / "run")
+    before = everything(tmp_path)
+    with pytest.raises(UserError, match="a run is there already"):
+        folder.create()
+    assert everything(tmp_path) == before
+
+
 def test_overwriting_a_run_clears_what_the_run_wrote(
     copy: Path, small: Path, faces: Path, wrong: Wrong
 ) -> None:

@@ -73,6 +73,53 @@ def test_an_environment_that_nobody_wrote(trained: Path, tmp_path: Path) -> None
     assert taken(tmp_path / "env.json", texts, lambda: recorded(tmp_path)) == []
 
 
+def test_a_recipe_and_records_that_nobody_wrote(
+    trained: Path, tmp_path: Path, wrong: Callable[..., str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    for name, texts in {
+        "config.yaml": ("", "train:\n\tseed: 1\n", "hello: [1, {"),
+        "images.json": ("[1]", '{"trained": [[1]], "held_out": []}', "[" * 200_000),
+        "env.json": ("[1]", '{"parameters": "x"}', '{"start": 3}', "[" * 200_000),
+    }.items():
+        before = (run / name).read_text()
+        for text in texts:
+            (run / name).write_text(text)
+            wrong("train", "--resume", "--out", run, "--quiet")
+            if name != "env.json":
+                wrong("audit", run, "--quiet")
+            if name == "env.json":
+                wrong("report", run)
+            if name == "config.yaml":
+                wrong("evaluate", run, "--quiet")
+        (run / name).write_text(before)
+    recipe = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(recipe.replace("  whole:", "  other:"))
+    line = wrong("train", "--resume", "--out", run, "--quiet")
+    assert "stage other: is in" in line
+    assert "the run began with masked, whole" in line
+
+
+def test_a_model_is_read_while_its_run_goes_on(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint that was the newest is cleared between finding and reading it."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    old, new = sorted((run / "checkpoints").glob("0*"))[-2:]
+    (run / "checkpoints" / "LATEST").write_text(old.name)
+    read = model.read_weights
+
+    def reading(folder: Path, weights: model.Weights = "ema") -> dict[str, torch.Tensor]:
+        if folder == old:
+            shutil.rmtree(old)
+            (run / "checkpoints" / "LATEST").write_text(new.name)
+        return read(folder, weights)
+
+    monkeypatch.setattr(model, "read_weights", reading)
+    found = model.load(run, device="cpu").denoiser.backbone.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in read(new).items())
+
+
 def test_a_model_that_nobody_trained(checkpoint: Path) -> None:
     path = checkpoint / "config.json"
     card = json.loads(path.read_text())

@@ -1,5 +1,6 @@
 """The latent space from end to end, with small autoencoders of random weights."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,83 @@ def test_the_cache_holds_the_moments_of_both_sides(images: Path, folder: Path) -
         for i, expected in enumerate((law.mean, law.std)):
             found = torch.from_numpy(moments[[3, 25], side, i].astype(np.float32))
             torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
+
+
+def cut(entry: Path) -> None:
+    with (entry / "moments.bin").open("r+b") as file:
+        file.truncate(100)
+
+
+def flipped(entry: Path) -> None:
+    path = entry / "moments.bin"
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+
+
+def turned(entry: Path) -> None:
+    about = json.loads((entry / "about.json").read_text())
+    n, sides, *rest = about["shape"]
+    (entry / "about.json").write_text(json.dumps(about | {"shape": [sides, n, *rest]}))
+
+
+def nested(entry: Path) -> None:
+    (entry / "about.json").write_text("[" * 200_000)
+
+
+def encrypted(entry: Path) -> None:
+    path = entry / "index.npz"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+
+
+def other_sums(entry: Path) -> None:
+    np.savez(entry / "index.npz", sha=np.zeros((40, 32), np.uint8))
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, turned, nested, encrypted, other_sums])
+def test_damaged_latents_are_made_anew(
+    images: Path, folder: Path, damage: Callable[[Path], None]
+) -> None:
+    before = encoded(images, folder)
+    assert before.latents is not None
+    expected, entry = np.array(before.latents.moments), Path(before.report["latents_cache"])
+    damage(entry)
+    after = encoded(images, folder).latents
+    assert after is not None
+    assert np.array_equal(after.moments, expected)
+    made = entry.stat().st_ino
+    encoded(images, folder)
+    assert entry.stat().st_ino == made  # and not a second time
+
+
+def test_an_autoencoder_that_settings_name_is_said(
+    images: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(recipe(images, folder), tmp_path / "run", quiet=True)
+    caplog.clear()
+    model._warn.cache_clear()  # it is said once a process
+    model.load(run, device="cpu").sample(2)
+    assert [r.message for r in caplog.records if str(folder) in r.message] == [
+        f"{folder}: the autoencoder that the model's settings name is read"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        '{"_class_name": "AutoencoderKL", "in_channels": 1e999, "latent_channels": 4, '
+        '"block_out_channels": [8, 8]}',
+        '{"_class_name": "AutoencoderKL", "in_channels": 3, "latent_channels": 4, '
+        '"block_out_channels": 5}',
+        '{"_class_name": ["AutoencoderKL"]}',
+        "[]",
+    ],
+)
+def test_an_autoencoder_that_nobody_trained(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="is not the folder of an AutoencoderKL"):
+        vae.read(tmp_path, 3)
 
 
 def test_latents_are_drawn_anew_and_scaled_by_the_config(images: Path, folder: Path) -> None:

@@ -7,18 +7,29 @@ is wrong is one ValueError or OSError with a sentence, before memory is taken fo
 import errno
 import io
 import json
+import lzma
 import math
 import os
 import stat
+import struct
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Protocol
 
 TEXT = 1 << 26  # bytes of a JSON file
 FILE = 1 << 29  # bytes of one image file, or of what an archive says it is
 RATIO, FREE = 1_000, 1 << 24  # more than RATIO bytes from one are a bomb, beyond the first FREE
 PIECE = 1 << 20
+DAMAGE: tuple[type[Exception], ...] = (  # what reading a damaged archive or array can raise
+    *(OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, MemoryError),
+    *(RuntimeError, SyntaxError, TokenError),  # encrypted, packed by an unknown method, too deep
+    *(struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError),
+)
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:

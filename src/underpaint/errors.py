@@ -3,6 +3,8 @@
 Anything else that is raised is a defect of the software and keeps its traceback.
 """
 
+from unicodedata import category
+
 
 class UserError(Exception):
     """Wrong use: a path, a setting or a file that cannot work, or a full disk. Exit code 2."""
@@ -14,3 +16,8 @@ class RunFailed(Exception):
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM, after a checkpoint was written. Exit code 130."""
+
+
+def plain(text: str) -> str:
+    """A text without the control characters that a name may hold, and a terminal would obey."""
+    return "".join("\ufffd" if c != "\n" and category(c) == "Cc" else c for c in text)

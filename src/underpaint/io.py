@@ -17,6 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from underpaint._version import __version__
+from underpaint.bounded import read_json
 from underpaint.errors import UserError
 
 MARK = ".underpaint"  # in folders that we began: what we wrote there may be cleared
@@ -221,7 +222,7 @@ def mark(folder: Path, kind: str) -> None:
 def is_marked(folder: Path, kind: str) -> bool:
     """Whether we began `folder` as a run or a study."""
     try:
-        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        found = read_json(folder / MARK)
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("kind") == kind

@@ -331,6 +331,8 @@ def newest(run: Path, damage: Callable[[Path], str] | None = None) -> Found:
             whole = f"using {folder.name}, the newest whole checkpoint"
             return Found(folder, f"{'; '.join(problems)}; {whole}" if problems else "")
         problems.append(f"{folder} is damaged ({reason})")
+    if not all(folder.is_dir() for folder in there.values()):  # the run goes on, and clears
+        return newest(run, damage)
     raise UserError(
         f"{run}: none of its checkpoints can be used: {'; '.join(problems[:2])}; "
         "give another model, or train again into another folder"
@@ -353,6 +355,8 @@ def damage_of(folder: Path) -> str:
         changed = [name for name, digest in digests.items() if sha256(folder / name) != digest]
     except (UserError, KeyError, AttributeError, TypeError):
         return "config.json is missing or damaged"
+    except OSError as error:  # as of a file that is deleted meanwhile
+        return f"a file cannot be read ({error.strerror})"
     return f"{changed[0]} was cut short or changed, its checksum differs" if changed else ""
 
 
@@ -462,15 +466,21 @@ def load(
     `precision`: of the network's multiplications (auto: bf16 where the device is fast at it).
     `vae`: where the autoencoder of a model of latents is now, if it has moved since training.
     """
-    folder = find(source)
-    spec = read_fitting_spec(folder, weights)
+    while True:
+        folder = find(source)
+        try:
+            spec, tensors = read_fitting_spec(folder, weights), read_weights(folder, weights)
+            break
+        except (UserError, OSError):
+            if folder.is_dir():  # else its run went on, and has cleared it meanwhile
+                raise
     if vae is not None:
         if spec.space.kind != "latents":
             raise UserError(f"--vae {vae}: this model works in {spec.space.kind}; leave --vae out")
         spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=str(vae)))
         autoencoders.of_space(spec.space, spec.channels, "--vae")
     model = build(spec)
-    model.denoiser.backbone.load_state_dict(read_weights(folder, weights))
+    model.denoiser.backbone.load_state_dict(tensors)
     keep_freed_memory()
     model.denoiser.to(pick_device(device)).eval()
     model.precision = precision

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from underpaint import config
+from underpaint.bounded import DAMAGE, read_json
 from underpaint.errors import UserError
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
@@ -117,11 +118,11 @@ def read(path: str | Path, channels: int) -> VAE:
     """
     folder = Path(path).expanduser()
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = read_json(folder / "config.json")
         if settings["_class_name"] not in KINDS:
             raise KeyError
         vae = VAE(folder, settings)
-    except (OSError, ValueError, KeyError, TypeError):
+    except DAMAGE:
         raise UserError(
             f"autoencoder {path}: is not the folder of an AutoencoderKL or AutoencoderTiny (its "
             "config.json is missing or names another class); give that folder"

@@ -4,7 +4,15 @@
 : "${UNDERPAINT:=underpaint}"; U=$UNDERPAINT; P=$(dirname "$(command -v $U)")/python
 $U --version || { echo "no underpaint"; exit 1; }
 export UNDERPAINT_CACHE=$PWD/cache OMP_NUM_THREADS=1
-T="--size 16 --network.width 64 --network.depth 1 --network.heads 2 --stages.masked.images 64 --stages.whole.images 64 --stages.masked.batch 8 --stages.whole.batch 8 --stages.masked.warmup 0 --train.threads 1 --train.check_images 8 --sampling.count 4 --sampling.steps 2 --quiet"
+cat > small.yaml <<'R'
+network: {width: 64, depth: 1, heads: 2}
+stages:
+  masked: {images: 64, mask: patch, rate: 0.5, batch: 8}
+  whole: {images: 64, batch: 8}
+train: {threads: 1, check_images: 8}
+sampling: {count: 4, steps: 2}
+R
+T="--config $PWD/small.yaml --size 16 --quiet"
 $P - <<'Q'
 import os, numpy as np
 from PIL import Image

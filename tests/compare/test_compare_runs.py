@@ -31,10 +31,11 @@ def write_run(
     lines: list[dict[str, Any]] = []
     for images in (8, 16, 32, 64):
         error = 0.2 - 0.05 * np.log(speed * images / 64)
-        step = {"stage": "whole", "stage_images": images, "loss": 0.1, "seconds": 1.0}
-        lines.append({"kind": "step", "images": images, "flops": images * 1e9, **step})
-        check = {"kind": "check", "stage": "whole", "mask": "whole", "images": images}
-        lines.append({**check, "train_mean": error, "held_out_mean": error, "log_snr_edges": []})
+        step = {"stage": "whole", "images": images, "stage_images": images, "lr": 1.0}
+        step |= {"rate": 0.0, "visible": 4, "flops": images * 1e9, "loss": 0.1, "seconds": 1.0}
+        lines.append({"kind": "step", **step})
+        check = {"stage": "whole", "mask": "whole", "images": images, "log_snr_edges": [0.0, 1.0]}
+        lines.append({"kind": "check", **check, "train_mean": error, "held_out_mean": error})
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
 

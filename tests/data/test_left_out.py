@@ -4,7 +4,9 @@ import bz2
 import gzip
 import io
 import lzma
+import sys
 import tarfile
+import types
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests.data.pictures import noise, png, write_folder
 from underpaint import config, data
@@ -204,6 +206,117 @@ def test_avif_is_read(tmp_path):
     for i, image in enumerate(noise(2)):
         Image.fromarray(image).save(tmp_path / f"{i}.avif")
     assert prepared(tmp_path).report["images"] == 2
+
+
+def test_two_zips_in_one_file_are_refused(tmp_path):
+    one, two = (zipped(tmp_path / f"{i}.zip", {f"{i}.png": PICTURES[i]}) for i in range(2))
+    (tmp_path / "both.zip").write_bytes(one.read_bytes() + two.read_bytes())
+    with pytest.raises(UserError, match="several in one file"):
+        prepared(tmp_path / "both.zip")
+
+
+ROWS = "set/000.png,0,{}\nset/001.png,1,{}\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "found"),
+    [
+        ("path,class,width\n" + ROWS.format(8, 8), {"column that is no 'label'": 2}),
+        ("path,Label\nset/000.png,0\nset/001.png,1\n", {"column that is no 'label'": 1}),
+        ("path,label,width\n" + ROWS.format(8, 8), {}),
+        ('\ufeffpath,label\r\n"set/000.png","x, y"\r\nset/001.png,z\r\n', {}),
+        ("path,label\nset/000.png,x, y\nset/001.png,z\n", "line 2 has more than the 2 columns"),
+        ("path,label,label\n" + ROWS.format(8, 8), "its first line must be"),
+        ("path;label\nset/000.png;0\nset/001.png;1\n", "not 'path;label'"),
+    ],
+)
+def test_a_table_loses_no_label_in_silence(tmp_path, table, found):
+    write_folder(tmp_path / "set", noise(2))
+    (tmp_path / "t.csv").write_text(table, newline="")
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            prepared(tmp_path / "t.csv")
+        return
+    assert unread(tmp_path / "t.csv") == found
+    assert bool(counts(tmp_path / "t.csv")) == (not found)
+
+
+def test_columns_and_arrays_that_are_not_read_are_said(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=noise(4), y_train=np.arange(4), x_test=noise(2))
+    assert unread(tmp_path / "a.npz") == {"array": 1}
+    pa = pytest.importorskip("pyarrow")
+    rows = pa.table({"image": PICTURES[:2], "target": [0, 1]})
+    pytest.importorskip("pyarrow.parquet").write_table(rows, tmp_path / "t.parquet")
+    assert unread(tmp_path / "t.parquet") == {"column that is no 'label'": 1}
+
+
+def test_a_link_that_was_followed_before_is_said(tmp_path):
+    place = write_folder(tmp_path / "set", noise(6), ["cats", "dogs"] * 3)
+    (place / "dogs" / "up").symlink_to(place)
+    (place / "tigers").symlink_to(place / "cats")
+    assert prepared(place).report["images"] == 6
+    assert unread(place) == {"link to a folder that is read already": 2}
+
+
+class Heif(ImageFile.ImageFile):
+    """What pillow-heif registers, for files that hold a PNG behind their first 16 bytes."""
+
+    format = "HEIF"
+
+    def _open(self) -> None:
+        self.fp.seek(16)  # type: ignore[union-attr]
+        inner = Image.open(io.BytesIO(self.fp.read()))  # type: ignore[union-attr]
+        self._size, self._mode, self.im = inner.size, inner.mode, inner.convert("RGB").im
+
+    def load(self) -> None:
+        return None
+
+
+def test_heic_is_read_where_pillow_heif_is(tmp_path, monkeypatch):
+    """By its content, with any suffix."""
+    place = write_folder(tmp_path / "set", noise(4))
+    for i in range(4):
+        name = ("a.HEIC", "b.heif", "c.hif", "d.jpg")[i]
+        (place / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(4) + PICTURES[4 + i])
+
+    def register_heif_opener():
+        Image.register_open("HEIF", Heif, lambda head: head[4:12] == b"ftypheic")
+
+    fake = types.SimpleNamespace(register_heif_opener=register_heif_opener)
+    monkeypatch.setitem(sys.modules, "pillow_heif", fake)
+    monkeypatch.setattr(Image, "ID", [*Image.ID])
+    monkeypatch.setattr(Image, "OPEN", {**Image.OPEN})
+    decode.formats.cache_clear()
+    try:
+        found = prepared(place)
+    finally:
+        decode.formats.cache_clear()
+    assert found.report["images"] == 8
+    assert found.report["unread"] == []
+    expected = {np.asarray(image).tobytes() for image in noise(12)[4:8]}
+    assert expected <= {image.tobytes() for image in found.images}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_that_names_files_elsewhere_says_so(tmp_path, kind):
+    write_folder(tmp_path / "elsewhere", noise(4))
+    names = [str(tmp_path / "elsewhere" / "000.png"), "../elsewhere/001.png", "in/002.png"]
+    place = tmp_path / "set"
+    (place / "in").mkdir(parents=True)
+    (place / "in" / "002.png").write_bytes(PICTURES[2])
+    if kind == "csv":
+        (place / "t.csv").write_text("\n".join(["path", *names]))
+    else:
+        pa = pytest.importorskip("pyarrow")
+        rows = pa.array([{"bytes": None, "path": name} for name in names])
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pa.table({"image": rows}), place / "t.parquet"
+        )
+    found = prepared(place / f"t.{kind}")
+    assert found.report["images"] == 3
+    assert found.report["outside"] == names[:2]
+    assert any(names[0] in sentence and "outside" in sentence for sentence in found.remarks)
+    assert prepared(place / f"t.{kind}").report["outside"] == names[:2]  # of the cache, too
 
 
 def test_a_run_among_the_images_is_no_data(tmp_path):

@@ -307,8 +307,11 @@ def test_masks_that_save_nothing(tmp_path, source):
 def test_reading_metrics(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert metrics.read(path) == []
-    counts = dict.fromkeys(("images", "stage_images", "loss", "seconds", "flops"), 1)
-    whole = json.dumps({"kind": "step", "stage": "whole", **counts})
+    counts = dict.fromkeys(("images", "stage_images", "flops", "lr", "rate", "visible"), 1)
+    private = json.dumps({"kind": "step", "stage": "whole", **counts})
+    whole = json.dumps({"kind": "step", "stage": "whole", **counts, "loss": 1, "seconds": 1})
+    path.write_text(f"{private}\n")  # which tells neither its loss nor its time
+    assert len(metrics.read(path)) == 1
     path.write_text(f"{whole}\n{whole}\n")
     assert len(metrics.read(path)) == 2
     for cut in range(1, len(whole)):

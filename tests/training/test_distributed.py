@@ -1,7 +1,11 @@
 """Two processes are one process with two microbatches."""
 
 import dataclasses
+import os
+import signal
 import socket
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,20 @@ import torch
 from tests.training.runs import begin, metrics, weights
 from underpaint import config
 from underpaint.evaluation.validation import OverfitCheck
+from underpaint.model import newest
 from underpaint.training import train
+
+
+def pair(*arguments: str | Path, logs: tuple[Path, Path]) -> list[BaseProcess]:
+    """One command in two processes, told what torchrun says (test_evaluate.py asks it itself)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        begin(*arguments, log=log, **world, RANK=rank, LOCAL_RANK=rank)
+        for rank, log in zip("01", logs, strict=True)
+    ]
 
 
 @pytest.mark.slow
@@ -36,15 +53,8 @@ def test_two_processes_equal_two_microbatches(
     path = tmp_path / "recipe.yaml"
     path.write_text(config.to_yaml(recipe))
     two = tmp_path / "two"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    # what torchrun says to each (test_evaluate.py asks it itself)
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    both, log = [], tmp_path / "log"
-    for rank in ("0", "1"):
-        where = world | {"RANK": rank, "LOCAL_RANK": rank}
-        both.append(begin("train", "--config", path, "--out", two, log=log, **where))
+    log = tmp_path / "log"
+    both = pair("train", "--config", path, "--out", two, logs=(log, log))
     for process in both:
         process.join()
     said = log.read_text()
@@ -60,3 +70,39 @@ def test_two_processes_equal_two_microbatches(
         assert [r["images"] for r in metrics(two) if r["kind"] == "stage"] == [0, 40, 40, 120]
     assert said.count("stage masked:") == 1  # only the first process speaks
     assert (two / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "at"),
+    [(signal.SIGKILL, "begin"), (signal.SIGKILL, "train"), (signal.SIGSTOP, "train")],
+)
+def test_a_lost_process_is_said_in_one_line(
+    recipe: config.Run, tmp_path: Path, end: signal.Signals, at: str
+) -> None:
+    """It is gone before the first step or later, or hangs for longer than the timeout."""
+    recipe.stages = {"masked": dataclasses.replace(recipe.stages["masked"], images=10**6)}
+    recipe.train.timeout = 0.5  # minutes
+    path, run, logs = tmp_path / "r.yaml", tmp_path / "run", (tmp_path / "0", tmp_path / "1")
+    path.write_text(config.to_yaml(recipe))
+    first, other = pair("train", "--config", path, "--out", run, logs=logs)
+    try:
+        awaited = run / "config.yaml" if at == "begin" else run / "checkpoints" / f"{64:012d}"
+        while not awaited.exists():
+            assert first.is_alive(), logs[0].read_text()
+            time.sleep(0.05)
+        assert other.pid is not None
+        os.kill(other.pid, end)
+        first.join(120)
+        assert first.exitcode == 1
+    finally:
+        for process in (first, other):
+            process.kill()
+            process.join()
+    ours = [line for line in logs[0].read_text().splitlines() if line.startswith("underpaint: ")]
+    assert len(ours) == 1
+    assert "another process of this run is gone or hangs" in ours[0]
+    assert "start all again with --resume" in ours[0]
+    assert "Traceback" not in logs[0].read_text()
+    if at == "train":
+        assert newest(run).note == ""  # the last checkpoint is whole

@@ -125,7 +125,7 @@ def _print(result: dict[str, Any], page: object) -> None:
     if result["completion"]:
         out.print(f"completion: advantage {result['completion']['advantage']:+.4f}")
     out.print(f"data set as a whole: p = {result['dataset']['p_value']:.2g}")
-    out.print(f"[bold]{result['verdict']}[/bold]")
+    out.print(result["verdict"], style="bold")
     for line in [*result["reasons"], *result["findings"], *result["notes"]]:
         out.print(f"  {line}")
     out.print(f"page     {page}")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from underpaint.errors import UserError
+from underpaint.errors import UserError, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,7 +137,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: in
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < words else "right", no_wrap=i == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     console().print(table)
 
 
@@ -149,7 +149,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts.items():
-        table.add_row(name, fact)
+        table.add_row(name, plain(fact))
     console().print(table)
 
 

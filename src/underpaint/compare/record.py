@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from underpaint import config
+from underpaint.bounded import read_json
 from underpaint.errors import UserError
 
 PARTS = ("runs", "trials", "earlier")
@@ -33,8 +34,8 @@ def read(path: Path) -> Values:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError):
         raise UserError(f"{path}: is not valid JSON; restore it, or give another --out") from None
 
 

@@ -25,6 +25,7 @@ import torch
 
 from underpaint import config, data
 from underpaint._version import __version__
+from underpaint.bounded import read_json
 from underpaint.compare import record, timing
 from underpaint.compare import study as studies
 from underpaint.compare.pool import gather
@@ -274,10 +275,10 @@ def _one(task: Task) -> dict[str, Any]:
             "--out, or remove it"
         )
     try:
-        measured = json.loads(kept.read_text(encoding="utf-8"))
+        measured = read_json(kept)
         if measured["protocol"] == task.protocol:
             return dict(measured)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     resumable = begun and bool(numbered(task.folder / "checkpoints"))
     train(

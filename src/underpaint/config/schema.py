@@ -388,7 +388,9 @@ class Run:
 
     @property
     def last(self) -> Stage:
-        """The last stage, whose task the run ends with."""
+        """The last stage, whose task the run ends with. Raises UserError if there is none."""
+        if not self.stages:
+            raise UserError("the recipe has no stages; give at least one under 'stages:'")
         return list(self.stages.values())[-1]
 
     def data_of(self, stage: Stage) -> Data:

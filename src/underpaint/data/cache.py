@@ -15,8 +15,6 @@ import io
 import json
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +23,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from underpaint.bounded import Is, checked, read_json, read_regular
+from underpaint.bounded import DAMAGE, Is, checked, read_json, read_regular
 from underpaint.data import digests
 from underpaint.errors import RunFailed, UserError
 from underpaint.io import appearing, left, remove
@@ -125,7 +123,7 @@ def load(folder: Path, every: bool = False) -> Entry | None:
             if digests.of_array(pixels[i]) != entry.pixel_sha[i].tobytes():
                 return None
         return entry
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+    except DAMAGE:
         return None  # whatever is wrong with it, building it anew is the answer
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from underpaint.bounded import open_regular
+from underpaint.bounded import checked, open_regular, read_json
 from underpaint.io import replace_text
 
 Stamp = tuple[int, int, int]
+LARGEST = 1 << 34  # bytes of what is remembered
 UNREADABLE = "unreadable"
 SETTLED = 2_000_000_000  # nanoseconds
 
@@ -49,14 +50,14 @@ def of_files(files: Iterable[Path], memory: Path, workers: int) -> dict[Path, tu
     """Stamp and sha256 (or `UNREADABLE`) of each file; `memory`: where they are remembered."""
     files = list(files)
     try:
-        known = dict(json.loads(memory.read_text()))
+        known = checked(read_json(memory, LARGEST), {}, more=True)
     except (OSError, ValueError):
         known = {}  # nothing is lost but time
 
     def digest(file: Path) -> tuple[Stamp, str, bool]:
         now = stamp(file)
         old = known.get(str(file))
-        if old is not None and (old[0], old[1], old[2]) == now:
+        if isinstance(old, list) and len(old) == 4 and tuple(old[:3]) == now:
             return now, str(old[3]), True
         try:
             with open_regular(file) as opened:

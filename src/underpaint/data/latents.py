@@ -10,15 +10,13 @@ the autoencoder's weights and FORMAT.
 
 import dataclasses
 import json
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from underpaint.bounded import Is, checked, read_json
+from underpaint.bounded import DAMAGE, Is, checked, read_json
 from underpaint.core.spaces import from_uint8
 from underpaint.data import cache, digests
 from underpaint.data.build import Progress
@@ -66,7 +64,7 @@ def _load(folder: Path) -> NDArray[np.float16] | None:
             if digests.of_array(moments[i]) != sums[i].tobytes():
                 return None
         return np.asarray(moments)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+    except DAMAGE:
         return None  # whatever is wrong with it, building it anew is the answer
 
 

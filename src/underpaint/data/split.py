@@ -7,13 +7,12 @@ recorded at the first `prepare`: an image once held out is never trained on late
 trained on is never held out, and added images are assigned among themselves by the same rule.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from underpaint.bounded import DAMAGE
 from underpaint.errors import UserError
 from underpaint.io import replacing
 
@@ -103,7 +102,7 @@ def read_record(path: Path) -> Record | None:
         if shas.shape != (len(side), 32) or not np.isin(side, (TRAIN, HELD_OUT)).all():
             raise ValueError("of another shape")
         return dict(zip((sha.tobytes() for sha in shas), side.tolist(), strict=True))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+    except DAMAGE:
         raise UserError(
             f"{path}: the record of which images are held out is damaged; delete it to draw anew"
         ) from None

@@ -6,7 +6,6 @@ weights it starts from, and where something about them would be published past t
 that only they tell of, or statistics that a network keeps of its batches.
 """
 
-import json
 from collections.abc import Iterator
 
 from torch import nn
@@ -14,6 +13,7 @@ from torch import nn
 from underpaint import factory
 from underpaint.errors import UserError
 from underpaint.model import find, read_spec
+from underpaint.training import provenance
 from underpaint.training.stages import PreparedStage
 from underpaint.training.training_set import TrainingSet
 
@@ -126,9 +126,9 @@ def _ancestors(start: str) -> Iterator[tuple[str, set[str] | None]]:
         try:
             folder = find(source)
             run = next(p for p in (folder, *folder.parents[:2]) if (p / "images.json").is_file())
-            trained = json.loads((run / "images.json").read_text(encoding="utf-8"))["trained"]
-            before = json.loads((run / "env.json").read_text(encoding="utf-8"))["start"]
-        except (UserError, StopIteration, OSError, ValueError, KeyError):
+            trained = provenance.read_identities(run)["trained"]
+            before = provenance.start_of(run)
+        except (UserError, StopIteration):
             yield source, None
             return
         yield source, set(trained)

@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from underpaint.bounded import DAMAGE
 from underpaint.data import Dataset, cache
 from underpaint.evaluation.features import Extractor
 from underpaint.evaluation.results import digest
@@ -82,7 +83,9 @@ class Store(NamedTuple):
         """A block, or None if it is missing, damaged or shorter than `size`."""
         try:
             features = np.load(self._path(start), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+        except DAMAGE:
+            return None
+        if not isinstance(features, np.ndarray):  # of an .npz
             return None
         return features[:size] if features.ndim == 2 and len(features) >= size else None
 

@@ -27,7 +27,7 @@ RECORD = {  # what any record must hold, and of what type the rest is
 }
 NEEDED = {
     "stage": ("event", "stage", "images", "seconds", "flops", "mask", "rate", "visible", "patches"),
-    "step": ("stage", "images", "stage_images", "flops"),
+    "step": ("stage", "images", "stage_images", "flops", "lr", "rate", "visible"),
     "check": ("stage", "images", "mask", "train_mean", "held_out_mean", "log_snr_edges"),
     "sample": ("images", "file"),
     "rollback": ("images", "to", "reason"),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from underpaint.bounded import read_json
 from underpaint.data import cache
 from underpaint.evaluation import features, metrics
 from underpaint.io import replace_text
@@ -115,8 +116,8 @@ def _floor(
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
     """What `make` gives, kept in the file `path` of the cache, and whether it was there."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))), True
-    except (OSError, ValueError):  # not there, or cut short
+        return dict(read_json(path)), True
+    except (OSError, ValueError, TypeError):  # not there, or cut short
         values = make()
     with cache.writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

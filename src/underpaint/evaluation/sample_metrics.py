@@ -12,7 +12,6 @@ evaluate` found of its checkpoints. Few samples bias a Fréchet distance upwards
 one `protocol` are comparable, with each other and not with anything else.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from underpaint.bounded import read_json
 from underpaint.core.alpha import CHANNELS
 from underpaint.errors import UserError
 from underpaint.evaluation import features, metrics
@@ -87,7 +87,7 @@ def recorded(run: Path) -> list[dict[str, Any]]:
     found = []
     for file in sorted((run / "evaluation").glob("scores-*.json")):
         try:
-            scores = json.loads(file.read_text(encoding="utf-8"))
+            scores = read_json(file)
             protocol, by_side = scores["protocol"], scores["scores"]
             if protocol["images"] is None or protocol["weights"] != "ema":
                 continue

@@ -5,7 +5,6 @@ subtracted from its score (Watson et al. 2022, arXiv 2111.08440); it also is a n
 attacks that succeed on it see something else than training. Shadow models are `shadows`.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 from underpaint.privacy import attacks, shadows
 from underpaint.privacy.membership import Subset
+from underpaint.training import provenance
 
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 Scores = dict[str, NDArray[np.float64]]  # of each attack, [n, levels]
@@ -72,7 +72,7 @@ def load_reference(source: str | Path, setup: AttackSetup) -> model.Model:
         )
     place = next((p for p in model.find(source).parents if (p / "images.json").is_file()), None)
     if place:
-        seen = set(json.loads((place / "images.json").read_text(encoding="utf-8"))["trained"])
+        seen = set(provenance.read_identities(place)["trained"])
         if seen & {file for subset in setup.subsets for file in subset.files()}:
             raise UserError(
                 f"reference {source}: was trained on images of this audit; give one that saw "

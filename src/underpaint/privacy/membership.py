@@ -10,7 +10,6 @@ patches in training and attack where masks were fixed; else one mask of the stag
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -28,6 +27,7 @@ from underpaint.errors import UserError
 from underpaint.privacy import attacks
 from underpaint.sealed import format as sealed
 from underpaint.sealed.training_set import SealedSet
+from underpaint.training import provenance
 from underpaint.training.training_set import ImageSet, LatentSet, TrainingSet
 
 FEWEST = 16  # members, and non-members: eight to calibrate on and eight to evaluate on
@@ -191,10 +191,9 @@ def _recorded(folder: Path, place: Path | None, closed: bool) -> dict[str, list[
             f"{folder}: records no members ({why}); give --members DATA and --non-members DATA"
         )
     try:
-        known = json.loads(recorded.read_text(encoding="utf-8"))
-        return {name: list(known[name]) for name in ("trained", "held_out")}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{recorded}: is damaged; give --members and --non-members") from None
+        return provenance.read_identities(recorded.parent)
+    except UserError as error:
+        raise UserError(f"{error}; give --members and --non-members") from None
 
 
 def _prepared(data: config.Data, loaded: model.Model, stage: config.Stage) -> ImageSet:

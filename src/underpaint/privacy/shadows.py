@@ -40,7 +40,7 @@ from underpaint.io import numbered, replace_text
 from underpaint.privacy.membership import MembershipData, Subset
 from underpaint.privacy.statistics import auc_by_level
 from underpaint.sealed import format as sealed
-from underpaint.training import train
+from underpaint.training import provenance, train
 from underpaint.training.seeding import seed_from
 
 LEAST = 2  # models: every image is outside one of them
@@ -212,9 +212,7 @@ def _recipe(data: MembershipData, images: int) -> config.Run:
 
 def _start(data: MembershipData) -> str | None:
     """What the run began with, which its shadows begin with too."""
-    if data.place is None or not (data.place / "env.json").is_file():
-        return None
-    start = json.loads((data.place / "env.json").read_text(encoding="utf-8")).get("start")
+    start = provenance.start_of(data.place) if data.place else None
     if start and not start.startswith("pretrained:") and not Path(start).exists():
         raise UserError(
             f"--against shadow: the run began with the weights of {start}, which is not there; "

@@ -1,6 +1,5 @@
 """From a run's folder to `report.html`: a single file that needs no network and no scripts."""
 
-import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from underpaint import config
+from underpaint.bounded import Is, checked, read_json
 from underpaint.data.decode import Unreadable
 from underpaint.errors import UserError
 from underpaint.evaluation import early_stopping
@@ -71,11 +71,17 @@ def build(
     return write_page(run_dir / "report.html", page)
 
 
+ENVIRONMENT = {  # what of env.json the page counts on
+    "parameters": Is((int, type(None)), optional=True),
+    "start": Is((str, type(None)), optional=True),
+}
+
+
 def _read(run_dir: Path) -> tuple[config.Run, list[Record], dict[str, Any]]:
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: holds no run (no config.yaml); give the folder of a run")
     try:
-        environment = json.loads((run_dir / "env.json").read_text(encoding="utf-8"))
+        environment = checked(read_json(run_dir / "env.json"), ENVIRONMENT, more=True)
     except FileNotFoundError:
         environment = {}
     except ValueError:

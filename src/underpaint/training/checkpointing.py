@@ -18,7 +18,6 @@ import os
 import re
 import shlex
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from underpaint import config, io
-from underpaint.bounded import Is, checked, open_regular, read_json
+from underpaint.bounded import DAMAGE, Is, checked, open_regular, read_json
 from underpaint.errors import UserError
 from underpaint.model import MODEL, Found, Weights, damage_of, newest, write_model
 
@@ -119,9 +118,12 @@ class RunFolder:
             )
         self._written()
 
-    def create(self) -> None:
-        """Make the folder, and clear what an earlier run wrote into it. Raises as `check`."""
-        self.check(overwrite=True)
+    def create(self, overwrite: bool = False) -> None:
+        """Make the folder, and clear what an earlier run wrote into it. Raises as `check`.
+
+        Looks once more: another process may have begun, and even ended, a run here meanwhile.
+        """
+        self.check(overwrite)
         with io.writing(self.path):
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -130,6 +132,7 @@ class RunFolder:
                     f"{self.path}: cannot be made ({error.strerror}); choose another --out"
                 ) from None
             self.lock()
+            self.check(overwrite)
             for path in self._written():
                 io.remove(path)
             io.mark(self.path, "run")
@@ -181,7 +184,10 @@ class RunFolder:
     def latest(self) -> Found:
         """The checkpoint to go on from, as in `newest`. Raises UserError if there is none."""
         if not io.numbered(self.checkpoints):
-            raise UserError(f"{self.path}: holds no checkpoint to resume from; leave --resume out")
+            raise UserError(
+                f"{self.path}: holds no checkpoint to resume from; begin anew with --overwrite "
+                "instead of --resume"
+            )
         return newest(self.path, _damage)
 
     def go_on(self, say: Callable[[str], None]) -> None:
@@ -287,15 +293,7 @@ def _damage(checkpoint: Path) -> str:
             return "optimizer.pt is damaged" if file.testzip() else ""
     except UserError:
         return "state.json is missing or damaged"
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        RuntimeError,
-        NotImplementedError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ):
+    except DAMAGE:
         return "optimizer.pt is missing or damaged"
 
 

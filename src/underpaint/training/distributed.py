@@ -103,7 +103,9 @@ def lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not re.search(r"gloo|nccl|connection|peer|time.?d? ?out|store", str(error), re.I):
+        if not re.search(
+            r"gloo|nccl|\bconnection|\bpeer\b|\btimed? ?out|\bstore\b", str(error), re.I
+        ):
             raise
         reason = str(error).strip().partition("\n")[0][:200]
         raise RunFailed(

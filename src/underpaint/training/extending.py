@@ -9,6 +9,7 @@ exactly, as any stage does.
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 from underpaint import config
 from underpaint.bounded import read_json
@@ -16,8 +17,6 @@ from underpaint.errors import UserError
 from underpaint.training import provenance
 from underpaint.training.checkpointing import RunFolder, read_progress
 from underpaint.training.stages import PreparedStage
-
-IMAGES = 1 << 31  # bytes of images.json at most
 
 
 def extended(run: config.Run, folder: RunFolder, images: int, minutes: float) -> config.Run:
@@ -44,6 +43,30 @@ def extended(run: config.Run, folder: RunFolder, images: int, minutes: float) ->
     return dataclasses.replace(run, stages={**run.stages, name: more})
 
 
+def moved(run: config.Run, folder: RunFolder, data: str | Path | None) -> config.Run:
+    """The recipe with its images in `data`, if that is given.
+
+    Raises UserError where the data of a stage's own are gone, or no stage has other ones.
+    """
+    sources = {name: stage.data.source for name, stage in run.stages.items() if stage.data}
+    gone = [name for name, source in sources.items() if not _is_there(source)]
+    if gone or (data is not None and len(sources) == len(run.stages)):
+        name = (gone or [*sources])[0]
+        why = "are not there any more" if gone else "are its own: --data does not say where"
+        raise UserError(
+            f"stage {name}: its data {sources[name]} {why}; write where they are now as "
+            f"stages.{name}.data.source into {folder.path / 'config.yaml'}"
+        )
+    if data is None:
+        return run
+    place = str(Path(data).expanduser().absolute())
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, source=place))
+
+
+def _is_there(source: str) -> bool:
+    return source.startswith("avatars:") or Path(source).expanduser().exists()
+
+
 def record(folder: RunFolder, run: config.Run, stages: list[PreparedStage]) -> None:
     """Write down the recipe as it is now, and the data of its stages. `config.yaml` is the last."""
     path = folder.path / "env.json"
@@ -55,10 +78,7 @@ def record(folder: RunFolder, run: config.Run, stages: list[PreparedStage]) -> N
 
 def check_moved(folder: RunFolder, stages: list[PreparedStage]) -> None:
     """Raise UserError unless images and held-out images are those that the run began with."""
-    try:
-        before = read_json(folder.path / "images.json", IMAGES)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder.path}: its images.json cannot be read ({error})") from None
+    before = provenance.read_identities(folder.path)
     if before != json.loads(provenance.identities(stages)):
         raise UserError(
             f"{folder.path}: the data are the same, but other images would be held out now than "

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from underpaint import config
-from underpaint.errors import UserError
+from underpaint.errors import UserError, plain
 from underpaint.io import writing
 from underpaint.training.checkpointing import RunFolder
 
@@ -47,7 +47,7 @@ class Log:
         """One line for the reader, also kept in `log.txt`."""
         if not self.first:
             return
-        self.console.print(text, style=style, soft_wrap=True)
+        self.console.print(plain(text), style=style, soft_wrap=True)
         with writing(self.folder.path, self.folder.advice):
             self._text.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text + "\n")
             self._text.flush()
@@ -93,7 +93,10 @@ class Log:
         """The metrics of these kinds so far; of the process that writes them."""
         beginnings = tuple(f'{{"kind": "{kind}"'.encode() for kind in kinds)
         with self.folder.metrics.open("rb") as file:
-            return [json.loads(line) for line in file if line.startswith(beginnings)]
+            try:
+                return [json.loads(line) for line in file if line.startswith(beginnings)]
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{self.folder.metrics}: a line is damaged ({error})") from None
 
     def size(self) -> int:
         """Bytes of metrics so far, safely on the disk."""

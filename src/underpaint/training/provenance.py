@@ -23,6 +23,9 @@ RECORDED = {
     "data": Is(dict, 0, 1 << 10, Is(str)),
     "precision": Is(str, among=frozenset(("fp32", "bf16"))),
 }
+START = {"start": Is((str, type(None)), optional=True)}
+IDENTITIES = dict.fromkeys(("trained", "held_out"), Is(list, of=Is(str, 64, 64)))
+LARGEST = 1 << 31  # bytes of images.json at most
 
 
 def describe(stages: list[PreparedStage], state: TrainState, start: str | None) -> str:
@@ -53,6 +56,24 @@ def recorded(folder: Path) -> dict[str, Any]:
         return checked(read_json(folder / "env.json"), RECORDED, more=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: its env.json is missing or damaged ({error})") from None
+
+
+def start_of(run: Path) -> str | None:
+    """The weights that a run began with, if any. Raises UserError for a damaged env.json."""
+    path = run / "env.json"
+    try:
+        return checked(read_json(path), START, more=True).get("start") if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is damaged ({error})") from None
+
+
+def read_identities(run: Path) -> dict[str, list[str]]:
+    """What `identities` wrote when the run began. Raises UserError if it is missing or damaged."""
+    path = run / "images.json"
+    try:
+        return checked(read_json(path, LARGEST), IDENTITIES)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is missing or damaged ({error})") from None
 
 
 def identities(stages: list[PreparedStage]) -> str:

@@ -6,11 +6,10 @@ stage, and the way back to a checkpoint where training diverges.
 """
 
 import contextlib
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import InitVar, dataclass
 from pathlib import Path
 
@@ -83,9 +82,7 @@ def train(
                 f"{run.space.vae}: the autoencoder of this run is not there any more; write where "
                 f"it is now as space.vae into {folder.path / 'config.yaml'}"
             )
-        if data is not None:
-            moved = str(Path(data).expanduser().absolute())
-            run = dataclasses.replace(run, data=dataclasses.replace(run.data, source=moved))
+        run = extending.moved(run, folder, data)
         if more_images or more_minutes:
             run = extending.extended(run, folder, more_images, more_minutes)
     if run is None:
@@ -102,6 +99,8 @@ def train(
         closing.enter_context(_alone())
         world = distributed.start(run.train.device, run.train.timeout)
         closing.callback(world.close)
+        if world.size > 1:  # whatever we were about when another was lost
+            closing.enter_context(distributed.lost())
         closing.callback(folder.unlock)
         torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
         if world.first and not resume:
@@ -124,7 +123,7 @@ def train(
             recorded = provenance.recorded(folder.path)
             added = {s.name for s in stages[-1:] if more_images or more_minutes}
             _same_data(folder, [s for s in stages if s.name not in added], recorded["data"])
-            if data is not None and world.first:
+            if world.first:
                 extending.check_moved(folder, stages)
             if added:
                 run, stages, notes_ = freeze(run, stages, world, began, make_check, report)
@@ -141,7 +140,7 @@ def train(
             run, stages, length_notes = freeze(run, stages, world, began, make_check, report)
             notes += length_notes
             if world.first:
-                folder.create()
+                folder.create(overwrite)
                 folder.write("config.yaml", config.to_yaml(run))
                 folder.write("env.json", provenance.describe(stages, state, start))
                 folder.write("images.json", provenance.identities(stages))
@@ -218,8 +217,7 @@ class Trainer:
         """
         while True:
             try:
-                with distributed.lost() if self.world.size > 1 else nullcontext():
-                    self.rule.step(self.run, self.state, self.progress, self.folder)
+                self.rule.step(self.run, self.state, self.progress, self.folder)
                 return
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
@@ -451,7 +449,12 @@ def _check_batches(stages: list[PreparedStage], run: config.Run, world: distribu
 
 def _same_data(folder: RunFolder, stages: list[PreparedStage], began: dict[str, str]) -> None:
     for stage in stages:
-        if began.get(stage.name) != stage.training_set.key:
+        if stage.name not in began:
+            raise UserError(
+                f"stage {stage.name}: is in {folder.path / 'config.yaml'}, and the run began with "
+                f"{', '.join(began)}; bring config.yaml back to what it was"
+            )
+        if began[stage.name] != stage.training_set.key:
             raise UserError(
                 f"stage {stage.name}: the images have changed since the run began, so it cannot be "
                 f"resumed; begin a new one with --from {folder.path}"

@@ -8,30 +8,19 @@ import gzip
 import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from underpaint.bounded import FILE, RATIO, Readable, Stream, bomb, open_regular
+from underpaint.bounded import DAMAGE, FILE, RATIO, Readable, Stream, bomb, open_regular
 from underpaint.data.readers.base import Contents, Item, Source, head_of, kind_of
 from underpaint.errors import UserError
 
 PAIRS = (("images", "labels"), ("x", "y"), ("x_train", "y_train"), ("data", "labels"))
-DAMAGE: tuple[type[Exception], ...] = (
-    ValueError,
-    EOFError,
-    OSError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-)
-DAMAGE += (RuntimeError, SyntaxError, KeyError, TypeError, OverflowError, MemoryError, TokenError)
 
 
 class Array(NamedTuple):
@@ -70,12 +59,16 @@ def _open_numpy(path: Path) -> Contents:
             return _contents(path, Array(mapped.dtype, mapped.shape, mapped), None)
         archive = zipfile.ZipFile(open_regular(path))
         arrays = {m.filename.removesuffix(".npy"): _member(archive, m) for m in archive.infolist()}
-        for images, labels in PAIRS:
-            if images in arrays:
-                return _contents(path, arrays[images], _whole(arrays.get(labels)))
-        for array in arrays.values():
-            if array.dtype == np.uint8 and len(array.shape) in (3, 4):
-                return _contents(path, array, _whole(arrays.get("labels", arrays.get("y"))))
+        chosen = next((pair for pair in PAIRS if pair[0] in arrays), None)
+        if chosen is None:
+            alone = (n for n, a in arrays.items() if a.dtype == np.uint8 and len(a.shape) in (3, 4))
+            if images := next(alone, ""):
+                chosen = images, "labels" if "labels" in arrays else "y"
+        if chosen is not None:
+            images, labels = chosen
+            others = [name for name in arrays if name not in chosen]
+            found = _contents(path, arrays[images], _whole(arrays.get(labels)))
+            return found._replace(unread={"array": others} if others else {})
     except DAMAGE as error:
         raise UserError(f"data '{path}' cannot be read as numpy arrays ({error})") from None
     raise UserError(

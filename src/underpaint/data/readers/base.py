@@ -192,6 +192,12 @@ def check_distinct(origin: Path, names: Iterable[str]) -> None:
         seen.add(name)
 
 
+def without_label(columns: Iterable[str], known: Iterable[str]) -> Unread:
+    """What to say of a table without a label: its columns, of which one may be meant for it."""
+    others = [name for name in columns if name not in known]
+    return {"column that is no 'label'": others} if others and "label" not in columns else {}
+
+
 def is_outside(name: str) -> bool:
     """Whether a path that a table names leads out of its folder: it is read, and that is said."""
     return name.startswith(("/", "~")) or ".." in PurePosixPath(name).parts

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from underpaint.bounded import read_regular
-from underpaint.data.readers.base import Contents, Item, Source, is_outside
+from underpaint.data.readers.base import Contents, Item, Source, is_outside, without_label
 from underpaint.errors import UserError
 
 
@@ -15,12 +15,12 @@ def find(path: Path) -> Source | None:
     """A file named .csv."""
     if not path.name.lower().endswith(".csv"):
         return None
-    rows = _rows(path)
+    columns, rows = _rows(path)
     there = {place for name, _ in rows if _is_file(place := _place(path, name))}
 
     def read() -> Contents:
         items = (Item(n, partial(read_regular, _place(path, n)), label) for n, label in rows)
-        return Contents(len(rows), items)
+        return Contents(len(rows), items, unread=without_label(columns, ("path", "label")))
 
     outside = [name for name, _ in rows if is_outside(name)]
     return Source(str(path), [path, *sorted(there)], read, outside=outside)
@@ -38,19 +38,27 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _rows(path: Path) -> list[tuple[str, str | None]]:
-    """Rows as (name as written, label)."""
+def _rows(path: Path) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """The columns' names, and rows as (name as written, label)."""
     try:
         file = io.StringIO(read_regular(path).decode("utf-8-sig"), newline="")
         reader = csv.DictReader(file, skipinitialspace=True)
-        if "path" not in (reader.fieldnames or ()):
-            shown = ",".join(reader.fieldnames or ())[:60]
+        columns = list(reader.fieldnames or ())
+        if "path" not in columns or len(set(columns)) < len(columns):
+            shown = ",".join(columns)[:60]
             raise UserError(f"data '{path}': its first line must be 'path,label', not '{shown}'")
-        rows = [(row["path"] or "", (row.get("label") or "").strip() or None) for row in reader]
+        rows = []
+        for row in reader:
+            if None in row:
+                raise UserError(
+                    f"data '{path}': line {reader.line_num} has more than the {len(columns)} "
+                    "columns of the first; put texts that hold a comma in double quotes"
+                )
+            rows.append((row["path"] or "", (row.get("label") or "").strip() or None))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"data '{path}' is not a CSV text in UTF-8 ({error})") from None
     except OSError as error:
         raise UserError(f"data '{path}' cannot be read ({error.strerror})") from None
     if not rows:
         raise UserError(f"data '{path}' has no rows below its first line 'path,label'")
-    return rows
+    return columns, rows

@@ -16,7 +16,9 @@ def find(path: Path) -> Source | None:
         return None
     if (path / MARK).is_file():
         raise UserError(f"data '{path}' is the folder of a run; give that of its images")
-    names, unread = choose(_names(path), lambda name: head_of(path / name))
+    there, again = _names(path)
+    names, unread = choose(there, lambda name: head_of(path / name))
+    unread |= {"link to a folder that is read already": again} if again else {}
     if not names:
         return None
 
@@ -30,10 +32,14 @@ def find(path: Path) -> Source | None:
     return Source(str(path), [path / name for name in names], read, unread)
 
 
-def _names(root: Path) -> list[str]:
-    """All files below a folder by their paths in it, sorted as paths; links are followed once."""
+def _names(root: Path) -> tuple[list[str], list[str]]:
+    """All files below a folder by their paths in it, sorted as paths; links are followed once.
+
+    And the links that were not followed again.
+    """
     found: list[Path] = []
     seen: set[str] = set()
+    again: list[str] = []
 
     def refuse(error: OSError) -> None:
         raise UserError(f"data '{error.filename}': cannot be read ({error.strerror})")
@@ -42,8 +48,9 @@ def _names(root: Path) -> list[str]:
         real = os.path.realpath(folder)
         if real in seen:  # a link back to where we have been
             below.clear()
+            again.append(Path(folder).relative_to(root).as_posix())
             continue
         seen.add(real)
         below.sort()
         found += [Path(folder, name).relative_to(root) for name in names]
-    return [path.as_posix() for path in sorted(found)]
+    return [path.as_posix() for path in sorted(found)], again

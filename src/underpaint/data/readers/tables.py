@@ -19,6 +19,7 @@ from underpaint.data.readers.base import (
     head_of,
     is_outside,
     kind_of,
+    without_label,
 )
 from underpaint.errors import UserError
 
@@ -109,7 +110,11 @@ def _open(folder: Path, files: list[Path]) -> Contents:
             )
 
     return Contents(
-        sum(p.total for p in parts), items(), tuple(names) if names else None, {}, outside
+        sum(p.total for p in parts),
+        items(),
+        tuple(names) if names else None,
+        {} if label else without_label(features, columns),
+        outside,
     )
 
 

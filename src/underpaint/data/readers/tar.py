@@ -13,13 +13,12 @@ import io
 import json
 import lzma
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from underpaint.bounded import FILE, PIECE, Readable, Stream, open_regular
+from underpaint.bounded import DAMAGE, FILE, PIECE, Readable, Stream, open_regular
 from underpaint.data.readers.base import (
     HEAD,
     Contents,
@@ -36,15 +35,6 @@ from underpaint.errors import UserError
 OPENERS: dict[str, Callable[[Any], Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 LABEL = 1 << 20  # bytes of a .cls or a .json
 BLOCK = tarfile.BLOCKSIZE
-DAMAGE: tuple[type[Exception], ...] = (
-    tarfile.TarError,
-    OSError,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    ValueError,
-)
-DAMAGE += (OverflowError, RecursionError, MemoryError)  # of headers that were made for it
 
 
 class _Header(tarfile.TarInfo):
@@ -78,7 +68,7 @@ def _is_packed(path: Path) -> bool:
     try:
         with open_regular(path) as file:
             return opener is not None and kind_of(opener(file).read(HEAD)) == "tar"
-    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+    except DAMAGE:
         return False
 
 

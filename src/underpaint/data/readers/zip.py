@@ -3,13 +3,11 @@
 import csv
 import difflib
 import io
-import lzma
 import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 
-from underpaint.bounded import FILE, bomb, open_regular
+from underpaint.bounded import DAMAGE, FILE, bomb, open_regular
 from underpaint.data.decode import Unreadable
 from underpaint.data.readers.base import (
     HEAD,
@@ -26,15 +24,6 @@ from underpaint.errors import UserError
 
 AVATARS = Path(__file__).parents[1] / "avatars"
 HAIR = ("black", "brown", "chestnut", "blonde", "orange", "pink", "blue", "purple")
-DAMAGE: tuple[type[Exception], ...] = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    OSError,
-    EOFError,
-    ValueError,
-)
-DAMAGE += (RuntimeError, NotImplementedError)  # encrypted; packed by a method that Python has not
 
 
 def find(path: Path) -> Source | None:
@@ -105,6 +94,10 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 def _archive(path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(open_regular(path))
+        archive = zipfile.ZipFile(open_regular(path))
+        first = min((member.header_offset for member in archive.infolist()), default=0)
+        if first and kind_of(head_of(path)) == "zip":  # not a program that unpacks itself
+            raise zipfile.BadZipFile("more comes before it: are these several in one file?")
+        return archive
     except DAMAGE as error:
         raise UserError(f"data '{path}' cannot be read as a zip ({error}); copy it again") from None
