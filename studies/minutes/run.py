@@ -160,7 +160,7 @@ def answer(results: dict[str, dict[str, Any]]) -> str:
     return (
         f"The lowest distance of {len(results)} recipes is that of {shown[best]}, after "
         f"{results[best]['images']:,} images; {shown['dit']}, after {results['dit']['images']:,}. "
-        "One seed each: differences of one or two are chance."
+        "One seed each; error and distance do not always agree."
     )
 
 
