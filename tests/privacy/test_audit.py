@@ -250,5 +250,5 @@ def test_wrong_use(
     (run / "images.json").rename(tmp_path / "aside.json")
     assert "records no members" in wrong("audit", run)
     (run / "images.json").write_text("{}")
-    assert "is damaged" in wrong("audit", run)
+    assert "damaged" in wrong("audit", run)
     (tmp_path / "aside.json").rename(run / "images.json")

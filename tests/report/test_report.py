@@ -308,7 +308,7 @@ def test_reading_metrics(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert metrics.read(path) == []
     counts = dict.fromkeys(("images", "stage_images", "flops", "lr", "rate", "visible"), 1)
-    private = json.dumps({"kind": "step", "stage": "whole", **counts})
+    private = json.dumps({"kind": "step", "stage": "whole", **counts, "epsilon": 1})
     whole = json.dumps({"kind": "step", "stage": "whole", **counts, "loss": 1, "seconds": 1})
     path.write_text(f"{private}\n")  # which tells neither its loss nor its time
     assert len(metrics.read(path)) == 1
