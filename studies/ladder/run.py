@@ -120,12 +120,14 @@ ENDS = {  # parent and budget, three seeds each
 }
 
 
-def _stage(**changes: Any) -> dict[str, Any]:
+def whole(**changes: Any) -> dict[str, Any]:
+    """Changes of the stage on whole images."""
     return {"stages": {"whole": changes}}
 
 
-def _options(**options: Any) -> dict[str, Any]:
-    return {"network": {"options": options}}
+def options(**changes: Any) -> dict[str, Any]:
+    """Changes of what only this kind of network has."""
+    return {"network": {"options": changes}}
 
 
 # unit → its parent and what it changes
@@ -133,16 +135,16 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "dit": (None, DIT),
     "ddpm": ("dit", DDPM),
     # patch and prediction
-    "patch-8": ("dit", {"space": {"patch": 8}, **X0, **_stage(learning_rate=2e-3)}),
+    "patch-8": ("dit", {"space": {"patch": 8}, **X0, **whole(learning_rate=2e-3)}),
     "patch-8-min-snr": ("patch-8", {"noise": {"weighting": "min-snr"}}),
-    "patch-8-rate-4e-3": ("patch-8", _stage(learning_rate=4e-3)),
-    "patch-8-rate-1e-3": ("patch-8", _stage(learning_rate=1e-3)),
-    "patch-8-batch-8": ("patch-8", _stage(batch=8)),
+    "patch-8-rate-4e-3": ("patch-8", whole(learning_rate=4e-3)),
+    "patch-8-rate-1e-3": ("patch-8", whole(learning_rate=1e-3)),
+    "patch-8-batch-8": ("patch-8", whole(batch=8)),
     "patch-8-mixed": ("patch-8", {"noise": {"time": "mixed", "stratified": True}}),
     "patch-8-depth-8": ("patch-8", {"network": {"depth": 8}}),
     "patch-8-width-192": ("patch-8", {"network": {"width": 192, "heads": 6}}),
     # the hourglass and its parts
-    "hourglass": ("dit", {**HOURGLASS, **_stage(learning_rate=2e-3)}),
+    "hourglass": ("dit", {**HOURGLASS, **whole(learning_rate=2e-3)}),
     "hourglass-x0": ("hourglass", X0),
     "hourglass-64": ("hourglass", {"network": {"width": 64}}),
     "hourglass-64-x0": ("hourglass-64", X0),
@@ -151,21 +153,21 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
         "hourglass",
         {"space": {"patch": 2}, "network": {"width": 64, "options": {"levels": 2}}},
     ),
-    "hourglass-levels-2": ("hourglass", _options(levels=2)),
-    "hourglass-no-residual": ("hourglass", _options(value_residual=False)),
+    "hourglass-levels-2": ("hourglass", options(levels=2)),
+    "hourglass-no-residual": ("hourglass", options(value_residual=False)),
     "hourglass-depth-5": ("hourglass", {"network": {"depth": 5}}),
     "hourglass-mixed": ("hourglass", {"noise": {"time": "mixed", "stratified": True}}),
     # the optimiser
-    "patch-8-muon": ("patch-8", {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
-    "patch-8-muon-batch-8": ("patch-8-muon", _stage(learning_rate=4e-3, batch=8)),
+    "patch-8-muon": ("patch-8", {**MUON, **whole(learning_rate=4e-3, batch=16)}),
+    "patch-8-muon-batch-8": ("patch-8-muon", whole(learning_rate=4e-3, batch=8)),
     # of the best of those: shape, optimiser, batch and rate, times, resolution, masks
     f"{ADAMW}-depth-5": (ADAMW, {"network": {"depth": 5}}),
     f"{ADAMW}-96": (ADAMW, {"network": {"width": 96}}),
-    f"{ADAMW}-muon": (ADAMW, {**MUON, **_stage(learning_rate=4e-3, batch=16)}),
+    f"{ADAMW}-muon": (ADAMW, {**MUON, **whole(learning_rate=4e-3, batch=16)}),
     f"{ADAMW}-mixed": (ADAMW, {"noise": {"time": "mixed", "stratified": True}}),
     f"{ADAMW}-stratified": (ADAMW, {"noise": {"stratified": True}}),
-    f"{ADAMW}-rate-4e-3": (ADAMW, _stage(learning_rate=4e-3)),
-    f"{ADAMW}-batch-2": (ADAMW, _stage(batch=2, learning_rate=1.4e-3)),
+    f"{ADAMW}-rate-4e-3": (ADAMW, whole(learning_rate=4e-3)),
+    f"{ADAMW}-batch-2": (ADAMW, whole(batch=2, learning_rate=1.4e-3)),
     f"{ADAMW}-half-resolution": (ADAMW, HALF_RESOLUTION),
     f"{ADAMW}-masked": (ADAMW, MASKED),
     # where coarse tokens are many

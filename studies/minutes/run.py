@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from studies.ladder.run import MUON, X0, merged
+from studies.ladder.run import MUON, X0, merged, options, whole
 from studies.lib import units
 
 HERE = Path(__file__).parent
@@ -62,14 +62,6 @@ EDM: dict[str, Any] = {
 }
 
 
-def _stage(**changes: Any) -> dict[str, Any]:
-    return {"stages": {"whole": changes}}
-
-
-def _options(**options: Any) -> dict[str, Any]:
-    return {"network": {"options": options}}
-
-
 # unit → its parent and what it changes
 UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "dit": (None, DIT),
@@ -82,16 +74,16 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
         {"space": {"patch": 1}, "network": {"width": 32, "options": {"levels": 2}}},
     ),
     "hourglass-x0": ("hourglass", X0),
-    "hourglass-x0-batch-4": ("hourglass-x0", _stage(batch=4)),
+    "hourglass-x0-batch-4": ("hourglass-x0", whole(batch=4)),
     "hourglass-x0-mixed": ("hourglass-x0", {"noise": {"time": "mixed", "stratified": True}}),
-    "hourglass-x0-levels-2": ("hourglass-x0", _options(levels=2)),
+    "hourglass-x0-levels-2": ("hourglass-x0", options(levels=2)),
     "hourglass-x0-patch-4": ("hourglass-x0", {"space": {"patch": 4}}),
     "hourglass-x0-patch-4-128": ("hourglass-x0-patch-4", {"network": {"width": 128}}),
-    "hourglass-x0-muon": ("hourglass-x0", {**MUON, **_stage(batch=16, learning_rate=4e-3)}),
-    "hourglass-x0-muon-rate-8e-3": ("hourglass-x0-muon", _stage(learning_rate=8e-3)),
-    "hourglass-x0-muon-batch-32": ("hourglass-x0-muon", _stage(batch=32, learning_rate=6e-3)),
-    "hourglass-muon": ("hourglass", {**MUON, **_stage(batch=16, learning_rate=4e-3)}),
-    "dit-muon": ("dit-logit-normal", {**MUON, **_stage(batch=16, learning_rate=4e-3)}),
+    "hourglass-x0-muon": ("hourglass-x0", {**MUON, **whole(batch=16, learning_rate=4e-3)}),
+    "hourglass-x0-muon-rate-8e-3": ("hourglass-x0-muon", whole(learning_rate=8e-3)),
+    "hourglass-x0-muon-batch-32": ("hourglass-x0-muon", whole(batch=32, learning_rate=6e-3)),
+    "hourglass-muon": ("hourglass", {**MUON, **whole(batch=16, learning_rate=4e-3)}),
+    "dit-muon": ("dit-logit-normal", {**MUON, **whole(batch=16, learning_rate=4e-3)}),
     "hourglass-x0-96": ("hourglass-x0", {"network": {"width": 96}}),
 }
 

@@ -23,9 +23,7 @@ def arguments(parser: Parser, verb: str) -> None:
         help="also compute latents with this folder of a diffusers AutoencoderKL or "
         "AutoencoderTiny (space.vae)",
     )
-    parser.add_argument(
-        "--verify", action="store_true", help="hash all pixels in the cache (else of a few images)"
-    )
+    add("--verify", action="store_true", help="hash all pixels in the cache (else of a few images)")
     add_output(parser)
 
 

@@ -21,8 +21,6 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     path = report.build(place)
     recipe = config.load(place / "config.yaml")
     sources = sorted({(stage.data or recipe.data).source for stage in recipe.stages.values()})
-    if (
-        sources and not args.json
-    ):  # the run may be a stranger's, whose config.yaml names a folder of ours
+    if sources and not args.json:  # a stranger's config.yaml may name a folder of ours
         print(f"shows images of {', '.join(sources)}, as its config.yaml says", file=sys.stderr)
     print_json({"report": str(path)}) if args.json else print(path)

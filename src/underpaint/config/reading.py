@@ -130,7 +130,8 @@ def _unknown(name: str, names: list[str], where: str) -> str:
         close = difflib.get_close_matches(name, list(elsewhere), 1, 0.7)
         close = [f"{elsewhere[c]}.{c}" for c in close]
     hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
-    return f"{place}: '{name}' is not a setting{of}; {hint}"
+    said = "" if place == "--" else f"{place}: "  # `--trian.seed` is of no section
+    return f"{said}'{name}' is not a setting{of}; {hint}"
 
 
 def load(path: str | Path, base: Run | None = None) -> Run:

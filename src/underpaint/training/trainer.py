@@ -126,8 +126,8 @@ def train(
             if world.first:
                 extending.check_moved(folder, stages)
             if added:
-                run, stages, notes_ = freeze(run, stages, world, began, make_check, report)
-                notes += notes_
+                run, stages, length_notes = freeze(run, stages, world, began, make_check, report)
+                notes += length_notes
             if (added or data is not None) and world.first:
                 extending.record(folder, run, stages)
             if run.train.precision == "auto":  # of a run that began before it was written down
