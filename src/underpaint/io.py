@@ -122,21 +122,22 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def appearing(final: Path, names: Collection[str]) -> Iterator[Path]:
+def appearing(final: Path, names: Collection[str] = (), kind: str = "") -> Iterator[Path]:
     """A temporary folder to fill, which becomes `final` in a single step.
 
-    A `final` that is there is replaced; one with other files than `names` is renamed, `.replaced`.
+    A `final` that is there is replaced if it holds `names` alone or bears the mark of `kind`, else
+    renamed, `.replaced`.
     """
     final = _followed(final)
     temporary = _temporary(final)
     try:
         temporary.mkdir()
         yield temporary
-        for file in temporary.iterdir():
+        for file in temporary.rglob("*"):
             sync(file)
         sync(temporary)
         old = None
-        if final.exists() and holds_only(final, names):
+        if (kind and is_marked(final, kind)) or (final.exists() and holds_only(final, names)):
             old = final.rename(_temporary(final, "old"))
         elif final.exists():
             final.rename(_free(final.with_name(f"{final.name}.replaced")))
@@ -214,13 +215,13 @@ def is_number(name: str) -> bool:
 
 
 def mark(folder: Path, kind: str) -> None:
-    """Write that we began `folder`: `kind` is run or study."""
+    """Write that `folder` is ours: `kind` is run, study or export."""
     text = json.dumps({"kind": kind, "format": 1, "underpaint": __version__})
     replace_text(folder / MARK, text + "\n")
 
 
 def is_marked(folder: Path, kind: str) -> bool:
-    """Whether we began `folder` as a run or a study."""
+    """Whether `folder` is ours, as a run, a study or an export."""
     try:
         found = read_json(folder / MARK)
     except (OSError, ValueError):

@@ -1,0 +1,53 @@
+"""`underpaint export`: a trained model as a folder that other software reads.
+
+A form is a module of this package with
+
+    check(model)                 raises UserError where the model cannot take this form, and why
+    write(model, folder, half)   fills an empty folder; returns facts for the command's `--json`
+
+and is imported when it is asked for: what it needs may be an extra.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from underpaint import model as models
+from underpaint.errors import UserError
+from underpaint.io import appearing, check_place, is_marked, mark, writing
+
+FORMS: dict[str, str] = {}  # --to: module of this package
+
+
+def export(
+    source: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    weights: models.Weights = "ema",
+    half: bool = False,
+    vae: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the model behind `source` (see `model.find`) into the folder `out`, in the form `to`.
+
+    `half`: the weights in float16. `overwrite`: replaces `out` if an export stands there. Returns
+    where it is and what the form says of itself. Raises UserError for what cannot be exported.
+    """
+    if to not in FORMS:
+        raise UserError(f"--to {to}: is not one of {', '.join(FORMS)}")
+    folder = Path(out).expanduser()
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder}: exists already; add --overwrite or choose another --out")
+    if folder.exists() and not is_marked(folder, "export"):
+        raise UserError(f"{folder}: is no export of ours; choose another --out")
+    check_place(folder.parent)
+    form = importlib.import_module(f"underpaint.interop.{FORMS[to]}")
+    model = models.load(source, weights=weights, device="cpu", vae=vae)
+    form.check(model)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(folder, kind="export") as temporary:
+            facts = form.write(model, temporary, half)
+            mark(temporary, "export")
+    return {"out": str(folder), "to": to, "model": str(source), **facts}
