@@ -15,10 +15,12 @@ from PIL import Image
 
 import underpaint as up
 from tests.conftest import SMALL, write_pictures
-from underpaint import config
+from tests.heard import Heard
+from underpaint import config, training
 from underpaint import model as models
 from underpaint.cli import main
 from underpaint.errors import RunFailed, UserError
+from underpaint.progress import following
 from underpaint.report import page
 
 
@@ -311,12 +313,18 @@ def test_out_of_memory_is_one_line_or_half_the_microbatch(
 def test_two_trainings_in_one_process_are_refused(recipe: config.Run, tmp_path: Path) -> None:
     import torch
 
-    def inside(done: int, total: int) -> None:
-        with pytest.raises(UserError, match="another training is going on"):
-            up.train(recipe, tmp_path / "inner", quiet=True)
+    tried = []
+
+    def inside(what: str, done: float, total: float) -> None:
+        if not tried:
+            tried.append(what)
+            with pytest.raises(UserError, match="another training is going on"):
+                up.train(recipe, tmp_path / "inner", quiet=True)
 
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    up.train(recipe, tmp_path / "run", quiet=True, write_report=False, preparing=inside)
+    with following(Heard(inside)):
+        training.train(recipe, tmp_path / "run", quiet=True)
+    assert tried
     assert torch.rand(1) == expected

@@ -11,11 +11,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from tests import systems
+from tests.heard import Heard
 from underpaint import config, data, model, vae
 from underpaint.core import spaces
 from underpaint.data import latents
 from underpaint.errors import UserError
 from underpaint.evaluation.validation import OverfitCheck
+from underpaint.progress import following
 from underpaint.training import train
 
 torch.set_num_threads(1)
@@ -175,11 +177,11 @@ def test_half_of_the_latents_are_mirrored(images: Path, tiny: Path) -> None:
 def test_latents_are_computed_once(
     images: Path, folder: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[int, int]] = []
     dataset = data.prepare(config.Data(source=str(images)))
     encoder = vae.read(folder, 3)
-    first = latents.prepare(dataset, encoder, force=True, progress=lambda *a: calls.append(a))
-    assert calls[-1] == (40, 40)
+    with following(heard := Heard()):
+        first = latents.prepare(dataset, encoder, force=True)
+    assert heard.said[-1] == ("encoding images", 40, 40)
     monkeypatch.setattr(vae.VAE, "module", property(lambda self: pytest.fail("it was read again")))
     second = latents.prepare(dataset, vae.read(folder, 3))
     assert first.latents is not None

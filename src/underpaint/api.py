@@ -2,17 +2,15 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from underpaint import config, report
 from underpaint.errors import UserError
 from underpaint.evaluation.validation import OverfitCheck
+from underpaint.progress import doing, shown
 from underpaint.training import adopt
 from underpaint.training import train as train_loop
-
-Preparing = Callable[[int, int], None]
 
 
 def _recipe(source: config.Run | str | Path) -> config.Run:
@@ -30,7 +28,6 @@ def train(
     *,
     start: str | None = None,
     overwrite: bool = False,
-    preparing: Preparing | None = None,
     quiet: bool = False,
     write_report: bool = True,
     began: float | None = None,
@@ -38,12 +35,11 @@ def train(
     """Train by a recipe (a `Run`, a preset's name or a YAML file), and write the report.
 
     `out`: the run's folder, which is returned. `start`: weights to begin with (a run, a checkpoint
-    or `pretrained:NAME`). `preparing`: called with (done, total) images while they are decoded.
-    `began`: when the minutes of a recipe began (`time.monotonic()`; None: now); the report is there
-    when they are over.
+    or `pretrained:NAME`). `began`: when the minutes of a recipe began (`time.monotonic()`;
+    None: now); the report is there when they are over.
     Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
     """
-    settings = {"start": start, "overwrite": overwrite, "preparing": preparing, "quiet": quiet}
+    settings = {"start": start, "overwrite": overwrite, "quiet": quiet}
     return _run(_recipe(source), out, write_report, began=began, **settings)
 
 
@@ -53,7 +49,6 @@ def resume(
     data: str | Path | None = None,
     images: int = 0,
     minutes: float = 0.0,
-    preparing: Preparing | None = None,
     quiet: bool = False,
     write_report: bool = True,
     began: float | None = None,
@@ -63,7 +58,7 @@ def resume(
     `data`: where its images are now, if they have moved. `images` or `minutes`: a finished run is
     extended by so much: its last stage goes on at the peak of its learning rate, then cools down.
     """
-    settings = {"preparing": preparing, "quiet": quiet, "data": data, "began": began}
+    settings = {"quiet": quiet, "data": data, "began": began}
     more = {"more_images": images, "more_minutes": minutes}
     return _run(None, out, write_report, resume=True, **settings, **more)
 
@@ -113,7 +108,9 @@ def audit(source: str | Path, **settings: Any) -> dict[str, Any]:
 
 
 def _run(run: config.Run | None, out: str | Path, write_report: bool, **settings: Any) -> Path:
-    folder = train_loop(run, out, make_check=OverfitCheck.of, report=write_report, **settings)
-    if write_report and os.environ.get("RANK", "0") == "0":  # the first process of `torchrun`
-        report.build(folder)
+    with shown(settings["quiet"]):
+        folder = train_loop(run, out, make_check=OverfitCheck.of, report=write_report, **settings)
+        if write_report and os.environ.get("RANK", "0") == "0":  # the first process of `torchrun`
+            with doing("writing the report"):
+                report.build(folder)
     return folder

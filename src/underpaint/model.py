@@ -35,6 +35,7 @@ from underpaint.core.samplers import Sampling
 from underpaint.errors import UserError
 from underpaint.hardware import Precision, keep_freed_memory, pick_device, use_bf16
 from underpaint.io import appearing, check_place, holds_only, numbered, writing
+from underpaint.progress import doing
 from underpaint.vae import VAE
 
 FORMAT = 2  # of a model's folder
@@ -199,7 +200,6 @@ class Model:
         seed: int = 0,
         labels: Sequence[str | int] | None = None,
         batch: int = 64,
-        progress: Callable[[int, int], None] | None = None,
         **changes: Any,
     ) -> np.ndarray:
         """Draw `n` images: uint8 [n, H, W, C], of four channels RGBA with straight colours.
@@ -219,7 +219,7 @@ class Model:
             sigmas = samplers.sigmas(self.denoiser.process, sampling.steps, sampling.grid)
         shape = (self.space.grid[0] * self.space.grid[1], self.space.patch_dim)
         images = np.empty((n, *self.spec.size, self.spec.channels), np.uint8)
-        with evaluating(self.denoiser):
+        with evaluating(self.denoiser), doing("sampling", n) as at:
             for start in range(0, n, batch):
                 chosen = range(start, min(start + batch, n))
                 part = None if ids is None else [ids[i % len(ids)] for i in chosen]
@@ -229,10 +229,14 @@ class Model:
                 # guidance towards no label is no guidance: one call
                 null = None if part is None or asked is None else torch.full_like(asked, -1)
                 denoise = guided(self.denoiser.denoise, asked, null, sampling.guidance)
-                x0 = samplers.sample(denoise, x, sigmas, sampling, noise=source.step)
+
+                def stepped(i: int, *_: Tensor, chosen: range = chosen) -> None:
+                    at(chosen.start + len(chosen) * (i + 1) / sampling.steps)
+
+                x0 = samplers.sample(
+                    denoise, x, sigmas, sampling, noise=source.step, callback=stepped
+                )
                 images[start : chosen.stop] = spaces.to_uint8(self.images(x0)).numpy()
-                if progress:
-                    progress(chosen.stop, n)
         return images
 
     def sampling_with(self, **changes: Any) -> Sampling:

@@ -96,7 +96,7 @@ def measure(names: Sequence[str], rounds: int) -> Speed:
         for name, own in run.stages.items():
             if (step(unit, name), "fp32") not in ready:
                 alone = replace(run, stages={name: own})
-                (stage,) = prepare_stages(alone, lambda _: None, None)
+                (stage,) = prepare_stages(alone, lambda _: None)
                 for precision in ("fp32", *bf16):
                     alone.train = replace(run.train, precision=precision)
                     state = TrainState(stage.spec, alone.train, World(0, 1, device))

@@ -264,7 +264,7 @@ def speed(unit: str, work: Path, rounds: int) -> dict[str, float]:
     run = recipe(unit, 1.0, work)
     world = distributed.start("cpu")
     try:
-        prepared = stages.prepare_stages(run, lambda _: None, None)
+        prepared = stages.prepare_stages(run, lambda _: None)
         found = [
             {stage.name: throughput.speed(stage, run, world, 1.0) for stage in prepared}
             for _ in range(rounds)

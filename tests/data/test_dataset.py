@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from tests.data.pictures import noise, png, write_folder
+from tests.heard import Heard
 from underpaint import config, data
 from underpaint.data import cache as caches
 from underpaint.data import digests
 from underpaint.errors import UserError
+from underpaint.progress import following
 
 
 def prepare(source: Path | str, **settings) -> data.Dataset:
-    options = {k: settings.pop(k) for k in ("force", "progress", "workers") if k in settings}
+    options = {k: settings.pop(k) for k in ("force", "workers") if k in settings}
     return data.prepare(config.Data(source=str(source), **settings), **options)
 
 
@@ -71,13 +73,14 @@ def test_the_same_by_any_number_of_workers(tmp_path, monkeypatch):
 
 
 def test_progress_reaches_the_end_and_a_cached_set_is_not_decoded(photos):
-    seen = []
-    first = prepare(photos, progress=lambda done, total: seen.append((done, total)))
-    assert seen[0] == (0, 40)
-    assert seen[-1] == (40, 40)
-    seen.clear()
-    again = prepare(photos, progress=lambda done, total: seen.append((done, total)))
-    assert seen == []
+    heard = Heard()
+    with following(heard):
+        first = prepare(photos)
+    assert heard.said[0] == ("decoding images", 0, 40)
+    assert heard.said[-1] == ("decoding images", 40, 40)
+    with following(silent := Heard()):
+        again = prepare(photos)
+    assert silent.said == []
     assert again.report["reused"]
     assert again.key == first.key
     np.testing.assert_array_equal(again.images, first.images)
@@ -136,10 +139,17 @@ def test_a_damaged_entry_is_built_anew(photos, file):
 SCRIPT = """
 import json, os, signal, sys
 from underpaint import config, data
-def progress(done, total):
-    if done >= int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-d = data.prepare(config.Data(source=sys.argv[1]), progress=progress)
+from underpaint.progress import following
+class Killer:
+    def begin(self, what, total):
+        return self.at
+    def at(self, done, total=0, **more):
+        if done >= int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    def end(self, at):
+        pass
+with following(Killer()):
+    d = data.prepare(config.Data(source=sys.argv[1]))
 print(json.dumps([d.report["reused"], d.key, d.held_out_ids.tolist(), int(d.images.sum())]))
 """
 
@@ -169,12 +179,12 @@ def test_two_processes_at_once(tmp_path, cache):
 
 
 def test_data_that_change_while_read_are_refused(photos, cache):
-    def meddle(done: int, total: int) -> None:
+    def meddle(what: str, done: float, total: float) -> None:
         if done == 16:
             write_folder(photos / "cats", noise(1, seed=3))
 
-    with pytest.raises(UserError, match="changed while it was read"):
-        prepare(photos, progress=meddle)
+    with following(Heard(meddle)), pytest.raises(UserError, match="changed while it was read"):
+        prepare(photos)
     assert not [f for f in cache.glob("images/*") if f.is_dir()]
 
 

@@ -320,26 +320,26 @@ def test_weights_of_which_nobody_knows_get_a_note(
     private_run: config.Run, finished: Path, tmp_path: Path
 ) -> None:
     exported = shutil.copytree(model.find(finished), tmp_path / "exported")
-    prepared = stages.prepare_stages(private_run, lambda _: None, None)
+    prepared = stages.prepare_stages(private_run, lambda _: None)
     (note,) = scope.check_scope(prepared, str(exported), 1)
     assert f"cannot be compared with those that the weights of {exported}" in note
 
 
 def test_several_processes(private_run: config.Run) -> None:
-    prepared = stages.prepare_stages(private_run, lambda _: None, None)
+    prepared = stages.prepare_stages(private_run, lambda _: None)
     with pytest.raises(UserError, match=r"stages\.whole\.dp: works with one process so far, not 2"):
         scope.check_scope(prepared, None, 2)
 
 
 def test_two_private_stages_on_the_same_images_add_up(private_run: config.Run) -> None:
     private_run.stages["again"] = private_run.stages["whole"]
-    prepared = stages.prepare_stages(private_run, lambda _: None, None)
+    prepared = stages.prepare_stages(private_run, lambda _: None)
     (note,) = scope.check_scope(prepared, None, 1)
     assert note.endswith("together they spend up to epsilon 16 at delta 2e-05")
 
 
 def test_batch_norm(private_run: config.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = stages.prepare_stages(private_run, lambda _: None, None)
+    prepared = stages.prepare_stages(private_run, lambda _: None)
     monkeypatch.setattr(factory, "unallocated_network", lambda _: nn.Sequential(nn.BatchNorm2d(3)))
     with pytest.raises(UserError, match=r"stages\.whole\.dp: network\.kind dit has batch norm"):
         scope.check_scope(prepared, None, 1)

@@ -61,7 +61,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
         }
         run = config.from_dict(config.Run, recipe, "test: ")
         config.check(run)
-        (stage,) = stages.prepare_stages(run, lambda _: None, None)
+        (stage,) = stages.prepare_stages(run, lambda _: None)
         state = TrainState(stage.spec, run.train, distributed.start("cpu"))
         torch.manual_seed(1)
         with torch.no_grad():

@@ -74,7 +74,7 @@ def test_fixed_masks_are_those_of_training(fixed: Path) -> None:
     assert seen == "of each image the patches of its own fixed mask"
     assert ensemble[:2] == ("patch", 0.5)
     run = config.load(fixed / "config.yaml")
-    (stage,) = stages.prepare_stages(run, lambda _: None, None)
+    (stage,) = stages.prepare_stages(run, lambda _: None)
     batch = draw_batch(stage, run, loaded, 0.5, 0, 30, 0)
     ids = stage.order.at(0, 30)  # one epoch: each of the 30 members once
     assert sorted(ids) == own.ids.tolist()

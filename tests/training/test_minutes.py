@@ -83,7 +83,7 @@ def test_a_moment_in_which_the_machine_was_busy_does_not_change_the_speed(
 ) -> None:
     taken = iter([0.1, 0.1, 30.0, 0.1, 0.1])
     monkeypatch.setattr(throughput, "step_seconds", lambda *_: next(taken))
-    (stage, *_) = prepare_stages(recipe, lambda _: None, None)
+    (stage, *_) = prepare_stages(recipe, lambda _: None)
     world = World(0, 1, torch.device("cpu"))
     assert throughput.speed(stage, recipe, world, 1.0) == pytest.approx(stage.batch / 0.1)
 

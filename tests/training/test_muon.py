@@ -289,7 +289,7 @@ def test_state_goes_by_name_and_shape() -> None:
 
 def test_a_stage_of_another_size_goes_on_with_its_momentum(small: config.Run) -> None:
     small.stages["masked"].size = (8,)
-    first, second = stages.prepare_stages(small, lambda _: None, None)
+    first, second = stages.prepare_stages(small, lambda _: None)
     state = TrainState(first.spec, small.train, distributed.start("cpu"))
     for p in state.backbone.parameters():
         p.grad = torch.randn_like(p)

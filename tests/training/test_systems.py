@@ -186,7 +186,7 @@ def test_samples_are_asked_for_without_augmentation(recipe: config.Run, tmp_path
 
 
 def state_and_stage(run: config.Run) -> tuple[TrainState, stages.PreparedStage]:
-    stage = stages.prepare_stages(run, lambda _: None, None)[0]
+    stage = stages.prepare_stages(run, lambda _: None)[0]
     return TrainState(stage.spec, run.train, distributed.start("cpu")), stage
 
 

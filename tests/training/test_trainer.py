@@ -205,7 +205,7 @@ def test_a_tracker_that_is_not_installed(
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_labels_are_dropped_at_the_stated_rate(recipe: config.Run, share: float) -> None:
     recipe.network.label_drop = share
-    (stage, _) = prepare_stages(recipe, lambda _: None, None)
+    (stage, _) = prepare_stages(recipe, lambda _: None)
     model = build(stage.spec)
     batch = stepping.draw_batch(stage, recipe, model, 0.5, 0, 2000, 0)
     true = torch.from_numpy(stage.training_set.labels[stage.order.at(0, 2000)])

@@ -84,8 +84,11 @@ def _dispatch(argv: list[str], began: float) -> None:
             if name not in ("label", "n"):
                 setattr(args, name, _home(value))
         verb_parser.refuse(others)
+        from underpaint.progress import shown
+
         args.began = began
-        importlib.import_module(f"underpaint.cli.{VERBS[first][0]}").run(args, others)
+        with shown(getattr(args, "quiet", False)):
+            importlib.import_module(f"underpaint.cli.{VERBS[first][0]}").run(args, others)
 
 
 def _home(value: Any) -> Any:

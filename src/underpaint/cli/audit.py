@@ -5,7 +5,6 @@ from typing import Any
 
 from underpaint.cli.evaluate import EXTRACTORS
 from underpaint.cli.parser import (
-    Bar,
     Parser,
     add_output,
     check_least,
@@ -16,6 +15,7 @@ from underpaint.cli.parser import (
 )
 from underpaint.cli.settings import add_model
 from underpaint.errors import UserError
+from underpaint.progress import doing
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -89,8 +89,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     from pathlib import Path
 
     from underpaint.io import check_new, check_place
-    from underpaint.privacy.audit import audit
-    from underpaint.report.audit import FILES, write
+
+    with doing("starting"):
+        from underpaint.privacy.audit import audit
+        from underpaint.report.audit import FILES, write
 
     source = Path(args.source)
     of_run = source / "audit" if (source / "config.yaml").is_file() else None
@@ -98,12 +100,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     check_new([out / name for name in FILES], args.overwrite or out == of_run)
     check_place(out)
 
-    bars: dict[str, Bar] = {}
-
-    def progress(what: str, done: int, total: int) -> None:
-        bars.setdefault(what, Bar(what, quiet=args.quiet))(done, total)
-
-    found = audit(**settings, progress=progress)
+    found = audit(**settings)
     page = write(found, out)
     if args.json:
         print_json({**found.result, "page": str(page)})

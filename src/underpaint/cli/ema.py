@@ -2,7 +2,7 @@
 
 import argparse
 
-from underpaint.cli.parser import Bar, Parser, add_output, print_json
+from underpaint.cli.parser import Parser, add_output, print_json
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -24,18 +24,12 @@ def arguments(parser: Parser, verb: str) -> None:
 def run(args: argparse.Namespace, others: list[str]) -> None:
     from pathlib import Path
 
+    from underpaint.training.checkpointing import snapshots
     from underpaint.training.posthoc import NEAR, rebuild, snapshots_for
 
-    counted = 0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal counted
-        counted = total
-        bar(done, total)
-
-    with Bar("snapshots", quiet=args.quiet) as bar:
-        out = Path(args.out) if args.out else None
-        errors = rebuild(Path(args.run), args.width, out, progress, args.overwrite)
+    out = Path(args.out) if args.out else None
+    errors = rebuild(Path(args.run), args.width, out, args.overwrite)
+    counted = len(snapshots(Path(args.run)))
     notes = [
         f"width {width:g}: the profile of {counted} snapshots is {error:.1%} off; train with a "
         f"smaller --train.snapshots, about {snapshots_for(width)} in the run, for {NEAR:.0%}"

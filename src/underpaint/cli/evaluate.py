@@ -5,7 +5,6 @@ import os
 from typing import Any
 
 from underpaint.cli.parser import (
-    Bar,
     Parser,
     add_output,
     check_least,
@@ -16,6 +15,7 @@ from underpaint.cli.parser import (
 )
 from underpaint.cli.settings import add_model, add_sampling, add_setting, sampling_of
 from underpaint.errors import UserError
+from underpaint.progress import doing
 
 EXTRACTORS = ("mobilenetv2", "inception", "torchscript")
 COLUMNS = {"train": "train", "held_out": "held-out", "floor": "real images"}
@@ -77,16 +77,16 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     sampling = sampling_of(args)
     if len(args.source) > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("evaluate under torchrun takes one RUN|FOLDER; call it once for each")
-    from underpaint.evaluation.evaluate import evaluate
-    from underpaint.evaluation.results import differences
+    with doing("starting"):
+        from underpaint.evaluation.evaluate import evaluate
+        from underpaint.evaluation.results import differences
 
     settings = settings_of(args) | {"size": tuple(args.size or ()), "sampling": sampling}
     for name in (*sampling, "source"):
         settings.pop(name, None)
     results: list[dict[str, Any]] = []
     for source in args.source:
-        with Bar(f"features of {source}", quiet=args.quiet) as bar:
-            result = evaluate(source, **settings, progress=bar)
+        result = evaluate(source, **settings)
         if result is not None:
             results.append(result)
     if not results:

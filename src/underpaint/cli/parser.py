@@ -7,15 +7,13 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from underpaint.errors import UserError, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -163,60 +161,3 @@ def console(*, stderr: bool = False, quiet: bool = False) -> "Console":
     return Console(
         stderr=stderr, quiet=quiet or others, highlight=False, markup=False, emoji=False, width=wide
     )
-
-
-class Bar:
-    """Progress on stderr: a bar on a terminal; elsewhere a line each ten seconds.
-
-    Called with (done, total); begins with the first call and ends with the last or with the block.
-    """
-
-    EVERY = 10.0  # seconds; what is done sooner needs no lines
-
-    def __init__(self, what: str, *, quiet: bool = False) -> None:
-        self.what = what
-        self.console = console(stderr=True, quiet=quiet)
-        self.bar: Progress | None = None
-        self.said = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` are done."""
-        if self.console.is_terminal and not self.console.quiet:
-            self._draw(done, total)
-        elif time.monotonic() - self.said > self.EVERY:
-            self.said = time.monotonic()
-            self.console.print(f"{self.what}: {done:,} of {total:,}")
-        if done >= total:
-            self._stop()
-
-    def _draw(self, done: int, total: int) -> None:
-        if self.bar is None:
-            if done >= total:
-                return
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            what = TextColumn("{task.description}", markup=False)  # it names what a person gave
-            columns = (what, BarColumn(), MofNCompleteColumn())
-            self.bar = Progress(
-                *columns, TimeRemainingColumn(), console=self.console, transient=True
-            )
-            self.bar.add_task(self.what)
-            self.bar.start()
-        self.bar.update(self.bar.task_ids[0], completed=done, total=total)
-
-    def _stop(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        self.bar = None

@@ -5,10 +5,11 @@ import dataclasses
 from pathlib import Path
 
 from underpaint import config
-from underpaint.cli.parser import Bar, Parser, add_output, console, print_json
+from underpaint.cli.parser import Parser, add_output, console, print_json
 from underpaint.cli.settings import add_images, add_setting, images_of
 from underpaint.cli.train import name_of, print_cost
 from underpaint.errors import UserError
+from underpaint.progress import doing
 
 DEVICES = "auto, cpu, cuda, mps: measured here; or a GPU by its data sheet: h100, rtx-4090, l4 …"
 
@@ -40,8 +41,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     from underpaint import data
     from underpaint.data.source import is_sealed
     from underpaint.io import check_new, check_place, replace_text, writing
-    from underpaint.planning import candidates, machine, write
-    from underpaint.planning.plan import propose, seconds_of, shown
+
+    with doing("starting"):
+        from underpaint.planning import candidates, machine, write
+        from underpaint.planning.plan import propose, seconds_of, shown
 
     budget = seconds_of(args.budget)
     if out.suffix not in (".yaml", ".yml") and not out.is_dir():
@@ -61,20 +64,18 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
             f"'{wanted.source}' is sealed, and its masks are decided; plan with the images that it "
             "was made of"
         )
-    with Bar("decoding", quiet=args.quiet) as bar:
-        dataset = data.prepare(wanted, progress=bar)
-        transparent, count = dataset.report["transparent"], dataset.report["images"]
-        on_alpha = data.transparency(wanted, dataset.report)
-        if not args.channels and 2 * transparent > count:
-            dataset = data.prepare(dataclasses.replace(wanted, channels="rgba"), progress=bar)
-            on_alpha = (
-                f"channels rgba: {transparent:,} of {count:,} images have transparent pixels; with "
-                "--channels 3 these become white"
-            )
+    dataset = data.prepare(wanted)
+    transparent, count = dataset.report["transparent"], dataset.report["images"]
+    on_alpha = data.transparency(wanted, dataset.report)
+    if not args.channels and 2 * transparent > count:
+        dataset = data.prepare(dataclasses.replace(wanted, channels="rgba"))
+        on_alpha = (
+            f"channels rgba: {transparent:,} of {count:,} images have transparent pixels; with "
+            "--channels 3 these become white"
+        )
     images = candidates.Images.of(dataset, wanted.source)
     compiled = found.gpu if args.compile is None else args.compile
-    with Bar("measuring networks, seconds", quiet=args.quiet or bool(found.sheet)) as bar:
-        plan = propose(images, found, budget, args.seconds, compiled, bar)
+    plan = propose(images, found, budget, args.seconds, compiled)
     plan.reasons.extend([on_alpha] if on_alpha else [])
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)

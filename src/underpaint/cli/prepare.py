@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from underpaint.cli.parser import Bar, Parser, add_output, print_facts, print_json
+from underpaint.cli.parser import Parser, add_output, print_facts, print_json
 from underpaint.cli.settings import add_images, images_of
 
 MOST = 12
@@ -31,16 +31,14 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     from underpaint import data
 
     wanted = images_of(args)
-    with Bar("decoding", quiet=args.quiet) as bar:
-        dataset = data.prepare(wanted, verify=args.verify, progress=bar)
+    dataset = data.prepare(wanted, verify=args.verify)
     if args.latents:
         from underpaint import vae
         from underpaint.data import latents
         from underpaint.hardware import pick_device
 
         encoder = vae.read(args.latents, dataset.channels)
-        with Bar("encoding", quiet=args.quiet) as bar:
-            dataset = latents.prepare(dataset, encoder, progress=bar, device=pick_device())
+        dataset = latents.prepare(dataset, encoder, device=pick_device())
     if args.json:
         print_json(dataset.report)
     else:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
-from underpaint.cli.parser import Bar, Parser, add_output, check_least, closest, print_json
+from underpaint.cli.parser import Parser, add_output, check_least, closest, print_json
 from underpaint.cli.settings import add_model, add_sampling, sampling_of
 from underpaint.errors import UserError
+from underpaint.progress import doing
 
 if TYPE_CHECKING:
     from underpaint.model import Model
@@ -54,8 +55,9 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     if kind != "folder":
         check_new([out], args.overwrite)
     check_place(out if kind == "folder" else out.parent)
-    from underpaint import model as models
-    from underpaint import pictures
+    with doing("starting"):
+        from underpaint import model as models
+        from underpaint import pictures
 
     how = {name: getattr(args, name) for name in ("weights", "device", "vae", "precision")}
     model = models.load(args.model, **how)
@@ -65,10 +67,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     if kind == "folder":
         check_new([out / name for name in pictures.names(seeds, drawn)], args.overwrite)
     began = time.perf_counter()
-    with Bar("sampling", quiet=args.quiet) as bar:
-        images = model.sample(
-            args.n, seed=args.seed, labels=labels, batch=args.batch, progress=bar, **sampling
-        )
+    images = model.sample(args.n, seed=args.seed, labels=labels, batch=args.batch, **sampling)
     seconds = time.perf_counter() - began
     about = {"model": args.model, "weights": args.weights, "precision": model.precision}
     about["seed"] = args.seed

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from underpaint.cli.parser import Bar, Parser, add_output, check_least, print_facts, print_json
+from underpaint.cli.parser import Parser, add_output, check_least, print_facts, print_json
 from underpaint.cli.settings import add_images, images_of
 from underpaint.errors import UserError
 
@@ -60,20 +60,18 @@ def _seal(args: argparse.Namespace) -> dict[str, Any]:
     from underpaint.sealed.writer import seal
 
     key = fixed_masks.read_key(args.key) if args.key else None
-    with Bar("sealing", quiet=args.quiet) as bar:
-        return seal(
-            data,
-            args.out,
-            patch=args.patch,
-            kind=args.kind,
-            rate=args.rate,
-            block=args.block,
-            multiple=args.multiple,
-            key=key,
-            labels=args.labels,
-            drop_duplicates=args.drop_duplicates,
-            progress=bar,
-        )
+    return seal(
+        data,
+        args.out,
+        patch=args.patch,
+        kind=args.kind,
+        rate=args.rate,
+        block=args.block,
+        multiple=args.multiple,
+        key=key,
+        labels=args.labels,
+        drop_duplicates=args.drop_duplicates,
+    )
 
 
 def _facts(found: dict[str, Any]) -> dict[str, str]:

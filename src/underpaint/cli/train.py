@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from underpaint import config
-from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, print_table, width
+from underpaint.cli.parser import Parser, add_output, console, print_json, print_table, width
 from underpaint.cli.settings import add_setting, as_help
 from underpaint.config.plain import Plain
 from underpaint.errors import UserError
+from underpaint.progress import doing
 
 SHORT = {  # flags of their own
     "--data": "data.source",
@@ -82,11 +83,11 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
             flag = "--data" if place == "data.source" else f"--{place}"
             raise UserError(f"no images were given; add {flag} FOLDER")
     out = Path(args.out or _default_out(chosen, args.verb))
-    from underpaint import api
+    with doing("starting"):
+        from underpaint import api
 
-    with Bar("decoding", quiet=args.quiet) as bar:
-        how = {"start": args.start, "overwrite": args.overwrite, "quiet": args.quiet}
-        folder = api.train(chosen, out, preparing=bar, began=args.began, **how)
+    how = {"start": args.start, "overwrite": args.overwrite, "quiet": args.quiet}
+    folder = api.train(chosen, out, began=args.began, **how)
     _finish(folder, args)
 
 
@@ -138,8 +139,7 @@ def _fitted(run: config.Run, args: argparse.Namespace) -> config.Run:
     if size is None and run.data.source and not is_sealed(run.data.source):
         from underpaint import data
 
-        with Bar("decoding", quiet=args.quiet) as bar:
-            size = data.prepare(run.data, progress=bar).size
+        size = data.prepare(run.data).size
     if size is None or is_sealed(run.data.source) or run.space.kind != "pixels":
         return run
     space = dataclasses.replace(run.space, patch=patch_for(run, size))
@@ -226,10 +226,9 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
             raise UserError(f"--{name} {value:g}: give a number above 0")
     from underpaint import api
 
-    with Bar("decoding", quiet=args.quiet) as bar:
-        how = {name: value for name, value in more.items() if value is not None}
-        how |= {"data": args_data} if (args_data := given.get("data.source")) else {}
-        folder = api.resume(out, preparing=bar, quiet=args.quiet, began=args.began, **how)
+    how = {name: value for name, value in more.items() if value is not None}
+    how |= {"data": args_data} if (args_data := given.get("data.source")) else {}
+    folder = api.resume(out, quiet=args.quiet, began=args.began, **how)
     _finish(folder, args)
 
 
@@ -280,8 +279,7 @@ def _dry_run(run: config.Run, args: argparse.Namespace) -> None:
         if sealed.is_sealed(run.data.source):
             dataset = sealed.read(run.data.source)
         else:
-            with Bar("decoding", quiet=args.quiet) as bar:
-                dataset = data.prepare(run.data, progress=bar)
+            dataset = data.prepare(run.data)
         size, channels, classes = dataset.size, dataset.channels, len(dataset.label_names)
         config.check_labels(run, run.data.source, dataset.label_names)
     if size is None and not args.preset:

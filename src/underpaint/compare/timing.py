@@ -25,7 +25,7 @@ def measured(runs: dict[str, config.Run]) -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)
     try:
         # ready before the first pass: what has just been prepared slows the next steps
-        stages = {name: prepare_stages(run, lambda _: None, None) for name, run in runs.items()}
+        stages = {name: prepare_stages(run, lambda _: None) for name, run in runs.items()}
         passes = [_pass(runs, stages) for _ in range(WARM + PASSES)]
     finally:
         torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ import re
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple
@@ -23,12 +23,11 @@ from underpaint.data.cache import Write
 from underpaint.data.decode import Options, Unreadable, decode, fit, from_array, is_transparent
 from underpaint.data.readers.base import Contents, Item, text_label
 from underpaint.errors import UserError
+from underpaint.progress import doing
 
 CONSTANT = 2.0  # of 255: below this standard deviation an image is nearly constant
 CHUNK = 16  # images a task of the pool
 QUICK = 1e-3  # seconds an image; below it threads only wait for each other
-
-Progress = Callable[[int, int], None]
 
 
 class Decoded(NamedTuple):
@@ -48,7 +47,6 @@ def decode_all(
     parts: list[tuple[str, Contents]],
     options: Options,
     max_bad: float,
-    progress: Progress | None,
     workers: int,
     write: Write,
 ) -> dict[str, Any]:
@@ -68,9 +66,7 @@ def decode_all(
     done, constant, transparent, brightest = 0, 0, 0, 0
     sizes: Counter[str] = Counter()
     bad: list[dict[str, Any]] = []
-    if progress is not None:
-        progress(0, total)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), doing("decoding images", total) as at:
         warnings.simplefilter("ignore")  # of decoders; what fails is in the report
         for part, (origin, contents) in enumerate(parts):
             texts: list[str | None] = []
@@ -94,8 +90,8 @@ def decode_all(
                     constant += image.constant
                     transparent += image.transparent and part == 0
                     brightest = max(brightest, image.brightest)
-                if progress is not None and (done % CHUNK == 0 or done == total):
-                    progress(done, total)
+                if done % CHUNK == 0 or done == total:
+                    at(done)
             check_bad(origin, bad_here, len(texts), max_bad)
             if part == 0:
                 if len(texts) < 2:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from underpaint import config as settings
 from underpaint.data import cache, digests, split
-from underpaint.data.build import Progress, check_bad, decode_all
+from underpaint.data.build import check_bad, decode_all
 from underpaint.data.decode import BITS, RESAMPLING, Options, parse_colour
 from underpaint.data.readers.base import Source
 from underpaint.data.source import find
@@ -110,14 +110,13 @@ def prepare(
     *,
     force: bool = False,
     verify: bool = False,
-    progress: Progress | None = None,
     workers: int = 0,
 ) -> Dataset:
     """Decode `config.source` into the cache, unless it is there, and return it.
 
     force: decode again. verify: hash the pixels of all images in the cache, not only of a few, and
-    decode again if they are damaged. progress: called with (images done, in all). workers: threads;
-    0: one for each core. Raises UserError for data that cannot be used.
+    decode again if they are damaged. workers: threads; 0: one for each core. Raises UserError for
+    data that cannot be used.
     """
     config = settings.checked(config)
     settings.check_data(config)
@@ -134,7 +133,7 @@ def prepare(
     def build(part: Path) -> None:
         parts = [(source.origin, source.open()) for source in sources]
         with (part / "pixels.bin").open("wb") as pixels:
-            found = decode_all(parts, options, config.max_bad, progress, workers, pixels.write)
+            found = decode_all(parts, options, config.max_bad, workers, pixels.write)
         for file, before in stamps.items():
             if digests.stamp(file) != before:
                 raise UserError(

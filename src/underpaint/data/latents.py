@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from underpaint.bounded import DAMAGE, Is, checked, read_json
 from underpaint.core.spaces import from_uint8
 from underpaint.data import cache, digests
-from underpaint.data.build import Progress
 from underpaint.data.dataset import Dataset, Latents
+from underpaint.progress import doing
 from underpaint.vae import VAE
 
 FORMAT = "2"
@@ -38,15 +38,12 @@ def prepare(
     vae: VAE,
     *,
     force: bool = False,
-    progress: Progress | None = None,
     device: torch.device | str = "cpu",
 ) -> Dataset:
     """The data set with its latents, which are computed unless the cache has them."""
     key = digests.of_text(FORMAT, dataset.key, vae.digest)
     folder = cache.root() / "latents" / key
-    moments, _ = cache.built(
-        folder, _load, lambda part: _encode(part, dataset, vae, progress, device), force
-    )
+    moments, _ = cache.built(folder, _load, lambda part: _encode(part, dataset, vae, device), force)
     report = dataset.report | {"latents": list(moments.shape[3:]), "latents_cache": str(folder)}
     latents = Latents(moments, vae.scale, vae.shift)
     return dataclasses.replace(dataset, latents=latents, key=key, report=report)
@@ -68,13 +65,11 @@ def _load(folder: Path) -> NDArray[np.float16] | None:
         return None  # whatever is wrong with it, building it anew is the answer
 
 
-def _encode(
-    folder: Path, dataset: Dataset, vae: VAE, progress: Progress | None, device: torch.device | str
-) -> None:
+def _encode(folder: Path, dataset: Dataset, vae: VAE, device: torch.device | str) -> None:
     n = len(dataset.images)
     shape: tuple[int, ...] = ()
     sums: list[bytes] = []
-    with (folder / "moments.bin").open("wb") as file:
+    with (folder / "moments.bin").open("wb") as file, doing("encoding images", n) as at:
         for start in range(0, n, BATCH):
             images = np.array(dataset.images[start : start + BATCH])
             encoded = [
@@ -86,8 +81,7 @@ def _encode(
             file.write(packed.tobytes())
             sums += [digests.of_array(image) for image in packed]
             shape = tuple(both.shape[1:])
-            if progress is not None:
-                progress(min(start + BATCH, n), n)
+            at(min(start + BATCH, n))
     about = {"shape": [n, *shape], "scale": vae.scale, "shift": vae.shift}
     np.savez(folder / "index.npz", sha=np.frombuffer(b"".join(sums), np.uint8).reshape(n, 32))
     (folder / "about.json").write_text(json.dumps(about))

@@ -27,14 +27,19 @@ from underpaint.evaluation.feature_cache import Store
 from underpaint.evaluation.results import SAMPLING, digest, moved, score_all
 from underpaint.hardware import Precision
 from underpaint.io import replace_text
+from underpaint.progress import doing
 from underpaint.training import distributed
 from underpaint.training.checkpointing import read_progress
 
 LEAST = 64  # images a side
 TWICE = 256  # samples that are drawn in twice the steps as well, and half of all at most
 MOST = 10_000  # images a side, unless more are asked for
-
-Progress = Callable[[int, int], None]
+FILLED = {  # what is done for the features of each
+    "samples": "samples",
+    "twice": "samples in twice the steps",
+    "train": "training images",
+    "held_out": "held-out images",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,6 @@ def evaluate(
     precision: Precision = "fp32",
     channels: config.Channels | None = None,
     interval: bool = True,
-    progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """Score `source`, a model (as `model.find`) or images, against the images `reference`.
 
@@ -120,15 +124,9 @@ def evaluate(
         lengths = {"samples": count, "train": min(2 * count, len(train)), "held_out": count}
         if judged.twice:
             stores["twice"], lengths["twice"] = judged.twice, min(TWICE, count // 2)
-        done, total = 0, sum(lengths[name] for name in stores)
-
-        def report(images: int) -> None:
-            if progress:
-                progress(done + images, total)
-
         for name, store in stores.items():
-            store.fill(lengths[name], world, report)
-            done += lengths[name]
+            with doing(f"{FILLED[name]} of {source}", lengths[name]) as at:
+                store.fill(lengths[name], world, at)
     finally:
         world.close()
     if not world.first:

@@ -45,25 +45,24 @@ class Store(NamedTuple):
         return cls(cache.root() / "features" / key, draw, extractor)
 
     def fill(
-        self, count: int, world: World, progress: Callable[[int], object] | None = None
+        self, count: int, world: World, at: Callable[[int], object] = lambda done: None
     ) -> None:
         """Compute the missing blocks of the first `count` images, all processes together.
 
-        `progress` is called with the number of images that are done, as far as this process knows.
+        `at` is called with the number of images that are done, as far as this process knows.
         """
-        report = progress or (lambda done: None)
         with cache.writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         missing = [(start, n) for start, n in _blocks(count) if self._read(start, n) is None]
         world.barrier()  # all have the same list before the first block is written
         there = count - sum(n for _, n in missing)
-        report(there)
+        at(there)
         for i, (start, n) in enumerate(missing[world.rank :: world.size], 1):
             features = self.extractor(self.draw(start, n))
             path = self._path(start)
             with cache.writing(self.folder), replacing(path) as part, part.open("wb") as file:
                 np.save(file, features)
-            report(there + sum(n for _, n in missing[: i * world.size]))
+            at(there + sum(n for _, n in missing[: i * world.size]))
         world.barrier()
 
     def read(self, count: int) -> np.ndarray:

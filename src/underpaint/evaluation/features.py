@@ -36,6 +36,7 @@ from underpaint.errors import UserError
 from underpaint.evaluation.mobilenet import MobileNetV2
 from underpaint.io import replacing
 from underpaint.model import sha256
+from underpaint.progress import doing
 
 BATCH = 64  # images through the network at once, on every machine: rounding depends on it
 BLACK, WHITE = 0, 255
@@ -102,14 +103,18 @@ class Extractor:
             return (self(alpha.over(images, BLACK)) + self(alpha.over(images, WHITE))) / 2
         found = []
         # TF32 keeps 10 bits of a number: features would differ from one GPU to the next
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        with (
+            torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+            ),
+            doing("features", len(images)) as at,
         ):
             for start in range(0, len(images), BATCH):
                 part = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH]))
                 x = part.to(self.device).permute(0, 3, 1, 2).float()
                 x = x.expand(-1, 3, -1, -1).contiguous()
                 found.append(self._features(self.prepare(x)))
+                at(start + len(part))
         return np.concatenate(found)
 
     def _features(self, x: Tensor) -> np.ndarray:

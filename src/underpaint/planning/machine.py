@@ -57,7 +57,7 @@ class Machine:
         run = self.on(replace(run, stages={name: run.stages[name]}))
         if self.sheet:
             return _computed(self.sheet, run, images)
-        (stage,) = prepare_stages(run, lambda _: None, None)
+        (stage,) = prepare_stages(run, lambda _: None)
         return 1 / speed(stage, run, World(0, 1, self.device), seconds)
 
 

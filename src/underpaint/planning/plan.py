@@ -11,7 +11,6 @@ compute of masks that pay over that without, and `slowdown` the time of a FLOP o
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from underpaint import config
@@ -21,6 +20,7 @@ from underpaint.planning import candidates, evidence
 from underpaint.planning.candidates import FEW, Images, changed
 from underpaint.planning.evidence import Values
 from underpaint.planning.machine import Machine
+from underpaint.progress import doing
 from underpaint.training import cost
 
 VALUES = 10  # numbers of the training images for each parameter
@@ -66,30 +66,28 @@ def propose(
     budget: float,
     seconds: float = 20.0,
     compile: bool = False,
-    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Plan:
     """The plan for `budget` seconds of training on `machine`.
 
-    A machine that is here is timed for about `seconds`; `progress` is called with the seconds spent
-    and in all. `compile`: with torch.compile. Raises UserError where no patch divides the images,
-    or budget or memory do not suffice.
+    A machine that is here is timed for about `seconds`. `compile`: with torch.compile. Raises
+    UserError where no patch divides the images, or budget or memory do not suffice.
     """
     networks, found = candidates.packaged(images) + evidence.load()["networks"], list[Plan]()
     refusals = list[UserError]()
     most = math.prod(images.size) * images.channels * images.count / VALUES
-    for i, network in enumerate(networks):
-        progress(int(i * seconds / len(networks)), math.ceil(seconds))
-        try:
-            run = _in_memory(candidates.recipe(images, network), images, machine)
-            size = machine.counted(run, images)["parameters"]
-            if not found or size <= max(most, ALIKE * found[0].counted["parameters"]):
-                given = images, machine, budget, seconds / len(networks)
-                found.append(_plan(network, run, *given))
-        except UserError as error:
-            refusals.append(error)
-        if found and not network["measured"]:
-            break
-    progress(math.ceil(seconds), math.ceil(seconds))
+    with doing("measuring networks", len(networks)) as at:
+        for i, network in enumerate(networks):
+            at(i, left=seconds * (1 - i / len(networks)))
+            try:
+                run = _in_memory(candidates.recipe(images, network), images, machine)
+                size = machine.counted(run, images)["parameters"]
+                if not found or size <= max(most, ALIKE * found[0].counted["parameters"]):
+                    given = images, machine, budget, seconds / len(networks)
+                    found.append(_plan(network, run, *given))
+            except UserError as error:
+                refusals.append(error)
+            if found and not network["measured"]:
+                break
     if not found:
         raise refusals[0]
     best, *others = sorted(found, key=lambda plan: plan.error)

@@ -31,6 +31,7 @@ from underpaint.core.masks import Mask, MaskSpec, draw, from_visible, gather
 from underpaint.core.schedules import Process
 from underpaint.errors import UserError
 from underpaint.model import evaluating
+from underpaint.progress import doing
 from underpaint.training.seeding import seed_from
 
 ATTACKS = {
@@ -85,12 +86,13 @@ def scores(
     noises: int = 4,
     ensemble: Ensemble | None = None,
     batch: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    what: str = "attacks",
 ) -> dict[str, NDArray[np.float64]]:
     """Scores [n, levels] of each attack in `names`, low for members.
 
     `patches` [n, N, P] as a space gives them; `sigmas` rising; `labels` int64 [n]; `mask` of the n
     images, None for whole ones. `noises`: how many each of `loss` and `masks` is averaged over.
+    `what` names it where progress is shown.
     Raises UserError for an unknown attack.
     """
     names = check(names)
@@ -101,7 +103,7 @@ def scores(
     fixed = torch.randn(noises, 1, N, P, generator=generator).to(device)  # the same for all images
     parts = _parts(mask, ensemble or Ensemble(), denoiser, seed)
     result = {name: np.empty((n, len(sigmas))) for name in names}
-    with evaluating(denoiser):
+    with evaluating(denoiser), doing(what, n) as at:
         for start in range(0, n, batch):
             part = slice(start, min(start + batch, n))
             shown = rows(mask, part, device)
@@ -121,8 +123,7 @@ def scores(
                 else:
                     values = _loss(eps, x0, _at(fixed, shown, len(x0)), sigmas)
                 result[name][part] = torch.stack(values, 1).double().cpu().numpy()
-            if progress:
-                progress(part.stop, n)
+            at(part.stop)
     return result
 
 

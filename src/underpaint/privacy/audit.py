@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,12 +29,12 @@ from underpaint.privacy import (
 )
 from underpaint.privacy.calibration import (
     AttackSetup,
-    Progress,
     calibrate_by_shadows,
     load_reference,
 )
 from underpaint.privacy.copies import ImagePair, find_copies
 from underpaint.privacy.membership import FEWEST, Subset, subsample
+from underpaint.progress import doing
 
 DEFAULT_IMAGES = 1000  # members, and non-members
 COMPLETED = 200  # members, and non-members
@@ -83,7 +82,6 @@ def audit(
     device: str = "auto",
     vae: str | Path | None = None,
     precision: Precision = "auto",
-    progress: Progress | None = None,
 ) -> Audit:
     """Audit the model in `source`, with at most `n` members and non-members and `samples` samples.
 
@@ -96,7 +94,7 @@ def audit(
     positive control, and with it any verdict of no leak. `vae`, `precision`: as in `model.load`.
     Raises UserError for wrong use.
     """
-    clock, report = Clock(), progress or (lambda what, done, total: None)
+    clock = Clock()
     with clock("data"):
         names = attacks.check(names)
         network = features.load(extractor, weights_file) if extractor else None
@@ -115,7 +113,6 @@ def audit(
             ensemble,
             seed,
             batch,
-            report,
         )
         other = None if reference is None else load_reference(reference, setup)
         one, two = (subset.pixels(loaded) for subset in subsets)
@@ -124,13 +121,7 @@ def audit(
     trained = []
     if shadow_models:
         with clock("shadow models"):
-            trained = shadows.train_all(
-                data,
-                shadow_models,
-                images=shadow_images,
-                seed=seed,
-                progress=progress and partial(progress, "shadow models"),
-            )
+            trained = shadows.train_all(data, shadow_models, images=shadow_images, seed=seed)
     with clock("attacks"):
         scores = setup.scores(loaded, "attacks")
     tried = {name: [part[name] for part in scores] for name in names}
@@ -148,7 +139,7 @@ def audit(
     counts = len(subsets[0].ids), len(subsets[1].ids)
     whole = subsets[0].whole
     tests = verdict.count_tests(len(tried), 1 + (network is not None) if whole else 0)
-    with clock("statistics"):
+    with clock("statistics"), doing("statistics"):
         rates = tuple(fpr) or tuple(statistics.REQUIRED)
         by_attack = {
             name: statistics.evaluate(*both, seed=seed, fpr=rates) for name, both in tried.items()
@@ -235,13 +226,14 @@ def _completion(setup: AttackSetup) -> dict[str, Any]:
     by_subset = []
     for subset, x in zip(setup.subsets, setup.patches, strict=True):
         labels = subset.labels(setup.loaded)
-        errors = completion.errors(
-            setup.loaded.denoiser,
-            x[:COMPLETED],
-            labels=None if labels is None else labels[:COMPLETED],
-            seed=setup.seed,
-            batch=setup.batch,
-            progress=partial(setup.progress, "completion"),
-        )
+        with doing("completion", len(x[:COMPLETED])) as at:
+            errors = completion.errors(
+                setup.loaded.denoiser,
+                x[:COMPLETED],
+                labels=None if labels is None else labels[:COMPLETED],
+                seed=setup.seed,
+                batch=setup.batch,
+                progress=at,
+            )
         by_subset.append(errors.mean(0))
     return {**completion.advantage(*by_subset), "images": [len(part) for part in by_subset]}

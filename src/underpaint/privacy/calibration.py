@@ -5,8 +5,6 @@ subtracted from its score (Watson et al. 2022, arXiv 2111.08440); it also is a n
 attacks that succeed on it see something else than training. Shadow models are `shadows`.
 """
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,6 @@ from underpaint.privacy import attacks, shadows
 from underpaint.privacy.membership import Subset
 from underpaint.training import provenance
 
-Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 Scores = dict[str, NDArray[np.float64]]  # of each attack, [n, levels]
 
 
@@ -37,7 +34,6 @@ class AttackSetup(NamedTuple):
     ensemble: attacks.Ensemble
     seed: int
     batch: int
-    progress: Progress
 
     def scores(self, attacked: model.Model, what: str) -> list[Scores]:
         """The scores of members and of non-members by a model, whose label numbers may differ."""
@@ -52,7 +48,7 @@ class AttackSetup(NamedTuple):
                 seed=self.seed,
                 ensemble=self.ensemble,
                 batch=self.batch,
-                progress=partial(self.progress, f"{what}, {('members', 'non-members')[i]}"),
+                what=f"{what}, {('members', 'non-members')[i]}",
             )
             for i, subset in enumerate(self.subsets)
         ]

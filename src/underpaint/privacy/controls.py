@@ -29,6 +29,7 @@ from underpaint.privacy import cdi
 from underpaint.privacy.attacks import rows, scores
 from underpaint.privacy.calibration import AttackSetup, Scores
 from underpaint.privacy.statistics import auc, auc_by_level, evaluate, mann_whitney
+from underpaint.progress import doing
 from underpaint.training.seeding import seed_from
 
 CONFIDENCE = 0.999  # of the null: an audit is refused once in a thousand for no reason
@@ -117,22 +118,23 @@ def _overfit(setup: AttackSetup) -> dict[str, Any]:
     (images, classes, mask), done = parts[0], 0
     # one attack decides when it is enough; all are made once, at the end
     first, enough = [FIRST if FIRST in setup.names else setup.names[0]], (1 + ENOUGH) / 2
-    for until in CHECKS:
-        for _ in range(until - done):
-            ids = torch.randint(count, (min(BATCH, count),), generator=generator)
-            x0 = images[ids]
-            t = model.process.draw_t(len(ids), generator, device)
-            noise = torch.randn(x0.shape, generator=generator).to(device)
-            condition = None if classes is None else classes[ids]
-            loss = denoising_loss(x0, condition, rows(mask, ids, device), t, noise).mean
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-        done = until
-        setup.progress("positive control", done, CHECKS[-1])
-        if max(best_auc(first, SEEN).values()) > enough:
-            break
+    with doing("positive control", CHECKS[-1]) as at:
+        for until in CHECKS:
+            while done < until:
+                ids = torch.randint(count, (min(BATCH, count),), generator=generator)
+                x0 = images[ids]
+                t = model.process.draw_t(len(ids), generator, device)
+                noise = torch.randn(x0.shape, generator=generator).to(device)
+                condition = None if classes is None else classes[ids]
+                loss = denoising_loss(x0, condition, rows(mask, ids, device), t, noise).mean
+                optimiser.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimiser.step()
+                done += 1
+                at(done)
+            if max(best_auc(first, SEEN).values()) > enough:
+                break
     areas = best_auc(setup.names, None)
     best = max(areas.values())
     return {

@@ -11,7 +11,6 @@ was made for photographs, so the threshold that counts there is the one of the h
 
 import contextlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from underpaint.evaluation.intervals import of_proportion
 from underpaint.evaluation.nearest import THIRD, Ratios, distance_ratios
 from underpaint.privacy.calibration import AttackSetup
 from underpaint.privacy.membership import Subset
+from underpaint.progress import doing
 from underpaint.training.distributed import World
 from underpaint.training.training_set import ImageSet
 
@@ -73,19 +73,16 @@ def find_copies(
         rng = np.random.default_rng(seed)
         chosen = [int(labels[i]) for i in rng.integers(0, len(labels), samples)]
     with phase("samples"):
-        report = partial(setup.progress, "samples")
-        sampled = loaded.sample(
-            samples, seed=seed, labels=chosen, batch=setup.batch, progress=report
-        )
+        sampled = loaded.sample(samples, seed=seed, labels=chosen, batch=setup.batch)
     ids = members.different().ids
     images = dataset.images
-    with phase("copies"):
+    with phase("copies"), doing("comparing samples with training images"):
         spaces = {"pixels": search(sampled, held_out.batch(non_members.ids), images, ids)}
         near = near_duplicates(images, ids)
     if extractor is not None:
         with phase("features"):
-            of_held_out = _features(held_out, non_members.ids, extractor, None)
-            of_members = _features(dataset, ids, extractor, partial(setup.progress, "features"))
+            of_held_out = _features(held_out, non_members.ids, extractor)
+            of_members = _features(dataset, ids, extractor)
             of_samples = extractor(sampled)
             found = search(of_samples, of_held_out, of_members, np.arange(len(ids)))
             worst = found.worst._replace(ids=ids[found.worst.ids])
@@ -214,12 +211,10 @@ def _share(count: int, trials: int) -> dict[str, Any]:
 
 
 def _features(
-    dataset: Dataset,
-    ids: NDArray[np.int64],
-    extractor: features.Extractor,
-    progress: Callable[[int, int], None] | None,
+    dataset: Dataset, ids: NDArray[np.int64], extractor: features.Extractor
 ) -> NDArray[np.float32]:
     """Features [n, D] of the images `ids`, kept in the cache by content."""
     store, n = feature_cache.Store.of(dataset, ids, extractor), len(ids)
-    store.fill(n, World(0, 1, extractor.device), lambda done: progress and progress(done, n))
+    with doing("features", n) as at:
+        store.fill(n, World(0, 1, extractor.device), at)
     return store.read(n)

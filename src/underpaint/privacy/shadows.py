@@ -24,7 +24,6 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +38,7 @@ from underpaint.hardware import pick_device
 from underpaint.io import numbered, replace_text
 from underpaint.privacy.membership import MembershipData, Subset
 from underpaint.privacy.statistics import auc_by_level
+from underpaint.progress import doing
 from underpaint.sealed import format as sealed
 from underpaint.training import provenance, train
 from underpaint.training.seeding import seed_from
@@ -46,7 +46,6 @@ from underpaint.training.seeding import seed_from
 LEAST = 2  # models: every image is outside one of them
 ENOUGH, PER_IMAGE = 8, 64  # models from which a variance, and one for each image, can be estimated
 
-Progress = Callable[[int, int], None]
 Scores = NDArray[np.float64]
 
 
@@ -68,7 +67,6 @@ class Task(NamedTuple):
     recipe: config.Run
     inside: list[str]  # sha256 of the files it is trained on
     start: str | None
-    quiet: bool
 
     @property
     def folder(self) -> Path:
@@ -85,13 +83,11 @@ def train_all(
     *,
     images: int = 0,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> list[Shadow]:
     """`count` shadow models of the run, as long as the run was or `images` images in all.
 
-    As many are trained at once as the run's threads leave room for. `progress` is called with
-    (models done, models in all), and its lack silences training. Raises UserError where the recipe
-    is not known or cannot be followed, Interrupted after Ctrl-C.
+    As many are trained at once as the run's threads leave room for. Raises UserError where the
+    recipe is not known or cannot be followed, Interrupted after Ctrl-C.
     """
     if count < LEAST:
         raise UserError(f"{count} shadow models: give at least {LEAST}, so that each image is out")
@@ -108,17 +104,16 @@ def train_all(
         train_seed = seed_from(seed, "shadow", "seed", i) % (1 << 31)
         seeded = dataclasses.replace(recipe.train, seed=train_seed)
         run = dataclasses.replace(recipe, train=seeded)
-        tasks.append(Task(i, run, inside, start, progress is None or workers > 1))
-    report = progress or (lambda done, total: None)
+        tasks.append(Task(i, run, inside, start))
     trained: dict[int, Shadow] = {}
 
     def done(task: Task, folder: Path) -> None:
         trained[task.number] = Shadow(folder, frozenset(task.inside))
-        report(len(trained), count)
+        at(len(trained))
 
-    report(0, count)
     try:
-        gather(tasks, _train, workers, _name, done)
+        with doing("shadow models", count) as at:
+            gather(tasks, _train, workers, _name, done)
     except Interrupted:
         raise Interrupted("the same command goes on with the shadow models") from None
     return [trained[i] for i in range(count)]
@@ -254,7 +249,7 @@ def _train(task: Task) -> Path:
         start=None if begun else task.start,
         resume=begun,
         overwrite=not begun,
-        quiet=task.quiet,
+        quiet=True,
     )
     replace_text(folder / "done", "")
     for checkpoint in numbered(folder / "run" / "checkpoints"):

@@ -25,12 +25,13 @@ from underpaint.core import masks
 from underpaint.core.alpha import premultiplied
 from underpaint.core.spaces import Pixels
 from underpaint.data import fixed_masks, split
-from underpaint.data.build import Progress, check_bad, check_size, in_order, natural_order
+from underpaint.data.build import check_bad, check_size, in_order, natural_order
 from underpaint.data.dataset import decoding
 from underpaint.data.decode import Options
 from underpaint.data.source import find
 from underpaint.errors import UserError
 from underpaint.io import replacing, writing
+from underpaint.progress import doing
 from underpaint.sealed import format as sealed
 from underpaint.sealed.near_duplicates import NearDuplicates
 
@@ -50,7 +51,6 @@ def seal(
     key: bytes | None = None,
     labels: bool = False,
     drop_duplicates: bool = False,
-    progress: Progress | None = None,
     workers: int = 0,
 ) -> dict[str, Any]:
     """Write the visible patches of all images of `data` to `out`; returns what `verify` says.
@@ -73,7 +73,7 @@ def seal(
             spec = masks.MaskSpec(kind, rate, block=block, multiple=multiple)
             writer: Writer | None = None
             bad: list[dict[str, Any]] = []
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), doing("sealing images", contents.total) as at:
                 warnings.simplefilter("ignore")  # of decoders
                 images = in_order(
                     source.origin, contents.items, options, workers or os.cpu_count() or 1
@@ -92,8 +92,8 @@ def seal(
                         digests = image.file_sha, image.pixel_sha
                         label = item.label if labels else None
                         writer.add(image.pixels, digests, label, bleed, drop_duplicates)
-                    if progress is not None and (done % BATCH == 0 or done == contents.total):
-                        progress(done, contents.total)
+                    if done % BATCH == 0 or done == contents.total:
+                        at(done)
             check_bad(source.origin, bad, writer.seen if writer else 0, data.max_bad)
             if writer is None or writer.count < 2:
                 raise UserError(f"data '{source.origin}' is one image; at least 2 are needed")

@@ -12,28 +12,34 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from underpaint import config
 from underpaint.errors import UserError, plain
 from underpaint.io import writing
+from underpaint.progress import At, console, doing
 from underpaint.training.checkpointing import RunFolder
 
 
 class Log:
     """The voice of one process; all but the first are silent and write nothing."""
 
-    def __init__(self, folder: RunFolder, total: int, first: bool, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        total: int,
+        first: bool,
+        quiet: bool = False,
+        left: Callable[[int], float] | None = None,
+    ) -> None:
+        """`total` images; `left`: those that are left after so many, at the cost of these."""
         self.folder, self.total, self.first = folder, total, first
+        self.left = left or (lambda images: self.total - images)
         self.quiet = quiet or not first
-        self.console = Console(
-            stderr=True, quiet=self.quiet, highlight=False, markup=False, emoji=False
-        )
+        self.console = console(self.quiet)
         self._track: Callable[[dict[str, float], int], None] | None = None
         self._closing = ExitStack()
-        self._bar: Progress | None = None
-        self._next_line = 0.0
+        self._stage = ""
+        self._at: At | None = None
+        self._showing = self._closing.enter_context(ExitStack())
         self._since: tuple[float, float, int] | None = None  # first line; training since; images
         if first:
             with writing(folder.path):
@@ -116,50 +122,23 @@ class Log:
             self._metrics.seek(0, os.SEEK_END)
 
     def step(self, stage: str, images: int, speed: float, state: str) -> None:
-        """Move the bar; on no terminal, print a line a minute. `state`: as `loss 0.1234`."""
-        if self.quiet:
-            return
+        """How far it is; `speed` in images a second, `state` as `loss 0.1234`."""
         now = time.monotonic()
         began, trained, before = self._since or (now, 0.0, images)
         trained += max(0, images - before) / max(speed, 1e-9)
         self._since = began, trained, images
         slower = max(1.0, (now - began) / trained) if trained else 1.0  # checks and grids
-        remaining = slower * (self.total - images) / max(speed, 1e-9)
-        if self.console.is_terminal:
-            if self._bar is None:
-                self._bar = Progress(
-                    TextColumn("{task.fields[stage]}", style="bold"),
-                    BarColumn(),
-                    TextColumn("{task.completed:,}/{task.total:,} images"),
-                    TextColumn("{task.fields[speed]:,.0f}/s"),
-                    TextColumn("{task.fields[state]}"),
-                    TimeRemainingColumn(),
-                    console=self.console,
-                    transient=True,
-                )
-                self._bar.start()
-                self._closing.callback(self._bar.stop)
-                self._task = self._bar.add_task("", total=self.total, stage="", speed=0.0, state="")
-            self._bar.update(self._task, completed=images, stage=stage, speed=speed, state=state)
-        elif time.monotonic() >= self._next_line:
-            if self._next_line:
-                self.console.print(
-                    f"{stage}: {images:,} of {self.total:,} images, {speed:,.0f} images/s, "
-                    f"{state}, {clock(remaining)} left",
-                    soft_wrap=True,
-                )
-            self._next_line = time.monotonic() + 60.0
+        if stage != self._stage:
+            self._showing.close()
+            self._at = self._showing.enter_context(doing(f"stage {stage}", self.total))
+            self._stage = stage
+        if self._at:
+            left = slower * self.left(images) / max(speed, 1e-9)
+            self._at(images, note=f"{speed:,.0f} images/s, {state}", left=left)
 
     def close(self) -> None:
         """End the bar, the tracker and the files."""
         self._closing.close()
-
-
-def clock(seconds: float) -> str:
-    """`1:05:09`, `5:09`."""
-    hours, rest = divmod(int(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def tracker_library(name: str) -> Any:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from underpaint import config
 from underpaint.model import build
+from underpaint.progress import clock, doing, following
 from underpaint.training.distributed import World
-from underpaint.training.log import clock
 from underpaint.training.monitor import CHECKS, EVALUATIONS, MakeCheck
 from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.throughput import speed
@@ -63,8 +63,10 @@ def freeze(
         return run, stages, []
     length = 60.0 * sum(stage.settings.minutes for stage in timed)
     seconds = min(1.5, MEASURING * length / sum(len(stage.levels) for stage in timed))
-    speeds = world.from_first([speed(stage, run, world, seconds) for stage in timed])
-    costs = measure(run, stages, world, began, make_check, report)
+    with doing("measuring how fast this machine trains"):
+        speeds = world.from_first([speed(stage, run, world, seconds) for stage in timed])
+        with following(None):
+            costs = measure(run, stages, world, began, make_check, report)
     by_share = [
         60.0 * stage.settings.minutes / length * v for stage, v in zip(timed, speeds, strict=True)
     ]
@@ -76,7 +78,7 @@ def freeze(
         frozen[stage.name] = dataclasses.replace(
             stage.settings, images=images, minutes=0.0, warmup=warmup
         )
-    stages = prepare_stages(dataclasses.replace(run, stages=frozen), lambda _: None, None)
+    stages = prepare_stages(dataclasses.replace(run, stages=frozen), lambda _: None)
     total = sum(stage.images for stage in stages)
     train = dataclasses.replace(run.train, check_images=found.check_images)
     if train.check_every == 0 and found.parts < _most(run):  # else 0 means as many

@@ -10,6 +10,7 @@ from underpaint import config, pictures
 from underpaint.core.masks import MaskSpec
 from underpaint.io import replacing, writing
 from underpaint.model import Model
+from underpaint.progress import doing
 from underpaint.training.checkpointing import Progress, RunFolder
 from underpaint.training.log import Log
 from underpaint.training.stages import PreparedStage
@@ -64,9 +65,12 @@ def run_check(
 ) -> Finding:
     """Measure and record; what it says about going on."""
     level = stage.level(max(0, progress.stage_images - stage.batch))
-    for record in check.run(state.averaged, stage.training_set.spec.at(level.rate)):
+    with doing("checking on held-out images"):
+        records = check.run(state.averaged, stage.training_set.spec.at(level.rate))
+    for record in records:
         log.metric("check", stage=stage.name, images=progress.images, **record)
-    scores = check.scores(state.averaged)
+    with doing("scoring samples"):
+        scores = check.scores(state.averaged)
     if scores is not None:
         log.metric("scores", stage=stage.name, images=progress.images, **scores)
     return check.finding(log.records("check", "scores", "stop"))
@@ -93,9 +97,10 @@ def draw_samples(
     columns = min(len(names), 10) or 8
     rows = max(1, run.sampling.count // columns)
     labels = list(range(columns)) if names else None
-    images = state.averaged.sample(rows * columns, seed=0, labels=labels)
     captions = list(names[:columns]) if names else None
-    health = None if check is None else check.health(images, (progress.images, log.total))
+    with doing("sample grid"):
+        images = state.averaged.sample(rows * columns, seed=0, labels=labels)
+        health = None if check is None else check.health(images, (progress.images, log.total))
     with writing(folder.samples, folder.advice), replacing(folder.samples / name) as temporary:
         pictures.grid(images, columns, captions).save(temporary, "PNG")
     log.metric(

@@ -21,7 +21,7 @@ their nearness, and an earlier first snapshot alone does not help. `snapshots_fo
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ from underpaint import config
 from underpaint.errors import UserError
 from underpaint.io import appearing, check_place, holds_only, writing
 from underpaint.model import MODEL, Weights, build, read_spec, read_weights, write_model
+from underpaint.progress import doing
 from underpaint.training import warm_start
 from underpaint.training.checkpointing import read_snapshot, snapshots
 from underpaint.training.seeding import seed_from
@@ -131,7 +132,6 @@ def rebuild(
     folder: Path,
     widths: Sequence[float],
     out: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
 ) -> dict[str, float]:
     """Write a model's folder `out/WIDTH` for each width, from the snapshots of the run `folder`.
@@ -162,15 +162,15 @@ def rebuild(
     torch.manual_seed(seed_from(config.load(folder / "config.yaml").train.seed, "weights"))
     model = build(spec)  # earlier stages may have had another size or labels: see `_enter`
     sums: list[dict[str, Tensor]] = [{} for _ in widths]
-    for i, (snapshot, name) in enumerate(tracked):
-        state = read_weights(snapshot, name)
-        state, _ = warm_start.adapt(state, read_spec(snapshot), model, str(snapshot))
-        for (weights, _), total in zip(solved, sums, strict=True):
-            for k, tensor in state.items():
-                term = float(weights[i]) * tensor.double()
-                total[k] = total[k] + term if k in total else term
-        if progress:
-            progress(i // len(TRACKED) + 1, len(found))
+    with doing("adding up snapshots", len(found)) as at:
+        for i, (snapshot, name) in enumerate(tracked):
+            state = read_weights(snapshot, name)
+            state, _ = warm_start.adapt(state, read_spec(snapshot), model, str(snapshot))
+            for (weights, _), total in zip(solved, sums, strict=True):
+                for k, tensor in state.items():
+                    term = float(weights[i]) * tensor.double()
+                    total[k] = total[k] + term if k in total else term
+            at(i // len(TRACKED) + 1)
     expected = model.denoiser.backbone.state_dict()
     errors = {}
     for width, (_, error), total in zip(widths, solved, sums, strict=True):

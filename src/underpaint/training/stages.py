@@ -5,7 +5,7 @@ A stage's length is a number of images. A length in minutes becomes one before t
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,9 +61,28 @@ class PreparedStage:
         return 0.0 if cooling_down(self.settings, images, self.images) else self.settings.augment
 
 
-def prepare_stages(
-    run: config.Run, say: Callable[[str], None], progress: Callable[..., None] | None
-) -> list[PreparedStage]:
+def left(stages: Sequence[PreparedStage], images: int) -> float:
+    """Images of the run that are left after so many, each counted by its visible patches.
+
+    One that costs as much as the next image counts 1.
+    """
+    costs: list[tuple[int, int]] = []  # images, visible patches
+    for stage in stages:
+        ends = [*(level.start for level in stage.levels[1:]), stage.images]
+        costs += [
+            (end - level.start, level.visible)
+            for level, end in zip(stage.levels, ends, strict=True)
+        ]
+    total, now = 0.0, 0
+    for count, visible in costs:
+        here = max(0, count - images)
+        images = max(0, images - count)
+        now = now or (visible if here else 0)
+        total += here * visible
+    return total / max(1, now)
+
+
+def prepare_stages(run: config.Run, say: Callable[[str], None]) -> list[PreparedStage]:
     """All stages of `run`; prepares their data. Raises UserError where something cannot work."""
     said: set[str] = set()
 
@@ -73,7 +92,7 @@ def prepare_stages(
             say(sentence)
 
     return [
-        _prepared(run, index, name, stage, once, progress)
+        _prepared(run, index, name, stage, once)
         for index, (name, stage) in enumerate(run.stages.items())
     ]
 
@@ -84,7 +103,6 @@ def _prepared(
     name: str,
     settings: config.Stage,
     say: Callable[[str], None],
-    progress: Callable[..., None] | None,
 ) -> PreparedStage:
     data = run.data_of(settings)
     training_set: TrainingSet
@@ -98,7 +116,7 @@ def _prepared(
             f"{settings.rate:g}), mirroring and shifts are not"
         )
     else:
-        training_set = _images(run, settings, data, say, progress)
+        training_set = _images(run, settings, data, say)
         spec = _model_spec(run, training_set)
     config.check_labels(run, data.source, training_set.label_names)
     backbones.check_features(factory.unallocated_network(spec), spec.noise)
@@ -132,9 +150,8 @@ def _images(
     settings: config.Stage,
     data: config.Data,
     say: Callable[[str], None],
-    progress: Callable[..., None] | None,
 ) -> ImageSet:
-    dataset, kind = prepare(data, progress=progress), ImageSet
+    dataset, kind = prepare(data), ImageSet
     if data.channels == "rgba" and not dataset.report["transparent"]:
         raise UserError(
             f"'{data.source}': channels rgba learns transparency, and none of its "
@@ -149,9 +166,7 @@ def _images(
     space = factory.space(run.space, dataset.size, dataset.channels)  # refuses sizes, before work
     if run.space.kind == "latents":
         encoder, kind = vae.of_space(run.space, dataset.channels), LatentSet
-        dataset = latents.prepare(
-            dataset, encoder, progress=progress, device=pick_device(run.train.device)
-        )
+        dataset = latents.prepare(dataset, encoder, device=pick_device(run.train.device))
     network = factory.unallocated_network(_model_spec(run, dataset))
     spec = factory.mask_spec(settings, network)
     if settings.fixed_key:

@@ -8,9 +8,10 @@ stage, and the way back to a checkpoint where training diverges.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from underpaint import config
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
 from underpaint.model import read_fitting_spec
+from underpaint.progress import doing
 from underpaint.registry import wing
 from underpaint.training import (
     distributed,
@@ -34,7 +36,7 @@ from underpaint.training.checkpointing import Progress, RunFolder, read_progress
 from underpaint.training.log import Log, tracker_library
 from underpaint.training.minutes import freeze
 from underpaint.training.monitor import Check, MakeCheck
-from underpaint.training.stages import PreparedStage, prepare_stages
+from underpaint.training.stages import PreparedStage, left, prepare_stages
 from underpaint.training.step import Diverged
 from underpaint.training.step_rule import rule_of
 from underpaint.training.throughput import settle_precision
@@ -51,7 +53,6 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     make_check: MakeCheck | None = None,
-    preparing: Callable[[int, int], None] | None = None,
     quiet: bool = False,
     began: float | None = None,
     report: bool = False,
@@ -64,7 +65,6 @@ def train(
     `start`: weights to begin with (a run, a checkpoint, `pretrained:NAME`), else they are drawn.
     `resume`: go on with the run in `out` by its own recipe; `run` may then be None.
     `make_check`: builds what is measured on held-out images as training goes on.
-    `preparing`: called with (done, total) images while data are decoded for the first time.
     `began`: the monotonic time from which the recipe's minutes count; None: now. `report`: whether
     one is written afterwards, within them.
     `data`: where the images of a resumed run are now, which must be the same. `more_images`,
@@ -107,10 +107,11 @@ def train(
             folder.check(overwrite)
         notes: list[str] = []
         if world.first:
-            stages = prepare_stages(run, notes.append, preparing)
+            with doing("reading the images"):
+                stages = prepare_stages(run, notes.append)
         world.barrier()  # the first process fills the cache, the others read it
         if not world.first:
-            stages = prepare_stages(run, lambda _: None, None)
+            stages = prepare_stages(run, lambda _: None)
         _check_batches(stages, run, world)
         early.check_stop(run, stages, make_check is not None)
         if any(stage.guarantee for stage in stages):
@@ -133,7 +134,8 @@ def train(
             if run.train.precision == "auto":  # of a run that began before it was written down
                 run.train.precision = recorded["precision"]
         else:
-            run, precision_notes = settle_precision(run, world)
+            with doing("measuring precisions"):
+                run, precision_notes = settle_precision(run, world)
             notes += precision_notes
             state, start_notes = handover.begin(run, stages, start, world)
             notes += start_notes
@@ -145,7 +147,8 @@ def train(
                 folder.write("env.json", provenance.describe(stages, state, start))
                 folder.write("images.json", provenance.identities(stages))
         world.barrier()
-        log = Log(folder, sum(stage.images for stage in stages), world.first, quiet)
+        total = sum(stage.images for stage in stages)
+        log = Log(folder, total, world.first, quiet, partial(left, stages))
         closing.callback(log.close)
         log.track(run)
         for note in notes:
