@@ -53,6 +53,17 @@ print([m for m in {HEAVY} if m in sys.modules])
     assert run.stdout.strip() == "[]"
 
 
+def test_loading_a_model_does_not_import_the_compiler() -> None:
+    """torch._dynamo takes seconds, and nothing that loads or draws needs it."""
+    script = (
+        "import sys; from underpaint import model\n"
+        "model.load('pretrained:lorelei', device='cpu').sample(1, steps=1)\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stdout == "False\n", found.stderr
+
+
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_help_says_what_a_verb_does_in_one_sentence(verb: str) -> None:
     described = parser(verb).description

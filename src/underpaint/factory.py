@@ -7,10 +7,12 @@ at least 100". Here the sentence gets the name of the setting, "noise.steps 50: 
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from underpaint import backbones, config
 from underpaint.core import preconditioning, samplers, schedules, spaces
@@ -81,8 +83,20 @@ def network(spec: config.ModelSpec) -> backbones.Backbone:
 
 def unallocated_network(spec: config.ModelSpec) -> backbones.Backbone:
     """The same without weights (torch's meta device): to ask it what it needs."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return network(spec)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Weights are not filled: on the meta device that would import torch._dynamo, for seconds."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if re.search("(normal|uniform)_$", getattr(func, "__name__", "")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def denoiser(spec: config.ModelSpec) -> Denoiser:

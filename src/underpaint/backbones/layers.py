@@ -43,8 +43,10 @@ class SinCosPositions(nn.Module):
     def __init__(self, grid: tuple[int, int], width: int) -> None:
         super().__init__()
         self.width = width
-        self.register_buffer("rows", torch.arange(grid[0], dtype=torch.float32))
-        self.register_buffer("columns", torch.arange(grid[1], dtype=torch.float32))
+        # on the CPU: on the meta device this would import torch._dynamo, which takes seconds
+        rows, columns = (torch.arange(side, dtype=torch.float32, device="cpu") for side in grid)
+        self.register_buffer("rows", rows)
+        self.register_buffer("columns", columns)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Patch numbers [B, V] → [B, V, width] float32."""
