@@ -242,6 +242,25 @@ def test_a_run_that_is_not_there(wrong: Wrong, tmp_path: Path) -> None:
     assert str(nowhere) in wrong("report", nowhere)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--train.seed", "5"], "--train.seed 5: the run in "),
+        (["--size", "16"], "--data.size [16]: the run in "),
+        (["--stages.whole.images", "64"], "--stages.whole.images 64: the run in "),
+        (["--preset", "default"], ": the run in "),
+        (["--from", "pretrained:lorelei"], "--from pretrained:lorelei: the run in "),
+    ],
+)
+def test_resume_and_something_else(flags: list[str], said: str, copy: Path, wrong: Wrong) -> None:
+    assert said in wrong("train", "--resume", "--out", copy, *flags)
+
+
+def test_resume_and_the_same_again(copy: Path, small: Path, faces: Path) -> None:
+    flags = ["--config", small, "--data", faces, "--out", copy, "--train.precision", "auto"]
+    assert main(["train", "--resume", *map(str, flags), "--quiet"]) == 0
+
+
 def test_a_folder_of_other_things_is_not_overwritten(
     train: Wrong, faces: Path, wrong: Wrong
 ) -> None:

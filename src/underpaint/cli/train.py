@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from underpaint import config
 from underpaint.cli.parser import Parser, add_output, console, print_json, print_table, width
@@ -215,11 +215,7 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     if args.out is None and not source:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with")
     out = args.out or _default_out(config.Run(data=config.Data(source=source)), args.verb)
-    recipe = (args.preset, args.config, args.start)
-    if others or given.keys() - {"data.source"} or any(value is not None for value in recipe):
-        console(stderr=True, quiet=args.quiet).print(
-            f"resuming with the saved config, {out}/config.yaml; other settings are not read"
-        )
+    _check_saved(Path(out).expanduser(), args, given, others)
     more = {"images": args.images, "minutes": args.minutes}
     for name, value in more.items():
         if value is not None and not 0 < value < float("inf"):
@@ -230,6 +226,85 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     how |= {"data": args_data} if (args_data := given.get("data.source")) else {}
     folder = api.resume(out, quiet=args.quiet, began=args.began, **how)
     _finish(folder, args)
+
+
+SETTLED = {  # when a run begins: lengths by its minutes, the rest by the machine and the images
+    *("stages.*.images", "stages.*.minutes", "stages.*.warmup", "train.precision"),
+    *("train.check_every", "train.sample_every", "train.check_images", "train.microbatch"),
+    *("data.size", "space.patch"),
+}
+
+
+def _check_saved(
+    folder: Path, args: argparse.Namespace, given: dict[str, Any], others: list[str]
+) -> None:
+    """Raise UserError where flags, a preset or a file contradict the recipe that the run has."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return  # `api.resume` says it
+    saved = config.load(path)
+    flagged = saved
+    for name, value in given.items():
+        if name != "data.source":
+            section, _, key = name.partition(".")
+            flagged = config.from_dict(config.Run, {section: {key: value}}, "--", flagged)
+    asked = config.apply_flags(flagged, others)
+    measured: tuple[Any, ...] = ("auto", -1, 0, [])
+    different = [
+        change
+        for change in _differences(asked, saved)
+        if not (_settled(change.name) and change.asked in measured)
+        and not change.name.endswith(".minutes")
+    ]
+    if args.preset or args.config:
+        base = config.preset(args.preset) if args.preset else None
+        named = config.load(args.config, base) if args.config else base
+        flags = {change.name for change in different} | given.keys()
+        different += [
+            change
+            for change in _differences(named, saved)
+            if not _settled(change.name) and change.name not in flags | {"data.source"}
+        ]
+    if args.start is not None:
+        from underpaint.training import provenance
+
+        began = provenance.recorded(folder).get("start")
+        if began != args.start:
+            different.append(Change("from", args.start, began))
+    if different:
+        name, wish, has = different[0]
+        raise UserError(
+            f"--{name} {wish}: the run in {folder} has {has}, and a resumed run keeps its "
+            "settings; leave that out, or begin another run with other settings (--from to start "
+            "with these weights)"
+        )
+
+
+class Change(NamedTuple):
+    """A setting by its dotted name, as it is asked for and as a run has it."""
+
+    name: str
+    asked: Any
+    saved: Any
+
+
+def _settled(name: str) -> bool:
+    return re.sub(r"^stages\.\w+", "stages.*", name) in SETTLED
+
+
+def _differences(asked: Any, saved: config.Run) -> list[Change]:
+    """The settings that differ, of stages that the run has."""
+
+    def flat(values: dict[str, Any], place: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            inner = isinstance(value, dict) and value
+            found |= flat(value, f"{place}{key}.") if inner else {f"{place}{key}": value}
+        return found
+
+    one, two = (flat(config.to_dict(run)) for run in (asked, saved))
+    names = [name for name in one if not name.startswith("stages.") or name in two]
+    return [Change(n, one[n], two.get(n)) for n in names if one[n] != two.get(n)]
 
 
 def _finish(folder: Path, args: argparse.Namespace) -> None:
