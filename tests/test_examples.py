@@ -7,6 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -48,6 +50,36 @@ def code(name: str) -> str:
 
 
 # --- examples ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_notebook(tmp_path: Path) -> None:
+    """All its cells in order, with seconds of training."""
+    book = nbformat.read(ROOT / "examples" / "first_steps.ipynb", as_version=4)
+    brief = (
+        "minutes = None\n"
+        "preset = up.preset\n"
+        "def small(name):\n"
+        "    run = preset(name)\n"
+        "    run.stages['whole'].minutes, run.stages['whole'].images = 0, 32\n"
+        "    run.network.width, run.network.depth, run.network.heads = 32, 1, 2\n"
+        "    run.sampling.steps, run.train.threads, run.train.precision = 2, 1, 'fp32'\n"
+        "    run.train.check_every = -1\n"
+        "    return run\n"
+        "up.preset = small"
+    )
+    (length,) = (cell for cell in book.cells if cell.source == "minutes = 3")
+    length.source = brief
+    nbclient.NotebookClient(book, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in book.cells for output in cell.get("outputs", [])]
+    pictures = [o for o in shown if "image/png" in o.get("data", {})]
+    texts = [o["data"]["text/plain"] for o in shown if "text/plain" in o.get("data", {})]
+    assert len(pictures) == 2
+    assert texts[0] == (
+        "<Dataset 10,000 images of 32×32×3, 8 labels, 9,500 to train on, 500 held out>"
+    )
+    assert texts[-1] == "(torch.Size([16, 3, 32, 32]), torch.Size([16]))"
+    assert (tmp_path / "runs" / "first" / "report.html").is_file()
 
 
 def test_train_and_sample(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,13 +147,14 @@ def test_python_takes_paths_and_one_number_and_no_typo(recipe: config.Run, tmp_p
 
 def test_labels_and_batches_that_cannot_be(trained: Path) -> None:
     model = up.load(trained)
-    for wrong in ({"labels": []}, {"labels": ["0"]}, {"labels": "dark"}, {"batch": -1}, {"n": 0}):
+    for wrong in ({"labels": []}, {"labels": ["0"]}, {"labels": ""}, {"batch": -1}, {"n": 0}):
         with pytest.raises(UserError):
             model.sample(**{"n": 1, "steps": 1, **wrong})
     for seed in (-1, 2**63):
         with pytest.raises(UserError, match="seed"):
             model.sample(1, steps=1, seed=seed)
     assert model.label_ids(["light", 0, -1]) == [1, 0, -1]
+    assert model.label_ids("light") == [1]
 
 
 def test_a_name_that_is_a_number_is_the_name(tmp_path: Path, recipe: config.Run) -> None:

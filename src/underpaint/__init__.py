@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from underpaint.data import prepare
     from underpaint.errors import Interrupted, RunFailed, UserError
     from underpaint.model import Model, load
+    from underpaint.pictures import grid
 
 __all__ = [
     "Interrupted",
@@ -33,6 +34,7 @@ __all__ = [
     "audit",
     "evaluate",
     "finetune",
+    "grid",
     "load",
     "prepare",
     "preset",
@@ -47,6 +49,7 @@ _HOME = {
     **dict.fromkeys(["Interrupted", "RunFailed", "UserError"], "errors"),
     **dict.fromkeys(["Model", "load"], "model"),
     "prepare": "data",
+    "grid": "pictures",
 }
 
 

@@ -11,6 +11,7 @@ from underpaint.evaluation.validation import OverfitCheck
 from underpaint.progress import doing, shown
 from underpaint.training import adopt
 from underpaint.training import train as train_loop
+from underpaint.training.minutes import within
 
 
 def _recipe(source: config.Run | str | Path) -> config.Run:
@@ -27,6 +28,7 @@ def train(
     out: str | Path,
     *,
     start: str | None = None,
+    minutes: float | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     write_report: bool = True,
@@ -35,12 +37,14 @@ def train(
     """Train by a recipe (a `Run`, a preset's name or a YAML file), and write the report.
 
     `out`: the run's folder, which is returned. `start`: weights to begin with (a run, a checkpoint
-    or `pretrained:NAME`). `began`: when the minutes of a recipe began (`time.monotonic()`;
-    None: now); the report is there when they are over.
+    or `pretrained:NAME`). `minutes`: all stages in so many, each by its share. `began`: when these
+    began (`time.monotonic()`; None: now); the report is there when they are over.
     Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
     """
     settings = {"start": start, "overwrite": overwrite, "quiet": quiet}
-    return _run(_recipe(source), out, write_report, began=began, **settings)
+    run = _recipe(source)
+    run = run if minutes is None else within(run, minutes)
+    return _run(run, out, write_report, began=began, **settings)
 
 
 def resume(

@@ -117,15 +117,17 @@ class Model:
     def precision(self, precision: Precision) -> None:
         self.denoiser.bf16 = use_bf16(precision, self.device, self.spec.network.width)
 
-    def label_ids(self, labels: Sequence[str | int]) -> list[int]:
-        """Class numbers of names or of numbers (-1: none). Raises UserError for what is unknown.
+    def label_ids(self, labels: str | Sequence[str | int]) -> list[int]:
+        """Class numbers of a name, or of names or numbers (-1: none).
 
-        A text is a name, never a number: '3' is the label that is called so.
+        A text is a name, never a number: '3' is the label that is called so. Raises UserError for
+        what is unknown.
         """
         if not self.label_names:
             raise UserError("this model was trained without labels; leave the label out")
-        if isinstance(labels, str) or not labels:
-            raise UserError(f"labels {labels!r}: give a list of at least one name, or None")
+        labels = [labels] if isinstance(labels, str) else labels
+        if not labels:
+            raise UserError(f"labels {labels!r}: give at least one name, or None")
         labels = [normalize("NFC", label) if isinstance(label, str) else label for label in labels]
         numbers: dict[str | int, int] = {i: i for i in range(-1, len(self.label_names))}
         numbers |= {name: i for i, name in enumerate(self.label_names)}
@@ -198,16 +200,16 @@ class Model:
         n: int,
         *,
         seed: int = 0,
-        labels: Sequence[str | int] | None = None,
+        labels: str | Sequence[str | int] | None = None,
         batch: int = 64,
         **changes: Any,
     ) -> np.ndarray:
         """Draw `n` images: uint8 [n, H, W, C], of four channels RGBA with straight colours.
 
         Sample i has the seed `seed + i` and depends on it alone, not on the batch or device count.
-        `labels` (names or numbers) are repeated to `n`; None draws without a label. `changes`:
-        fields of `core.samplers.Sampling` (sampler, steps, grid, guidance, clip, …) that shall
-        differ from the model's own. Raises UserError for settings that cannot work.
+        `labels` (a name, or names or numbers) are repeated to `n`; None draws without a label.
+        `changes`: fields of `core.samplers.Sampling` (sampler, steps, grid, guidance, clip, …) that
+        shall differ from the model's own. Raises UserError for settings that cannot work.
         """
         sampling = self.sampling_with(**changes)
         if n < 1 or batch < 1:

@@ -29,11 +29,13 @@ Images = NDArray[np.uint8]
 About = Mapping[str, object]
 
 
-def grid(images: Images, columns: int, labels: Sequence[str] | None = None) -> Image.Image:
+def grid(images: Images, columns: int = 0, labels: Sequence[str] | None = None) -> Image.Image:
     """A sheet of `images` uint8 [n, H, W, C] (C = 1, 3 or 4), row by row in `columns`.
 
-    `labels`: one caption a column, shortened to fit. Raises ValueError for other shapes.
+    `columns` 0: about a square. `labels`: one caption a column, shortened to fit. Notebooks show
+    the sheet. Raises ValueError for other shapes.
     """
+    columns = columns or max(1, round(math.sqrt(len(images))))
     if images.ndim != 4 or len(images) < 1 or images.shape[3] not in (1, 3, 4) or columns < 1:
         raise ValueError(f"no grid of {columns} columns can be made of images {images.shape}")
     if labels is not None and len(labels) != columns:

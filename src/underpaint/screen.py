@@ -1,5 +1,6 @@
 """A listener of `progress` that shows it: lines that move on a terminal, else lines in between."""
 
+import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +63,9 @@ class Screen:
 
     def __init__(self) -> None:
         self.console = stderr()
-        self.moves = self.console.is_terminal or self.console.is_jupyter
+        widgets = importlib.util.find_spec("ipywidgets")  # without them rich shows nothing there
+        notebook = self.console.is_jupyter and widgets is not None
+        self.moves = self.console.is_terminal or notebook
         self.going_on: list[Doing] = []
         self._bars: Progress | None = None
         self._said = time.monotonic()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.data.pictures import noise, png, write_folder
 from tests.heard import Heard
@@ -61,6 +62,22 @@ def test_report(tmp_path):
     assert Path(report["cache"]).is_dir()
     assert "Lanczos" in report["resampling"]
     json.dumps(report)
+
+
+def test_a_data_loader_takes_it(photos):
+    prepared = prepare(photos)
+    assert len(prepared) == 40
+    image, label = prepared[3]
+    assert image.dtype == torch.float32
+    np.testing.assert_allclose(image, prepared.images[3].transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    assert label == prepared.labels[3]
+    with pytest.raises(IndexError):
+        prepared[40]
+    loader = torch.utils.data.DataLoader(prepared, batch_size=16, num_workers=1)
+    batches = list(loader)
+    assert [len(images) for images, _ in batches] == [16, 16, 8]
+    assert torch.cat([labels for _, labels in batches]).tolist() == prepared.labels.tolist()
+    assert repr(prepared).startswith("<Dataset 40 images of 8×8×3, 2 labels, ")
 
 
 def test_the_same_by_any_number_of_workers(tmp_path, monkeypatch):

@@ -117,7 +117,9 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
 
         chosen = only_stages(chosen, masked=args.verb == "pretrain")
     if args.minutes is not None:
-        chosen = _within(chosen, args.minutes)
+        from underpaint.training.minutes import within
+
+        chosen = within(chosen, args.minutes)
     config.check(chosen)
     return chosen
 
@@ -154,31 +156,6 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     if args.timeout is not None:
         found["train.timeout"] = args.timeout
     return found
-
-
-def _within(run: config.Run, minutes: float) -> config.Run:
-    """All stages in `minutes`, each by its share of the recipe.
-
-    Shares of stages in images are those of their visible patches, which is about what they cost.
-    """
-    if not 0 < minutes < float("inf"):
-        raise UserError(f"--minutes {minutes:g}: give a positive number of minutes")
-    timed = [stage.minutes > 0 for stage in run.stages.values()]
-    if any(timed) and not all(timed):
-        raise UserError("--minutes: some stages are given in images, some in minutes; use one")
-
-    def weight(stage: config.Stage) -> float:
-        end = stage.rate if stage.rate_schedule == "constant" else stage.rate_end
-        return stage.minutes or stage.images * (1 - (stage.rate + end) / 2)
-
-    total = sum(weight(stage) for stage in run.stages.values())
-    if not total > 0:
-        raise UserError("--minutes: the recipe says nothing of how long its stages are")
-    stages = {
-        name: dataclasses.replace(stage, images=0, minutes=minutes * weight(stage) / total)
-        for name, stage in run.stages.items()
-    }
-    return dataclasses.replace(run, stages=stages)
 
 
 def _sources(run: config.Run) -> dict[str, str]:

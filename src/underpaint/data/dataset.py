@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from underpaint import config as settings
+from underpaint.core.spaces import from_uint8
 from underpaint.data import cache, digests, split
 from underpaint.data.build import check_bad, decode_all
 from underpaint.data.decode import BITS, RESAMPLING, Options, parse_colour
@@ -50,9 +53,14 @@ class Latents:
         return np.float32(self.scale) * (z - np.float32(self.shift))
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Decoded images with labels, identities and split."""
+@dataclass(frozen=True, repr=False)
+class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Decoded images with labels, identities and split.
+
+    For PyTorch a data set of all images: `[i]` is the image, float32 [C, H, W] in [-1, 1] (of RGBA
+    the colours are premultiplied), and the number of its label, -1 for none. `train_ids` and
+    `held_out_ids` say which are which: `torch.utils.data.Subset(dataset, dataset.train_ids)`.
+    """
 
     images: NDArray[np.uint8]  # [n, H, W, C], mapped into memory, read-only; RGBA is straight
     labels: NDArray[np.int64]  # [n], -1 unlabelled
@@ -99,6 +107,23 @@ class Dataset:
         if outside := report["outside"]:
             said.append(f"{len(outside):,} outside its folder, such as '{outside[0]}'")
         return [*said, *report["hints"]]
+
+    def __repr__(self) -> str:
+        """One line: images, size, labels, split."""
+        height, width = self.size
+        labels = f", {len(self.label_names)} labels" if self.label_names else ""
+        return (
+            f"<Dataset {len(self):,} images of {height}×{width}×{self.channels}{labels}, "
+            f"{len(self.train_ids):,} to train on, {len(self.held_out_ids):,} held out>"
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
+        return from_uint8(np.array(self.images[i])[None])[0], int(self.labels[i])
 
     def batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """A copy of the images `ids`, [B, H, W, C]."""

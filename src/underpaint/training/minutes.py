@@ -14,6 +14,7 @@ import time
 from typing import NamedTuple
 
 from underpaint import config
+from underpaint.errors import UserError
 from underpaint.model import build
 from underpaint.progress import clock, doing, following
 from underpaint.training.distributed import World
@@ -167,3 +168,29 @@ def measure(
     rest = time.monotonic() - began + written
     found = world.from_first([rest, run.sampling.count * sample, *checks.values()])
     return Costs(found[0], found[1], dict(zip(limits, found[2:], strict=True)))
+
+
+def within(run: config.Run, minutes: float) -> config.Run:
+    """All stages in `minutes`, each by its share of the recipe.
+
+    Shares of stages in images are those of their visible patches, which is about what they cost.
+    Raises UserError where that cannot be.
+    """
+    if not 0 < minutes < float("inf"):
+        raise UserError(f"--minutes {minutes:g}: give a positive number of minutes")
+    timed = [stage.minutes > 0 for stage in run.stages.values()]
+    if any(timed) and not all(timed):
+        raise UserError("--minutes: some stages are given in images, some in minutes; use one")
+
+    def weight(stage: config.Stage) -> float:
+        end = stage.rate if stage.rate_schedule == "constant" else stage.rate_end
+        return stage.minutes or stage.images * (1 - (stage.rate + end) / 2)
+
+    total = sum(weight(stage) for stage in run.stages.values())
+    if not total > 0:
+        raise UserError("--minutes: the recipe says nothing of how long its stages are")
+    stages = {
+        name: dataclasses.replace(stage, images=0, minutes=minutes * weight(stage) / total)
+        for name, stage in run.stages.items()
+    }
+    return dataclasses.replace(run, stages=stages)
