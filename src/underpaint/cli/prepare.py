@@ -1,10 +1,12 @@
 """`underpaint prepare`: decode once, into the cache, and report."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, print_facts, print_json
-from underpaint.cli.settings import add_images, images_of
+from underpaint.cli.settings import IMAGES, add_images, images_of
+from underpaint.errors import UserError
 
 MOST = 12
 
@@ -17,12 +19,19 @@ def arguments(parser: Parser, verb: str) -> None:
         help="images: a folder, .zip, .tar, .npy/.npz, IDX .gz, .csv, parquet/arrow, avatars:STYLE",
     )
     add_images(parser)
+    add_images(parser, ("remove_duplicates",))
     add(
         "--latents",
         metavar="VAE",
         help="also compute latents with this folder of a diffusers AutoencoderKL or "
         "AutoencoderTiny (space.vae)",
     )
+    add(
+        "--page",
+        metavar="FILE",
+        help="write a page to look at (.html): images by label, duplicates, unusual ones",
+    )
+    add("--overwrite", action="store_true", help="replace the page that is there")
     add("--verify", action="store_true", help="hash all pixels in the cache (else of a few images)")
     add_output(parser)
 
@@ -30,7 +39,8 @@ def arguments(parser: Parser, verb: str) -> None:
 def run(args: argparse.Namespace, others: list[str]) -> None:
     from underpaint import data
 
-    wanted = images_of(args)
+    wanted = images_of(args, (*IMAGES, "remove_duplicates"))
+    page = _page(args)
     dataset = data.prepare(wanted, verify=args.verify)
     if args.latents:
         from underpaint import vae
@@ -39,12 +49,33 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
 
         encoder = vae.read(args.latents, dataset.channels)
         dataset = latents.prepare(dataset, encoder, device=pick_device())
+    first = data.duplicates.first_of_each(dataset.images, dataset.key)
+    groups = [[dataset.names[i] for i in group] for group in data.duplicates.groups(first)]
+    report = dataset.report | {"near_duplicates": groups}
+    if page is not None:
+        from underpaint.report.data import write
+
+        report["page"] = str(write(dataset, first, page))
     if args.json:
-        print_json(dataset.report)
+        print_json(report)
     else:
-        print_facts({key.replace("_", " "): shown(fact) for key, fact in dataset.report.items()})
+        print_facts({key.replace("_", " "): shown(fact) for key, fact in report.items()})
         if sentence := data.transparency(wanted, dataset.report):
             print(sentence)
+
+
+def _page(args: argparse.Namespace) -> Path | None:
+    """Where the page goes. Raises UserError if it cannot."""
+    from underpaint.io import check_new, check_place
+
+    if args.page is None:
+        return None
+    page = Path(args.page)
+    if page.suffix not in (".html", ".htm"):
+        raise UserError(f"--page {page}: give a name that ends in .html")
+    check_new([page], args.overwrite)
+    check_place(page.parent)
+    return page
 
 
 def shown(value: Any) -> str:
@@ -61,6 +92,8 @@ def shown(value: Any) -> str:
             return f"{value['files']:,} ({value['reason']}){more}"
         return _cut([f"{key} {shown(item)}" for key, item in value.items()], ", ")
     if isinstance(value, (list, tuple)):
+        if value and all(isinstance(item, list) for item in value):  # groups of duplicates
+            return _cut([_cut(group, " = ") for group in value], "\n")
         if value and all(isinstance(item, int) for item in value):
             return " × ".join(str(item) for item in value)
         return _cut([shown(item) for item in value], "\n")

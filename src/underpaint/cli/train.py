@@ -22,6 +22,7 @@ SHORT = {  # flags of their own
     "--held-out": "data.held_out",
     "--max-pixels": "data.max_pixels",
     "--levels": "data.levels",
+    "--remove-duplicates": "data.remove_duplicates",
     "--audit-split": "data.audit_split",
     "--labels": "network.labels",
     "--compile": "train.compile",

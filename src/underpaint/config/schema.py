@@ -94,6 +94,10 @@ class Data:
         Range(0, 1, "a share from 0 to below 1", "most"),
     )
     limit: int = setting(0, "use this many training images only (chosen by hash); 0: all", Range(0))
+    remove_duplicates: bool = setting(
+        False,
+        "of images that are nearly equal train on one, and on none if another of them is held out",
+    )
     only: str = setting(
         "", "file of sha256 sums, one a line: train on these images alone, whatever is held out"
     )

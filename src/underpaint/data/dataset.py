@@ -20,7 +20,7 @@ from torch import Tensor
 
 from underpaint import config as settings
 from underpaint.core.spaces import from_uint8
-from underpaint.data import cache, digests, split
+from underpaint.data import cache, digests, duplicates, split
 from underpaint.data.build import check_bad, decode_all
 from underpaint.data.decode import BITS, RESAMPLING, Options, parse_colour
 from underpaint.data.readers.base import Source
@@ -185,6 +185,14 @@ def prepare(
         by_hash = sorted(train_ids.tolist(), key=lambda i: (entry.file_sha[i].tobytes(), i))
         train_ids = np.array(sorted(by_hash[: config.limit]), np.int64)
     held_out_ids = np.flatnonzero(side == split.HELD_OUT)
+    if config.remove_duplicates:
+        first = duplicates.first_of_each(entry.pixels, key)
+        train_ids = duplicates.kept(train_ids, held_out_ids, first)
+        if len(train_ids) == 0:
+            raise UserError(
+                f"data '{data.origin}': every image is nearly equal to one that is held out; leave "
+                "remove_duplicates out"
+            )
     report = _report(data, entry, options, side, train_ids)
     report |= {"cache": str(folder), "reused": reused, "seconds": time.monotonic() - started}
     return Dataset(

@@ -58,6 +58,7 @@ def _templates() -> Environment:
 def write_page(path: Path, page: str) -> Path:
     """Replace the page at once, so that a reader never sees half of it."""
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, page)
     return path
 

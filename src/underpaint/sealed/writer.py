@@ -28,12 +28,12 @@ from underpaint.data import fixed_masks, split
 from underpaint.data.build import check_bad, check_size, in_order, natural_order
 from underpaint.data.dataset import decoding
 from underpaint.data.decode import Options
+from underpaint.data.near_duplicates import NearDuplicates
 from underpaint.data.source import find
 from underpaint.errors import UserError
 from underpaint.io import replacing, writing
 from underpaint.progress import doing
 from underpaint.sealed import format as sealed
-from underpaint.sealed.near_duplicates import NearDuplicates
 
 BATCH = 64  # images whose patches are written together
 SUPPORT = 3  # pixels of the Lanczos kernel to either side
