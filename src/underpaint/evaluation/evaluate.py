@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from underpaint import config, data, model
+from underpaint import config, data, model, model_folder
 from underpaint._version import __version__
 from underpaint.core import alpha, samplers
 from underpaint.data import Dataset, cache
@@ -60,7 +60,7 @@ def evaluate(
     size: tuple[int, ...] = (),
     seed: int = 0,
     sampling: Mapping[str, Any] | None = None,
-    weights: model.Weights = "ema",
+    weights: model_folder.Weights = "ema",
     batch: int = 64,
     device: str = "auto",
     vae: str | Path | None = None,
@@ -69,7 +69,7 @@ def evaluate(
     interval: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:
-    """Score `source`, a model (as `model.find`) or images, against the images `reference`.
+    """Score `source`, a model (as `model_folder.find`) or images, against the images `reference`.
 
     `reference` None: the run's own data. `n` images a side; None: as many as are held out (at most
     MOST). `sampling`: what differs from the model's own settings, by the names in SAMPLING. `vae`
@@ -172,7 +172,7 @@ def evaluate(
 
 
 def _is_model(source: str | Path) -> bool:
-    """Whether `model.find` is to open it; else it is images."""
+    """Whether `model_folder.find` is to open it; else it is images."""
     if str(source).startswith("pretrained:"):
         return True
     path = Path(source).expanduser()
@@ -200,8 +200,8 @@ def _reference(
             raise UserError(f"{source}: to score images, add --reference DATA, the real ones")
         real = config.Data(source=reference, size=size, held_out=held_out or "auto")
         return replace(real, channels=images.channels)
-    folder = model.find(source)
-    spec, place = model.read_spec(folder), _run_of(folder)
+    folder = model_folder.find(source)
+    spec, place = model_folder.read_spec(folder), _run_of(folder)
     real = config.Data()
     if place:
         run = config.load(place / "config.yaml")
@@ -254,11 +254,11 @@ def _model(
     network: features.Extractor,
     seed: int,
     sampling: dict[str, Any],
-    weights: model.Weights,
+    weights: model_folder.Weights,
     batch: int,
 ) -> Judged:
-    folder = model.find(source)
-    digests = model.read_card(folder)["sha256"]
+    folder = model_folder.find(source)
+    digests = model_folder.read_card(folder)["sha256"]
     defaults = {name: getattr(loaded.spec.sampling, name) for name in SAMPLING}
     labels, rule = _labels(loaded, real, seed)
     run = _run_of(folder)

@@ -18,7 +18,7 @@ import torch
 from underpaint import config
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
-from underpaint.model import read_fitting_spec
+from underpaint.model_folder import read_fitting_spec
 from underpaint.registry import wing
 from underpaint.training import (
     distributed,
