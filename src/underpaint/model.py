@@ -5,6 +5,7 @@ What it is on disk: `model_folder.py`.
 
 import contextlib
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +26,11 @@ from underpaint.errors import UserError
 from underpaint.hardware import Precision, keep_freed_memory, pick_device, use_bf16
 from underpaint.io import appearing, check_place, holds_only, writing
 from underpaint.model_folder import (
-    MODEL,
+    SAVED,
+    Origin,
     Weights,
     find,
+    pinned,
     read_fitting_spec,
     read_weights,
     warn_once,
@@ -41,6 +44,7 @@ class Model:
 
     def __init__(self, spec: config.ModelSpec, denoiser: Denoiser, space: spaces.Space) -> None:
         self.spec, self.denoiser, self.space = spec, denoiser, space
+        self.origin: Origin | None = None  # of a model that was loaded
 
     def __repr__(self) -> str:
         """One line: network, parameters, images, labels, device."""
@@ -57,22 +61,52 @@ class Model:
         self.denoiser.to(pick_device(str(device)))
         return self
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Write the weights and `config.json` into `folder`, which `load` reads; returns it.
+    def save(self, folder: str | Path, *, half: bool = False, overwrite: bool = False) -> Path:
+        """Write the model into `folder`, which `load` reads; returns it.
 
-        Raises UserError if it exists, unless it holds a model and `overwrite` is given.
+        `model.safetensors`, in float16 if `half`; `config.json`; of a model that was loaded also a
+        card, `README.md`, and the samples that it shows, `samples.png` (see `interop.card`). Raises
+        UserError if the folder exists, unless it holds a model and `overwrite` is given.
         """
         out = Path(folder).expanduser()
         if out.exists() and not overwrite:
             raise UserError(f"{out}: exists already; add overwrite=True or choose another folder")
-        if out.exists() and not holds_only(out, MODEL):
+        other = not holds_only(out, SAVED) or not (out / "config.json").exists()
+        if out.exists() and other and any(out.iterdir()):
             raise UserError(f"{out}: holds other files than a model; choose another folder")
         check_place(out.parent)
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            with appearing(out, MODEL) as temporary:
-                write_model(temporary, self.spec, {"model": self.backbone.state_dict()})
+            with appearing(out, SAVED) as temporary:
+                self.write(temporary, half=half)
         return out
+
+    def write(self, folder: Path, *, half: bool = False, name: str | None = None) -> None:
+        """Fill an empty folder as `save` does; `name`: what the card calls the model."""
+        spec = self.spec
+        if spec.space.vae:  # a path of this machine; whoever loads it gives `vae`
+            spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=""))
+        write_model(folder, spec, {"model": self.backbone.state_dict()}, half)
+        if self.origin is not None:
+            _interop("card").write(self, folder, half=half, name=name)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        half: bool = False,
+        message: str | None = None,
+    ) -> str:
+        """Upload what `save` writes to `org/name` on the Hugging Face Hub; returns its address.
+
+        The repository is made if it is not there, `private` or not (None: as the Hub makes those of
+        `org`); `org/name@BRANCH` is a branch of it, which is made as well. `message`: of the
+        commit. A licence that the card there names is kept. You must be logged in (`hf auth
+        login`). Raises UserError where the Hub refuses.
+        """
+        address: str = _interop("hub").push(self, name, private, half, message)
+        return address
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -122,14 +156,18 @@ class Model:
         space = self.spec.space
         if space.kind != "latents":
             return None
-        if space.vae and not Path(space.vae).expanduser().exists():
+        if not space.vae:
+            raise UserError(
+                "this model draws latents, and its autoencoder does not come with it; add --vae "
+                "and the folder of the autoencoder that it was trained with (in Python: vae=FOLDER)"
+            )
+        if not Path(space.vae).expanduser().exists():
             raise UserError(
                 f"{space.vae}: the autoencoder that this model was trained with is not there any "
                 "more; add --vae and the folder where it is now to sample, evaluate or audit (in "
                 "Python: vae=FOLDER)"
             )
-        if space.vae:
-            warn_once(f"{space.vae}: the autoencoder that the model's settings name is read")
+        warn_once(f"{space.vae}: the autoencoder that the model's settings name is read")
         return autoencoders.of_space(space, self.spec.channels)
 
     def images(self, patches: Tensor) -> Tensor:
@@ -253,16 +291,21 @@ def build(spec: config.ModelSpec) -> Model:
 def load(
     source: str | Path,
     *,
+    revision: str | None = None,
     weights: Weights = "ema",
     device: str = "auto",
     vae: str | Path | None = None,
     precision: Precision = "fp32",
 ) -> Model:
-    """Load a model: `source` as in `find`. Raises UserError for a missing or damaged one.
+    """Load a run, a checkpoint, a saved model, `pretrained:NAME` or `org/name` on the Hub.
 
-    `precision`: of the network's multiplications (auto: bf16 where the device is fast at it).
+    Raises UserError for a missing or damaged one, or where the Hub is not reached.
+    `revision` of `org/name`: a branch, a tag or a commit; a folder that is there comes before a
+    model of that name on the Hub. `precision`: of the network's multiplications (auto: bf16 where
+    the device is fast at it).
     `vae`: where the autoencoder of a model of latents is now, if it has moved since training.
     """
+    source = pinned(source, revision)
     while True:
         folder = find(source)
         try:
@@ -281,4 +324,10 @@ def load(
     keep_freed_memory()
     model.denoiser.to(pick_device(device)).eval()
     model.precision = precision
+    model.origin = Origin(folder, weights, str(source))
     return model
+
+
+def _interop(name: str) -> Any:
+    """A module of `interop`, which is imported when it is asked for: no training needs it."""
+    return importlib.import_module(f"underpaint.interop.{name}")

@@ -1,4 +1,4 @@
-"""A model's folder on disk, and how it is found: a run, a checkpoint, an export, `pretrained:NAME`.
+"""A model's folder, and how it is found: run, checkpoint, export, `pretrained:NAME`, `org/name`.
 
 It is self-contained: `config.json` (a `ModelSpec`, and the sha256 of each weight file) beside
 `ema.safetensors` and `model.safetensors`.
@@ -22,12 +22,15 @@ from underpaint import config, factory
 from underpaint._version import __version__
 from underpaint.bounded import Is, checked, read_json
 from underpaint.errors import UserError
+from underpaint.hub import PREFIX, Repository
 from underpaint.io import numbered
 
 FORMAT = 2  # of a model's folder
-MODEL = ("config.json", "model.safetensors")  # files of an exported model
+MODEL = ("config.json", "model.safetensors")  # files of a model that stands alone
+SAVED = (*MODEL, "README.md", "samples.png")  # with its card
 
 Weights = Literal["ema", "model", "narrow", "wide"]  # the last two: training/posthoc.py
+FILES = ("config.json", *(f"{name}.safetensors" for name in get_args(Weights)))
 CARD = {  # config.json
     "format": Is(int, FORMAT, FORMAT),
     "underpaint": Is(str, optional=True),
@@ -36,17 +39,32 @@ CARD = {  # config.json
         dict,
         1,
         of=Is(str, 64, 64),
-        among=frozenset(f"{name}.safetensors" for name in get_args(Weights)),
+        among=frozenset(FILES[1:]),
     ),
 }
 
 
-def find(source: str | Path) -> Path:
-    """The model's folder behind a run, a checkpoint, an exported folder or `pretrained:NAME`.
+class Origin(NamedTuple):
+    """Where a model was loaded from: its folder, which weights there, and what was asked for."""
 
-    Of a run as `newest`, whose note is said on stderr. Raises UserError if there is none.
+    folder: Path
+    weights: Weights
+    source: str  # as `pinned` has it
+
+
+def find(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of a run's, a checkpoint's, an exported model, `pretrained:NAME` or `org/name`.
+
+    Of a run as `newest`, whose note is said on stderr; `org/name`, at a `revision`, is downloaded
+    from the Hugging Face Hub (see `hub`), unless it is a folder here. Raises UserError if there is
+    none.
     """
     text = str(source)
+    if repository := _repository(source, revision):
+        folder, _ = repository.download(FILES)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{repository}: is no model of underpaint (it has no config.json)")
+        return folder
     if text.startswith("pretrained:"):
         packaged = Path(str(resources.files("underpaint"))) / "pretrained"
         name = text.removeprefix("pretrained:")
@@ -56,7 +74,9 @@ def find(source: str | Path) -> Path:
         return packaged / name
     folder = Path(source).expanduser()
     if not folder.exists():
-        raise UserError(f"{text}: no such folder; give a run, a checkpoint or an exported model")
+        raise UserError(
+            f"{text}: no such folder; give a run, a checkpoint, an exported model, or hub:ORG/NAME"
+        )
     if (folder / "config.json").is_file():
         return folder
     if numbered(folder / "checkpoints"):
@@ -68,6 +88,39 @@ def find(source: str | Path) -> Path:
         f"{text}: holds no model (no config.json and no checkpoints); "
         "give a run, a checkpoint or an exported model"
     )
+
+
+def pinned(source: str | Path, revision: str | None = None) -> str | Path:
+    """What names the same model for ever, where it is on the Hub: `hub:org/name@COMMIT`.
+
+    Any other source is returned as it is. Raises UserError as `find`.
+    """
+    repository = _repository(source, revision)
+    if repository is None:
+        return source
+    _, commit = repository.download(FILES)
+    return f"{PREFIX}{repository.name}@{commit}"
+
+
+def _repository(source: str | Path, revision: str | None) -> Repository | None:
+    found = Repository.of(source)
+    if revision is None:
+        return found
+    if found is None:
+        raise UserError(
+            f"{source}: is no model on the Hugging Face Hub, so it has no revision {revision}; "
+            "leave the revision out, or give hub:ORG/NAME"
+        )
+    if found.revision not in (None, revision):
+        raise UserError(f"{source}: names another revision than {revision}; give one of the two")
+    return found._replace(revision=revision)
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run whose checkpoint `folder` is; None for a model that stands alone."""
+    run = folder.parent.parent
+    inside = folder.parent.name == "checkpoints" and (run / "config.yaml").is_file()
+    return run if inside else None
 
 
 class Found(NamedTuple):
@@ -224,13 +277,26 @@ def read_fitting_spec(folder: Path, weights: Weights = "ema") -> config.ModelSpe
 
 
 def write_model(
-    folder: Path, spec: config.ModelSpec, weights: Mapping[Weights, dict[str, Tensor]]
+    folder: Path,
+    spec: config.ModelSpec,
+    weights: Mapping[Weights, dict[str, Tensor]],
+    half: bool = False,
 ) -> None:
-    """Write `NAME.safetensors` for each set of weights, and `config.json`."""
+    """Write `NAME.safetensors` for each set of weights, and `config.json`.
+
+    `half`: in float16, to the nearest. Raises UserError for a weight that float16 cannot hold.
+    """
     digests = {}
     for name, tensors in weights.items():
         path = folder / f"{name}.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+        kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        if half:
+            kept = {k: v.half() for k, v in kept.items()}
+            if beyond := [k for k, v in kept.items() if not v.isfinite().all()]:
+                raise UserError(
+                    f"'{beyond[0]}' holds weights beyond float16's 65504; leave half out"
+                )
+        save_file(kept, path)
         with safe_open(path, "pt"):  # whole: it compares the header with the length of the file
             path.chmod(0o666 & ~umask())  # safetensors writes files that only their owner can read
         digests[path.name] = sha256(path)

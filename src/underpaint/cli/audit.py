@@ -14,13 +14,13 @@ from underpaint.cli.parser import (
     print_table,
     settings_of,
 )
-from underpaint.cli.settings import add_model
+from underpaint.cli.settings import RUN, add_model
 from underpaint.errors import UserError
 
 
 def arguments(parser: Parser, verb: str) -> None:
     add = parser.add_argument
-    add("source", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
+    add("source", metavar="RUN", help=RUN)
     add(
         "--attacks",
         dest="names",
@@ -89,9 +89,11 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     from pathlib import Path
 
     from underpaint.io import check_new, check_place
+    from underpaint.model_folder import pinned
     from underpaint.privacy.audit import audit
     from underpaint.report.audit import FILES, write
 
+    settings["source"] = pinned(args.source, settings.pop("revision", None))
     source = Path(args.source)
     of_run = source / "audit" if (source / "config.yaml").is_file() else None
     out = Path(args.out) if args.out else of_run or Path("audit")

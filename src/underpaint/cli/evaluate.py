@@ -14,7 +14,7 @@ from underpaint.cli.parser import (
     print_table,
     settings_of,
 )
-from underpaint.cli.settings import add_model, add_sampling, add_setting, sampling_of
+from underpaint.cli.settings import RUN, add_model, add_sampling, add_setting, sampling_of
 from underpaint.errors import UserError
 
 EXTRACTORS = ("mobilenetv2", "inception", "torchscript")
@@ -28,8 +28,7 @@ def arguments(parser: Parser, verb: str) -> None:
         "source",
         metavar="RUN|FOLDER",
         nargs="+",
-        help="a run, a checkpoint, an exported model, pretrained:NAME, or images as `prepare` "
-        "reads",
+        help=f"{RUN}; or images as `prepare` reads",
     )
     add(
         "--reference",
@@ -79,12 +78,13 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         raise UserError("evaluate under torchrun takes one RUN|FOLDER; call it once for each")
     from underpaint.evaluation.evaluate import evaluate
     from underpaint.evaluation.results import differences
+    from underpaint.model_folder import pinned
 
     settings = settings_of(args) | {"size": tuple(args.size or ()), "sampling": sampling}
-    for name in (*sampling, "source"):
+    for name in (*sampling, "source", "revision"):
         settings.pop(name, None)
     results: list[dict[str, Any]] = []
-    for source in args.source:
+    for source in [pinned(name, args.revision) for name in args.source]:
         with Bar(f"features of {source}", quiet=args.quiet) as bar:
             result = evaluate(source, **settings, progress=bar)
         if result is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from underpaint import config
 from underpaint.cli.parser import Bar, Parser, add_output, console, print_json, print_table, width
-from underpaint.cli.settings import add_setting, as_help
+from underpaint.cli.settings import REVISION, add_setting, as_help
 from underpaint.config.plain import Plain
 from underpaint.errors import UserError
 
@@ -44,9 +44,10 @@ def arguments(parser: Parser, verb: str) -> None:
         "--from",
         dest="start",
         metavar="RUN",
-        help="begin with the weights of a run, a checkpoint or pretrained:NAME; without --preset "
-        "and --config their network is taken, too",
+        help="begin with the weights of a run, a checkpoint, pretrained:NAME or ORG/NAME; without "
+        "--preset and --config their network is taken, too",
     )
+    add("--revision", metavar="REV", help=REVISION)
     add(
         "--minutes", type=float, metavar="M", help="until the report is there; stages in proportion"
     )
@@ -100,6 +101,12 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
         chosen = base or config.preset(_default(args))
     if args.verb == "finetune" and not args.start and not args.dry_run:
         raise UserError("finetune needs --from RUN, a checkpoint or pretrained:NAME; or use train")
+    if args.revision and not args.start:
+        raise UserError("--revision is of the model on the Hub that --from names; add that")
+    if args.start:
+        from underpaint.model_folder import pinned
+
+        args.start = str(pinned(args.start, args.revision))
     if args.start and unnamed:
         from underpaint.training import adopt
 

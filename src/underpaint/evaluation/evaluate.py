@@ -26,6 +26,7 @@ from underpaint.evaluation import feature_cache, features
 from underpaint.evaluation.feature_cache import Store
 from underpaint.evaluation.results import SAMPLING, digest, moved, score_all
 from underpaint.hardware import Precision
+from underpaint.hub import Repository
 from underpaint.io import replace_text
 from underpaint.training import distributed
 from underpaint.training.checkpointing import read_progress
@@ -82,6 +83,7 @@ def evaluate(
     """
     if n is not None and n < LEAST:
         raise UserError(_too_few(f"-n {n}"))
+    source = model_folder.pinned(source)
     world = distributed.start(device)
     try:
         network = features.load(extractor, weights_file, str(world.device))
@@ -173,7 +175,7 @@ def evaluate(
 
 def _is_model(source: str | Path) -> bool:
     """Whether `model_folder.find` is to open it; else it is images."""
-    if str(source).startswith("pretrained:"):
+    if str(source).startswith("pretrained:") or Repository.of(source):
         return True
     path = Path(source).expanduser()
     return (path / "config.json").is_file() or (path / "config.yaml").is_file()
@@ -201,7 +203,7 @@ def _reference(
         real = config.Data(source=reference, size=size, held_out=held_out or "auto")
         return replace(real, channels=images.channels)
     folder = model_folder.find(source)
-    spec, place = model_folder.read_spec(folder), _run_of(folder)
+    spec, place = model_folder.read_spec(folder), model_folder.run_of(folder)
     real = config.Data()
     if place:
         run = config.load(place / "config.yaml")
@@ -218,13 +220,6 @@ def _reference(
     if reference is not None and reference != real.source:
         real = replace(real, source=reference, limit=0, held_out=held_out or "auto")
     return real
-
-
-def _run_of(folder: Path) -> Path | None:
-    """The run whose checkpoint `folder` is; None for a model that stands alone."""
-    run = folder.parent.parent
-    inside = folder.parent.name == "checkpoints" and (run / "config.yaml").is_file()
-    return run if inside else None
 
 
 def _prepared(wanted: config.Data, world: distributed.World) -> Dataset:
@@ -261,7 +256,7 @@ def _model(
     digests = model_folder.read_card(folder)["sha256"]
     defaults = {name: getattr(loaded.spec.sampling, name) for name in SAMPLING}
     labels, rule = _labels(loaded, real, seed)
-    run = _run_of(folder)
+    run = model_folder.run_of(folder)
     trained = config.load(run / "config.yaml") if run else None
     state = folder / "state.json"
     about: dict[str, Any] = {

@@ -100,6 +100,7 @@ def audit(
     with clock("data"):
         names = attacks.check(names)
         network = features.load(extractor, weights_file) if extractor else None
+        source = model_folder.pinned(source)
         folder = model_folder.find(source)
         loaded = model.load(source, weights=weights, device=device, vae=vae, precision=precision)
         data = membership.load(folder, loaded, members, non_members)

@@ -18,7 +18,7 @@ import torch
 from underpaint import config
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
-from underpaint.model_folder import read_fitting_spec
+from underpaint.model_folder import pinned, read_fitting_spec
 from underpaint.registry import wing
 from underpaint.training import (
     distributed,
@@ -61,7 +61,7 @@ def train(
 ) -> Path:
     """Train by the recipe `run` into the folder `out`, and return that folder.
 
-    `start`: weights to begin with (a run, a checkpoint, `pretrained:NAME`), else they are drawn.
+    `start`: weights to begin with (as `model_folder.find`), else they are drawn.
     `resume`: go on with the run in `out` by its own recipe; `run` may then be None.
     `make_check`: builds what is measured on held-out images as training goes on.
     `preparing`: called with (done, total) images while data are decoded for the first time.
@@ -89,6 +89,7 @@ def train(
         raise UserError("a recipe is needed to begin a run")
     run = config.checked(run)
     config.check(run)
+    start = start and str(pinned(start))
     tracker_library(run.train.track)
     if any(stage.dp for stage in run.stages.values()):
         wing("dp").library()
