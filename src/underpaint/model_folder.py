@@ -293,9 +293,7 @@ def write_model(
         if half:
             kept = {k: v.half() for k, v in kept.items()}
             if beyond := [k for k, v in kept.items() if not v.isfinite().all()]:
-                raise UserError(
-                    f"'{beyond[0]}' holds weights beyond float16's 65504; leave half out"
-                )
+                raise UserError(f"'{beyond[0]}' has weights beyond float16's 65504; leave half out")
         save_file(kept, path)
         with safe_open(path, "pt"):  # whole: it compares the header with the length of the file
             path.chmod(0o666 & ~umask())  # safetensors writes files that only their owner can read

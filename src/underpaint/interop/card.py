@@ -36,7 +36,7 @@ SIDES = {"train": "training images", "held_out": "held-out images", "floor": "re
 PLACES = ("source", "only", "vae", "fixed_key")  # settings that name a file or a folder
 LARGEST = 1 << 22  # bytes of a card
 HEADER = "---\n"
-UNCHOSEN = "not-chosen-yet"  # the name of the licence, until the owner has filled it in
+UNCHOSEN = "license: other\nlicense_name: not-chosen-yet\n"  # until the owner has filled it in
 
 SCORES = {  # of evaluation/scores-….json
     "scores": Is(dict, 1, 3, Is(dict), frozenset(("train", "held_out", "floor"))),
@@ -304,7 +304,8 @@ def _longest(text: str) -> int:
 
 
 def licence(text: str) -> str:
-    """The lines of a card's header that name its licence."""
+    """The lines of a card's header that name its licence; empty while none is chosen."""
     header = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     lines = header[1].splitlines() if header else []
-    return "".join(f"{line}\n" for line in lines if re.match(r"license(_name|_link)?:", line))
+    found = [line for line in lines if re.match(r"license(_name|_link)?:", line)]
+    return "" if found == UNCHOSEN.splitlines() else "".join(f"{line}\n" for line in found)

@@ -49,11 +49,11 @@ def _keep_licence(api: Any, repository: Repository, path: Path) -> None:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if card.UNCHOSEN not in (before := card.licence(text)):
+    if card.UNCHOSEN not in text:
         return
     try:
         there = api.hf_hub_download(repository.name, "README.md", revision=repository.revision)
     except RemoteEntryNotFoundError:
         return
     chosen = card.licence(Path(there).read_text(encoding="utf-8", errors="replace"))
-    path.write_text(text.replace(before, chosen or before, 1), encoding="utf-8")
+    path.write_text(text.replace(card.UNCHOSEN, chosen or card.UNCHOSEN, 1), encoding="utf-8")
