@@ -229,7 +229,8 @@ def test_what_a_card_is_made_of_is_damaged(run: Path, tmp_path: Path) -> None:
 def test_the_packaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(card, "ROWS", 1)
     text = written("pretrained:lorelei", tmp_path / "card", "org/heads")
-    assert "It is `pretrained:lorelei`, which comes with underpaint and is described there." in text
+    assert "It is `pretrained:lorelei`, which comes with underpaint. What is said of it" in text
+    assert "| training images | the 9,500 of `avatars:lorelei` that are not held out |" in text
     assert "1,580,080 parameters" in text
     assert "images of 32×32 pixels in colour, by label" in text
     assert "**No audit was made**" in text

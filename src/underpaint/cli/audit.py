@@ -15,7 +15,7 @@ from underpaint.cli.parser import (
     settings_of,
 )
 from underpaint.cli.settings import RUN, add_model
-from underpaint.errors import UserError
+from underpaint.errors import UserError, plain
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -129,5 +129,5 @@ def _print(result: dict[str, Any], page: object) -> None:
     out.print(f"data set as a whole: p = {result['dataset']['p_value']:.2g}")
     out.print(result["verdict"], style="bold")
     for line in [*result["reasons"], *result["findings"], *result["notes"]]:
-        out.print(f"  {line}")
+        out.print(plain(f"  {line}"))
     out.print(f"page     {page}")

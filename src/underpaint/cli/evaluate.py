@@ -15,7 +15,7 @@ from underpaint.cli.parser import (
     settings_of,
 )
 from underpaint.cli.settings import RUN, add_model, add_sampling, add_setting, sampling_of
-from underpaint.errors import UserError
+from underpaint.errors import UserError, plain
 
 EXTRACTORS = ("mobilenetv2", "inception", "torchscript")
 COLUMNS = {"train": "train", "held_out": "held-out", "floor": "real images"}
@@ -118,11 +118,11 @@ def _print(results: list[dict[str, Any]], warnings: list[str]) -> None:
         )
         if twice := result["twice"]:
             out.print(_twice_line(twice, protocol["scores"][0]))
-        out.print(_protocol_line(protocol))
+        out.print(plain(_protocol_line(protocol)))
         for note in result["warnings"]:
-            out.print(f"note: {note}")
+            out.print(plain(f"note: {note}"))
     for warning in warnings:
-        out.print(f"warning: {warning}")
+        out.print(plain(f"warning: {warning}"))
 
 
 def _cell(key: str, scores: dict[str, Any]) -> str:

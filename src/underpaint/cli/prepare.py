@@ -44,13 +44,20 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     if args.json:
         print_json(dataset.report)
     else:
-        print_facts({key.replace("_", " "): shown(fact) for key, fact in dataset.report.items()})
+        print_facts({key.replace("_", " "): lines(fact) for key, fact in dataset.report.items()})
         if sentence := data.transparency(wanted, dataset.report):
             print(sentence)
 
 
+def lines(value: Any) -> list[str]:
+    """A value of the report for a person, a line each of a list, which is cut after MOST."""
+    if isinstance(value, (list, tuple)) and not all(isinstance(item, int) for item in value):
+        return _cut([shown(item) for item in value])
+    return [shown(value)]
+
+
 def shown(value: Any) -> str:
-    """A value of the report for a person: lists and counts are cut after MOST."""
+    """A value in one line: counts are cut after MOST."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
@@ -61,14 +68,12 @@ def shown(value: Any) -> str:
         if set(value) == {"files", "first", "reason"}:
             more = f", {value['first']} and others" if value["files"] > 1 else f", {value['first']}"
             return f"{value['files']:,} ({value['reason']}){more}"
-        return _cut([f"{key} {shown(item)}" for key, item in value.items()], ", ")
+        return ", ".join(_cut([f"{key} {shown(item)}" for key, item in value.items()]))
     if isinstance(value, (list, tuple)):
-        if value and all(isinstance(item, int) for item in value):
-            return " × ".join(str(item) for item in value)
-        return _cut([shown(item) for item in value], "\n")
+        return " × ".join(str(item) for item in value) or "none"
     return "none" if value is None else str(value)
 
 
-def _cut(parts: list[str], between: str) -> str:
+def _cut(parts: list[str]) -> list[str]:
     rest = [f"and {len(parts) - MOST:,} more"] if len(parts) > MOST else []
-    return between.join(parts[:MOST] + rest) or "none"
+    return parts[:MOST] + rest or ["none"]

@@ -147,8 +147,14 @@ def _facts(model: Model, same: bool) -> dict[str, Any]:
         "changed": not same,
         "parent": _named(source),
         "base": named,
+        "about": _packaged(model.origin.folder) if named else "",
         "run": None,
     }
+
+
+def _packaged(folder: Path) -> str:
+    """What the package says of its weights, without the title."""
+    return (folder / "README.md").read_text(encoding="utf-8").partition("\n")[2].strip()
 
 
 def _named(source: str | None) -> Repository | None:
@@ -287,7 +293,7 @@ def _template() -> Any:
 
 def code(text: object) -> str:
     """A text that somebody gave, such as a label, as code within a line of Markdown."""
-    shown = plain(str(text)).replace("\n", "\ufffd")
+    shown = plain(str(text))
     fence = "`" * (_longest(shown) + 1)
     pad = " " if "`" in shown or shown != shown.strip() or not shown else ""
     return f"{fence}{pad}{shown}{pad}{fence}"
