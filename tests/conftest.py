@@ -1,5 +1,6 @@
 """What the tests of the command line and of the studies share."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # which is read when the library is imported: none is asked
 
 from underpaint import hardware
 from underpaint.cli import main

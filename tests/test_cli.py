@@ -19,11 +19,22 @@ import underpaint
 from underpaint import config
 from underpaint.cli import VERBS, main, parser
 from underpaint.cli import train as training
+from underpaint.cli.parser import print_facts, print_table
 from underpaint.core import masks
 from underpaint.errors import Interrupted, RunFailed
 from underpaint.planning import machine
 
-HEAVY = ["torch", "matplotlib", "scipy", "numpy", "PIL", "rich", "jinja2", "safetensors"]
+HEAVY = [
+    "torch",
+    "huggingface_hub",
+    "matplotlib",
+    "scipy",
+    "numpy",
+    "PIL",
+    "rich",
+    "jinja2",
+    "safetensors",
+]
 
 
 def parsed(*flags: str, verb: str = "train") -> tuple[argparse.Namespace, list[str]]:
@@ -285,6 +296,46 @@ def test_prepare(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["labels"] == {"dark": 12, "light": 12}
     assert main(["prepare", str(faces), "--size", "8"]) == 0
     assert re.search(r"^labels +dark 12, light 12 *$", capsys.readouterr().out, re.M)
+
+
+def test_a_name_with_a_line_break_stays_in_its_line(
+    faces: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a label, of a file that cannot be read, and of what nobody reads."""
+    (faces / "dark").rename(faces / "dark\nroom")
+    (faces / "light" / "half\npart.png").write_bytes(b"")
+    (faces / "a\u2028note.txt").write_text("x")
+    images = [str(faces), "--size", "8", "--max-bad", "0.5"]
+    assert main(["prepare", *images]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.split("  ")[0]: line.rstrip() for line in lines}
+    assert re.fullmatch(r"labels +dark\ufffdroom 12, light 12", found["labels"])
+    assert re.search(r"light/half\ufffdpart.png: ", found["unreadable"])
+    assert re.search(r"a\ufffdnote.txt", found["unread"])
+    assert main(["prepare", *images, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["labels"]) == ["dark\nroom", "light"]
+    assert len(lines) == len(report)
+    recipe = config.load(small)
+    recipe.data.source, recipe.data.max_bad = str(faces), 0.5
+    recipe.stages = {"whole": config.Stage(images=8, batch=8)}
+    run = underpaint.train(recipe, tmp_path / "run", write_report=False, quiet=True)
+    log = (run / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d ", line) for line in log), log
+
+
+def test_tables_keep_to_their_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["a\nb", "c"], [["d\ne", "1"], ["f", "2\x0b"]])
+    print_facts({"one": "x\ny", "many": ["u\nv", "w"]})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["a\ufffdb", "c"],
+        ["d\ufffde", "1"],
+        ["f", "2\ufffd"],
+        ["one", "x\ufffdy"],
+        ["many", "u\ufffdv"],
+        ["w"],
+    ]
 
 
 def test_plan_writes_a_recipe_that_trains(

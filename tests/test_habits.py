@@ -16,8 +16,7 @@ from PIL import Image
 import underpaint as up
 from tests.conftest import SMALL, write_pictures
 from tests.heard import Heard
-from underpaint import config, training
-from underpaint import model as models
+from underpaint import config, model_folder, training
 from underpaint.cli import main
 from underpaint.errors import RunFailed, UserError
 from underpaint.progress import following
@@ -189,10 +188,11 @@ def test_a_finished_run_is_extended_and_resumes_exactly(begun: Path, tmp_path: P
     lines = [json.loads(line) for line in (begun / "metrics.jsonl").read_text().splitlines()]
     rates = [r["lr"] for r in lines if r["kind"] == "step" and r["stage"] == "whole-more1"]
     assert rates == [stage.learning_rate] * 4  # its last quarter is one step, which begins at 1
-    assert models.newest(begun).folder.name == f"{96:012d}"
+    assert model_folder.newest(begun).folder.name == f"{96:012d}"
     assert main(["train", "--resume", "--out", str(other), "--images", "32", "--quiet"]) == 0
     for name in ("model", "ema"):
-        one, two = (models.read_weights(models.newest(r).folder, name) for r in (begun, other))  # type: ignore[arg-type]
+        folders = [model_folder.newest(run).folder for run in (begun, other)]
+        one, two = (model_folder.read_weights(folder, name) for folder in folders)  # type: ignore[arg-type]
         assert all((one[key] == two[key]).all() for key in one)
     up.resume(other, images=16, quiet=True, write_report=False)
     assert list(config.load(other / "config.yaml").stages)[-1] == "whole-more2"

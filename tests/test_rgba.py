@@ -13,7 +13,7 @@ from PIL import Image
 from tests.core.test_augmentation import changes
 from tests.data.pictures import png
 from tests.evaluation.test_evaluate import Pooled
-from underpaint import config, data, model, pictures
+from underpaint import config, data, model, model_folder, pictures
 from underpaint.cli import main
 from underpaint.core import alpha, augmentation, masks, spaces
 from underpaint.data.decode import Options, decode
@@ -246,7 +246,7 @@ def test_sealed_patches_are_those_that_training_sees(place: Path, tmp_path: Path
 
 def test_a_run_draws_pictures_with_alpha(place: Path, tmp_path: Path) -> None:
     run = place / "run"
-    card = json.loads(model.find(run).joinpath("config.json").read_text())
+    card = json.loads(model_folder.find(run).joinpath("config.json").read_text())
     assert card["model"]["channels"] == 4
     assert "channels: rgba" in (run / "config.yaml").read_text()
     out = tmp_path / "out"

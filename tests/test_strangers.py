@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from underpaint import model
+from underpaint import model, model_folder
 from underpaint.errors import UserError
 from underpaint.report import page
 from underpaint.training.checkpointing import read_optimizer, read_progress
@@ -41,7 +41,7 @@ def taken(path: Path, texts: list[str], read: Callable[[], object]) -> list[str]
 
 @pytest.fixture
 def checkpoint(trained: Path, tmp_path: Path) -> Path:
-    newest = model.newest(trained).folder
+    newest = model_folder.newest(trained).folder
     return Path(shutil.copytree(newest, tmp_path / "run" / "checkpoints" / newest.name))
 
 
@@ -107,9 +107,9 @@ def test_a_model_is_read_while_its_run_goes_on(
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     old, new = sorted((run / "checkpoints").glob("0*"))[-2:]
     (run / "checkpoints" / "LATEST").write_text(old.name)
-    read = model.read_weights
+    read = model_folder.read_weights
 
-    def reading(folder: Path, weights: model.Weights = "ema") -> dict[str, torch.Tensor]:
+    def reading(folder: Path, weights: model_folder.Weights = "ema") -> dict[str, torch.Tensor]:
         if folder == old:
             shutil.rmtree(old)
             (run / "checkpoints" / "LATEST").write_text(new.name)
@@ -171,7 +171,7 @@ def test_weights_that_are_not_finite(value: float, checkpoint: Path) -> None:
         next(iter(tensors.values())).view(-1)[0] = value
         save_file(tensors, path)
     card = json.loads((checkpoint / "config.json").read_text())
-    card["sha256"] = {name: model.sha256(checkpoint / name) for name in card["sha256"]}
+    card["sha256"] = {name: model_folder.sha256(checkpoint / name) for name in card["sha256"]}
     (checkpoint / "config.json").write_text(json.dumps(card))
     for name in ("ema", "model"):
         with pytest.raises(UserError, match="not finite"):

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 
 from tests import systems
 from tests.heard import Heard
-from underpaint import config, data, model, vae
+from underpaint import config, data, model, model_folder, vae
 from underpaint.core import spaces
 from underpaint.data import latents
 from underpaint.errors import UserError
@@ -123,7 +123,7 @@ def test_an_autoencoder_that_settings_name_is_said(
 ) -> None:
     run = train(recipe(images, folder), tmp_path / "run", quiet=True)
     caplog.clear()
-    model._warn.cache_clear()  # it is said once a process
+    model_folder.warn_once.cache_clear()  # it is said once a process
     model.load(run, device="cpu").sample(2)
     assert [r.message for r in caplog.records if str(folder) in r.message] == [
         f"{folder}: the autoencoder that the model's settings name is read"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from underpaint import config
 from underpaint.io import replace_text
-from underpaint.model import FORMAT
+from underpaint.model_folder import FORMAT
 
 
 def convert(folder: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from underpaint import api, config
 from underpaint.errors import Interrupted
-from underpaint.model import find, read_spec, write_model
+from underpaint.model_folder import find, read_spec, write_model
 
 ROOT = Path(__file__).parent.parent
 

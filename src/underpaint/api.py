@@ -8,6 +8,7 @@ from typing import Any
 from underpaint import config, report
 from underpaint.errors import UserError
 from underpaint.evaluation.validation import OverfitCheck
+from underpaint.model_folder import pinned
 from underpaint.progress import doing, shown
 from underpaint.training import adopt
 from underpaint.training import train as train_loop
@@ -36,9 +37,10 @@ def train(
 ) -> Path:
     """Train by a recipe (a `Run`, a preset's name or a YAML file), and write the report.
 
-    `out`: the run's folder, which is returned. `start`: weights to begin with (a run, a checkpoint
-    or `pretrained:NAME`). `minutes`: all stages in so many, each by its share. `began`: when these
-    began (`time.monotonic()`; None: now); the report is there when they are over.
+    `out`: the run's folder, which is returned. `start`: weights to begin with (a run, a checkpoint,
+    `pretrained:NAME` or `org/name` on the Hub). `minutes`: all stages in so many, each by its
+    share. `began`: when these began (`time.monotonic()`; None: now); the report is there when they
+    are over.
     Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
     """
     settings = {"start": start, "overwrite": overwrite, "quiet": quiet}
@@ -81,11 +83,12 @@ def finetune(
     with the network, space and noise of the model. `settings`: overwrite, preparing, quiet and
     write_report, as of `train`. Returns and raises as `train`.
     """
-    run = adopt(config.preset("default"), str(start)) if recipe is None else _recipe(recipe)
+    start = str(pinned(start))
+    run = adopt(config.preset("default"), start) if recipe is None else _recipe(recipe)
     if isinstance(data, (str, Path)):
         data = dataclasses.replace(run.data, source=str(data))
     run = only_stages(dataclasses.replace(run, data=data), masked=False)
-    return train(run, out, start=str(start), **settings)
+    return train(run, out, start=start, **settings)
 
 
 def only_stages(run: config.Run, *, masked: bool) -> config.Run:

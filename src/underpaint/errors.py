@@ -19,5 +19,8 @@ class Interrupted(Exception):
 
 
 def plain(text: str) -> str:
-    """A text without the control characters that a name may hold, and a terminal would obey."""
-    return "".join("\ufffd" if c != "\n" and category(c) == "Cc" else c for c in text)
+    """A line without the control characters that a name may hold, and a terminal would obey.
+
+    Line breaks are among them: what is one line stays one.
+    """
+    return "".join("\ufffd" if category(c) in ("Cc", "Zl", "Zp") else c for c in text)

@@ -1,58 +1,43 @@
 """A trained model: a denoiser, the space it works in, and the names of its labels.
 
-A model's folder is self-contained: `config.json` (a `ModelSpec`, and the sha256 of each weight
-file) beside `ema.safetensors` and `model.safetensors`. A run, one of its checkpoints, an exported
-folder and `pretrained:NAME` all lead to such a folder.
+What it is on disk: `model_folder.py`.
 """
 
 import contextlib
 import dataclasses
-import hashlib
-import json
-import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
-from importlib import resources
+import importlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, cast, get_args
+from typing import Any, Self, cast
 from unicodedata import normalize
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from underpaint import backbones, config, factory
 from underpaint import vae as autoencoders
-from underpaint._version import __version__
-from underpaint.bounded import Is, checked, read_json
 from underpaint.core import samplers, spaces
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.guidance import guided
 from underpaint.core.samplers import Sampling
 from underpaint.errors import UserError
 from underpaint.hardware import Precision, keep_freed_memory, pick_device, use_bf16
-from underpaint.io import appearing, check_place, holds_only, numbered, writing
+from underpaint.io import appearing, check_place, holds_only, writing
+from underpaint.model_folder import (
+    SAVED,
+    Origin,
+    Weights,
+    find,
+    pinned,
+    read_fitting_spec,
+    read_weights,
+    warn_once,
+    write_model,
+)
 from underpaint.progress import doing
 from underpaint.vae import VAE
-
-FORMAT = 2  # of a model's folder
-MODEL = ("config.json", "model.safetensors")  # files of an exported model
-
-Weights = Literal["ema", "model", "narrow", "wide"]  # the last two: training/posthoc.py
-CARD = {  # config.json
-    "format": Is(int, FORMAT, FORMAT),
-    "underpaint": Is(str, optional=True),
-    "model": Is(dict),
-    "sha256": Is(
-        dict,
-        1,
-        of=Is(str, 64, 64),
-        among=frozenset(f"{name}.safetensors" for name in get_args(Weights)),
-    ),
-}
 
 
 class Model:
@@ -60,6 +45,7 @@ class Model:
 
     def __init__(self, spec: config.ModelSpec, denoiser: Denoiser, space: spaces.Space) -> None:
         self.spec, self.denoiser, self.space = spec, denoiser, space
+        self.origin: Origin | None = None  # of a model that was loaded
 
     def __repr__(self) -> str:
         """One line: network, parameters, images, labels, device."""
@@ -76,22 +62,52 @@ class Model:
         self.denoiser.to(pick_device(str(device)))
         return self
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Write the weights and `config.json` into `folder`, which `load` reads; returns it.
+    def save(self, folder: str | Path, *, half: bool = False, overwrite: bool = False) -> Path:
+        """Write the model into `folder`, which `load` reads; returns it.
 
-        Raises UserError if it exists, unless it holds a model and `overwrite` is given.
+        `model.safetensors`, in float16 if `half`; `config.json`; of a model that was loaded also a
+        card, `README.md`, and the samples that it shows, `samples.png` (see `interop.card`). Raises
+        UserError if the folder exists, unless it holds a model and `overwrite` is given.
         """
         out = Path(folder).expanduser()
         if out.exists() and not overwrite:
             raise UserError(f"{out}: exists already; add overwrite=True or choose another folder")
-        if out.exists() and not holds_only(out, MODEL):
+        other = not holds_only(out, SAVED) or not (out / "config.json").exists()
+        if out.exists() and other and any(out.iterdir()):
             raise UserError(f"{out}: holds other files than a model; choose another folder")
         check_place(out.parent)
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            with appearing(out, MODEL) as temporary:
-                write_model(temporary, self.spec, {"model": self.backbone.state_dict()})
+            with appearing(out, SAVED) as temporary:
+                self.write(temporary, half=half)
         return out
+
+    def write(self, folder: Path, *, half: bool = False, name: str | None = None) -> None:
+        """Fill an empty folder as `save` does; `name`: what the card calls the model."""
+        spec = self.spec
+        if spec.space.vae:  # a path of this machine; whoever loads it gives `vae`
+            spec = dataclasses.replace(spec, space=dataclasses.replace(spec.space, vae=""))
+        write_model(folder, spec, {"model": self.backbone.state_dict()}, half)
+        if self.origin is not None:
+            _interop("card").write(self, folder, half=half, name=name)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        half: bool = False,
+        message: str | None = None,
+    ) -> str:
+        """Upload what `save` writes to `org/name` on the Hugging Face Hub; returns its address.
+
+        The repository is made if it is not there, `private` or not (None: as the Hub makes those of
+        `org`); `org/name@BRANCH` is a branch of it, which is made as well. `message`: of the
+        commit. A licence that the card there names is kept. You must be logged in (`hf auth
+        login`). Raises UserError where the Hub refuses.
+        """
+        address: str = _interop("hub").push(self, name, private, half, message)
+        return address
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -143,14 +159,18 @@ class Model:
         space = self.spec.space
         if space.kind != "latents":
             return None
-        if space.vae and not Path(space.vae).expanduser().exists():
+        if not space.vae:
+            raise UserError(
+                "this model draws latents, and its autoencoder does not come with it; add --vae "
+                "and the folder of the autoencoder that it was trained with (in Python: vae=FOLDER)"
+            )
+        if not Path(space.vae).expanduser().exists():
             raise UserError(
                 f"{space.vae}: the autoencoder that this model was trained with is not there any "
                 "more; add --vae and the folder where it is now to sample, evaluate or audit (in "
                 "Python: vae=FOLDER)"
             )
-        if space.vae:
-            _warn(f"{space.vae}: the autoencoder that the model's settings name is read")
+        warn_once(f"{space.vae}: the autoencoder that the model's settings name is read")
         return autoencoders.of_space(space, self.spec.channels)
 
     def images(self, patches: Tensor) -> Tensor:
@@ -274,204 +294,24 @@ def build(spec: config.ModelSpec) -> Model:
     return Model(spec, factory.denoiser(spec), space)
 
 
-# --- folders ---------------------------------------------------------------------------------
-
-
-def find(source: str | Path) -> Path:
-    """The model's folder behind a run, a checkpoint, an exported folder or `pretrained:NAME`.
-
-    Of a run as `newest`, whose note is said on stderr. Raises UserError if there is none.
-    """
-    text = str(source)
-    if text.startswith("pretrained:"):
-        packaged = Path(str(resources.files("underpaint"))) / "pretrained"
-        name = text.removeprefix("pretrained:")
-        if not (packaged / name / "config.json").is_file():
-            known = ", ".join(f"pretrained:{p.name}" for p in sorted(packaged.glob("*/"))) or "none"
-            raise UserError(f"{text}: there are no such weights in the package; known: {known}")
-        return packaged / name
-    folder = Path(source).expanduser()
-    if not folder.exists():
-        raise UserError(f"{text}: no such folder; give a run, a checkpoint or an exported model")
-    if (folder / "config.json").is_file():
-        return folder
-    if numbered(folder / "checkpoints"):
-        found = newest(folder)
-        if found.note:
-            _warn(found.note)
-        return found.folder
-    raise UserError(
-        f"{text}: holds no model (no config.json and no checkpoints); "
-        "give a run, a checkpoint or an exported model"
-    )
-
-
-class Found(NamedTuple):
-    """A checkpoint, and in `note` why it is not the one that LATEST names; empty if it is."""
-
-    folder: Path
-    note: str
-
-
-def newest(run: Path, damage: Callable[[Path], str] | None = None) -> Found:
-    """The checkpoint that LATEST names or, if that is none or damaged, the newest whole one.
-
-    By `damage` (default: `damage_of`). Raises UserError if none is whole.
-    """
-    pointer = run / "checkpoints" / "LATEST"
-    there = {folder.name: folder for folder in reversed(numbered(pointer.parent))}
-    problems = []
-    name = ""
-    try:
-        name = pointer.read_text(encoding="utf-8").strip()
-        if name not in there:
-            said = "names no checkpoint of this run" if name else "is empty"
-            problems.append(f"{pointer} {said}")
-    except FileNotFoundError:
-        problems.append(f"{pointer} is missing")
-    except (OSError, ValueError):
-        problems.append(f"{pointer} cannot be read")
-    for folder in sorted(there.values(), key=lambda folder: folder.name != name):
-        reason = (damage or damage_of)(folder)
-        if not reason:
-            whole = f"using {folder.name}, the newest whole checkpoint"
-            return Found(folder, f"{'; '.join(problems)}; {whole}" if problems else "")
-        problems.append(f"{folder} is damaged ({reason})")
-    if not all(folder.is_dir() for folder in there.values()):  # the run goes on, and clears
-        return newest(run, damage)
-    raise UserError(
-        f"{run}: none of its checkpoints can be used: {'; '.join(problems[:2])}; "
-        "give another model, or train again into another folder"
-    )
-
-
-@cache
-def _warn(note: str) -> None:
-    """Say it on stderr, once a process; a program may hear it as a record of logging."""
-    logging.getLogger("underpaint").warning(note)
-
-
-def damage_of(folder: Path) -> str:
-    """What is wrong with the files of a model's folder; empty if all of them are whole."""
-    try:
-        digests = read_card(folder)["sha256"]
-        missing = [name for name in digests if not (folder / name).is_file()]
-        if not digests or missing:
-            return f"{missing[0]} is missing" if missing else "config.json names no weights"
-        changed = [name for name, digest in digests.items() if sha256(folder / name) != digest]
-    except (UserError, KeyError, AttributeError, TypeError):
-        return "config.json is missing or damaged"
-    except OSError as error:  # as of a file that is deleted meanwhile
-        return f"a file cannot be read ({error.strerror})"
-    return f"{changed[0]} was cut short or changed, its checksum differs" if changed else ""
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """The whole `config.json` of a model's folder."""
-    path = folder / "config.json"
-    try:
-        card = read_json(path)
-        if isinstance(card, dict) and type(card.get("format")) is int and card["format"] != FORMAT:
-            raise UserError(
-                f"{path}: has format {card['format']}, and this underpaint reads format {FORMAT}; "
-                "train again, or use the version that wrote it"
-            )
-        return checked(card, CARD, more=True)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: is damaged or not a model of underpaint ({error})") from None
-
-
-def read_spec(folder: Path) -> config.ModelSpec:
-    """What the weights in `folder` belong to."""
-    values = read_card(folder)["model"]
-    spec = config.from_dict(config.ModelSpec, values, f"{folder / 'config.json'}: ")
-    config.check_model(spec, f"{folder / 'config.json'}: ")
-    return spec
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _whole(folder: Path, weights: Weights) -> Path:
-    """The file of these weights, whose checksum was compared."""
-    digests = read_card(folder)["sha256"]
-    alone = list(digests) == ["model.safetensors"]
-    path = folder / ("model.safetensors" if alone else f"{weights}.safetensors")
-    expected = digests.get(path.name)
-    if not path.is_file() or expected is None or sha256(path) != expected:
-        raise UserError(
-            f"{path}: is missing, cut short or changed (its checksum differs from config.json); "
-            "use another checkpoint"
-        )
-    return path
-
-
-def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
-    """The tensors of a model's folder in float32, after their checksum was compared.
-
-    Where it has one weight file (an exported model, packaged weights), that is `model`.
-    Raises UserError for a file that is damaged, or has values that are not finite.
-    """
-    path = _whole(folder, weights)
-    try:
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-    except SafetensorError:
-        raise UserError(f"{path}: is not a safetensors file") from None
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken:
-        raise UserError(
-            f"{path}: '{broken[0]}' holds values that are not finite; use another checkpoint"
-        )
-    return tensors
-
-
-def read_fitting_spec(folder: Path, weights: Weights = "ema") -> config.ModelSpec:
-    """What the weights in `folder` belong to, if they fit it.
-
-    Their header is compared with a network that has no memory yet, so that a config.json cannot ask
-    for more than there is. Raises UserError where they do not fit, or the file is damaged.
-    """
-    spec, path = read_spec(folder), _whole(folder, weights)
-    try:
-        with safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError:
-        raise UserError(f"{path}: is not a safetensors file") from None
-    options = spec.network.options
-    deep = {k: v for k, v in options.items() if "depth" in k or k == "levels"}
-    deep["depth"] = spec.network.depth
-    try:
-        if too_deep := [k for k, v in deep.items() if not v <= len(found)]:
-            name = f"network.{too_deep[0]}"
-        else:
-            expected = factory.unallocated_network(spec).state_dict()
-            shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-            names = sorted(shapes.keys() | found.keys())
-            name = next((n for n in names if shapes.get(n) != found.get(n)), "")
-    except (RuntimeError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{folder}: its config.json describes no network ({reason})") from None
-    if name:
-        raise UserError(f"{folder}: '{name}' does not fit the network that config.json names")
-    return spec
-
-
 def load(
     source: str | Path,
     *,
+    revision: str | None = None,
     weights: Weights = "ema",
     device: str = "auto",
     vae: str | Path | None = None,
     precision: Precision = "fp32",
 ) -> Model:
-    """Load a model: `source` as in `find`. Raises UserError for a missing or damaged one.
+    """Load a run, a checkpoint, a saved model, `pretrained:NAME` or `org/name` on the Hub.
 
-    `precision`: of the network's multiplications (auto: bf16 where the device is fast at it).
+    Raises UserError for a missing or damaged one, or where the Hub is not reached.
+    `revision` of `org/name`: a branch, a tag or a commit; a folder that is there comes before a
+    model of that name on the Hub. `precision`: of the network's multiplications (auto: bf16 where
+    the device is fast at it).
     `vae`: where the autoencoder of a model of latents is now, if it has moved since training.
     """
+    source = pinned(source, revision)
     while True:
         folder = find(source)
         try:
@@ -490,30 +330,10 @@ def load(
     keep_freed_memory()
     model.denoiser.to(pick_device(device)).eval()
     model.precision = precision
+    model.origin = Origin(folder, weights, str(source))
     return model
 
 
-def write_model(
-    folder: Path, spec: config.ModelSpec, weights: Mapping[Weights, dict[str, Tensor]]
-) -> None:
-    """Write `NAME.safetensors` for each set of weights, and `config.json`."""
-    digests = {}
-    for name, tensors in weights.items():
-        path = folder / f"{name}.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-        with safe_open(path, "pt"):  # whole: it compares the header with the length of the file
-            path.chmod(0o666 & ~umask())  # safetensors writes files that only their owner can read
-        digests[path.name] = sha256(path)
-    card = {
-        "format": FORMAT,
-        "underpaint": __version__,
-        "model": config.to_dict(spec),
-        "sha256": digests,
-    }
-    (folder / "config.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-
-
-def umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _interop(name: str) -> Any:
+    """A module of `interop`, which is imported when it is asked for: no training needs it."""
+    return importlib.import_module(f"underpaint.interop.{name}")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tests.training.runs import metrics, weights
-from underpaint import api, config, factory, model
+from underpaint import api, config, factory, model_folder
 from underpaint.cli import main
 from underpaint.dp import scope, step
 from underpaint.dp import stage as private
@@ -101,7 +101,7 @@ def test_a_run_says_what_it_spent_and_nothing_of_its_images(finished: Path) -> N
     assert "The images of the last stage are private" in page
     assert json.loads((finished / "env.json").read_text())["data"]["whole"] not in page
     # the average is one of released weights, and moves
-    assert read_progress(model.find(finished)).ema_steps == STEPS
+    assert read_progress(model_folder.find(finished)).ema_steps == STEPS
 
 
 # --- what is spent -------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_a_run_resumed_at_a_checkpoint_has_spent_what_one_that_was_not(
     until(5)  # two steps after the checkpoint at 3, and a sixth that was begun
     with pytest.raises(RuntimeError):
         train(private_run, out, quiet=True)
-    assert read_progress(model.find(out)).privacy["whole"]["spent_steps"] == EVERY
+    assert read_progress(model_folder.find(out)).privacy["whole"]["spent_steps"] == EVERY
     assert lines(out) == 6
     at_checkpoint = weights(out)["model/embed.weight"]
     with pytest.raises(RuntimeError):
@@ -137,7 +137,7 @@ def test_a_run_resumed_at_a_checkpoint_has_spent_what_one_that_was_not(
     train(None, out, resume=True, quiet=True)
     assert len(counted) == 5 + 1  # of the budget of 8 two were lost: one is left
     assert lines(out) == STEPS
-    progress = read_progress(model.find(out))
+    progress = read_progress(model_folder.find(out))
     assert progress.images == STEPS * 8
     assert progress.privacy["whole"]["spent_steps"] == STEPS
     last = [r for r in metrics(out) if r["kind"] == "step"][-1]
@@ -158,7 +158,7 @@ def test_going_back_to_an_earlier_checkpoint_buys_nothing(
     monkeypatch.setattr(private, "private_step", None)  # is not called
     train(None, out, resume=True, quiet=True)
     assert lines(out) == STEPS
-    progress = read_progress(model.find(out))
+    progress = read_progress(model_folder.find(out))
     assert (progress.stage, progress.images) == (1, STEPS * 8)
     assert progress.privacy["whole"]["spent_steps"] == STEPS
     after = weights(out)
@@ -198,7 +198,7 @@ def test_killed_between_two_checkpoints(
     monkeypatch.setenv("UNDERPAINT_CACHE", str(tmp_path / "cache"))
     train(None, out, resume=True, quiet=True)
     assert (out / "privacy.log").read_text() == "whole\n" * STEPS
-    assert read_progress(model.find(out)).privacy["whole"]["spent_steps"] == STEPS
+    assert read_progress(model_folder.find(out)).privacy["whole"]["spent_steps"] == STEPS
 
 
 def test_after_a_public_stage_on_other_images(private_run: config.Run, tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_weights_that_have_seen_the_images(
 def test_weights_of_which_nobody_knows_get_a_note(
     private_run: config.Run, finished: Path, tmp_path: Path
 ) -> None:
-    exported = shutil.copytree(model.find(finished), tmp_path / "exported")
+    exported = shutil.copytree(model_folder.find(finished), tmp_path / "exported")
     prepared = stages.prepare_stages(private_run, lambda _: None)
     (note,) = scope.check_scope(prepared, str(exported), 1)
     assert f"cannot be compared with those that the weights of {exported}" in note

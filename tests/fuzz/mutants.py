@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from underpaint import config, data, model
+from underpaint import config, data, model, model_folder
 from underpaint.cli import main
 from underpaint.errors import UserError
 from underpaint.evaluation import records
@@ -125,7 +125,7 @@ def seeds(place: Path) -> dict[str, tuple[Path, Target]]:
     )
     flags = ("--config", place / "small.yaml", "--data", place / "many.zip", "--out", place / "run")
     _quiet("train", *flags, "--quiet")
-    checkpoint = model.find(place / "run")
+    checkpoint = model_folder.find(place / "run")
 
     def read_model(path: Path) -> None:
         model.load(path.parent, device="cpu")
@@ -135,7 +135,7 @@ def seeds(place: Path) -> dict[str, tuple[Path, Target]]:
 
     def read_signed(path: Path) -> None:
         """A stranger's weights have a checksum that holds."""
-        sums = card["sha256"] | {path.name: model.sha256(path)}
+        sums = card["sha256"] | {path.name: model_folder.sha256(path)}
         (path.parent / "config.json").write_text(json.dumps(card | {"sha256": sums}))
         try:
             model.load(path.parent, device="cpu")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.privacy.test_shadows import RECIPE
-from underpaint import config, model
+from underpaint import config, model, model_folder
 from underpaint.cli import main
 from underpaint.core.masks import Mask, gather
 from underpaint.privacy.membership import MembershipData, load, subsample
@@ -60,7 +60,7 @@ def fixed(place: Path) -> Path:
 def found(run: Path, *lists: str | None) -> tuple[model.Model, MembershipData]:
     loaded = model.load(run, device="cpu")
     members, others = lists or (None, None)
-    return loaded, load(model.find(run), loaded, members, others)
+    return loaded, load(model_folder.find(run), loaded, members, others)
 
 
 # --- fixed masks -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from underpaint.model import find
+from underpaint.model_folder import find
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["underpaint.api", "underpaint.report", "torch.nn.parallel"])

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from tests.training import runs
 from tests.training.runs import metrics
-from underpaint import config, model
+from underpaint import config, model, model_folder
 from underpaint.errors import UserError
 from underpaint.io import writing
 from underpaint.training import checkpointing, train
@@ -22,7 +22,7 @@ from underpaint.training import checkpointing, train
 def test_no_space_leaves_the_last_checkpoint_whole(
     recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = model.save_file
+    original = model_folder.save_file
 
     def full(tensors, path):  # type: ignore[no-untyped-def]
         if "000000000064" in str(path):
@@ -30,7 +30,7 @@ def test_no_space_leaves_the_last_checkpoint_whole(
             raise OSError(errno.ENOSPC, "No space left on device")
         original(tensors, path)
 
-    monkeypatch.setattr(model, "save_file", full)
+    monkeypatch.setattr(model_folder, "save_file", full)
     with pytest.raises(UserError, match="no space left"):
         train(recipe, tmp_path / "run", quiet=True)
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -87,7 +87,7 @@ def test_damaged_weights_are_refused(
 ) -> None:
     """Of a checkpoint by name; of a run the one before is used, and that is said."""
     out = train(recipe, tmp_path / "run", quiet=True)
-    last = model.find(out)
+    last = model_folder.find(out)
     path = last / name
     content = bytearray(path.read_bytes())
     if damage == "missing":
@@ -99,7 +99,7 @@ def test_damaged_weights_are_refused(
         path.write_bytes(content)
     with pytest.raises(UserError, match="checksum"):
         model.load(last, weights=name.split(".")[0])  # type: ignore[arg-type]
-    folder, note = model.newest(out)
+    folder, note = model_folder.newest(out)
     assert folder.name == "000000000128"
     what = f"{name} is missing" if damage == "missing" else f"{name} was cut short or changed"
     assert note.startswith(f"{last} is damaged ({what}")
@@ -116,7 +116,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(
 ) -> None:
     out = train(recipe, tmp_path / "run", quiet=True)
     before = runs.weights(out)
-    path = model.find(out) / name
+    path = model_folder.find(out) / name
     content = path.read_bytes()[:-40]
     path.unlink()
     if damage == "short":
@@ -131,7 +131,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(
 
 def test_a_flipped_bit_of_the_optimizer_is_found(recipe: config.Run, tmp_path: Path) -> None:
     out = train(recipe, tmp_path / "run", quiet=True)
-    path = model.find(out) / "optimizer.pt"
+    path = model_folder.find(out) / "optimizer.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -160,7 +160,7 @@ def test_a_latest_that_is_not_to_be_believed(
     (checkpoints / "LATEST").unlink()
     if text is not None:
         (checkpoints / "LATEST").write_text(text)
-    folder, note = model.newest(out)
+    folder, note = model_folder.newest(out)
     assert folder == checkpoints / "000000000160"
     assert said in note
     train(None, out, resume=True, quiet=True)
@@ -173,7 +173,10 @@ def test_where_no_checkpoint_is_whole(recipe: config.Run, tmp_path: Path) -> Non
     out = train(recipe, tmp_path / "run", quiet=True)
     for folder in (out / "checkpoints").glob("0*"):
         (folder / "ema.safetensors").unlink()
-    for attempt in (lambda: model.find(out), lambda: train(None, out, resume=True, quiet=True)):
+    for attempt in (
+        lambda: model_folder.find(out),
+        lambda: train(None, out, resume=True, quiet=True),
+    ):
         with pytest.raises(UserError, match="none of its checkpoints can be used"):
             attempt()
     assert len(list((out / "checkpoints").glob("0*"))) == 3
@@ -195,16 +198,16 @@ def test_what_is_the_users_stays_where_checkpoints_go(recipe: config.Run, tmp_pa
     assert (checkpoints / "000000000008" / "note.txt").read_text() == "the nicest"
     assert (checkpoints / "000000000128").is_symlink()
     assert (tmp_path / "kept" / "ema.safetensors").is_file()
-    assert model.find(out).name == "000000000160"
+    assert model_folder.find(out).name == "000000000160"
 
 
 def test_a_note_in_a_checkpoint_that_is_written_again(recipe: config.Run, tmp_path: Path) -> None:
     out = train(recipe, tmp_path / "run", quiet=True)
-    last = model.find(out)
+    last = model_folder.find(out)
     (last / "note.txt").write_text("mine")
     (last / "ema.safetensors").unlink()
     train(None, out, resume=True, quiet=True)
-    assert model.find(out) == last
+    assert model_folder.find(out) == last
     assert not (last / "note.txt").exists()
     assert (last.with_name(f"{last.name}.replaced") / "note.txt").read_text() == "mine"
 
@@ -243,14 +246,14 @@ def test_two_processes_cannot_train_in_one_folder(recipe: config.Run, tmp_path: 
 
 def test_weight_files_are_readable_by_others(recipe: config.Run, tmp_path: Path) -> None:
     out = train(recipe, tmp_path / "run", quiet=True)
-    mode = (model.find(out) / "model.safetensors").stat().st_mode & 0o777
-    assert mode == 0o666 & ~model.umask()
+    mode = (model_folder.find(out) / "model.safetensors").stat().st_mode & 0o777
+    assert mode == 0o666 & ~model_folder.umask()
 
 
 def test_config_json_describes_the_model(recipe: config.Run, tmp_path: Path) -> None:
     out = train(recipe, tmp_path / "run", quiet=True)
-    card = json.loads((model.find(out) / "config.json").read_text())
+    card = json.loads((model_folder.find(out) / "config.json").read_text())
     assert card["model"]["label_names"] == ["0", "1"]
-    spec = model.read_spec(model.find(out))
+    spec = model_folder.read_spec(model_folder.find(out))
     assert spec.network == recipe.network
     assert dataclasses.asdict(spec)["size"] == (16, 16)

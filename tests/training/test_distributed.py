@@ -14,7 +14,7 @@ import torch
 from tests.training.runs import begin, metrics, weights
 from underpaint import config
 from underpaint.evaluation.validation import OverfitCheck
-from underpaint.model import newest
+from underpaint.model_folder import newest
 from underpaint.training import train
 
 

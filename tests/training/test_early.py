@@ -18,7 +18,7 @@ from underpaint import api, config
 from underpaint.core.masks import MaskSpec
 from underpaint.errors import UserError
 from underpaint.evaluation.early_stopping import judge
-from underpaint.model import find
+from underpaint.model_folder import find
 from underpaint.training import early, train
 from underpaint.training.checkpointing import Progress, RunFolder, read_progress
 from underpaint.training.distributed import World

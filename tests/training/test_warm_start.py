@@ -9,7 +9,8 @@ import torch
 from tests.training.runs import weights
 from underpaint import config
 from underpaint.errors import UserError
-from underpaint.model import build, find, read_spec
+from underpaint.model import build
+from underpaint.model_folder import find, read_spec
 from underpaint.training import adopt, train
 from underpaint.training.warm_start import adapt
 

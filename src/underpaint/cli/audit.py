@@ -13,14 +13,14 @@ from underpaint.cli.parser import (
     print_table,
     settings_of,
 )
-from underpaint.cli.settings import add_model
-from underpaint.errors import UserError
+from underpaint.cli.settings import RUN, add_model
+from underpaint.errors import UserError, plain
 from underpaint.progress import doing
 
 
 def arguments(parser: Parser, verb: str) -> None:
     add = parser.add_argument
-    add("source", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
+    add("source", metavar="RUN", help=RUN)
     add(
         "--attacks",
         dest="names",
@@ -91,9 +91,11 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     from underpaint.io import check_new, check_place
 
     with doing("starting"):
+        from underpaint.model_folder import pinned
         from underpaint.privacy.audit import audit
         from underpaint.report.audit import FILES, write
 
+    settings["source"] = pinned(args.source, settings.pop("revision", None))
     source = Path(args.source)
     of_run = source / "audit" if (source / "config.yaml").is_file() else None
     out = Path(args.out) if args.out else of_run or Path("audit")
@@ -124,5 +126,5 @@ def _print(result: dict[str, Any], page: object) -> None:
     out.print(f"data set as a whole: p = {result['dataset']['p_value']:.2g}")
     out.print(result["verdict"], style="bold")
     for line in [*result["reasons"], *result["findings"], *result["notes"]]:
-        out.print(f"  {line}")
+        out.print(plain(f"  {line}"))
     out.print(f"page     {page}")

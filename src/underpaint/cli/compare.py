@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, console, print_json
-from underpaint.errors import UserError
+from underpaint.errors import UserError, plain
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -74,8 +74,8 @@ def _print(results: dict[str, Any], page: Path | None) -> None:
     ways = {"verdicts": "", "amortised": "without its pre-training: ", "by_seconds": "by time: "}
     for name, intro in ways.items():
         for verdict in results.get(name, {}).values():
-            out.print(f"{intro}{verdict['sentence']}")
+            out.print(plain(f"{intro}{verdict['sentence']}"))
     for note in results.get("notes", []):
-        out.print(f"note: {note}")
+        out.print(plain(f"note: {note}"))
     if page:
         out.print(f"page     {page}")

@@ -13,8 +13,8 @@ from underpaint.cli.parser import (
     print_table,
     settings_of,
 )
-from underpaint.cli.settings import add_model, add_sampling, add_setting, sampling_of
-from underpaint.errors import UserError
+from underpaint.cli.settings import RUN, add_model, add_sampling, add_setting, sampling_of
+from underpaint.errors import UserError, plain
 from underpaint.progress import doing
 
 EXTRACTORS = ("mobilenetv2", "inception", "torchscript")
@@ -28,8 +28,7 @@ def arguments(parser: Parser, verb: str) -> None:
         "source",
         metavar="RUN|FOLDER",
         nargs="+",
-        help="a run, a checkpoint, an exported model, pretrained:NAME, or images as `prepare` "
-        "reads",
+        help=f"{RUN}; or images as `prepare` reads",
     )
     add(
         "--reference",
@@ -80,12 +79,13 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     with doing("starting"):
         from underpaint.evaluation.evaluate import evaluate
         from underpaint.evaluation.results import differences
+        from underpaint.model_folder import pinned
 
     settings = settings_of(args) | {"size": tuple(args.size or ()), "sampling": sampling}
-    for name in (*sampling, "source"):
+    for name in (*sampling, "source", "revision"):
         settings.pop(name, None)
     results: list[dict[str, Any]] = []
-    for source in args.source:
+    for source in [pinned(name, args.revision) for name in args.source]:
         result = evaluate(source, **settings)
         if result is not None:
             results.append(result)
@@ -118,11 +118,11 @@ def _print(results: list[dict[str, Any]], warnings: list[str]) -> None:
         )
         if twice := result["twice"]:
             out.print(_twice_line(twice, protocol["scores"][0]))
-        out.print(_protocol_line(protocol))
+        out.print(plain(_protocol_line(protocol)))
         for note in result["warnings"]:
-            out.print(f"note: {note}")
+            out.print(plain(f"note: {note}"))
     for warning in warnings:
-        out.print(f"warning: {warning}")
+        out.print(plain(f"warning: {warning}"))
 
 
 def _cell(key: str, scores: dict[str, Any]) -> str:

@@ -133,21 +133,22 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: in
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < words else "right", no_wrap=i == 0)
+        table.add_column(plain(column), justify="left" if i < words else "right", no_wrap=i == 0)
     for row in rows:
         table.add_row(*map(plain, row))
     console().print(table)
 
 
-def print_facts(facts: Mapping[str, str]) -> None:
-    """What is known of a thing, a line for each fact, on stdout."""
+def print_facts(facts: Mapping[str, str] | Mapping[str, list[str]]) -> None:
+    """What is known of a thing, a line for each fact, or for each part of a list, on stdout."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts.items():
-        table.add_row(name, plain(fact))
+        lines = [fact] if isinstance(fact, str) else fact
+        table.add_row(name, "\n".join(map(plain, lines)))
     console().print(table)
 
 

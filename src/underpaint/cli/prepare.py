@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     if args.json:
         print_json(report)
     else:
-        print_facts({key.replace("_", " "): shown(fact) for key, fact in report.items()})
+        print_facts({key.replace("_", " "): lines(fact) for key, fact in report.items()})
         if sentence := data.transparency(wanted, dataset.report):
             print(sentence)
 
@@ -78,8 +78,15 @@ def _page(args: argparse.Namespace) -> Path | None:
     return page
 
 
+def lines(value: Any) -> list[str]:
+    """A value of the report for a person, a line each of a list, which is cut after MOST."""
+    if isinstance(value, (list, tuple)) and not all(isinstance(item, int) for item in value):
+        return _cut([shown(item) for item in value])
+    return [shown(value)]
+
+
 def shown(value: Any) -> str:
-    """A value of the report for a person: lists and counts are cut after MOST."""
+    """A value in one line: counts are cut after MOST."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
@@ -90,16 +97,14 @@ def shown(value: Any) -> str:
         if set(value) == {"files", "first", "reason"}:
             more = f", {value['first']} and others" if value["files"] > 1 else f", {value['first']}"
             return f"{value['files']:,} ({value['reason']}){more}"
-        return _cut([f"{key} {shown(item)}" for key, item in value.items()], ", ")
+        return ", ".join(_cut([f"{key} {shown(item)}" for key, item in value.items()]))
     if isinstance(value, (list, tuple)):
-        if value and all(isinstance(item, list) for item in value):  # groups of duplicates
-            return _cut([_cut(group, " = ") for group in value], "\n")
-        if value and all(isinstance(item, int) for item in value):
-            return " × ".join(str(item) for item in value)
-        return _cut([shown(item) for item in value], "\n")
+        if value and all(isinstance(item, str) for item in value):  # a group of duplicates
+            return " = ".join(_cut([*value]))
+        return " × ".join(str(item) for item in value) or "none"
     return "none" if value is None else str(value)
 
 
-def _cut(parts: list[str], between: str) -> str:
+def _cut(parts: list[str]) -> list[str]:
     rest = [f"and {len(parts) - MOST:,} more"] if len(parts) > MOST else []
-    return between.join(parts[:MOST] + rest) or "none"
+    return parts[:MOST] + rest or ["none"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 from underpaint.cli.parser import Parser, add_output, check_least, closest, print_json
-from underpaint.cli.settings import add_model, add_sampling, sampling_of
+from underpaint.cli.settings import RUN, add_model, add_sampling, sampling_of
 from underpaint.errors import UserError
 from underpaint.progress import doing
 
@@ -22,7 +22,7 @@ MOST_COLUMNS = 10  # of labels in a grid
 def arguments(parser: Parser, verb: str) -> None:
     """Flags; what is left out is taken from the model's own `sampling` settings."""
     add = parser.add_argument
-    add("model", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
+    add("model", metavar="RUN", help=RUN)
     add("-n", type=int, default=64, metavar="N", help="images (default: %(default)s)")
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
     add(
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         from underpaint import model as models
         from underpaint import pictures
 
-    how = {name: getattr(args, name) for name in ("weights", "device", "vae", "precision")}
+    named = ("revision", "weights", "device", "vae", "precision")
+    how = {name: getattr(args, name) for name in named}
     model = models.load(args.model, **how)
     labels = _labels(model, args)
     seeds = [args.seed + i for i in range(args.n)]
@@ -69,7 +70,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     began = time.perf_counter()
     images = model.sample(args.n, seed=args.seed, labels=labels, batch=args.batch, **sampling)
     seconds = time.perf_counter() - began
-    about = {"model": args.model, "weights": args.weights, "precision": model.precision}
+    assert model.origin is not None
+    about = {"model": model.origin.source, "weights": args.weights, "precision": model.precision}
     about["seed"] = args.seed
     for name, given in sampling.items():
         about[name] = getattr(model.spec.sampling, name) if given is None else given

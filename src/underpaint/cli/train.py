@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from underpaint import config
 from underpaint.cli.parser import Parser, add_output, console, print_json, print_table, width
-from underpaint.cli.settings import add_setting, as_help
+from underpaint.cli.settings import REVISION, add_setting, as_help
 from underpaint.config.plain import Plain
 from underpaint.errors import UserError
 from underpaint.progress import doing
@@ -46,9 +46,10 @@ def arguments(parser: Parser, verb: str) -> None:
         "--from",
         dest="start",
         metavar="RUN",
-        help="begin with the weights of a run, a checkpoint or pretrained:NAME; without --preset "
-        "and --config their network is taken, too",
+        help="begin with the weights of a run, a checkpoint, pretrained:NAME or ORG/NAME; without "
+        "--preset and --config their network is taken, too",
     )
+    add("--revision", metavar="REV", help=REVISION)
     add(
         "--minutes", type=float, metavar="M", help="until the report is there; stages in proportion"
     )
@@ -102,6 +103,12 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
         chosen = base or config.preset(_default(args))
     if args.verb == "finetune" and not args.start and not args.dry_run:
         raise UserError("finetune needs --from RUN, a checkpoint or pretrained:NAME; or use train")
+    if args.revision and not args.start:
+        raise UserError("--revision is of the model on the Hub that --from names; add that")
+    if args.start:
+        from underpaint.model_folder import pinned
+
+        args.start = str(pinned(args.start, args.revision))
     if args.start and unnamed:
         from underpaint.training import adopt
 
@@ -244,11 +251,12 @@ def _check_saved(
             if not _settled(change.name) and change.name not in flags | {"data.source"}
         ]
     if args.start is not None:
+        from underpaint.model_folder import pinned
         from underpaint.training import provenance
 
-        began = provenance.recorded(folder).get("start")
-        if began != args.start:
-            different.append(Change("from", args.start, began))
+        start, began = str(pinned(args.start, args.revision)), provenance.recorded(folder)["start"]
+        if began != start:
+            different.append(Change("from", start, began))
     if different:
         name, wish, has = different[0]
         raise UserError(

@@ -12,7 +12,7 @@ from torch import nn
 
 from underpaint import factory
 from underpaint.errors import UserError
-from underpaint.model import find, read_spec
+from underpaint.model_folder import find, read_spec
 from underpaint.training import provenance
 from underpaint.training.stages import PreparedStage
 from underpaint.training.training_set import TrainingSet

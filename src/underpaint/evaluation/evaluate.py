@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from underpaint import config, data, model
+from underpaint import config, data, model, model_folder
 from underpaint._version import __version__
 from underpaint.core import alpha, samplers
 from underpaint.data import Dataset, cache
@@ -26,6 +26,7 @@ from underpaint.evaluation import feature_cache, features
 from underpaint.evaluation.feature_cache import Store
 from underpaint.evaluation.results import SAMPLING, digest, moved, score_all
 from underpaint.hardware import Precision
+from underpaint.hub import Repository
 from underpaint.io import replace_text
 from underpaint.progress import doing
 from underpaint.training import distributed
@@ -65,7 +66,7 @@ def evaluate(
     size: tuple[int, ...] = (),
     seed: int = 0,
     sampling: Mapping[str, Any] | None = None,
-    weights: model.Weights = "ema",
+    weights: model_folder.Weights = "ema",
     batch: int = 64,
     device: str = "auto",
     vae: str | Path | None = None,
@@ -73,7 +74,7 @@ def evaluate(
     channels: config.Channels | None = None,
     interval: bool = True,
 ) -> dict[str, Any] | None:
-    """Score `source`, a model (as `model.find`) or images, against the images `reference`.
+    """Score `source`, a model (as `model_folder.find`) or images, against the images `reference`.
 
     `reference` None: the run's own data. `n` images a side; None: as many as are held out (at most
     MOST). `sampling`: what differs from the model's own settings, by the names in SAMPLING. `vae`
@@ -86,6 +87,7 @@ def evaluate(
     """
     if n is not None and n < LEAST:
         raise UserError(_too_few(f"-n {n}"))
+    source = model_folder.pinned(source)
     world = distributed.start(device)
     try:
         network = features.load(extractor, weights_file, str(world.device))
@@ -170,8 +172,8 @@ def evaluate(
 
 
 def _is_model(source: str | Path) -> bool:
-    """Whether `model.find` is to open it; else it is images."""
-    if str(source).startswith("pretrained:"):
+    """Whether `model_folder.find` is to open it; else it is images."""
+    if str(source).startswith("pretrained:") or Repository.of(source):
         return True
     path = Path(source).expanduser()
     return (path / "config.json").is_file() or (path / "config.yaml").is_file()
@@ -198,8 +200,8 @@ def _reference(
             raise UserError(f"{source}: to score images, add --reference DATA, the real ones")
         real = config.Data(source=reference, size=size, held_out=held_out or "auto")
         return replace(real, channels=images.channels)
-    folder = model.find(source)
-    spec, place = model.read_spec(folder), _run_of(folder)
+    folder = model_folder.find(source)
+    spec, place = model_folder.read_spec(folder), model_folder.run_of(folder)
     real = config.Data()
     if place:
         run = config.load(place / "config.yaml")
@@ -216,13 +218,6 @@ def _reference(
     if reference is not None and reference != real.source:
         real = replace(real, source=reference, limit=0, held_out=held_out or "auto")
     return real
-
-
-def _run_of(folder: Path) -> Path | None:
-    """The run whose checkpoint `folder` is; None for a model that stands alone."""
-    run = folder.parent.parent
-    inside = folder.parent.name == "checkpoints" and (run / "config.yaml").is_file()
-    return run if inside else None
 
 
 def _prepared(wanted: config.Data, world: distributed.World) -> Dataset:
@@ -252,14 +247,14 @@ def _model(
     network: features.Extractor,
     seed: int,
     sampling: dict[str, Any],
-    weights: model.Weights,
+    weights: model_folder.Weights,
     batch: int,
 ) -> Judged:
-    folder = model.find(source)
-    digests = model.read_card(folder)["sha256"]
+    folder = model_folder.find(source)
+    digests = model_folder.read_card(folder)["sha256"]
     defaults = {name: getattr(loaded.spec.sampling, name) for name in SAMPLING}
     labels, rule = _labels(loaded, real, seed)
-    run = _run_of(folder)
+    run = model_folder.run_of(folder)
     trained = config.load(run / "config.yaml") if run else None
     state = folder / "state.json"
     about: dict[str, Any] = {

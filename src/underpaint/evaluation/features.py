@@ -35,7 +35,7 @@ from underpaint.data import cache
 from underpaint.errors import UserError
 from underpaint.evaluation.mobilenet import MobileNetV2
 from underpaint.io import replacing
-from underpaint.model import sha256
+from underpaint.model_folder import sha256
 from underpaint.progress import doing
 
 BATCH = 64  # images through the network at once, on every machine: rounding depends on it

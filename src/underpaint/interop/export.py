@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from underpaint import model as models
+from underpaint import model_folder
 from underpaint.errors import UserError
 from underpaint.io import appearing, check_place, is_marked, mark, writing
 
-FORMS: dict[str, str] = {}  # --to: module of this package
+FORMS = {  # --to: module of this package
+    "folder": "folder",
+}
 
 
 def export(
@@ -24,12 +27,12 @@ def export(
     to: str,
     out: str | Path,
     *,
-    weights: models.Weights = "ema",
+    weights: model_folder.Weights = "ema",
     half: bool = False,
     vae: str | Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the model behind `source` (see `model.find`) into the folder `out`, in the form `to`.
+    """Write the model `source` (see `model_folder.find`) into the folder `out`, in the form `to`.
 
     `half`: the weights in float16. `overwrite`: replaces `out` if an export stands there. Returns
     where it is and what the form says of itself. Raises UserError for what cannot be exported.

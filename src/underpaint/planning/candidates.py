@@ -17,7 +17,7 @@ import numpy as np
 from underpaint import config
 from underpaint.data import Dataset
 from underpaint.errors import UserError
-from underpaint.model import find, read_spec
+from underpaint.model_folder import find, read_spec
 from underpaint.planning.evidence import Values
 from underpaint.training import cost
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from underpaint import model
+from underpaint import model, model_folder
 from underpaint._version import __version__
 from underpaint.errors import UserError
 from underpaint.evaluation import features
@@ -75,7 +75,7 @@ def audit(
     non_members: str | None = None,
     extractor: str | None = None,
     weights_file: str | Path | None = None,
-    weights: model.Weights = "ema",
+    weights: model_folder.Weights = "ema",
     control: bool = True,
     seed: int = 0,
     batch: int = 64,
@@ -98,7 +98,8 @@ def audit(
     with clock("data"):
         names = attacks.check(names)
         network = features.load(extractor, weights_file) if extractor else None
-        folder = model.find(source)
+        source = model_folder.pinned(source)
+        folder = model_folder.find(source)
         loaded = model.load(source, weights=weights, device=device, vae=vae, precision=precision)
         data = membership.load(folder, loaded, members, non_members)
         subsets = _chosen(data.members, data.non_members, n, fpr, seed, str(source))
@@ -146,7 +147,7 @@ def audit(
         }
         all_scores = [np.concatenate([part[name] for name in names], 1) for part in scores]
         dataset = cdi.infer(*all_scores, seed=seed)
-    sha256 = model.read_card(folder)["sha256"]
+    sha256 = model_folder.read_card(folder)["sha256"]
     result: dict[str, Any] = {
         "source": str(source),
         "underpaint": __version__,

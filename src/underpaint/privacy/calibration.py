@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from underpaint import model
+from underpaint import model, model_folder
 from underpaint.core.masks import Mask
 from underpaint.errors import UserError
 from underpaint.privacy import attacks, shadows
@@ -66,7 +66,9 @@ def load_reference(source: str | Path, setup: AttackSetup) -> model.Model:
             f"reference {source}: its images, patches or space are others; give a model of the "
             "same size and space"
         )
-    place = next((p for p in model.find(source).parents if (p / "images.json").is_file()), None)
+    place = next(
+        (p for p in model_folder.find(source).parents if (p / "images.json").is_file()), None
+    )
     if place:
         seen = set(provenance.read_identities(place)["trained"])
         if seen & {file for subset in setup.subsets for file in subset.files()}:

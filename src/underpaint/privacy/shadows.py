@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from underpaint import config, model
+from underpaint import config, model_folder
 from underpaint.compare.pool import gather
 from underpaint.data import cache
 from underpaint.errors import Interrupted, UserError
@@ -71,7 +71,9 @@ class Task(NamedTuple):
     @property
     def folder(self) -> Path:
         """Named by all that the model depends on."""
-        begun_with = model.read_card(model.find(self.start))["sha256"] if self.start else None
+        begun_with = (
+            model_folder.read_card(model_folder.find(self.start))["sha256"] if self.start else None
+        )
         inputs = json.dumps([config.to_dict(self.recipe), self.inside, begun_with], sort_keys=True)
         name = hashlib.sha256(inputs.encode()).hexdigest()[:32]
         return cache.root() / "audit" / "shadows" / name

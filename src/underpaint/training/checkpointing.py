@@ -30,7 +30,7 @@ from torch import Tensor
 from underpaint import config, io
 from underpaint.bounded import DAMAGE, Is, checked, open_regular, read_json
 from underpaint.errors import UserError
-from underpaint.model import MODEL, Found, Weights, damage_of, newest, write_model
+from underpaint.model_folder import MODEL, Found, Weights, damage_of, newest, write_model
 
 WRITTEN = (  # in checkpoints and snapshots
     *MODEL,

@@ -1,7 +1,7 @@
 """What a run begins with, and what a stage takes over from the one before."""
 
 from underpaint import config
-from underpaint.model import find, read_fitting_spec, read_weights
+from underpaint.model_folder import find, read_fitting_spec, read_weights
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.stages import PreparedStage

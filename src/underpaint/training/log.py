@@ -53,7 +53,8 @@ class Log:
         """One line for the reader, also kept in `log.txt`."""
         if not self.first:
             return
-        self.console.print(plain(text), style=style, soft_wrap=True)
+        text = plain(text)  # of a name with a line break, too, it is one line
+        self.console.print(text, style=style, soft_wrap=True)
         with writing(self.folder.path, self.folder.advice):
             self._text.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text + "\n")
             self._text.flush()

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.io import appearing, check_place, holds_only, writing
-from underpaint.model import MODEL, Weights, build, read_spec, read_weights, write_model
+from underpaint.model import build
+from underpaint.model_folder import MODEL, Weights, read_spec, read_weights, write_model
 from underpaint.progress import doing
 from underpaint.training import warm_start
 from underpaint.training.checkpointing import read_snapshot, snapshots

@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from underpaint import config, factory
 from underpaint.core.denoiser import Denoiser
 from underpaint.hardware import check_compiler, use_bf16
-from underpaint.model import Model, Weights, build, read_weights
+from underpaint.model import Model, build
+from underpaint.model_folder import Weights, read_weights
 from underpaint.training.checkpointing import read_optimizer, read_progress
 from underpaint.training.distributed import World
 from underpaint.training.optim import (

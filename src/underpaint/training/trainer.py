@@ -19,7 +19,7 @@ import torch
 from underpaint import config
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
-from underpaint.model import read_fitting_spec
+from underpaint.model_folder import pinned, read_fitting_spec
 from underpaint.progress import doing
 from underpaint.registry import wing
 from underpaint.training import (
@@ -62,7 +62,7 @@ def train(
 ) -> Path:
     """Train by the recipe `run` into the folder `out`, and return that folder.
 
-    `start`: weights to begin with (a run, a checkpoint, `pretrained:NAME`), else they are drawn.
+    `start`: weights to begin with (as `model_folder.find`), else they are drawn.
     `resume`: go on with the run in `out` by its own recipe; `run` may then be None.
     `make_check`: builds what is measured on held-out images as training goes on.
     `began`: the monotonic time from which the recipe's minutes count; None: now. `report`: whether
@@ -89,6 +89,7 @@ def train(
         raise UserError("a recipe is needed to begin a run")
     run = config.checked(run)
     config.check(run)
+    start = start and str(pinned(start))
     tracker_library(run.train.track)
     if any(stage.dp for stage in run.stages.values()):
         wing("dp").library()

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from underpaint import backbones, config, factory
 from underpaint.errors import UserError
-from underpaint.model import Model, find, read_spec
+from underpaint.model import Model
+from underpaint.model_folder import find, read_spec
 
 # Of space and network, what may differ between a checkpoint and the recipe that goes on from it;
 # of the noise, what may not.
