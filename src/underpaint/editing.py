@@ -26,7 +26,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from underpaint.core import alpha, inpainting, samplers, spaces
@@ -35,6 +34,7 @@ from underpaint.errors import UserError
 from underpaint.vae import VAE
 
 RESAMPLE = 5  # times that each step is taken
+SOFT = 2  # pixels in which a seam is hidden
 
 Pictures = NDArray[np.uint8]  # [n, H, W, C]
 Keep = NDArray[np.bool_]  # [n, H, W]: True where a picture stays
@@ -222,6 +222,8 @@ def _paint(
 
 def _nearest(images: Tensor, keep: Keep) -> Tensor:
     """Images [B, C, H, W], each erased pixel as the kept one nearest to it."""
+    from scipy import ndimage
+
     filled = []
     for image, kept in zip(images, keep, strict=True):
         rows, columns = ndimage.distance_transform_edt(
@@ -236,6 +238,8 @@ def _seam(difference: Tensor, keep: Keep, soft: int) -> Tensor:
 
     Their mean with Gaussian weights of deviation soft/2, times 1 − d/(soft + 1) at the distance d.
     """
+    from scipy import ndimage
+
     added = torch.zeros_like(difference)
     blur = partial(ndimage.gaussian_filter, sigma=soft / 2, mode="constant", truncate=6.0)
     for i, kept in enumerate(keep):
@@ -300,6 +304,9 @@ def interpolate(drawing: Drawing, seed_a: int, seed_b: int) -> Pictures:
             f"sampler {drawing.sampling.sampler} adds noise of its own at every step, between "
             "which nothing can be interpolated; use euler, heun or dpm++"
         )
+    for seed in (seed_a, seed_b):
+        if not 0 <= seed < 2**63:
+            raise UserError(f"seed {seed}: give a whole number from 0 to 2^63 - 1")
     n = len(drawing.seeds)
     if n < 2:
         raise UserError(f"{n} pictures to interpolate two seeds: both ends alone are 2; give more")

@@ -270,7 +270,7 @@ class Model:
         keep: np.ndarray,
         *,
         resample: int = editing.RESAMPLE,
-        soft: int = 0,
+        soft: int = editing.SOFT,
         **how: Any,
     ) -> np.ndarray:
         """Draw parts of `images` uint8 [n, H, W, C] anew: the same with those parts drawn.
@@ -292,7 +292,7 @@ class Model:
         bottom: int = 0,
         left: int = 0,
         resample: int = editing.RESAMPLE,
-        soft: int = 0,
+        soft: int = editing.SOFT,
         **how: Any,
     ) -> np.ndarray:
         """Draw so many pixels around `images` uint8 [n, any, any, C]; the rest as `inpaint`.
@@ -310,7 +310,7 @@ class Model:
         positions: np.ndarray,
         *,
         resample: int = editing.RESAMPLE,
-        soft: int = 0,
+        soft: int = editing.SOFT,
         **how: Any,
     ) -> np.ndarray:
         """Pictures uint8 [n, H, W, C] from visible patches alone; the rest as `inpaint`.

@@ -109,8 +109,8 @@ def page(told: dict[str, Any]) -> Page:
                     "FLOPs on images of which nine tenths are hidden in blocks of 2×2 patches, in "
                     "batches of 64 instead of 16, then on whole ones (`parts`).",
                     f"{told['count']} held-out pictures of half B are repainted with the seeds "
-                    "from 0, Heun in ten steps, each step taken five times (`Model.inpaint` as it "
-                    "is), heads with their labels. Error: mean squared, of the erased pixels from "
+                    "from 0, Heun in ten steps, each step taken five times, no soft edge, heads "
+                    "with their labels. Error: mean squared, of the erased pixels from "
                     "−1 to 1, against what was there. Feature distance: of each whole repainted "
                     "picture to the truth in MobileNetV2's features. FD-MobileNetV2: of all of "
                     "them to all truths; no FID. `filled`: the erased part in the mean colour of "

@@ -43,6 +43,7 @@ BUDGET = 4e12  # training FLOPs
 COUNT = 96  # held-out images that are repainted
 SHOWN = 6  # of them in the figure
 BLOCK = 16  # pixels a side
+HOW: dict[str, Any] = {"resample": 5, "soft": 0}
 SETS: dict[str, dict[str, Any]] = {"heads": {}, "photographs": ladder.PHOTOGRAPHS}
 ARMS: dict[str, dict[str, Any]] = {
     "whole": {},
@@ -106,9 +107,9 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     truth = np.array(dataset.batch(ids))
     labels = [int(label) for label in dataset.labels[ids]] if loaded.label_names else None
     found: dict[str, Any] = {}
-    shown: dict[str, NDArray[np.uint8]] = {"truth": truth[:SHOWN]}
+    shown: dict[str, NDArray[Any]] = {"truth": truth[:SHOWN]}
     for name, keep in masks(len(ids), truth.shape[1]).items():
-        drawn = loaded.inpaint(truth, keep, seed=0, labels=labels)
+        drawn = loaded.inpaint(truth, keep, seed=0, labels=labels, **HOW)
         found[name] = scored(drawn, truth, keep) | {
             "filled": scored(filled(truth, keep), truth, keep)
         }
@@ -166,7 +167,7 @@ def write(work: Path, out: Path, scale: float) -> None:
     results = units.gather(UNITS, work, settings)
     for result in results.values():  # of processes that shared a machine with other work
         result.pop("seconds", None), result.pop("stage_seconds", None)
-    about = {**units.made(), "precision": "fp32", "scale": scale, "recipe": RECIPE}
+    about = {**units.made(), "precision": "fp32", "scale": scale, "recipe": RECIPE, "how": HOW}
     effects = paint_page.effects(results)
     units.write_json(out, {**about, "count": COUNT, "effects": effects, "units": results})
     paint_page.draw(work, out.with_name("repainted.png"))
