@@ -363,3 +363,27 @@ def test_prepare_computes_latents(
     assert main(["prepare", str(images), "--latents", str(folder), "--quiet"]) == 0
     assert "4 × 8 × 8" in capsys.readouterr().out
     assert "is not the folder" in wrong("prepare", images, "--latents", images)
+
+
+def test_latents_are_repainted_where_none_of_their_pixels_is_kept(
+    images: Path, folder: Path
+) -> None:
+    """Latents of 2×2 pixels: kept pixels stay, and the autoencoder sees nothing that is erased."""
+    spec = config.ModelSpec(size=(16, 16), space=config.Space(kind="latents", patch=2, factor=2))
+    spec.space.vae = str(folder)
+    spec.network = config.Network(kind="dit", width=32, depth=1, heads=2, labels=False)
+    spec.sampling = config.Sampling(steps=3, sampler="euler", clip="none")
+    painter = model.build(spec)
+    pictures = np.load(images)[:2]
+    keep = np.ones((16, 16), np.bool_)
+    keep[3:11, 5:12] = False  # not on the grid of latents
+    found = painter.inpaint(pictures, keep, resample=2)
+    assert (found[:, keep] == pictures[:, keep]).all()
+    others = np.where(keep[..., None], pictures, 255 - pictures)
+    np.testing.assert_array_equal(painter.inpaint(others, keep, resample=2), found)
+    assert (painter.inpaint(pictures, keep, resample=2, seed=1)[:, ~keep] != found[:, ~keep]).any()
+    assert painter.vary(pictures, 0.5).shape == pictures.shape
+    single = np.zeros((16, 16), np.bool_)
+    single[4, 4] = True
+    with pytest.raises(UserError, match="too little is kept: of 2×2 pixels"):
+        painter.inpaint(pictures, single)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from underpaint import backbones, config, factory
+from underpaint import backbones, config, editing, factory
 from underpaint import vae as autoencoders
 from underpaint.core import samplers, spaces
 from underpaint.core.denoiser import Denoiser
@@ -214,7 +214,6 @@ class Model:
         """How it draws where nothing else is asked for."""
         return factory.sampling(self.spec.sampling)
 
-    @torch.inference_mode()
     def sample(
         self,
         n: int,
@@ -231,6 +230,30 @@ class Model:
         `changes`: fields of `core.samplers.Sampling` (sampler, steps, grid, guidance, clip, …) that
         shall differ from the model's own. Raises UserError for settings that cannot work.
         """
+        with self._drawing(n, seed=seed, labels=labels, batch=batch, **changes) as drawing:
+            images = np.empty((n, *self.spec.size, self.spec.channels), np.uint8)
+            for part, source, first in drawing.parts():
+                x, sigmas = first * float(drawing.sigmas[0]), drawing.sigmas
+
+                def stepped(i: int, *_: Tensor, part: range = part) -> None:
+                    drawing.at(part.start + len(part) * (i + 1) / drawing.sampling.steps, n)
+
+                denoise, how = drawing.denoise(part), drawing.sampling
+                x0 = samplers.sample(denoise, x, sigmas, how, noise=source.step, callback=stepped)
+                images[part.start : part.stop] = spaces.to_uint8(self.images(x0)).numpy()
+        return images
+
+    @contextlib.contextmanager
+    def _drawing(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        labels: Sequence[str | int] | None = None,
+        batch: int = 64,
+        **changes: Any,
+    ) -> Iterator[editing.Drawing]:
+        """What `n` pictures are drawn with, the network in evaluation mode. Raises as `sample`."""
         sampling = self.sampling_with(**changes)
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: both must be at least 1")
@@ -239,27 +262,103 @@ class Model:
         ids = None if labels is None else self.label_ids(labels)
         with factory.settings_of("sampling", config.Sampling):
             sigmas = samplers.sigmas(self.denoiser.process, sampling.steps, sampling.grid)
-        shape = (self.space.grid[0] * self.space.grid[1], self.space.patch_dim)
-        images = np.empty((n, *self.spec.size, self.spec.channels), np.uint8)
-        with evaluating(self.denoiser), doing("sampling", n) as at:
-            for start in range(0, n, batch):
-                chosen = range(start, min(start + batch, n))
-                part = None if ids is None else [ids[i % len(ids)] for i in chosen]
-                source = samplers.SeededNoise([seed + i for i in chosen])
-                x = source.initial(shape).to(self.device) * float(sigmas[0])
-                asked = self._label_tensor(part, len(chosen))
-                # guidance towards no label is no guidance: one call
-                null = None if part is None or asked is None else torch.full_like(asked, -1)
-                denoise = guided(self.denoiser.denoise, asked, null, sampling.guidance)
 
-                def stepped(i: int, *_: Tensor, chosen: range = chosen) -> None:
-                    at(chosen.start + len(chosen) * (i + 1) / sampling.steps)
+        def denoise(part: range) -> samplers.Denoise:
+            chosen = None if ids is None else [ids[i % len(ids)] for i in part]
+            asked = self._label_tensor(chosen, len(part))
+            # guidance towards no label is no guidance: one call
+            null = None if chosen is None or asked is None else torch.full_like(asked, -1)
+            return guided(self.denoiser.denoise, asked, null, sampling.guidance)
 
-                x0 = samplers.sample(
-                    denoise, x, sigmas, sampling, noise=source.step, callback=stepped
-                )
-                images[start : chosen.stop] = spaces.to_uint8(self.images(x0)).numpy()
-        return images
+        with torch.inference_mode(), evaluating(self.denoiser), doing("sampling") as at:
+            yield editing.Drawing(
+                seeds=range(seed, seed + n),
+                space=self.space,
+                vae=self.vae,
+                sampling=sampling,
+                sigmas=sigmas,
+                denoise=denoise,
+                images=self.images,
+                device=self.device,
+                batch=batch,
+                at=at,
+            )
+
+    # `how` of the methods below: seed, labels, batch and settings as in `sample`
+
+    def inpaint(
+        self,
+        images: np.ndarray,
+        keep: np.ndarray,
+        *,
+        resample: int = editing.RESAMPLE,
+        soft: int = editing.SOFT,
+        **how: Any,
+    ) -> np.ndarray:
+        """Draw parts of `images` uint8 [n, H, W, C] anew: the same with those parts drawn.
+
+        `keep`: booleans, True where a picture stays bit for bit; of pixels [H, W] or [n, H, W], or
+        of patches [h, w] or [n, h, w]. Nothing of what is erased is read. `resample`: how often
+        each step is taken (RePaint); 1 is fast and fits less. `soft`: pixels of the erased part in
+        which a seam is hidden. Sampler euler, heun or ancestral. Raises UserError for wrong use.
+        """
+        with self._drawing(len(images), **how) as drawing:
+            return editing.inpaint(drawing, images, keep, resample, soft)
+
+    def outpaint(
+        self,
+        images: np.ndarray,
+        *,
+        top: int = 0,
+        right: int = 0,
+        bottom: int = 0,
+        left: int = 0,
+        resample: int = editing.RESAMPLE,
+        soft: int = editing.SOFT,
+        **how: Any,
+    ) -> np.ndarray:
+        """Draw so many pixels around `images` uint8 [n, any, any, C]; the rest as `inpaint`.
+
+        Returns uint8 [n, H, W, C] of the larger size, which must be the model's at least. Where it
+        is more, the model draws it in windows of its own size, which overlap by half.
+        """
+        with self._drawing(len(images), **how) as drawing:
+            margins = (top, right, bottom, left)
+            return editing.outpaint(drawing, images, margins, resample, soft)
+
+    def restore(
+        self,
+        patches: np.ndarray,
+        positions: np.ndarray,
+        *,
+        resample: int = editing.RESAMPLE,
+        soft: int = editing.SOFT,
+        **how: Any,
+    ) -> np.ndarray:
+        """Pictures uint8 [n, H, W, C] from visible patches alone; the rest as `inpaint`.
+
+        `patches` uint8 [n, V, C·p²] and `positions` int [n, V] as sealed data hold them (of four
+        channels premultiplied); p need not be the model's.
+        """
+        with self._drawing(len(patches), **how) as drawing:
+            return editing.restore(drawing, patches, positions, resample, soft)
+
+    def vary(self, images: np.ndarray, strength: float = 0.6, **how: Any) -> np.ndarray:
+        """Pictures like `images` uint8 [n, H, W, C]: noised, and drawn from there (SDEdit).
+
+        `strength`: the share of the sampling steps that are taken, above 0 (the picture as it is)
+        to 1 (a sample of that seed, of which the picture is no part). Raises UserError.
+        """
+        with self._drawing(len(images), **how) as drawing:
+            return editing.vary(drawing, images, strength)
+
+    def interpolate(self, seed_a: int, seed_b: int, n: int = 8, **how: Any) -> np.ndarray:
+        """`n` pictures from the sample of one seed to that of another: uint8 [n, H, W, C].
+
+        Their noise lies on the sphere between (slerp), evenly. Samplers that add noise are refused.
+        """
+        with self._drawing(n, **how) as drawing:
+            return editing.interpolate(drawing, seed_a, seed_b)
 
     def sampling_with(self, **changes: Any) -> Sampling:
         """The model's own way of drawing with these changes, but for None.

@@ -94,12 +94,13 @@ def save_folder(
     seeds: Sequence[int],
     labels: Sequence[str | None] | None = None,
     about: About | None = None,
+    files: Sequence[str] | None = None,
 ) -> list[Path]:
-    """Write one PNG an image, called as in `names`, and return their paths.
+    """Write one PNG an image, called as in `names` or in `files`, and return their paths.
 
     `about`, seed and label are in its text chunks. Raises UserError if none could be written.
     """
-    files = names(seeds, labels)
+    files = files or names(seeds, labels)
     with writing(folder), filling(folder) as temporary:
         for i, (pixels, seed) in enumerate(zip(images, seeds, strict=True)):
             label = labels[i] if labels is not None else None

@@ -77,6 +77,10 @@ class VAE:
         law = encoded.latent_dist
         return torch.stack([law.mean, law.std], dim=1)
 
+    def latents(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] → their latents z of no spread, [B, c, h, w]."""
+        return self.scale * (self.moments(images)[:, 0] - self.shift)
+
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents z [B, c, h, w] → images [B, C, H, W], about in [-1, 1]."""

@@ -25,6 +25,7 @@ VERBS = {  # verb: (module of this package, one line)
     "pretrain": ("train", "the masked stages of a recipe alone"),
     "finetune": ("train", "the whole-image stages of a recipe alone, from other weights"),
     "sample": ("sample", "draw images from a trained model"),
+    "edit": ("edit", "repaint parts of pictures, widen or vary them, or go between two seeds"),
     "evaluate": ("evaluate", "score samples against training and held-out images"),
     "compare": ("compare", "compare the compute needed to reach the baseline's score"),
     "audit": ("audit", "attack a trained model: what does it reveal about its training images?"),

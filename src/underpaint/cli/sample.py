@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     named = ("revision", "weights", "device", "vae", "precision")
     how = {name: getattr(args, name) for name in named}
     model = models.load(args.model, **how)
-    labels = _labels(model, args)
+    labels = labels_of(model, args)
     seeds = [args.seed + i for i in range(args.n)]
     drawn = [labels[i % len(labels)] for i in range(args.n)] if labels else None
     if kind == "folder":
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         print(out)
 
 
-def _labels(model: "Model", args: argparse.Namespace) -> list[str] | None:
+def labels_of(model: "Model", args: argparse.Namespace) -> list[str] | None:
     """Names of the classes to draw in turn; None: without a label."""
     known = list(model.label_names)
     if not known:

@@ -227,14 +227,12 @@ def _completion(setup: AttackSetup) -> dict[str, Any]:
     by_subset = []
     for subset, x in zip(setup.subsets, setup.patches, strict=True):
         labels = subset.labels(setup.loaded)
-        with doing("completion", len(x[:COMPLETED])) as at:
-            errors = completion.errors(
-                setup.loaded.denoiser,
-                x[:COMPLETED],
-                labels=None if labels is None else labels[:COMPLETED],
-                seed=setup.seed,
-                batch=setup.batch,
-                progress=at,
-            )
+        errors = completion.errors(
+            setup.loaded.denoiser,
+            x[:COMPLETED],
+            labels=None if labels is None else labels[:COMPLETED],
+            seed=setup.seed,
+            batch=setup.batch,
+        )
         by_subset.append(errors.mean(0))
     return {**completion.advantage(*by_subset), "images": [len(part) for part in by_subset]}

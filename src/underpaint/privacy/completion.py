@@ -1,14 +1,7 @@
 """Extraction by completion: shown half of an image, does the model know the rest?
 
-The replacement method (Song et al. 2021, arXiv 2011.13456): a sampler goes from noise to an image,
-and before each step what is known is put where it would be at that level,
-
-    x[visible] := x0[visible] + sigma n[visible]        n drawn anew at each step
-
-With one n for all steps the model would be shown the same blurred evidence again and again, and
-settle for another image too early. It still may, since at high levels the hidden half matters,
-too: so each step is taken `repeats` times, with noise in between that brings x back to where
-the step began (RePaint, Lugmayr et al. 2022, arXiv 2201.09865).
+The image is completed as in inpainting (`core/inpainting.py`): the visible patches are put in at
+each step, and each step is taken `repeats` times.
 
 At the end the hidden patches are compared with the truth. A good model completes every image
 somewhat; one that remembers an image completes that one better than images it never saw:
@@ -18,10 +11,8 @@ somewhat; one that remembers an image completes that one better than images it n
 Masks and noises are the same for every image. The interval is Welch's.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,14 +21,15 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from underpaint.core import samplers
+from underpaint.core import inpainting, samplers
 from underpaint.core.denoiser import Denoiser
 from underpaint.core.masks import Mask, MaskSpec, draw, gather
 from underpaint.model import evaluating
 from underpaint.privacy.statistics import auc
+from underpaint.progress import doing
 from underpaint.training.seeding import seed_from
 
-FROM, TO = 0.1, 10.0  # levels between which it is decided what the image shows
+EULER = samplers.Sampling("euler", clip="none")
 
 
 def masks(grid: tuple[int, int], count: int, seed: int) -> Mask:
@@ -62,23 +54,27 @@ def complete(
     `noise` gives standard normal tensors [1 or B, N, P]; `sigmas` [steps + 1] falling to 0.
     Hidden patches are never read.
     """
-    ids = visible[:, :, None].expand(-1, -1, patches.shape[2])
-    known = gather(patches, visible)
     mask = Mask(denoiser.backbone.grid)  # type: ignore[arg-type]
+    known = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
+    known = known.scatter(1, visible, True)[:, :, None]  # [B, N, 1]
+
+    def mix(x: Tensor, other: Tensor) -> Tensor:
+        return torch.where(known, other, x)
 
     def sample_noise() -> Tensor:
-        return noise().to(known).expand(len(known), -1, -1)
+        return noise().to(patches).expand_as(patches)
 
-    x = sample_noise() * float(sigmas[0])
-    for sigma, below in pairwise(sigmas.tolist()):
-        again = repeats if FROM < sigma < TO else 1
-        for i in range(again):
-            x = x.scatter(1, ids, known + sigma * gather(sample_noise(), visible))
-            x0 = denoiser.denoise(x, sigma, labels, mask)
-            x = x0 + below / sigma * (x - x0)  # Euler
-            if i < again - 1:
-                x = x + math.sqrt(sigma**2 - below**2) * sample_noise()
-    return x.scatter(1, ids, known)
+    found = inpainting.repaint(
+        lambda x, sigma: denoiser.denoise(x, sigma, labels, mask),
+        sample_noise() * float(sigmas[0]),
+        sigmas,
+        EULER,
+        patches,
+        mix,
+        noise=sample_noise,
+        resample=repeats,
+    )
+    return mix(found, patches)
 
 
 def errors(
@@ -91,7 +87,6 @@ def errors(
     steps: int = 20,
     repeats: int = 2,
     batch: int = 64,
-    progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
     """Squared error of the hidden patches of each of `patches` [n, N, P], by mask: [draws, n].
 
@@ -104,7 +99,7 @@ def errors(
         raise ValueError("an image of one patch has no half")
     levels = samplers.sigmas(denoiser.process, steps, "karras")
     result = np.zeros((draws, n))
-    with evaluating(denoiser):
+    with evaluating(denoiser), doing("completion", n) as at:
         for start in range(0, n, batch):
             x0 = patches[start : start + batch].to(device).float()
             condition = None if labels is None else labels[start : start + batch].to(device)
@@ -119,8 +114,7 @@ def errors(
                 completed = complete(denoiser, x0, visible, levels, noise, condition, repeats)
                 squares = (gather(completed, hidden) - gather(x0, hidden)).square().mean((1, 2))
                 result[i, start : start + batch] = squares.double().cpu().numpy()
-            if progress:
-                progress(min(start + batch, n), n)
+            at(min(start + batch, n))
     return result
 
 

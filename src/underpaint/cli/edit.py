@@ -1,0 +1,433 @@
+"""`underpaint edit`: parts of pictures drawn anew, wider pictures, variations, interpolation.
+
+Reads pictures and masks, has `Model` edit them, and writes a grid (before, erased, after) or files.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from underpaint.cli.parser import Parser, add_output, check_least, flag_of, print_json
+from underpaint.cli.sample import labels_of
+from underpaint.cli.settings import add_model, add_sampling, sampling_of
+from underpaint.errors import UserError
+from underpaint.progress import doing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from underpaint.data.decode import Picture
+    from underpaint.model import Model
+
+MODES = ("mask", "box", "outpaint", "strength", "interpolate", "restore")
+EDGES = ("top", "right", "bottom", "left")
+REPAINTING = ("mask", "box", "outpaint", "restore")
+ONLY = {  # flags, and the modes in which they mean something
+    "resample": REPAINTING,
+    "soft": REPAINTING,
+    "fit": ("mask", "box", "outpaint", "strength"),
+}
+DEFAULT_N = {"interpolate": 8, "restore": 8}
+ERASED = 128  # the grey that a grid shows there; transparent in pictures that can be
+END = """\
+Give one of --mask and --box (or both), --outpaint, --strength, --interpolate, --restore:
+
+  underpaint edit RUN photo.png --mask mask.png       what is white in mask.png is erased
+  underpaint edit RUN photo.png --box 8,8,16,16       x, y, width and height, in pixels
+  underpaint edit RUN photo.png --outpaint right=32   pixels beyond an edge, or a number for all
+  underpaint edit RUN photo.png --strength 0.6 -n 8   eight pictures like it
+  underpaint edit RUN --interpolate 0 1 -n 8          from the sample of seed 0 to that of seed 1
+  underpaint edit RUN sealed.up --restore -n 8        the images of sealed data, from their patches
+"""
+
+
+class Edited(NamedTuple):
+    """What comes out: pictures uint8 [n, H, W, C], beside them what to show of each, and names."""
+
+    images: "np.ndarray"
+    beside: "list[tuple[str, np.ndarray]]"  # caption and pictures [n / versions, H, W, C]
+    stems: list[str]  # [n] of files
+    versions: int
+
+
+def arguments(parser: Parser, verb: str) -> None:
+    """Flags; what is left out of the sampling is taken from the model's own settings."""
+    parser.epilog = END
+    add = parser.add_argument
+    add("model", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
+    add("images", nargs="*", metavar="IMAGE", help="pictures of the model's size, or see --fit")
+    add(
+        "--mask",
+        nargs="+",
+        metavar="FILE",
+        help="erase what is white here (one file for all pictures, or one for each); 'alpha': what "
+        "is transparent in the pictures themselves",
+    )
+    add(
+        "--box",
+        nargs="+",
+        action="extend",
+        metavar="X,Y,W,H",
+        help="erase a box: its left and top edge, width and height in pixels; several are allowed",
+    )
+    add(
+        "--outpaint",
+        nargs="+",
+        metavar="EDGE=N",
+        help="draw N pixels beyond an edge (top, right, bottom, left), or N beyond all",
+    )
+    add(
+        "--strength",
+        type=float,
+        metavar="S",
+        help="draw pictures like these: near 0 they stay, at 1 nothing of them is left",
+    )
+    add(
+        "--interpolate",
+        nargs=2,
+        type=int,
+        metavar=("A", "B"),
+        help="pictures between those of two seeds, no IMAGE",
+    )
+    add("--restore", action="store_true", help="IMAGE is sealed data: draw what they do not hold")
+    add(
+        "-n",
+        type=int,
+        metavar="N",
+        help="versions of each picture (default: 1); with --interpolate and --restore pictures "
+        "(default: 8)",
+    )
+    add("--fit", action="store_true", help="scale pictures and crop them to the model's size")
+    add(
+        "--resample",
+        type=int,
+        metavar="N",
+        help="take each step so often: more fit better and take longer (default: 5)",
+    )
+    add(
+        "--soft",
+        type=int,
+        metavar="N",
+        help="pixels of the erased part in which a seam is hidden (default: 2)",
+    )
+    add("--seed", type=int, default=0, help="picture i has seed SEED + i (default: %(default)s)")
+    add("--label", nargs="+", metavar="NAME", help="labels, in turn (default: none)")
+    add_sampling(parser)
+    add_model(parser, "fp32")
+    add(
+        "--out",
+        default="edited.png",
+        metavar="PATH",
+        help="a grid, before and after (.png), or a folder of PNGs (default: %(default)s)",
+    )
+    add("--overwrite", action="store_true", help="replace the files that are there already")
+    add_output(parser)
+
+
+def run(args: argparse.Namespace, others: list[str]) -> None:
+    mode = _mode(args)
+    check_least(args, seed=0, batch=1, n=1, resample=1, soft=0)
+    sampling = sampling_of(args)
+    boxes = [_box(text) for text in args.box or ()]
+    margins = _margins(args.outpaint) if mode == "outpaint" else {}
+    from underpaint.io import check_new, check_place
+
+    out = Path(args.out)
+    folder = out.is_dir() or not out.suffix
+    if not folder and out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: give a .png (grid) or a folder")
+    if not folder:
+        check_new([out], args.overwrite)
+    check_place(out if folder else out.parent)
+    with doing("starting"):
+        from underpaint import editing, pictures
+        from underpaint import model as models
+
+    named = ("revision", "weights", "device", "vae", "precision")
+    how = {name: getattr(args, name) for name in named}
+    model = models.load(args.model, **how)
+    labels = labels_of(model, args) if args.label else None
+    if not labels and args.guidance not in (None, 1):
+        raise UserError(f"--guidance {args.guidance:g}: needs labels; add --label NAME")
+    repainting: dict[str, Any] = {}
+    if mode in REPAINTING:
+        repainting["resample"] = editing.RESAMPLE if args.resample is None else args.resample
+        repainting["soft"] = editing.SOFT if args.soft is None else args.soft
+    began = time.perf_counter()
+    asked = {"seed": args.seed, "labels": labels, "batch": args.batch} | repainting | sampling
+    edited = _edited(model, mode, args, boxes, margins, asked)
+    seconds = time.perf_counter() - began
+    n = len(edited.images)
+    seeds = [args.seed + i for i in range(n)]
+    about: dict[str, Any] = {"model": args.model, "weights": args.weights}
+    about |= {"precision": model.precision, "edit": mode, **_settings(args, mode), **repainting}
+    about["seed"] = args.seed
+    for name, given in sampling.items():
+        about[name] = getattr(model.spec.sampling, name) if given is None else given
+    drawn = [labels[i % len(labels)] for i in range(n)] if labels else None
+    if folder:
+        files = pictures.names(seeds, edited.stems)
+        check_new([out / name for name in files], args.overwrite)
+        pictures.save_folder(out, edited.images, seeds, drawn, about, files)
+    else:
+        chunks = about | ({"labels": ", ".join(labels)} if labels else {})
+        _save_grid(out, edited, chunks)
+    if args.json:
+        print_json({"out": str(out), "n": n, "seconds": round(seconds, 3), **about})
+    else:
+        print(out)
+
+
+# --- what is asked for -----------------------------------------------------------------------
+
+
+def _mode(args: argparse.Namespace) -> str:
+    """What is to be done: a name of MODES (`mask` for boxes, too)."""
+    given = [name for name in MODES if _is_given(args, name)]
+    modes = ["mask" if name == "box" else name for name in given]
+    if not given:
+        flags = ", ".join(flag_of(name) for name in MODES[:-1])
+        raise UserError(f"nothing to do: give {flags} or {flag_of(MODES[-1])}")
+    if len({*modes}) > 1:
+        raise UserError(f"{flag_of(given[0])} and {flag_of(given[-1])}: give one of them")
+    mode = modes[0]
+    for name, allowed in ONLY.items():
+        if _is_given(args, name) and mode not in allowed:
+            raise UserError(f"{flag_of(name)} has no meaning with {flag_of(mode)}; leave it out")
+    if mode == "interpolate" and args.images:
+        raise UserError(
+            f"--interpolate goes between two seeds, not pictures; leave {args.images[0]} out"
+        )
+    if mode != "interpolate" and not args.images:
+        raise UserError("edit needs IMAGE, before the flags: underpaint edit RUN IMAGE … --flags")
+    if mode == "restore" and len(args.images) > 1:
+        raise UserError("--restore takes one sealed file")
+    return mode
+
+
+def _is_given(args: argparse.Namespace, name: str) -> bool:
+    value = getattr(args, name)
+    return value is not None and value is not False  # 0 is a number that is given
+
+
+def _settings(args: argparse.Namespace, mode: str) -> dict[str, Any]:
+    """What of the edit is recorded in the files."""
+    if mode == "mask":
+        return {name: ", ".join(v) for name in ("mask", "box") if (v := getattr(args, name))}
+    if mode == "outpaint":
+        return {"outpaint": " ".join(args.outpaint)}
+    if mode == "interpolate":
+        return {"seeds": "{} to {}".format(*args.interpolate)}
+    return {"strength": args.strength} if mode == "strength" else {}
+
+
+def _box(text: str) -> tuple[int, int, int, int]:
+    try:
+        x, y, w, h = (int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--box {text}: expected four whole numbers x,y,width,height, such as 8,8,16,16"
+        ) from None
+    if min(x, y) < 0 or min(w, h) < 1:
+        raise UserError(f"--box {text}: x and y begin at 0, width and height at 1")
+    return x, y, w, h
+
+
+def _margins(texts: list[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for text in texts:
+        edge, equals, number = text.rpartition("=")
+        edges = EDGES if not equals else (edge,)
+        if not number.isdecimal() or edges[0] not in EDGES:
+            raise UserError(
+                f"--outpaint {text}: expected EDGE=N with an edge of {', '.join(EDGES)}, or N"
+            )
+        found |= dict.fromkeys(edges, int(number))
+    return found
+
+
+# --- pictures and masks ----------------------------------------------------------------------
+
+
+def _edited(
+    model: "Model",
+    mode: str,
+    args: argparse.Namespace,
+    boxes: list[tuple[int, int, int, int]],
+    margins: dict[str, int],
+    how: dict[str, Any],
+) -> Edited:
+    import numpy as np
+
+    count = args.n or DEFAULT_N.get(mode, 1)
+    if mode == "interpolate":
+        del how["seed"]
+        seed_a, seed_b = args.interpolate
+        images = model.interpolate(seed_a, seed_b, count, **how)
+        return Edited(images, [], ["-".join(map(str, args.interpolate))] * count, 1)
+    if mode == "restore":
+        return _restored(model, args.images[0], count, how)
+    free = mode == "outpaint" and not args.fit
+    pictures = [_picture(path, model, args.fit, free) for path in args.images]
+    stems = [Path(path).stem for path in args.images for _ in range(count)]
+    first = pictures[0].pixels.shape
+    for path, picture in zip(args.images, pictures, strict=True):
+        if picture.pixels.shape != first:
+            raise UserError(f"{path}: is of another size than {args.images[0]}; edit it apart")
+    before = np.stack([picture.pixels for picture in pictures])
+    many = before.repeat(count, 0)
+    if mode == "strength":
+        images = model.vary(many, args.strength, **how)
+        return Edited(images, [("before", before)], stems, count)
+    if mode == "outpaint":
+        images = model.outpaint(many, **margins, **how)
+        top, left = margins.get("top", 0), margins.get("left", 0)
+        canvas = _blank((len(before), *images.shape[1:]))
+        canvas[:, top : top + first[0], left : left + first[1]] = before
+        return Edited(images, [("before", canvas)], stems, count)
+    erased = _erased(model, args, pictures, boxes)
+    images = model.inpaint(many, ~erased.repeat(count, 0), **how)
+    seen = np.where(erased[..., None], _blank(before.shape), before)
+    return Edited(images, [("before", before), ("erased", seen)], stems, count)
+
+
+def _restored(model: "Model", path: str, count: int, how: dict[str, Any]) -> Edited:
+    """The first images of sealed data."""
+    import numpy as np
+
+    from underpaint.core import alpha
+    from underpaint.sealed import format as sealed
+
+    found = sealed.read(path)
+    if (found.size, found.channels) != (model.spec.size, model.spec.channels):
+        given, asked = (
+            "{}×{} pixels in {} channels".format(*size, channels)
+            for size, channels in (
+                (found.size, found.channels),
+                (model.spec.size, model.spec.channels),
+            )
+        )
+        raise UserError(f"{path}: images of {given} were sealed, and this model draws {asked}")
+    ids = np.arange(min(count, len(found.labels)))
+    patches, positions = found.batch(ids)
+    images = model.restore(patches, positions, **how)
+    grid = [size // found.about["patch"] for size in found.size]
+    shown = np.zeros((len(ids), grid[0] * grid[1]), np.bool_)
+    np.put_along_axis(shown, positions, True, 1)
+    kept = shown.reshape(-1, *grid).repeat(found.about["patch"], 1).repeat(found.about["patch"], 2)
+    seen = np.where(kept[..., None], images, _blank(images.shape))
+    stems = [Path(path).stem] * len(ids)
+    return Edited(images, [("sealed", alpha.straight(alpha.premultiplied(seen)))], stems, 1)
+
+
+def _blank(shape: tuple[int, ...]) -> "np.ndarray":
+    import numpy as np
+
+    return np.full(shape, 0 if shape[-1] == 4 else ERASED, np.uint8)
+
+
+def _decoded(path: str, size: tuple[int, int] | None, channels: int, ground: int) -> "Picture":
+    """A picture file of so many channels, scaled and cropped to `size` (height, width) if given."""
+    from underpaint.bounded import read_regular
+    from underpaint.data import decode
+
+    try:
+        content = read_regular(path)
+        options = decode.Options(size, channels, "crop", (ground, ground, ground))
+        return decode.decode(content, options)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except decode.Unreadable as error:
+        raise UserError(f"{path}: {error}; give another file") from None
+
+
+def _picture(path: str, model: "Model", fit: bool, free: bool) -> "Picture":
+    """A picture of the model's channels, and of its size unless `free`."""
+    size = model.spec.size
+    picture = _decoded(path, size if fit else None, model.spec.channels, 255)
+    height, width = picture.pixels.shape[:2]
+    if (height, width) != size and not free:
+        raise UserError(
+            f"{path}: is {width}×{height} pixels (width × height), and this model takes "
+            f"{size[1]}×{size[0]}; add --fit to scale and crop it"
+        )
+    return picture
+
+
+def _erased(
+    model: "Model",
+    args: argparse.Namespace,
+    pictures: "list[Picture]",
+    boxes: list[tuple[int, int, int, int]],
+) -> "np.ndarray":
+    """What is erased of each picture: bool [n, H, W]."""
+    import numpy as np
+
+    (H, W), n = model.spec.size, len(pictures)
+    erased = np.zeros((n, H, W), np.bool_)
+    for x, y, w, h in boxes:
+        if x + w > W or y + h > H:
+            raise UserError(f"--box {x},{y},{w},{h}: ends beyond the picture, {W}×{H} pixels")
+        erased[:, y : y + h, x : x + w] = True
+    masks = args.mask or []
+    if len(masks) not in (0, 1, n):
+        raise UserError(f"--mask: {len(masks)} files for {n} pictures; give one, or one for each")
+    for i, picture in enumerate(pictures):
+        if masks == ["alpha"]:
+            erased[i] |= _transparent(args.images[i], picture.original_size, (H, W), args.fit)
+        elif masks:
+            path = masks[i % len(masks)]
+            grey = _decoded(path, None, 1, 0).pixels[:, :, 0]  # transparent: black, kept
+            erased[i] |= _fitted(path, grey, picture.original_size, (H, W), args.fit)
+    return erased
+
+
+def _transparent(
+    path: str, original: tuple[int, int], size: tuple[int, int], fit: bool
+) -> "np.ndarray":
+    """Where a picture shows less than half of itself."""
+    picture = _decoded(path, None, 4, 0)
+    if not picture.transparent:
+        raise UserError(
+            f"{path}: has no transparent pixels, which --mask alpha would erase; give a mask file"
+        )
+    return _fitted(path, 255 - picture.pixels[:, :, 3], original, size, fit)
+
+
+def _fitted(
+    path: str, grey: "np.ndarray", original: tuple[int, int], size: tuple[int, int], fit: bool
+) -> "np.ndarray":
+    """A mask of grey values as what is erased, [H, W]; it goes the way of its picture."""
+    from PIL import Image
+
+    from underpaint.data import decode
+
+    height, width = grey.shape
+    if (height, width) != size and not fit:
+        raise UserError(
+            f"{path}: the mask is {width}×{height} pixels (width × height), and the picture "
+            f"{size[1]}×{size[0]}; add --fit to scale it"
+        )
+    if (height, width) != size:
+        mask = decode.from_array(grey).resize((original[1], original[0]), Image.Resampling.NEAREST)
+        options = decode.Options(size, 1, "crop", (0, 0, 0))
+        grey = decode.fit(mask, options)[:, :, 0]
+    return grey >= 128
+
+
+def _save_grid(out: Path, edited: Edited, chunks: dict[str, Any]) -> None:
+    """A row for each picture: what it was, then its versions."""
+    import numpy as np
+
+    from underpaint import pictures
+
+    if not edited.beside:
+        pictures.save_grid(out, edited.images, min(8, len(edited.images)), None, chunks)
+        return
+    n, shape = len(edited.images) // edited.versions, edited.images.shape[1:]
+    after = edited.images.reshape(n, edited.versions, *shape)
+    columns = [shown[:, None] for _, shown in edited.beside] + [after]
+    sheet = np.concatenate(columns, 1)
+    captions = [caption for caption, _ in edited.beside] + ["after"] * edited.versions
+    pictures.save_grid(out, sheet.reshape(-1, *shape), sheet.shape[1], captions, chunks)
