@@ -16,7 +16,9 @@ from underpaint import model as models
 from underpaint.errors import UserError
 from underpaint.io import appearing, check_place, is_marked, mark, writing
 
-FORMS: dict[str, str] = {}  # --to: module of this package
+FORMS = {  # --to: module of this package
+    "onnx": "onnx",
+}
 
 
 def export(
