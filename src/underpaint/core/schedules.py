@@ -183,7 +183,8 @@ class Discrete(Process):
 
     def t(self, sigma: Tensor) -> Tensor:
         table, level = self._table(sigma), torch.log(sigma)
-        k = (torch.searchsorted(table, level, right=True) - 1).clamp(0, self.steps - 2)
+        # a search in the sorted table, in operations that every exporter knows
+        k = ((table <= level[..., None]).sum(-1) - 1).clamp(0, self.steps - 2)
         place = k + (level - table[k]) / (table[k + 1] - table[k])
         return place.clamp(0, self.steps - 1) / self.steps
 

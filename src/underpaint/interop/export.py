@@ -19,6 +19,7 @@ from underpaint.io import appearing, check_place, is_marked, mark, writing
 
 FORMS = {  # --to: module of this package
     "folder": "folder",
+    "onnx": "onnx",
 }
 
 
