@@ -120,7 +120,7 @@ class DiT(Backbone):
         condition: Tensor | None = None,
     ) -> Prediction:
         """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at the visible patches."""
-        ids = position_ids(mask, len(patches), self.grid, patches.device)
+        ids = position_ids(mask, patches.shape[0], self.grid, patches.device)
         c = F.silu(self._condition(c_noise, labels, condition))  # [B, width]
         return Prediction(self._read(self._encode(patches, ids, c), c))
 

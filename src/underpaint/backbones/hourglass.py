@@ -102,7 +102,7 @@ class LocalBlock(nn.Module):
     def _convolved(self, x: Tensor, units: tuple[int, int], shown: Tensor | None) -> Tensor:
         """Tokens [B, visible units, 4^levels, width] → the same."""
         if shown is not None:  # into their places among zeros
-            zeros = x.new_zeros(len(x), units[0] * units[1], *x.shape[2:])
+            zeros = x.new_zeros(x.shape[0], units[0] * units[1], *x.shape[2:])
             x = zeros.scatter(1, shown[:, :, None, None].expand_as(x), x)
         grid = units[0] << self.levels, units[1] << self.levels
         image = unnest(x, grid, self.levels).permute(0, 3, 1, 2)  # [B, width, h, w]
@@ -183,7 +183,7 @@ class Hourglass(Backbone):
 
         Visible patches are whole units: V is a multiple of unit².
         """
-        ids = position_ids(mask, len(patches), self.grid, patches.device)
+        ids = position_ids(mask, patches.shape[0], self.grid, patches.device)
         time = self.time(sinusoid(c_noise, FREQUENCIES, shift=1))
         time = add_augmentation(self.augment_embedding, time, condition)
         c = F.silu(add_label(self.labels, time, labels))  # [B, width]

@@ -152,5 +152,5 @@ def add_augmentation(
             raise ValueError("a network without network.augment takes no condition")
         return embedding
     if condition is None:  # computed all the same: the layer gets a gradient, of zero
-        condition = embedding.new_zeros(len(embedding), CONDITION)
+        condition = embedding.new_zeros(embedding.shape[0], CONDITION)
     return embedding + layer(condition)

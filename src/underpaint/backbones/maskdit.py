@@ -132,7 +132,7 @@ class MaskDiT(DiT):
     ) -> Prediction:
         """`patches` [B, V, P], `c_noise` [B], `labels` [B] → F at visible and hidden patches."""
         V = patches.shape[1]
-        ids = position_ids(mask, len(patches), self.grid, patches.device)  # [B, V]
+        ids = position_ids(mask, patches.shape[0], self.grid, patches.device)  # [B, V]
         c = F.silu(self._condition(c_noise, labels, condition))  # [B, width]
         x = self.bridge(self._encode(patches, ids, c), c)  # [B, V, decoder_width]
         everywhere = ids if mask.hidden is None else torch.cat([ids, mask.hidden], dim=1)  # [B, N]

@@ -99,7 +99,7 @@ class UNet(Backbone):
     ) -> Tensor | None:
         """What is added to the time embedding [B, 4·width], if anything ever is."""
         if self.labels is None:
-            rows = c_noise.new_zeros(len(c_noise), self.settings["block_out_channels"][0] * 4)
+            rows = c_noise.new_zeros(c_noise.shape[0], self.settings["block_out_channels"][0] * 4)
         else:
             rows = label_rows(self.labels, labels)
         rows = add_augmentation(self.augment_embedding, rows, condition)
@@ -108,7 +108,7 @@ class UNet(Backbone):
     def _scattered(self, visible: Tensor, ids: Tensor) -> Tensor:
         """Visible patches [B, V, ...] in their places among zeros [B, N, ...]."""
         N = self.grid[0] * self.grid[1]
-        zeros = visible.new_zeros(len(visible), N, visible.shape[2])
+        zeros = visible.new_zeros(visible.shape[0], N, visible.shape[2])
         return zeros.scatter(1, ids[:, :, None].expand_as(visible), visible)
 
     def _places(self, sides: tuple[int, int], corner: Tensor | None, like: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class UNet(Backbone):
         axes = []
         for axis in (0, 1):
             place = torch.arange(sides[axis] * self.patch, device=like.device) + 0.5
-            place = place.expand(len(like), -1)
+            place = place.expand(like.shape[0], -1)
             if corner is not None:
                 place = place + corner[:, axis, None] * self.patch
             axes.append((2 * place / (self.grid[axis] * self.patch) - 1).to(like.dtype))

@@ -96,4 +96,4 @@ def _levels(sigma: Level, x: Tensor) -> Tensor:
     """sigma as [B], beside x and in its precision, float32 at least."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device)
-    return sigma.expand(len(x))
+    return sigma.expand(x.shape[0])

@@ -16,7 +16,10 @@ from underpaint import model as models
 from underpaint.errors import UserError
 from underpaint.io import appearing, check_place, is_marked, mark, writing
 
-FORMS: dict[str, str] = {}  # --to: module of this package
+FORMS = {  # --to: module of this package
+    "diffusers": "diffusers",
+    "torch-export": "torch_export",
+}
 
 
 def export(
