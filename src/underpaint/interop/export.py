@@ -20,6 +20,8 @@ from underpaint.io import appearing, check_place, is_marked, mark, writing
 FORMS = {  # --to: module of this package
     "folder": "folder",
     "onnx": "onnx",
+    "diffusers": "diffusers",
+    "torch-export": "torch_export",
 }
 
 
