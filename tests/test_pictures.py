@@ -129,3 +129,16 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=r"cannot be written .*choose another --out"):
             save(tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize("name", ["grid.png", "grid.jpg", "grid.JPEG", "grid.webp"])
+def test_a_grid_in_other_formats_says_how_it_was_made(name: str, tmp_path: Path) -> None:
+    images = np.full((4, 8, 8, 3), 200, np.uint8)
+    save_grid(tmp_path / name, images, 2, about={"model": "runs/ä", "seed": 7})
+    with Image.open(tmp_path / name) as image:
+        assert image.width >= 600
+        if name.endswith("png"):
+            found = dict(image.text)  # type: ignore[attr-defined]
+        else:
+            found = json.loads(image.getexif()[0x010E])
+    assert found == {"model": "runs/ä", "seed": "7"}

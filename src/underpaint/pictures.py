@@ -11,10 +11,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from underpaint.io import filling, replacing, writing
@@ -22,6 +23,7 @@ from underpaint.io import filling, replacing, writing
 NARROWEST, WIDEST = 600, 1000  # pixels of a sheet
 GAP = 4
 CAPTION = 15  # font size
+GRIDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PAPER, INK = (255, 255, 255), (60, 60, 60)
 SQUARE, LIGHT, DARK = 8, 255, 204  # of the chequerboard: pixels of the sheet, and greys
 
@@ -72,11 +74,21 @@ def save_grid(
     labels: Sequence[str] | None = None,
     about: About | None = None,
 ) -> None:
-    """Write a grid as PNG with `about` in its text chunks. Raises UserError if it cannot be."""
+    """Write a grid with `about` in it, in the format that its name ends in (GRIDS).
+
+    A PNG has it in text chunks, JPEG and WebP have it as JSON in the description of their EXIF.
+    Raises UserError if it cannot be written.
+    """
+    sheet, kind, about = grid(images, columns, labels), GRIDS[path.suffix.lower()], about or {}
+    how: dict[str, Any] = {"pnginfo": _chunks(about)}
+    if kind != "PNG":
+        exif = Image.Exif()
+        exif[ExifTags.Base.ImageDescription] = json.dumps({k: str(v) for k, v in about.items()})
+        how = {"exif": exif, "quality": 92}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            grid(images, columns, labels).save(temporary, "PNG", pnginfo=_chunks(about or {}))
+            sheet.save(temporary, kind, **how)
 
 
 def names(seeds: Sequence[int], labels: Sequence[str | None] | None = None) -> list[str]:

@@ -18,8 +18,10 @@ from underpaint.cli import main
 from underpaint.errors import UserError
 from underpaint.model import load
 from underpaint.training import step_rule, train
+from underpaint.training.checkpointing import snapshots
 from underpaint.training.posthoc import (
     GAMMAS,
+    NEAR,
     TRACKED,
     Average,
     PowerAverages,
@@ -153,6 +155,15 @@ def test_rebuilt_averages_are_those_tracked_directly(
         assert said < 0.02 or width == 0.25
         assert off / (flat(tracked[width]) - flat(final)).norm() < max(0.02, said), width
     assert load(run / "ema" / "0.1").sample(2, steps=2).shape == (2, 16, 16, 3)
+
+
+def test_by_default_there_are_as_many_as_the_default_widths_need(
+    tracking: config.Run, tmp_path: Path
+) -> None:
+    tracking.train.snapshots = -1
+    run = train(tracking, tmp_path / "run", quiet=True)
+    assert len(snapshots(run)) == 32
+    assert max(rebuild(run, [0.05, 0.1, 0.2]).values()) < NEAR
 
 
 def test_a_resumed_run_tracks_the_same(

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.runs import weights
+from tests.training.runs import metrics, weights
 from underpaint import config
 from underpaint.errors import UserError
+from underpaint.evaluation.validation import OverfitCheck
 from underpaint.model import build
 from underpaint.model_folder import find, read_spec
 from underpaint.training import adopt, train
@@ -95,3 +96,19 @@ def test_a_run_goes_on_from_another(recipe: config.Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"network\.width is 64, the recipe's is 96"):
         train(wide, tmp_path / "third", start=str(first), quiet=True)
     assert not (tmp_path / "third").exists()
+
+
+def test_the_first_grid_and_check_are_of_the_weights_it_starts_from(
+    recipe: config.Run, tmp_path: Path
+) -> None:
+    first = train(recipe, tmp_path / "first", quiet=True)
+    recipe.stages = {"whole": recipe.stages["whole"]}
+    recipe.train.check_every = recipe.train.sample_every = 0
+    runs = {
+        name: train(recipe, tmp_path / name, start=start, quiet=True, make_check=OverfitCheck.of)
+        for name, start in (("tuned", str(first)), ("fresh", None))
+    }
+    for name, begins in (("tuned", True), ("fresh", False)):
+        records = metrics(runs[name])
+        assert (min(r["images"] for r in records if r["kind"] == "check") == 0) == begins
+        assert (runs[name] / "samples" / "images_000000000000.png").is_file() == begins

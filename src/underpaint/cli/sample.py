@@ -37,7 +37,8 @@ def arguments(parser: Parser, verb: str) -> None:
         "--out",
         default="samples.png",
         metavar="PATH",
-        help="a grid (.png), an array (.npz) or a folder of PNGs (default: %(default)s)",
+        help="a grid (.png, .jpg, .webp), an array (.npz) or a folder of PNGs "
+        "(default: %(default)s)",
     )
     add("--overwrite", action="store_true", help="replace the files that are there already")
     add_output(parser)
@@ -47,11 +48,14 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     check_least(args, n=1, seed=0, batch=1)
     sampling = sampling_of(args)
     from underpaint.io import check_new, check_place
+    from underpaint.pictures import GRIDS
 
     out = Path(args.out)
     kind = "folder" if out.is_dir() or not out.suffix else out.suffix.lower()
-    if kind not in ("folder", ".png", ".npz"):
-        raise UserError(f"--out {out}: give a .png (grid), a .npz (array) or a folder")
+    if kind not in ("folder", ".npz", *GRIDS):
+        raise UserError(
+            f"--out {out}: give a .png, .jpg or .webp (grid), a .npz (array) or a folder"
+        )
     if kind != "folder":
         check_new([out], args.overwrite)
     check_place(out if kind == "folder" else out.parent)

@@ -344,8 +344,8 @@ class Train:
     snapshots: int = setting(
         0,
         "images between two snapshots of the averages from which `underpaint ema` rebuilds any "
-        "width, each twice as large as the weights; 0: none",
-        Range(0),
+        "width, each twice as large as the weights; -1: a 32nd of the run; 0: none",
+        Range(-1),
     )
     keep: int = setting(2, "checkpoints kept, besides each stage's last", Range(1))
     track: Literal["none", "tensorboard", "wandb", "trackio"] = setting(

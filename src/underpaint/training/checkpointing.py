@@ -305,7 +305,7 @@ def snapshots(folder: Path) -> list[Path]:
     if not found:
         raise UserError(
             f"{folder}: holds no snapshots to rebuild averages from; train with "
-            "--train.snapshots IMAGES, a 32nd of the run or so"
+            "--train.snapshots -1"
         )
     return found
 

@@ -54,10 +54,12 @@ def freeze(
     began: float,
     make_check: MakeCheck | None = None,
     report: bool = False,
+    started: bool = False,
 ) -> tuple[config.Run, list[PreparedStage], list[str]]:
     """Stages given in minutes, now in images, by the speed of this machine; and notes.
 
     `began`: the monotonic time from which the minutes count. `report`: whether they include one.
+    `started`: whether a check and a grid are made of the weights that the run starts from.
     """
     timed = [stage for stage in stages if stage.settings.minutes]
     if not timed:
@@ -68,6 +70,9 @@ def freeze(
         speeds = world.from_first([speed(stage, run, world, seconds) for stage in timed])
         with following(None):
             costs = measure(run, stages, world, began, make_check, report)
+    if started:
+        first = costs.grid + max(costs.checks.values())
+        costs = costs._replace(rest=costs.rest + first)
     by_share = [
         60.0 * stage.settings.minutes / length * v for stage, v in zip(timed, speeds, strict=True)
     ]

@@ -55,6 +55,7 @@ class Check(Protocol):
 
 CHECKS = 16  # of a stage that may end early
 EVALUATIONS = 8  # checks and grids of a run
+SNAPSHOTS = 32  # of a run, enough for widths from 0.05 on (training/posthoc.py)
 
 # Builds a stage's check: its images, the averaged model, the run's seed, images a side, samples.
 MakeCheck: TypeAlias = Callable[[TrainingSet, Model, int, int, int], Check | None]
@@ -118,7 +119,7 @@ def draw_samples(
 
 
 class Cadence(NamedTuple):
-    """Images between two lines of metrics, checks, grids and checkpoints; below 0: none.
+    """Images between two lines of metrics, checks, grids, checkpoints and snapshots; below 0: none.
 
     They are due at the ends of stages, too; where they are a run or more apart, at its end alone.
     """
@@ -127,6 +128,7 @@ class Cadence(NamedTuple):
     check: int
     sample: int
     checkpoint: int
+    snapshot: int
 
     @classmethod
     def of(cls, train: config.Train, total: int, stage: PreparedStage) -> Self:
@@ -137,6 +139,7 @@ class Cadence(NamedTuple):
             train.check_every or (checked if train.stop == "auto" else eighth),
             train.sample_every or eighth,
             train.checkpoint_every or eighth,
+            -(-total // SNAPSHOTS) if train.snapshots < 0 else train.snapshots,
         )
 
 

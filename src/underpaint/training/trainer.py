@@ -140,7 +140,9 @@ def train(
             notes += precision_notes
             state, start_notes = handover.begin(run, stages, start, world)
             notes += start_notes
-            run, stages, length_notes = freeze(run, stages, world, began, make_check, report)
+            run, stages, length_notes = freeze(
+                run, stages, world, began, make_check, report, start is not None
+            )
             notes += length_notes
             if world.first:
                 folder.create(overwrite)
@@ -154,7 +156,7 @@ def train(
         log.track(run)
         for note in notes:
             log.say(note)
-        return Trainer(run, folder, world, stages, state, log, make_check).fit()
+        return Trainer(run, folder, world, stages, state, log, make_check, start is not None).fit()
 
 
 @dataclass
@@ -168,6 +170,7 @@ class Trainer:
     begin: InitVar[TrainState | None]  # None: go on from the newest checkpoint in `folder`
     log: Log
     make_check: MakeCheck | None
+    started: bool = False  # from weights of another run
 
     def __post_init__(self, begin: TrainState | None) -> None:
         self.resumed = begin is None
@@ -269,12 +272,29 @@ class Trainer:
             self.rule.stage = early.shortened(stage, *progress.cooldown)
         self.rule.begin(self.folder, progress, self.log.warn)
         progress.stage_end = False
+        if self.started and progress.images == 0 and self.rule.public:
+            self._look()
         if not self._at_end():
             return False
         progress.sums = {"since": progress.seconds}  # a private stage whose budget is spent
         self._finish_stage()
         self._save()
         return True
+
+    def _look(self) -> None:
+        """A check and a grid of the weights that the run starts from."""
+        if self.every.check >= 0 and self.check is not None:
+            monitor.run_check(self.check, self.stage, self.state, self.progress, self.log)
+        if self.every.sample >= 0 and self.world.first:
+            monitor.draw_samples(
+                self.folder,
+                self.run,
+                self.state,
+                self.progress,
+                self.log,
+                self.stage,
+                self.check,
+            )
 
     def _make_check(self) -> Check | None:
         """What is measured on held-out images and of sample grids, by the first process."""
@@ -306,7 +326,7 @@ class Trainer:
                     found = None
                 self._follow(decision)
         ends = decision.ends or self._at_end()
-        if state.power and first and self._due(self.run.train.snapshots, before, ends):
+        if state.power and first and self._due(self.every.snapshot, before, ends):
             averages = state.power.state()
             self.folder.snapshot(state.spec, averages, progress.images, state.ema.steps)
         if first and self._due(self.every.sample, before, ends):
