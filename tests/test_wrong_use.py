@@ -523,7 +523,6 @@ def test_runs_that_cannot_be_compared(wrong: Wrong, trained: Path, tmp_path: Pat
     assert "two runs at least" in wrong("compare", trained)
     assert "holds no run" in wrong("compare", trained, tmp_path)
     other = Path(shutil.copytree(trained, tmp_path / "other"))
-    assert "has measured no held-out images" in wrong("compare", trained, other)
     environment = json.loads((other / "env.json").read_text())
     environment["data"] = dict.fromkeys(environment["data"], "other images")
     (other / "env.json").write_text(json.dumps(environment))

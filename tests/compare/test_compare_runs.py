@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from underpaint import config
+from underpaint.cli import main
 from underpaint.compare.compare_runs import compare
 from underpaint.errors import UserError
 
@@ -68,9 +69,52 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     one, other = (write_run(tmp_path / k, 1.0, key=k, width=w) for k, w in (("a", 8), ("b", 16)))
     with pytest.raises(UserError, match="was trained on other images than"):
         compare([one, other])
-    with pytest.raises(UserError, match="differ in their seeds alone"):
-        compare([one, write_run(tmp_path / "c", 1.0, seed=5, key="a", width=8)])
+    alike = compare([one, write_run(tmp_path / "c", 1.0, seed=5, key="a", width=8)])
+    assert alike["verdicts"] == {}
+    assert "differ in more than seeds" in alike["notes"][-1]
     with pytest.raises(UserError, match="given twice"):
         compare([one, one])
     with pytest.raises(UserError, match="holds no run"):
         compare([one, tmp_path / "nowhere"])
+
+
+def test_what_runs_are_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = write_run(tmp_path / "one", 1.0), write_run(tmp_path / "two", 2.0, width=64, seed=3)
+    (two / "metrics.jsonl").write_text("")
+    found = compare([one, two])
+    assert found["differs"] == {"network.width": [128, 64], "train.seed": [0, 3]}
+    assert found["overview"][0] == {
+        "run": str(one),
+        "start": None,
+        "images": 64,
+        "flops": 64e9,
+        "seconds": 1.0,
+        "error": pytest.approx(0.2),
+        "frechet": None,
+        "protocol": None,
+    }
+    assert found["overview"][1]["error"] is None
+    assert found["verdicts"] == {}
+    assert main(["compare", str(one), str(two)]) == 0
+    page = tmp_path / "comparison-one-two" / "comparison.html"
+    text = capsys.readouterr().out
+    assert text.splitlines()[1].split() == ["network.width", "128", "64"]
+    assert str(page) in text
+    assert "<code>train.seed</code>" in page.read_text()
+    assert main(["compare", str(one), str(two)]) == 0  # ours, so it may be replaced
+    (page.parent / ".underpaint").unlink()
+    assert main(["compare", str(one), str(two)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_samples_of_the_same_seeds_stand_side_by_side(
+    tmp_path: Path, small: Path, faces: Path
+) -> None:
+    for name, seed in (("one", "0"), ("two", "1")):
+        flags = ["--config", str(small), "--data", str(faces), "--out", str(tmp_path / name)]
+        assert main(["train", *flags, "--train.seed", seed, "--quiet"]) == 0
+    assert main(["compare", str(tmp_path / "one"), str(tmp_path / "two"), "--quiet"]) == 0
+    page = (tmp_path / "comparison-one-two" / "comparison.html").read_text()
+    assert 'alt="samples of one"' in page
+    assert 'alt="samples of two"' in page

@@ -1,10 +1,11 @@
 """`underpaint compare`: does an arm reach the baseline's score in less compute?"""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from underpaint.cli.parser import Parser, add_output, console, print_json
+from underpaint.cli.parser import Parser, add_output, console, print_json, print_table
 from underpaint.errors import UserError, plain
 
 
@@ -21,7 +22,7 @@ def arguments(parser: Parser, verb: str) -> None:
         "--out",
         metavar="FOLDER",
         help="for the runs of a study, results.json and comparison.html (default: where study.yaml "
-        "is, or studies/ and another name; of runs that exist nothing is written without it)",
+        "is, or studies/ and another name; of runs that exist comparison-NAMES beside the first)",
     )
     add("--overwrite", action="store_true", help="replace other results that are in --out")
     add("--workers", type=int, default=0, metavar="N", help="runs at once (default: the cores)")
@@ -52,25 +53,58 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     else:
         from underpaint.compare import compare_runs
         from underpaint.compare.runner import RESULTS
-        from underpaint.io import check_new, check_place
+        from underpaint.io import check_new, check_place, is_marked, mark, writing
 
-        if out is not None:
-            check_new([out / name for name in RESULTS], args.overwrite)
-            check_place(out)
+        out = out or beside(args.sources)
+        ours = is_marked(out, "comparison")
+        check_new([out / name for name in RESULTS], args.overwrite or ours)
+        check_place(out)
         results = compare_runs.compare(args.sources)
-    page = None
-    if out is not None:
-        from underpaint.report import comparison
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            mark(out, "comparison")
+    from underpaint.report import comparison
 
-        page = comparison.write(results, out)
+    page = comparison.write(results, out)
     if args.json:
-        print_json({**results, "page": str(page) if page else None})
+        print_json({**results, "page": str(page)})
     else:
         _print(results, page)
 
 
+def beside(sources: list[str]) -> Path:
+    """The folder for a comparison of runs: beside the first, and named by them."""
+    first, *others = (Path(source).expanduser().resolve() for source in sources)
+    more = f"-and-{len(others) - 1}-more" if len(others) > 1 else ""
+    return first.parent / f"comparison-{first.name}-{others[0].name}{more}"
+
+
+def _overview(results: dict[str, Any]) -> None:
+    """The runs and what differs, a column for each run."""
+    from underpaint.report.summary import clock, flops
+
+    runs, out = results["overview"], console()
+
+    def cells(key: str, text: Callable[[Any], str]) -> list[str]:
+        return ["–" if run[key] is None else text(run[key]) for run in runs]
+
+    rows = [[name, *map(str, values)] for name, values in results["differs"].items()]
+    rows += [
+        ["images", *cells("images", lambda n: f"{n:,}")],
+        ["compute", *cells("flops", flops)],
+        ["time of training", *cells("seconds", clock)],
+        ["error on held-out images", *cells("error", lambda v: f"{v:.4f}")],
+        ["Fréchet distance", *cells("frechet", lambda v: f"{v:.4g}")],
+    ]
+    print_table(["", *(Path(run["run"]).name for run in runs)], rows)
+    for protocol in {run["protocol"] for run in runs if run["frechet"] is not None}:
+        out.print(plain(protocol))
+
+
 def _print(results: dict[str, Any], page: Path | None) -> None:
     out = console()
+    if "overview" in results:
+        _overview(results)
     ways = {"verdicts": "", "amortised": "without its pre-training: ", "by_seconds": "by time: "}
     for name, intro in ways.items():
         for verdict in results.get(name, {}).values():

@@ -280,15 +280,7 @@ def _settled(name: str) -> bool:
 
 def _differences(asked: Any, saved: config.Run) -> list[Change]:
     """The settings that differ, of stages that the run has."""
-
-    def flat(values: dict[str, Any], place: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            inner = isinstance(value, dict) and value
-            found |= flat(value, f"{place}{key}.") if inner else {f"{place}{key}": value}
-        return found
-
-    one, two = (flat(config.to_dict(run)) for run in (asked, saved))
+    one, two = (config.flat(run) for run in (asked, saved))
     names = [name for name in one if not name.startswith("stages.") or name in two]
     return [Change(n, one[n], two.get(n)) for n in names if one[n] != two.get(n)]
 

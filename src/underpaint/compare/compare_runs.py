@@ -1,5 +1,6 @@
 """Compares runs that exist by the errors on held-out images that they measured as they went.
 
+First what they are: the settings in which they differ, what each has cost, and its scores.
 Runs of one recipe that differ in the seed alone are one arm, unless they began with the weights of
 different runs; the first run's arm is the baseline. What a start has cost is not counted.
 The points are those of one run each, before its learning rate has come down, so a ratio found here
@@ -17,6 +18,8 @@ from underpaint._version import __version__
 from underpaint.compare.verdict import Point, verdict
 from underpaint.errors import UserError
 from underpaint.evaluation.records import of_kind, read
+from underpaint.evaluation.sample_metrics import comparable
+from underpaint.evaluation.sample_metrics import recorded as recorded_scores
 from underpaint.training.provenance import recorded
 
 SCORE = "held-out loss"
@@ -29,7 +32,8 @@ NOTE = (
 def compare(folders: list[str | Path]) -> dict[str, Any]:
     """Results as `runner.conduct` gives them, from the run folders; the first one is the baseline.
 
-    Raises UserError for folders that are no runs, or runs of different data or without checks.
+    `overview` is one line a run, `differs` the settings in which they do, by run. Raises UserError
+    for folders that are no runs, or runs of different data.
     """
     paths = [Path(folder).expanduser() for folder in folders]
     if len({path.resolve() for path in paths}) < len(paths):
@@ -41,11 +45,19 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
                 f"{path} was trained on other images than {paths[0]}; scores of different data "
                 "cannot be compared, so give runs of the same data"
             )
+    differs = _differs([recipe for recipe, *_ in recipes])
+    overview = [_summary(path, start) for path, (_, _, start) in zip(paths, recipes, strict=True)]
     arms: dict[str, dict[int, list[Point]]] = {}
     known: dict[tuple[str, str], str] = {}  # recipe without its seed, start → arm
     notes, runs = [NOTE], []
     for path, (recipe, _, start) in zip(paths, recipes, strict=True):
         seed, points = recipe.train.seed, _points(path)
+        if not points:
+            notes.append(
+                f"{path} has measured no held-out images, so it is in no verdict; train it with "
+                "train.check_every"
+            )
+            continue
         recipe.train = dataclasses.replace(recipe.train, seed=0)
         name = path.resolve().name
         name = known.setdefault(
@@ -59,9 +71,9 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
         for point in points:
             run = {"arm": name, "seed": seed, "run": str(path)}
             runs.append({**run, "flops": point.compute, "score": point.score})
-    base = next(iter(arms))
+    base = next(iter(arms), "")
     if len(arms) < 2:
-        raise UserError("these runs differ in their seeds alone; give runs of two recipes")
+        notes.append("no verdict: it needs two runs with checks that differ in more than seeds")
     for name, scores in arms.items():  # one run an arm is a pair, whatever its seeds are
         if len(scores) == len(arms[base]) == 1:
             arms[name] = dict(zip(arms[base], scores.values(), strict=True))
@@ -69,6 +81,8 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
         "underpaint": __version__,
         "score": SCORE,
         "baseline": base,
+        "overview": overview,
+        "differs": differs,
         "runs": runs,
         "verdicts": {
             name: dataclasses.asdict(verdict(name, scores, arms[base], score=SCORE, against=base))
@@ -91,13 +105,38 @@ def _read(path: Path) -> tuple[config.Run, str, str]:
     return recipe, images, environment.get("start") or ""
 
 
+def _differs(recipes: list[config.Run]) -> dict[str, list[Any]]:
+    """Settings by their dotted names whose values differ, a value for each recipe."""
+    each = [config.flat(recipe) for recipe in recipes]
+    names = dict.fromkeys(name for one in each for name in one)
+    values = {name: [one.get(name) for one in each] for name in names}
+    return {name: found for name, found in values.items() if found.count(found[0]) < len(found)}
+
+
+def _summary(path: Path, start: str) -> dict[str, Any]:
+    """What a run has cost and its last scores; None where they were not measured."""
+    records = read(path / "metrics.jsonl")
+    ends = [r for r in records if r["kind"] in ("step", "stage")]
+    checks = [r for r in of_kind(records, "check") if r["mask"] == "whole"]
+    scored = comparable([*records, *recorded_scores(path)])
+    last = ends[-1] if ends else {}
+    return {
+        "run": str(path),
+        "start": start or None,
+        **{key: last.get(key) for key in ("images", "flops", "seconds")},
+        "error": checks[-1].get("held_out_mean") if checks else None,
+        "frechet": scored[-1].get("frechet_held_out") if scored else None,
+        "protocol": scored[-1]["protocol"] if scored else None,
+    }
+
+
 def _points(path: Path) -> list[Point]:
-    """Compute and held-out error at each check of whole images."""
+    """Compute and held-out error at each check of whole images; empty if there are none."""
     records = read(path / "metrics.jsonl")
     spent = sorted({(r["images"], r["flops"]) for r in records if r["kind"] in ("step", "stage")})
     checks = [r for r in of_kind(records, "check") if r["mask"] == "whole"]
     checks = [r for r in checks if r.get("held_out_mean") is not None]
     if not checks or not spent:
-        raise UserError(f"{path}: has measured no held-out images; train it with train.check_every")
+        return []
     images, flops = zip(*spent, strict=True)
     return [Point(float(np.interp(r["images"], images, flops)), r["held_out_mean"]) for r in checks]

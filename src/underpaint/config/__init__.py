@@ -13,6 +13,7 @@ from underpaint.config.plain import read_yaml as read_yaml
 from underpaint.config.reading import apply_flags as apply_flags
 from underpaint.config.reading import checked as checked
 from underpaint.config.reading import flag_names as flag_names
+from underpaint.config.reading import flat as flat
 from underpaint.config.reading import from_dict as from_dict
 from underpaint.config.reading import load as load
 from underpaint.config.reading import preset as preset

@@ -242,6 +242,21 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def flat(config: Any) -> dict[str, Any]:
+    """All settings by their dotted names."""
+
+    def found(values: dict[str, Any], place: str) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in values.items():
+            name = f"{place}{key}"
+            result |= (
+                found(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+            )
+        return result
+
+    return found(to_dict(config), "")
+
+
 def to_yaml(config: Any) -> str:
     """YAML that `load` reads back to the same settings."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100)

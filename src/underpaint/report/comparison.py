@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from underpaint import model as models
+from underpaint import pictures
 from underpaint.compare import record
+from underpaint.errors import UserError
 from underpaint.io import writing
-from underpaint.report.html import render, write_page
+from underpaint.report.html import picture, render, write_page
 from underpaint.report.plots import Line, chart
 
 COLOURS = 4
+SAMPLES, COLUMNS = 24, 8  # of each run
 
 
 def write(results: dict[str, Any], out: Path) -> Path:
@@ -23,17 +27,33 @@ def write(results: dict[str, Any], out: Path) -> Path:
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     study = results.get("study")
+    sheets = [_sheet(Path(run["run"])) for run in results.get("overview", [])]
     page = render(
         "comparison.html.jinja",
         title="Comparison" if study is None else f"Study: {', '.join(study['arms'])}",
         pixelated=False,
         results=results,
         study=study,
-        charts=_charts(results),
+        charts=_charts(results) if results["verdicts"] else [],
+        names=[Path(run["run"]).name for run in results.get("overview", [])],
+        sheets=[sheet for sheet in sheets if sheet is not None],
         recipe=json.dumps(study, indent=1, ensure_ascii=False) if study else "",
     )
     write_page(out / "results.json", record.text(results))
     return write_page(out / "comparison.html", page)
+
+
+def _sheet(run: Path) -> tuple[str, str] | None:
+    """A run's name and its samples of the seeds 0, 1, … as a picture; None if it has no weights."""
+    try:
+        model = models.load(run)
+    except UserError:
+        return None
+    columns = len(model.label_names[:COLUMNS]) or COLUMNS
+    labels = list(model.label_names[:COLUMNS]) or None
+    rows = max(1, SAMPLES // columns)
+    drawn = pictures.grid(model.sample(rows * columns, seed=0, labels=labels), columns, labels)
+    return run.name, picture(np.asarray(drawn))
 
 
 def _charts(results: dict[str, Any]) -> list[Markup]:
