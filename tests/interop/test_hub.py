@@ -63,7 +63,11 @@ def test_half_is_the_nearest_float16_and_loads_as_float32(trained: Path, tmp_pat
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     difference = pictures(whole).astype(int) - pictures(half)
     assert np.abs(difference).max() <= 2  # of 255
-    assert "stored in float16" in (half / "README.md").read_text()
+    sentence = "The weights are in float16, and read as float32. `config.json`"
+    assert sentence in (half / "README.md").read_text()
+    again = up.load(half, device="cpu").save(tmp_path / "again")  # its card comes with it
+    assert "The weights are in float32. `config.json`" in (again / "README.md").read_text()
+    assert (pictures(again) == pictures(half)).all()
 
 
 def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:

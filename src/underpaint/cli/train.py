@@ -222,7 +222,7 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     if args.out is None and not source:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with")
     out = args.out or _default_out(config.Run(data=config.Data(source=source)), args.verb)
-    recipe = (args.preset, args.config, args.start)
+    recipe = (args.preset, args.config, args.start, args.revision)
     if others or given.keys() - {"data.source"} or any(value is not None for value in recipe):
         console(stderr=True, quiet=args.quiet).print(
             f"resuming with the saved config, {out}/config.yaml; other settings are not read"
