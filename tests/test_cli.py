@@ -24,17 +24,8 @@ from underpaint.core import masks
 from underpaint.errors import Interrupted, RunFailed
 from underpaint.planning import machine
 
-HEAVY = [
-    "torch",
-    "huggingface_hub",
-    "matplotlib",
-    "scipy",
-    "numpy",
-    "PIL",
-    "rich",
-    "jinja2",
-    "safetensors",
-]
+HEAVY = ["torch", "matplotlib", "scipy", "numpy", "PIL", "rich", "jinja2", "safetensors"]
+HEAVY += ["huggingface_hub"]
 
 
 def parsed(*flags: str, verb: str = "train") -> tuple[argparse.Namespace, list[str]]:

@@ -206,6 +206,7 @@ def test_the_audit_or_that_there_was_none(run: Path, tmp_path: Path) -> None:
     assert "An audit was made: **leak found**. 200 images that it was trained on and 190" in text
     assert "single images, `pia`, has an AUC of 0.877 (0.800 to 0.950; 0.5 is chance)" in text
     assert "- `membership by pia: AUC 0.877`" in text
+    assert "(there is one of others)" in written(run, tmp_path / "model", weights="model")
 
 
 def test_what_a_card_is_made_of_is_damaged(run: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Saving, uploading and downloading models: the same pictures everywhere, and what is refused."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -61,7 +63,11 @@ def test_half_is_the_nearest_float16_and_loads_as_float32(trained: Path, tmp_pat
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     difference = pictures(whole).astype(int) - pictures(half)
     assert np.abs(difference).max() <= 2  # of 255
-    assert "stored in float16" in (half / "README.md").read_text()
+    sentence = "The weights are in float16, and read as float32. `config.json`"
+    assert sentence in (half / "README.md").read_text()
+    again = up.load(half, device="cpu").save(tmp_path / "again")  # its card comes with it
+    assert "The weights are in float32. `config.json`" in (again / "README.md").read_text()
+    assert (pictures(again) == pictures(half)).all()
 
 
 def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
@@ -278,11 +284,12 @@ def test_a_repository_of_something_else(hub: FakeHub, tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Have huggingface_hub itself asked, with a server behind it that only gives this answer."""
+    """Have huggingface_hub itself asked, with a server behind it that gives this answer to all."""
 
-    def answer(*answers: object) -> None:
+    def answer(given: object) -> None:
         def handle(request: object) -> object:
-            given = answers[0]
+            if callable(given):
+                return given(request)
             if isinstance(given, Exception):
                 raise given
             status, code = given  # type: ignore[misc]
@@ -296,6 +303,47 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Non
 
     yield answer  # type: ignore[misc]
     huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
+
+
+def test_the_library_itself_downloads_and_keeps_it(
+    trained: Path, server: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of a model and no others, under the commit; afterwards without the server."""
+    saved = up.load(trained, device="cpu").save(tmp_path / "saved")
+    (saved / "unet").mkdir()
+    (saved / "unet" / "model.safetensors").write_bytes(b"of something else")
+    asked = []
+
+    def serve(request: Any) -> object:
+        path = request.url.path
+        if "/revision/" in path:
+            return HTTPX.Response(200, json={"id": "org/heads", "sha": COMMIT, "siblings": []})
+        if "/tree/" in path:
+            found = [
+                {"type": "file", "path": str(p.relative_to(saved)), "size": p.stat().st_size}
+                | {"oid": hashlib.sha1(p.read_bytes()).hexdigest()}
+                for p in sorted(saved.rglob("*"))
+                if p.is_file()
+            ]
+            return HTTPX.Response(200, json=found)
+        name = path.partition(f"/org/heads/resolve/{COMMIT}/")[2]
+        data = (saved / name).read_bytes()
+        asked.append(name)
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        headers["Content-Length"] = str(len(data))
+        shown = data if request.method == "GET" else b""
+        return HTTPX.Response(200, headers=headers, content=shown)
+
+    server(serve)
+    found = up.load("org/heads", device="cpu")
+    assert found.origin is not None
+    assert found.origin.source == f"hub:org/heads@{COMMIT}"
+    assert (found.sample(2, seed=1) == up.load(trained, device="cpu").sample(2, seed=1)).all()
+    assert set(asked) == {"config.json", "model.safetensors"}
+    server(HTTPX.ConnectError("down"))
+    assert up.load(found.origin.source, device="cpu").origin == found.origin
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert up.load("org/heads", device="cpu").origin == found.origin
 
 
 ANSWERS = {

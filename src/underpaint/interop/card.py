@@ -36,6 +36,7 @@ SIDES = {"train": "training images", "held_out": "held-out images", "floor": "re
 PLACES = ("source", "only", "vae", "fixed_key")  # settings that name a file or a folder
 LARGEST = 1 << 22  # bytes of a card
 HEADER = "---\n"
+STORED = ("The weights are in float32.", "The weights are in float16, and read as float32.")
 UNCHOSEN = "license: other\nlicense_name: not-chosen-yet\n"  # until the owner has filled it in
 
 SCORES = {  # of evaluation/scores-….json
@@ -75,14 +76,15 @@ def write(model: Model, folder: Path, *, half: bool = False, name: str | None = 
     same = _is_as_loaded(model)
     run = run_of(model.origin.folder) if same else None
     if run is None and same and (text := _brought(model.origin.folder)):
-        (folder / "README.md").write_text(text.replace(ANY, name or ANY), encoding="utf-8")
+        text = text.replace(ANY, name or ANY).replace(STORED[not half], STORED[half])
+        (folder / "README.md").write_text(text, encoding="utf-8")
         if (samples := model.origin.folder / "samples.png").is_file():
             shutil.copyfile(samples, folder / "samples.png")
         return
     facts = _facts(model, same) | (_run_facts(model, run) if run else {})
     facts["samples"] = _draw(model, folder / "samples.png")
     text = _template().render(
-        facts, name=name or ANY, half=half, unchosen=UNCHOSEN, version=__version__
+        facts, name=name or ANY, half=half, stored=STORED[half], unchosen=UNCHOSEN
     )
     (folder / "README.md").write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
 
@@ -149,6 +151,7 @@ def _facts(model: Model, same: bool) -> dict[str, Any]:
         "base": named,
         "about": _packaged(model.origin.folder) if named else "",
         "run": None,
+        "version": __version__,
     }
 
 
@@ -187,7 +190,7 @@ def _run_facts(model: Model, run: Path) -> dict[str, Any]:
         "base": start if start and start.startswith("pretrained:") else None,
         "recipe": config_text(recipe),
         "scores": _scores(run, recipe, digests[f"{model.origin.weights}.safetensors"]),
-        **_audit(run, digests),
+        **_audit(run, digests, model.origin.weights),
     }
 
 
@@ -232,9 +235,11 @@ def _scores(run: Path, recipe: config.Run, sha256: str) -> list[dict[str, Any]]:
                 [name, *(_cell(key, result["scores"][side]) for side in sides)]
                 for key, name in names.items()
             ]
+            how = {name: protocol["sampling"][name] for name in ("sampler", "steps", "guidance")}
             ours = protocol["reference"].get("source") in sources
         heads = [SIDES[side] for side in sides]
-        found.append({"protocol": protocol, "ours": ours, "rows": rows, "sides": heads})
+        score = {"protocol": protocol, "sampling": how, "ours": ours, "rows": rows}
+        found.append(score | {"sides": heads})
     return found
 
 
@@ -244,13 +249,13 @@ def _cell(key: str, scores: dict[str, Any]) -> str:
     return text + (" ({:.4g} to {:.4g})".format(*map(float, interval)) if interval else "")
 
 
-def _audit(run: Path, digests: dict[str, str]) -> dict[str, Any]:
+def _audit(run: Path, digests: dict[str, str], weights: str) -> dict[str, Any]:
     """The audit that the run keeps, if it is of these weights; `other_audit`: one of others."""
     path = run / "audit" / "audit.json"
     if not path.is_file():
         return {"audit": None, "other_audit": False}
     result = _read(path, AUDIT)
-    if result["sha256"] != digests:
+    if result["sha256"] != digests or result["weights"] != weights:
         return {"audit": None, "other_audit": True}
     with _damaged(path):
         found = [
