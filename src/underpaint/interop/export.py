@@ -18,6 +18,7 @@ from underpaint.io import appearing, check_place, is_marked, mark, writing
 
 FORMS = {  # --to: module of this package
     "onnx": "onnx",
+    "web": "web",
 }
 
 
