@@ -10,6 +10,8 @@ import pytest
 from underpaint import config
 from underpaint.cli import main, quickstart
 from underpaint.errors import UserError
+from underpaint.interop import onnx, web
+from underpaint.io import mark
 from underpaint.training import minutes, step_rule
 
 
@@ -40,6 +42,11 @@ def test_interrupted_and_resumed(
         if len(taken) == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
+    def page(run: Path) -> None:  # in place of the real one, which takes seconds
+        (run / "web").mkdir()
+        mark(run / "web", "export")
+
+    monkeypatch.setattr(web, "made", page)
     monkeypatch.setattr(step_rule, "step", pressed)
     out = tmp_path / "quick"
     command = ["quickstart", "--out", str(out), "--minutes", "0.1"]
@@ -47,8 +54,32 @@ def test_interrupted_and_resumed(
     assert "underpaint quickstart --resume" in capsys.readouterr().err.splitlines()[-1]
     assert len(taken) == 4
     assert main([*command, "--resume"]) == 0
-    assert (out / "report.html").is_file()
+    assert '<a href="web/index.html">' in (out / "report.html").read_text()
+    assert f"browser  underpaint app {out}" in capsys.readouterr().out
     lengths = {name: config.load(out / name / "config.yaml") for name in ("transfer", "scratch")}
     # 0.1 min · 1/6 · 60 images/s, in batches of 8
     assert [run.stages["whole"].images for run in lengths.values()] == [64, 64]
     assert "of the learning rate" not in (out / "log.txt").read_text()
+
+
+def test_without_the_extra_there_is_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnx, "missing", lambda: ["onnx"])
+    quickstart._write_web(tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(quickstart, "train", lambda *_: tmp_path / "report.html")
+    assert main(["quickstart", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"pip install 'underpaint[onnx]' && underpaint app {tmp_path}" in said
+
+
+def test_a_page_that_fails_leaves_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(run: Path) -> None:
+        raise UserError("no space left")
+
+    monkeypatch.setattr(web, "made", full)
+    quickstart._write_web(tmp_path)
+    assert capsys.readouterr().err == "no page for the browser: no space left\n"

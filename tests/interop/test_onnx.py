@@ -12,24 +12,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
 
-from underpaint import config
+from tests.interop.small import NOISE, build
 from underpaint import model as models
 from underpaint.core import samplers
 from underpaint.errors import UserError
-from underpaint.interop import export as exporting
 from underpaint.interop import onnx as form
 from underpaint.model import Model
 
-NOISE = {
-    "flow": {},
-    "vp-linear": {"process": "vp-linear", "time": "uniform", "prediction": "eps"},
-    "vp-cosine": {"process": "vp-cosine", "time": "uniform", "prediction": "v"},
-    "ddpm": {"process": "vp-linear", "time": "uniform", "prediction": "eps", "steps": 1000},
-    "edm": {"process": "edm", "time": "log-normal", "prediction": "edm"},
-    "ncsn": {"process": "ve", "time": "log-uniform", "prediction": "score", "steps": 20},
-}
 KINDS: dict[str, dict[str, Any]] = {
     "dit": {"qk_norm": True, "augment": True},
     "uvit": {},
@@ -37,35 +27,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "unet": {"heads": 1, "depth": 1, "options": {"multipliers": [1, 2]}},
     "maskdit": {"options": {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}},
 }
-
-
-def build(
-    kind: str = "dit",
-    noise: str = "flow",
-    *,
-    channels: int = 3,
-    labels: tuple[str, ...] = ("dark", "light"),
-    space: dict[str, Any] | None = None,
-    sampling: dict[str, Any] | None = None,
-    **network: Any,
-) -> Model:
-    """A small model of 8 × 16 pixels; no weight is zero."""
-    torch.manual_seed(0)
-    values = {
-        "size": [8, 16],
-        "channels": channels,
-        "label_names": list(labels),
-        "space": {"kind": "pixels", "patch": 2, **(space or {})},
-        "network": {"kind": kind, "width": 16, "depth": 1, "heads": 2, "labels": bool(labels)}
-        | network,
-        "noise": NOISE[noise],
-        "sampling": {"steps": 5, **(sampling or {})},
-    }
-    model = models.build(config.from_dict(config.ModelSpec, values, ""))
-    for parameter in model.denoiser.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.05)
-    return model
 
 
 def noisy(model: Model, count: int) -> dict[str, torch.Tensor]:
@@ -86,20 +47,6 @@ def difference(model: Model, path: Path, count: int) -> float:
     assert found.dtype == np.float32
     assert found.shape == expected.shape
     return float(np.abs(found - expected).max())
-
-
-@pytest.fixture(scope="module")
-def small() -> Model:
-    return build(sampling={"guidance": 1.5})
-
-
-@pytest.fixture(scope="module")
-def folder(small: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model's ONNX folder, as the command writes it."""
-    place = tmp_path_factory.mktemp("onnx")
-    small.save(place / "model")
-    exporting.export(place / "model", "onnx", place / "out")
-    return place / "out"
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

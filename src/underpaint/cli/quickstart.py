@@ -7,11 +7,12 @@ another style, `pixel-art`, from 1,000 images; and that style from scratch on as
 import argparse
 import dataclasses
 import shlex
+import sys
 from pathlib import Path
 
 from underpaint import config
 from underpaint.cli.parser import Parser, print_json
-from underpaint.errors import Interrupted, UserError
+from underpaint.errors import Interrupted, RunFailed, UserError
 
 SHARES = {"main": 4 / 6, "transfer": 1 / 6, "scratch": 1 / 6}  # of the minutes
 
@@ -36,10 +37,14 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         raise UserError("--resume goes on with what is there; it cannot be with --overwrite")
     page = train(args.out, args.minutes, args.seed, args.overwrite, args.resume, args.began)
     grids = sorted(str(path) for path in (Path(args.out) / "samples").glob("*.png"))
+    web = Path(args.out) / "web"
     if args.json:
-        print_json({"run": args.out, "report": str(page), "samples": grids})
+        made = str(web) if web.is_dir() else None
+        print_json({"run": args.out, "report": str(page), "samples": grids, "web": made})
         return
     print(f"\nsamples  {grids[-1] if grids else args.out}\nreport   {page}")
+    first = "" if web.is_dir() else "pip install 'underpaint[onnx]' && "
+    print(f"browser  {first}underpaint app {shlex.quote(args.out)}")
 
 
 def recipes(minutes: float, seed: int) -> dict[str, config.Run]:
@@ -105,6 +110,7 @@ def train(
             again = f"underpaint quickstart --resume --minutes {minutes:g} --out "
             again += shlex.quote(str(out))
             raise Interrupted(f"go on with all of the quick start: {again}") from None
+    _write_web(out)
     return report.build(
         out,
         title="Quick start",
@@ -113,3 +119,15 @@ def train(
             ("the same images from scratch", folders["scratch"]),
         ],
     )
+
+
+def _write_web(run: Path) -> None:
+    """The page that draws in the browser, if what writes it is installed."""
+    from underpaint.interop import onnx, web
+
+    if onnx.missing():
+        return
+    try:
+        web.made(run)
+    except (UserError, RunFailed) as error:  # the runs are whole: their report comes all the same
+        print(f"no page for the browser: {error}", file=sys.stderr)

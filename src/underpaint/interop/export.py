@@ -22,6 +22,7 @@ FORMS = {  # --to: module of this package
     "onnx": "onnx",
     "diffusers": "diffusers",
     "torch-export": "torch_export",
+    "web": "web",
 }
 
 

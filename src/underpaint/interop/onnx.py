@@ -59,11 +59,15 @@ def check(model: Model) -> None:
         )
 
 
+def missing() -> list[str]:
+    """What of the extra [onnx] is not installed."""
+    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+
 def check_installed() -> None:
     """Raise UserError if what writes and runs such graphs is not installed."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"ONNX needs {' and '.join(missing)}; type pip install 'underpaint[onnx]'")
+    if lacking := missing():
+        raise UserError(f"ONNX needs {' and '.join(lacking)}; type pip install 'underpaint[onnx]'")
 
 
 def write(model: Model, folder: Path, half: bool) -> dict[str, Any]:
@@ -115,9 +119,9 @@ def card(model: Model) -> dict[str, Any]:
     `levels` has the noise levels of each number of steps that may be asked for. A model that draws
     neither by Euler nor by Heun (dpm++, Langevin, …) gets Heun with at most 20 steps.
     """
-    own = model.sampling
-    known = own.sampler in SAMPLERS
-    steps = own.steps if known else min(own.steps, Sampling.steps)
+    sampling = model.sampling
+    known = sampling.sampler in SAMPLERS
+    steps = sampling.steps if known else min(sampling.steps, Sampling.steps)
     height, width = model.spec.size
     return {
         "format": 1,
@@ -127,18 +131,18 @@ def card(model: Model) -> dict[str, Any]:
         "height": height,
         "width": width,
         "labels": list(model.label_names),
-        "sampler": own.sampler if known else "heun",
+        "sampler": sampling.sampler if known else "heun",
         "steps": steps,
-        "guidance": own.guidance if model.label_names else 1.0,
-        "clip": own.clip,
-        "levels": _levels(model, own.grid, steps),
+        "guidance": sampling.guidance if model.label_names else 1.0,
+        "clip": sampling.clip,
+        "levels": _levels(model, sampling.grid, steps),
     }
 
 
-def _levels(model: Model, grid: str, own: int) -> dict[str, list[float]]:
+def _levels(model: Model, grid: str, default: int) -> dict[str, list[float]]:
     """The levels for each number of steps; of noise with few levels only what it has."""
     levels = {}
-    for steps in sorted({own, *STEPS}):
+    for steps in sorted({default, *STEPS}):
         try:
             sigmas = samplers.sigmas(model.denoiser.process, steps, grid)
         except ValueError:  # more steps than the noise has levels

@@ -67,6 +67,8 @@ def build(
         recipe=(run_dir / "config.yaml").read_text(encoding="utf-8"),
         environment={k: _shown(v) for k, v in environment.items() if v is not None},
         commands=_commands(run_dir, environment),
+        web=is_marked(run_dir / "web", "export"),
+        app=f"underpaint app {shlex.quote(str(run_dir))}",
     )
     return write_page(run_dir / "report.html", page)
 
@@ -122,6 +124,7 @@ def _commands(run_dir: Path, environment: dict[str, Any]) -> list[tuple[str, str
     return [
         ("Train it again", f"underpaint {verb} --config {recipe} --out NEW_FOLDER"),
         ("Draw samples", f"underpaint sample {folder} -n 64 --seed 0 --out grid.png"),
+        ("Draw, repaint and vary in the browser", f"underpaint app {folder}"),
         ("Make this page again", f"underpaint report {folder}"),
     ]
 

@@ -6,6 +6,7 @@ RUN/config.yaml  env.json  images.json  metrics.jsonl  log.txt  samples/  report
 RUN/checkpoints/000000064000/{model,ema}.safetensors config.json optimizer.pt state.json
 RUN/checkpoints/LATEST  BEST                    (BEST: of the stage's best check, with stop auto)
 RUN/privacy.log   a line for each step that a private stage began
+RUN/web/          the page of `underpaint app`
 RUN/snapshots/000000064000/{narrow,wide}.safetensors config.json state.json   (see `posthoc`)
 ```
 
@@ -160,6 +161,8 @@ class RunFolder:
         found += _called(self.checkpoints, "LATEST|BEST")
         found += _called(self.samples, r"images_[0-9]{12}\.png")
         found += _called(self.evaluation, r"scores-[0-9a-f]{16}\.json")  # of other weights
+        if io.is_marked(self.path / "web", "export"):  # of other weights
+            found.append(self.path / "web")
         return found
 
     def lock(self) -> None:
