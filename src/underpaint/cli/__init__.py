@@ -30,6 +30,7 @@ VERBS = {  # verb: (module of this package, one line)
     "audit": ("audit", "attack a trained model: what does it reveal about its training images?"),
     "ema": ("ema", "rebuild averages of the weights of any width, after training"),
     "export": ("export", "write a trained model in a form that other software reads"),
+    "import": ("import_", "make a model of another software's checkpoint"),
     "report": ("report", "write the page that tells what happened in a run"),
 }
 
