@@ -17,7 +17,7 @@ from diffusers import (
     DiTTransformer2DModel,
     UNet2DModel,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import underpaint as up
@@ -233,7 +233,7 @@ def test_a_pipeline_of_latents(tmp_path: Path) -> None:
     found = import_model(tmp_path / "pipe", "diffusers", tmp_path / "out")
     assert any("norm_eps" in note for note in found["notes"])
     assert any("variances" in note for note in found["notes"])
-    model = up.load(tmp_path / "out")
+    model = up.load(tmp_path / "out", vae=tmp_path / "pipe/vae")
     assert model.label_names == ("cat", "dog", "cow", "pig", "hen")
     assert model.spec.size == (16, 16)
     x = noisy(4, 8, 8)
@@ -305,7 +305,7 @@ def test_layers_of_attention_by_their_old_names(tmp_path: Path) -> None:
     module.save_pretrained(tmp_path / "x")
     new = imported(tmp_path / "x", "diffusers", tmp_path / "new", process="vp-linear")
     path = tmp_path / "x/diffusion_pytorch_model.safetensors"
-    state = models.load_file(path)
+    state = load_file(path)
     for old, name in (
         ("query", "to_q"),
         ("key", "to_k"),

@@ -204,8 +204,9 @@ def _settings(
         raise UserError(f"network.options.groups {groups}: give a number that divides {widths}")
     if rest or head < 1 or any(w % head for w in attending):
         shown = ", ".join(str(w) for w in sorted(attending))
+        given = f"options.head_width {head_width}" if head_width else f"heads {heads}"
         raise UserError(
-            f"network.heads {heads}: heads of equal width do not fit attention of width {shown}; "
+            f"network.{given}: heads of equal width do not fit attention of width {shown}; "
             "give another number of heads or other multipliers"
         )
     down = ["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(last + 1)]
