@@ -202,6 +202,8 @@ def test_a_flag_with_one_level_is_a_list_of_one():
         ((8, 8), {"options": {"attention": [3], "multipliers": [1, 2]}}, "levels from 0 to 1"),
         ((8, 8), {"width": 18}, "divisible by 4"),
         ((8, 8), {"options": {"multipliers": [2, 3], "attention": [0]}}, "heads 1"),
+        ((8, 8), {"options": {"multipliers": [1, 2], "head_width": 5}}, "head_width 5"),
+        ((8, 8), {"options": {"multipliers": [1, 2], "groups": 3}}, "groups 3: give a number"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(grid, changes, words):

@@ -5,7 +5,7 @@ import torch
 
 from underpaint.backbones import UViT, interpolate_positions
 from underpaint.backbones.layers import sinusoid
-from underpaint.core import masks
+from underpaint.core import masks, spaces
 from underpaint.core.masks import MaskSpec
 
 S = {"width": 512, "depth": 13, "heads": 8}
@@ -109,3 +109,46 @@ def test_other_tensors_are_not_resampled():
     moved = interpolate_positions(state, (4, 6), (8, 12))
     changed = {name for name in state if state[name].shape != moved[name].shape}
     assert changed == {"positions.weight"}
+
+
+def convolved(**changes):
+    """With the convolution of Bao et al., which is not what it starts as."""
+    network = small(patch=2, final_conv=True, **changes)
+    with torch.no_grad():
+        network.conv_out.weight.add_(0.1 * torch.randn_like(network.conv_out.weight))
+    return network
+
+
+def test_the_final_convolution_starts_as_nothing():
+    plain, network = small(), small(patch=2, final_conv=True)
+    patches, times = torch.randn(2, 24, 12), torch.tensor([3.0, 700.0])
+    found, wanted = (n(patches, times, None, masks.Mask((4, 6))).visible for n in (network, plain))
+    assert torch.equal(found, wanted)
+
+
+def test_the_final_convolution_sees_zeros_where_patches_are_hidden():
+    network, grid = convolved(), (4, 6)
+    plain = small()
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if "conv_out" not in k})
+    mask = masks.draw(MaskSpec("patch", 0.5), grid, 2, torch.Generator().manual_seed(0))
+    patches, times = torch.randn(2, 12, 12), torch.tensor([3.0, 700.0])
+    seen = plain(patches, times, None, mask).visible
+    whole = torch.zeros(2, 24, 12).scatter(1, mask.visible[:, :, None].expand(-1, -1, 12), seen)
+    image = network.conv_out(spaces.to_planes(whole, grid, 2))
+    wanted = masks.gather(spaces.to_patches(image, 2), mask.visible)
+    found = network(patches, times, None, mask).visible
+    torch.testing.assert_close(found, wanted)
+    found.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_the_final_convolution_is_counted():
+    more = convolved().flops(24) - small().flops(24)
+    assert more == 2 * 3 * 3 * 9 * (8 * 12)  # in × out × 3×3, on 8×12 pixels
+
+
+def test_time_may_be_scaled():
+    patches, mask = torch.randn(2, 24, 12), masks.Mask((4, 6))
+    scaled = small(time_scale=0.5)(patches, torch.tensor([20.0, 700.0]), None, mask).visible
+    plain = small()(patches, torch.tensor([10.0, 350.0]), None, mask).visible
+    assert torch.equal(scaled, plain)

@@ -14,6 +14,10 @@ saves nothing. Every pixel comes with three channels beside its colours:
 - `multipliers`: each level's width over the first one's; between levels the sides are halved, so
   the sides of images and crops are multiples of 2^(levels − 1) pixels (`stride`).
 - `attention`: the levels, counted from 0, with attention; the middle always has it.
+- What follows differs between published networks, so that an imported one is computed exactly:
+  `groups` of the norms (0: 32, fewer where that leaves less than 4 channels), `head_width` (0: by
+  `heads`), `norm_eps`, `padding` when halving (0: at the far side), and of the time's sinusoid
+  `freq_shift` and `cosines_first`. The defaults are DDPM's.
 - The label's row (the last is null) and the embedding of augmentation are added to the
   time embedding. Each residual branch and the last convolution start from zero, as in DDPM.
 """
@@ -52,16 +56,29 @@ class UNet(Backbone):
         augment: bool = False,
         multipliers: tuple[int, ...] = (1, 2, 2, 2),
         attention: tuple[int, ...] = (1,),
+        groups: int = 0,
+        head_width: int = 0,
+        norm_eps: float = 1e-6,
+        padding: int = 0,
+        freq_shift: int = 1,
+        cosines_first: bool = False,
     ) -> None:
         super().__init__(grid, patch_dim, classes)
         self.patch, self.channels = patch, patch_dim // patch**2
         halved = _checked_stride((grid[0] * patch, grid[1] * patch), multipliers)
         self.stride = halved // math.gcd(halved, patch)
-        self.settings = _settings(width, depth, heads, dropout, multipliers, attention) | {
+        self.settings = _settings(
+            width, depth, heads, dropout, multipliers, attention, groups, head_width
+        ) | {
             "in_channels": self.channels + EXTRA,
             "out_channels": self.channels,
             # rows as wide as the time embedding, which are added to it
             "class_embed_type": "identity" if classes or augment else None,
+            "norm_eps": norm_eps,
+            "downsample_padding": padding,
+            # the time's frequencies: over w/2 − freq_shift, sines first
+            "freq_shift": freq_shift,
+            "flip_sin_to_cos": cosines_first,
         }
         self.labels = nn.Embedding(classes + 1, 4 * width) if classes else None  # the last is null
         self.unet = _unet(self.settings)
@@ -169,6 +186,8 @@ def _settings(
     dropout: float,
     multipliers: tuple[int, ...],
     attention: tuple[int, ...],
+    groups: int,
+    head_width: int,
 ) -> dict[str, Any]:
     """Arguments of `UNet2DModel`, with DDPM's choices. Raises UserError where they do not fit."""
     last = len(multipliers) - 1
@@ -180,11 +199,14 @@ def _settings(
         )
     widths = [width * multiplier for multiplier in multipliers]
     attending = {widths[level] for level in (*attention, last)}  # the middle is the last's width
-    head, rest = divmod(min(attending), heads)
-    if rest or any(w % head for w in attending):
+    head, rest = (head_width, 0) if head_width else divmod(min(attending), heads)
+    if groups < 0 or any(groups and w % groups for w in widths):
+        raise UserError(f"network.options.groups {groups}: give a number that divides {widths}")
+    if rest or head < 1 or any(w % head for w in attending):
         shown = ", ".join(str(w) for w in sorted(attending))
+        given = f"options.head_width {head_width}" if head_width else f"heads {heads}"
         raise UserError(
-            f"network.heads {heads}: heads of equal width do not fit attention of width {shown}; "
+            f"network.{given}: heads of equal width do not fit attention of width {shown}; "
             "give another number of heads or other multipliers"
         )
     down = ["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(last + 1)]
@@ -195,13 +217,8 @@ def _settings(
         "up_block_types": tuple(up),
         "layers_per_block": depth,
         "attention_head_dim": head,
-        "norm_num_groups": math.gcd(32, width // 4),  # at least 4 channels a group
+        "norm_num_groups": groups or math.gcd(32, width // 4),  # at least 4 channels a group
         "dropout": dropout,
-        # DDPM's: frequencies over w/2 − 1, sines first, and padding at the far side when halving
-        "freq_shift": 1,
-        "flip_sin_to_cos": False,
-        "downsample_padding": 0,
-        "norm_eps": 1e-6,
     }
 
 

@@ -7,9 +7,11 @@ MaskDM's network (Lei et al. 2023, arXiv 2306.11363), after Bao et al. 2023 (arX
                      └── skips ────┘
     norm → linear head on the patch tokens
 
-- The time token is the sinusoid of c_noise itself (cosines first, ω_i = 10000^(−2i/width)), no MLP.
+- The time token is the sinusoid of c_noise itself (cosines first, ω_i = 10000^(−2i/width)), no MLP;
+  of `time_scale` times c_noise, which is 0.999 in Bao's models of pixels.
 - Blocks are pre-norm, with the erf GELU, no bias on q, k and v. The patch projection is linear, and
-  no convolution follows the head.
+  no convolution follows the head; `final_conv` adds Bao's, 3×3 on the image whose hidden patches
+  are zeros. It starts as the identity.
 - The label token is ours (MaskDM is unconditional): a learned row a class and one for null.
 - Weights start from a normal law of deviation 0.02, biases from zero.
 - `depth` 13 and 12 both give 6 + 1 + 6 blocks, as in MaskDM's S and B.
@@ -27,7 +29,8 @@ from underpaint.backbones.layers import (
     label_rows,
     sinusoid,
 )
-from underpaint.core.masks import Mask
+from underpaint.core.masks import Mask, gather
+from underpaint.core.spaces import to_patches, to_planes
 from underpaint.errors import UserError
 
 
@@ -65,8 +68,12 @@ class UViT(Backbone):
         dropout: float = 0.0,
         qk_norm: bool = False,
         augment: bool = False,
+        patch: int = 1,
+        time_scale: float = 1.0,
+        final_conv: bool = False,
     ) -> None:
         super().__init__(grid, patch_dim, classes)
+        self.patch, self.time_scale = patch, time_scale
         if width % 2:
             raise UserError(f"network.width {width}: a uvit needs an even width")
         self.width, hidden, side = width, int(width * mlp_ratio), depth // 2
@@ -85,6 +92,11 @@ class UViT(Backbone):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, patch_dim)
         self.apply(_initialise)
+        channels = patch_dim // patch**2
+        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1) if final_conv else None
+        if self.conv_out is not None:
+            nn.init.dirac_(self.conv_out.weight)
+            nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
         self.augment_embedding = augment_embedding(width) if augment else None
 
     def forward(
@@ -107,14 +119,21 @@ class UViT(Backbone):
         x = self.middle(x)
         for skip, block in zip(self.skips, self.late, strict=True):
             x = block(skip(torch.cat([x, kept.pop()], dim=2)))
-        return Prediction(self.head(self.norm(x[:, -V:])))
+        output = self.head(self.norm(x[:, -V:]))
+        if self.conv_out is None:
+            return Prediction(output)
+        if mask.visible is not None:  # into their places among zeros
+            zeros = output.new_zeros(B, self.grid[0] * self.grid[1], self.patch_dim)
+            output = zeros.scatter(1, ids[:, :, None].expand_as(output), output)
+        image = self.conv_out(to_planes(output, self.grid, self.patch))
+        return Prediction(gather(to_patches(image, self.patch), mask.visible))
 
     def _tokens(
         self, c_noise: Tensor, labels: Tensor | None, condition: Tensor | None = None
     ) -> Tensor:
         """The tokens in front of the patches [B, 1 or 2, width]."""
         zero = torch.zeros_like(c_noise, dtype=torch.long)
-        time = sinusoid(c_noise, self.width) + self.time_position(zero)
+        time = sinusoid(self.time_scale * c_noise, self.width) + self.time_position(zero)
         tokens = [add_augmentation(self.augment_embedding, time, condition)]
         if self.labels is not None:
             tokens.append(label_rows(self.labels, labels))

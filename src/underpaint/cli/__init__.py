@@ -32,6 +32,7 @@ VERBS = {  # verb: (module of this package, one line)
     "ema": ("ema", "rebuild averages of the weights of any width, after training"),
     "export": ("export", "write a trained model in a form that other software reads"),
     "app": ("app", "draw, repaint and vary pictures with a trained model in the browser"),
+    "import": ("import_", "make a model of another software's checkpoint"),
     "report": ("report", "write the page that tells what happened in a run"),
 }
 

@@ -24,7 +24,7 @@ from underpaint.core.samplers import Sampling
 from underpaint.errors import UserError
 from underpaint.interop import dit_weights
 from underpaint.interop.bundle import bundle
-from underpaint.model import Model, umask
+from underpaint.model import Model
 
 INSTEAD = {
     "underpaint.backbones.base.Backbone": '''\
@@ -68,8 +68,9 @@ def write(model: Model, folder: Path, half: bool) -> dict[str, Any]:
     else:
         _write_stock(model, folder, half)
     (folder / "README.md").write_text(_readme(model, bool(reason)), encoding="utf-8")
+    mode = (folder / "README.md").stat().st_mode & 0o777
     for file in folder.rglob("*.safetensors"):
-        file.chmod(0o666 & ~umask())
+        file.chmod(mode)  # safetensors writes files that only their owner can read
     return {"pipeline": "pipeline.py" if reason else "DiTPipeline", "because": reason}
 
 
