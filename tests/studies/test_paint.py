@@ -32,9 +32,9 @@ def test_both_arms_spend_the_same_flops_and_differ_in_the_first_stage_alone() ->
     assert whole["study"].pop("shares") == {"whole": 1.0}
     assert whole == parts
     assert whole["train"]["seed"] == 2
-    run = paint_study.recipe("photographs-parts-1", 1.0)
-    assert run.data.source == "runs/data/photographs-64.zip"
-    assert list(run.stages) == ["masked", "whole"]
+    other = paint_study.settings("photographs-parts-1")
+    assert other["data"]["source"] == "runs/data/photographs-64.zip"
+    assert other["study"]["images"] == (64, 64, 3, 0)
 
 
 def test_erased_pixels_are_filled_with_the_mean_of_the_others() -> None:
