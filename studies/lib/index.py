@@ -16,6 +16,7 @@ from studies.acceleration import page as acceleration
 from studies.ladder import page as ladder
 from studies.lib.page import Page, Table
 from studies.maskdit import page as maskdit
+from studies.paint import page as paint
 from studies.privacy import page as privacy
 from studies.stability import run as stability
 from studies.systems import page as systems
@@ -51,6 +52,7 @@ QUESTIONS = {
     "where": "How many patches an image, and which masks, does it take?",
     "transfer": "Do weights learned on hidden images help to learn another style from few images?",
     "privacy": "Does training on parts protect?",
+    "paint": "Does a model that learned from parts complete pictures better? (under way)",
     "systems": "Does every system learn in two stages?",
     "masks": "Which masked stage is best at 256 patches? (for `acceleration` and `default`)",
     "batches": "How many images a step? (for `quickstart`)",
@@ -70,6 +72,7 @@ PAGES = {
     "where": where.page,
     "transfer": transfer.page,
     "privacy": privacy.page,
+    "paint": paint.page,
 }
 
 

@@ -1,6 +1,7 @@
 """Inpainting of Gaussian data, whose conditional distribution is known in closed form."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -73,6 +74,32 @@ def test_repeats_bring_the_mean_nearer_with_every_sampler(sampler: str) -> None:
     once, often = away(sampler, 1)[0], away(sampler, 10)[0]
     assert once > 0.25
     assert often < 0.4 * once
+
+
+def test_what_is_known_is_put_in_at_the_level_of_the_step_with_new_noise() -> None:
+    put: list[Tensor] = []
+
+    def heard(x: Tensor, other: Tensor) -> Tensor:
+        put.append(other)
+        return mix(x, other)
+
+    g = torch.Generator().manual_seed(0)
+    x, sampling = torch.zeros(500, 4), Sampling("euler", clip="none")
+    inpainting.repaint(
+        DATA.denoise,
+        x,
+        LEVELS,
+        sampling,
+        x + 7.0,
+        heard,
+        noise=lambda: torch.randn(500, 4, generator=g),
+        resample=2,
+    )
+    steps = inpainting.steps(LEVELS, 2)
+    noise = [(other - 7.0) / step.s for other, step in zip(put, steps, strict=True)]
+    for one, two in pairwise(noise):
+        assert float(one.std()) == pytest.approx(1, abs=0.1)
+        assert abs(float((one * two).mean())) < 0.15
 
 
 @pytest.mark.parametrize("sampler", inpainting.ONE_STEP)
