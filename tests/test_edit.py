@@ -200,7 +200,7 @@ def test_wrong_use(
     assert "has no transparent pixels" in said(photo, "--mask", "alpha")
     assert "is not a sealed file" in said(photo, "--restore")
     assert "--restore takes one sealed file" in said(photo, photo, "--restore")
-    assert "give a .png (grid) or a folder" in wrong(
+    assert "give a .png, .jpg or .webp (grid) or a folder" in wrong(
         *("edit", trained, photo, *box, "--out", tmp_path / "x.npz")
     )
     (tmp_path / "x.png").write_text("")

@@ -88,7 +88,7 @@ def test_long_captions_keep_to_their_column() -> None:
     [
         (some(0), 1, None),
         (some(2)[0], 1, None),
-        (some(2), 0, None),
+        (some(2), -1, None),
         (some(2, channels=2), 1, None),
         (some(2), 2, ["a"]),
     ],

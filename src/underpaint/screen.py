@@ -81,14 +81,14 @@ class Screen:
                 self._bars = Progress(
                     TextColumn("{task.description}", style="bold", markup=False),
                     BarColumn(20),
-                    _Told(lambda task: f"{task.count()}  {task.note}".strip()),
-                    _Told(Doing.time),
+                    _Text(lambda task: f"{task.count()}  {task.note}".strip()),
+                    _Text(Doing.time),
                     console=self.console,
                     transient=True,
                     refresh_per_second=OFTEN,
                 )
                 self._bars.start()
-            new.line = self._bars.add_task(plain(what), total=total or None, told=new)
+            new.line = self._bars.add_task(plain(what), total=total or None, shown=new)
         return new
 
     def _moved(self) -> None:
@@ -126,7 +126,7 @@ class Screen:
             bars.stop()
 
 
-class _Told(ProgressColumn):
+class _Text(ProgressColumn):
     """What a thing that goes on says of itself."""
 
     def __init__(self, say: Callable[[Doing], str]) -> None:
@@ -134,4 +134,4 @@ class _Told(ProgressColumn):
         self.say = say
 
     def render(self, task: Task) -> Text:
-        return Text(plain(self.say(task.fields["told"])), no_wrap=True)
+        return Text(plain(self.say(task.fields["shown"])), no_wrap=True)

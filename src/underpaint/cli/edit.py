@@ -119,7 +119,8 @@ def arguments(parser: Parser, verb: str) -> None:
         "--out",
         default="edited.png",
         metavar="PATH",
-        help="a grid, before and after (.png), or a folder of PNGs (default: %(default)s)",
+        help="a grid, before and after (.png, .jpg, .webp), or a folder of PNGs "
+        "(default: %(default)s)",
     )
     add("--overwrite", action="store_true", help="replace the files that are there already")
     add_output(parser)
@@ -132,11 +133,12 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     boxes = [_box(text) for text in args.box or ()]
     margins = _margins(args.outpaint) if mode == "outpaint" else {}
     from underpaint.io import check_new, check_place
+    from underpaint.pictures import GRIDS
 
     out = Path(args.out)
     folder = out.is_dir() or not out.suffix
-    if not folder and out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: give a .png (grid) or a folder")
+    if not folder and out.suffix.lower() not in GRIDS:
+        raise UserError(f"--out {out}: give a .png, .jpg or .webp (grid) or a folder")
     if not folder:
         check_new([out], args.overwrite)
     check_place(out if folder else out.parent)

@@ -258,9 +258,9 @@ def _check_saved(
         if began != start:
             different.append(Change("from", start, began))
     if different:
-        name, wish, has = different[0]
+        name, asked_for, has = different[0]
         raise UserError(
-            f"--{name} {wish}: the run in {folder} has {has}, and a resumed run keeps its "
+            f"--{name} {asked_for}: the run in {folder} has {has}, and a resumed run keeps its "
             "settings; leave that out, or begin another run with other settings (--from to start "
             "with these weights)"
         )

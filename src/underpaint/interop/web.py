@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from underpaint import model as models
 from underpaint._version import __version__
 from underpaint.bounded import read_json
 from underpaint.data import cache
 from underpaint.interop import export, onnx
 from underpaint.io import is_marked, replace_text
 from underpaint.model import Model
+from underpaint.model_folder import find, read_card
 
 HERE = Path(__file__).parent
 PAGE = HERE / "page"  # copied as it is
@@ -80,7 +80,7 @@ def place(source: str | Path) -> Path:
     ours = is_marked(folder, "export") or not os.path.lexists(folder)
     if is_marked(run, "run") and os.access(run, os.W_OK) and ours:
         return folder
-    name = hashlib.sha256(str(models.find(source).resolve()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(str(find(source).resolve()).encode()).hexdigest()[:16]
     return cache.root() / "web" / name
 
 
@@ -90,7 +90,7 @@ def made(source: str | Path, say: Callable[[str], None] = lambda text: None) -> 
     `say` hears that it is written, which takes seconds. Raises UserError as `export.export`.
     """
     folder = place(source)
-    card = models.read_card(models.find(source))
+    card = read_card(find(source))
     of = {"underpaint": __version__, "sha256": card["sha256"], "model": card["model"]}
     if not (is_marked(folder, "export") and _noted(folder) == of):
         say(f"writing the page into {folder}, once for these weights …")
