@@ -79,7 +79,7 @@ def save_grid(
     A PNG has it in text chunks, JPEG and WebP have it as JSON in the description of their EXIF.
     Raises UserError if it cannot be written.
     """
-    sheet, kind, about = grid(images, columns, labels), GRIDS[path.suffix.lower()], about or {}
+    sheet, kind, about = grid(images, columns, labels), GRIDS.get(path.suffix.lower(), "PNG"), about or {}
     how: dict[str, Any] = {"pnginfo": _chunks(about)}
     if kind != "PNG":
         exif = Image.Exif()
