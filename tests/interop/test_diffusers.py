@@ -179,6 +179,15 @@ def test_half_the_size(tmp_path: Path) -> None:
     assert abs(drawn(pipeline, 2, labels=[0]) - pictures[0]).max() <= 12
 
 
+def test_weights_that_float16_cannot_hold(tmp_path: Path, wrong: Callable[..., str]) -> None:
+    model = small("uvit")
+    with torch.no_grad():
+        model.backbone.head.bias[0] = 1e5
+    folder = model.save(tmp_path / "model")
+    line = wrong("export", folder, "--to", "diffusers", "--out", tmp_path / "out", "--half")
+    assert "100000 does not fit float16; leave --half out" in line
+
+
 # --- diffusers' own ------------------------------------------------------------------------------
 
 STOCK: dict[str, dict[str, Any]] = {
@@ -197,6 +206,10 @@ def test_a_dit_of_diffusers_draws_what_ours_draws_at_its_levels(case: str, tmp_p
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.get_label_ids(["blue", "red"]) == [2, 0]
+    if case == "flow":  # its levels are those of our uniform grid
+        pipeline.scheduler.set_timesteps(7)
+        times = pipeline.scheduler.sigmas[:-1]
+        torch.testing.assert_close(times, model.denoiser.process.times(7))
     for scale in (1.0, 3.0):
         asked = {"guidance_scale": scale, "num_inference_steps": 7, "output_type": "np"}
         found = pipeline([2, 0], generator=seeds(2), **asked).images

@@ -61,7 +61,13 @@ def check(model: Model) -> None:
 
 
 def write(model: Model, folder: Path, half: bool) -> dict[str, Any]:
-    """Fill `folder`; returns which pipeline it holds and, if that is ours, why."""
+    """Fill `folder`; returns which pipeline it holds and, if that is ours, why.
+
+    Raises UserError for weights that float16 cannot hold, if `half`.
+    """
+    largest = max(float(x.abs().max()) for x in model.backbone.state_dict().values())
+    if half and largest > torch.finfo(torch.float16).max:
+        raise UserError(f"a weight of {largest:g} does not fit float16; leave --half out")
     reason = why_not_stock(model)
     if reason:
         _write_ours(model, folder, half)
