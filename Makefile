@@ -1,6 +1,7 @@
 # On a fresh machine with python3 (3.11 or 3.12) and make:
 #   make quickstart   set up, train, write a picture and a report
 #   make test         set up, check and test everything
+#   make browser      the page that draws, in Chromium (apt-get install -y chromium)
 #   make fuzz         10,000 damaged and hostile files of every kind that is read
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,10 +10,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 OUT ?= runs/quickstart
 MINUTES ?= 4.5
 
-.PHONY: setup fid quickstart test test-long fuzz check lint types docs pages wheel clean help
+.PHONY: setup fid quickstart test test-long browser fuzz check lint types docs pages wheel clean help
 
 help:
-	@echo "make setup | quickstart | test | test-long | fuzz | fid | docs | pages | wheel | clean"
+	@echo "make setup | quickstart | test | test-long | browser | fuzz | fid | docs | pages | wheel | clean"
 
 setup: .venv/.setup
 
@@ -57,6 +58,12 @@ test: check
 # more seeds of what `test` tries with one
 test-long: .venv/.setup-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m long
+
+# the page of `export --to web` in Chromium, which Debian has: apt-get install -y chromium
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+browser: .venv/.setup-dev
+	@test -n "$(CHROMIUM)" || { echo "make browser needs Chromium: apt-get install -y chromium, or make browser CHROMIUM=/path/to/it"; exit 1; }
+	OMP_NUM_THREADS=1 UNDERPAINT_CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n 0 tests/interop/test_browser.py
 
 # one core, about a minute; tests/fuzz/results.json is what came of it
 fuzz: .venv/.setup-dev

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from underpaint import model_folder
 from underpaint.core import samplers
 from underpaint.errors import UserError
 from underpaint.interop import onnx as form
+from underpaint.interop import web
 from underpaint.model import Model
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -141,6 +143,11 @@ def test_a_missing_extra_is_said_with_the_command(
     )
     with pytest.raises(UserError, match=r"pip install 'underpaint\[onnx\]'"):
         form.check(small)
+    for name in form.NEEDED:  # the modules themselves can be imported without it
+        monkeypatch.setitem(sys.modules, name, None)
+    for module in (form, web):
+        runpy.run_path(str(module.__file__))
+    assert "underpaint.interop.onnx_sample" not in sys.modules  # which needs onnxruntime
 
 
 def test_spaces_that_a_graph_of_images_cannot_hold() -> None:

@@ -30,7 +30,6 @@ from underpaint._version import __version__
 from underpaint.core import samplers
 from underpaint.core.samplers import Sampling
 from underpaint.errors import RunFailed, UserError
-from underpaint.interop import onnx_sample
 from underpaint.model import Model, evaluating
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def check_installed() -> None:
 def write(model: Model, folder: Path, half: bool) -> dict[str, Any]:
     """Fill `folder` with the graph, its card and the script; returns facts of them."""
     facts = write_graph(model, folder, half)
-    shutil.copyfile(onnx_sample.__file__, folder / "sample.py")
+    shutil.copyfile(Path(__file__).with_name("onnx_sample.py"), folder / "sample.py")
     return facts
 
 

@@ -171,6 +171,7 @@ const actions = {
     walls.draw = pictures.map((pixels, i) => ({ pixels, label: labels[i], name: names[i] }));
     if (!current) take(walls.draw[0]);
     if (n === 1) choose("draw", 0);
+    offer();
     say(`${n === 1 ? "A picture" : `${n} pictures`} in ${seconds()}.`, 1);
   },
 
