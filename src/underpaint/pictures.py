@@ -79,7 +79,11 @@ def save_grid(
     A PNG has it in text chunks, JPEG and WebP have it as JSON in the description of their EXIF.
     Raises UserError if it cannot be written.
     """
-    sheet, kind, about = grid(images, columns, labels), GRIDS.get(path.suffix.lower(), "PNG"), about or {}
+    sheet, kind, about = (
+        grid(images, columns, labels),
+        GRIDS.get(path.suffix.lower(), "PNG"),
+        about or {},
+    )
     how: dict[str, Any] = {"pnginfo": _chunks(about)}
     if kind != "PNG":
         exif = Image.Exif()
