@@ -20,7 +20,10 @@ from underpaint.cli import VERBS, parser
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md"] + [
     f"docs/{name}.md"
-    for name in ("architecture", "audit", "privacy-dp", "sealed", "systems", "your-images")
+    for name in (
+        *("architecture", "audit", "privacy-dp", "sealed", "systems", "trust", "use-your-model"),
+        "your-images",
+    )
 ]
 
 
@@ -138,7 +141,10 @@ def commands(page: str) -> list[str]:
     return [line.partition("#")[0].strip() for line in starts if line.startswith("underpaint ")]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/your-images.md", "docs/recipes.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "docs/your-images.md", "docs/recipes.md", "docs/use-your-model.md"],
+)
 def test_commands_are_understood(page: str) -> None:
     found = [line for line in commands(page) if line.split()[1] in VERBS]
     assert len(found) >= 3
