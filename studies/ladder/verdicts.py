@@ -14,7 +14,8 @@ count the seeds of which that is so. Where ends are missing, and for what has on
 
     ratio = FLOPs / FLOPs of the other · (error / error of the other)^(1 / slope)
 
-with the slope of the tuned DiT (evidence.slope), which is not known of distances. In time: the
+with the slope of the tuned DiT (evidence.slope), which is not known of distances, nor of errors
+that are more than FAR times apart: there is no ratio then. In time: the
 ratio times seconds a FLOP over those of the other (speed.py), whose error is not in the interval.
 """
 
@@ -32,11 +33,15 @@ from underpaint.compare import record
 from underpaint.evaluation.intervals import of_mean
 
 ADAMW, BEST, SEEDS = ladder.ADAMW, ladder.BEST, (1, 2, 3)
+PUBLISHED = ("ddpm", "maskdm")  # recipes with their published batches and rates
 SCORES = {
     "error": "error",
     "frechet": "FD-MobileNetV2",
     "frechet_converged": "FD-MobileNetV2 of a converged sampler",
 }
+
+FAR = 2.0  # times the error: beyond it nothing is extrapolated
+NEAR = 3.0  # times: how far beyond its budgets a curve's number is still shown
 
 Units = dict[str, dict[str, Any]]
 Curve = Sequence[tuple[float, float]]  # FLOPs, score; ascending
@@ -112,7 +117,10 @@ def compared(arm: str, against: str, done: Units, slope: float) -> dict[str, Any
             told[score] = reached(curves, {s: base[-1] for s, base in bases.items()})
     elif {arm, against} <= done.keys():
         told |= {"seeds": 0, "budget": done[against]["flops"]}
-        told["error"] = {"ratio": by_slope(done[arm], done[against], slope)}
+        errors = [done[unit]["error"] for unit in (arm, against)]
+        near = 1 / FAR < errors[0] / errors[1] < FAR
+        told["error"] = {"ratio": by_slope(done[arm], done[against], slope)} if near else {}
+        told["errors"] = errors
         told["distances"] = [done[unit]["frechet"] for unit in (arm, against)]
     return told
 
@@ -128,7 +136,8 @@ def number(found: dict[str, Any], seeds: int, times: float = 1.0, sure: bool = T
         notes.append(f"{shown(found['low'])} to {shown(found['high'])}")
     for side, bound, than in (("below", "first", "less"), ("above", "last", "more")):
         if seeds and found[side] == seeds:
-            notes = [f"extrapolated: {', '.join([text, *notes])}"]
+            far = max(found["ratio"] / found[bound], found[bound] / found["ratio"]) > NEAR
+            notes = [] if far else [f"extrapolated: {', '.join([text, *notes])}"]
             text = f"{than} than {shown(found[bound])}"
         elif found.get(side):
             notes.append(f"extrapolated with {found[side]} of {seeds} seeds")
@@ -137,10 +146,13 @@ def number(found: dict[str, Any], seeds: int, times: float = 1.0, sure: bool = T
 
 def words(told: dict[str, Any]) -> str:
     """A verdict as in README's table; empty where nothing is measured."""
+    apart = (
+        "{:.3g} and {:.3g} are too far apart".format(*told["errors"]) if "errors" in told else ""
+    )
     parts = [
         f"{number(told[score], told['seeds'])} of the compute by {name}"
         if told[score]
-        else f"no ratio by {name}: a curve does not fall"
+        else f"no ratio by {name}: {apart or 'a curve does not fall'}"
         for score, name in SCORES.items()
         if score in told
     ]
@@ -152,9 +164,20 @@ def words(told: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _steps(unit: str) -> str:
+    """How many steps a recipe as published makes in the budget of a rung."""
+    run = ladder.recipe(unit, 1.0)
+    steps = sum(stage.images // stage.batch for stage in run.stages.values())
+    batches = " and ".join(str(stage.batch) for stage in run.stages.values())
+    return f"the batch of {batches} that `{unit}` was published with makes {steps} steps here"
+
+
 def conditions(told: dict[str, Any], cpu: str) -> str:
     """Budget, seeds and what timed them."""
-    sure = f"{told['seeds']} seeds" if told["seeds"] else "one seed, by the slope of a DiT"
+    seeds = f"{told['seeds']} seed{'s' if told['seeds'] > 1 else ''}"
+    sure = seeds if told["seeds"] else "one seed" + ", by the slope of a DiT" * bool(told["error"])
+    steps = [_steps(unit) for unit in (told["arm"], told["against"]) if unit in PUBLISHED]
+    sure += "".join(f"; {said}" for said in dict.fromkeys(steps))
     timed = f", timed on {cpu}" if told["pace"] else ""
     return f"{told['budget']:.2g} training FLOPs, {sure}{timed}"
 
@@ -239,7 +262,7 @@ def found(results: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
     parts = [
         {"arm": arm, "against": of, "ratio": by_slope(done[arm], done[of], slope)}
         for arm, of in lineage()
-        if {arm, of} <= done.keys()
+        if {arm, of} <= done.keys() and done[of]["error"] < FAR * done[arm]["error"]
     ]
     return {"slope": slope, "verdicts": rows, "parts": parts, "gain": gain(rows[:3], parts)}
 

@@ -67,6 +67,20 @@ def test_between_budgets_a_curve_is_a_line_in_logarithms() -> None:
     assert verdicts.reached({1: [(1.0, 2.0), (2.0, 3.0)]}, {1: (1.0, 1.0)}) == {}
 
 
+def test_what_is_far_apart_has_no_ratio() -> None:
+    done = {"maskdm": a_run(FULL, 2.3), "ddpm": a_run(FULL, 11.0)}
+    told = verdicts.compared("maskdm", "ddpm", done, SLOPE) | {"pace": [1.0, 1.0]}
+    assert verdicts.words(told) == (
+        "no ratio by error: 2.3 and 11 are too far apart; FD-MobileNetV2 2300 against 11000"
+    )
+    assert "the batch of 128 that `ddpm` was published with makes 65 steps here" in (
+        verdicts.conditions(told, "CPU")
+    )
+    far = ends([1e-4, 1e-4, 1e-4], "ddpm")
+    told = verdicts.compared(ladder.BEST, "ddpm", far, SLOPE) | {"pace": None}
+    assert verdicts.words(told).startswith("less than 0.10 of the compute by error; ")
+
+
 def test_without_all_seeds_a_verdict_says_what_is_missing() -> None:
     done = ends([0.2, 0.2])
     told = verdicts.compared(ladder.BEST, "dit", done, slope=9.0)
