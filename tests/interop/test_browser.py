@@ -157,6 +157,8 @@ def test_other_shapes_and_channels(
         assert page.evaluate("document.body.classList.contains('clear')")
     assert np.abs(found[..., : drawn.shape[-1]] - drawn).max() <= 2
     assert not page.is_visible("#labels")
+    page.click('[data-wall="draw"] .cell >> nth=1')
+    assert page.inner_text("#chosen-name") == "seed 1"
     assert site.errors == []
     site.close()
 

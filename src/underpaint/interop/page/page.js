@@ -144,7 +144,11 @@ function seedOf(id) {
   return value;
 }
 
-const asked = () => document.querySelector('input[name="label"]:checked')?.value ?? "none";
+/** mixed, none or the number of a label. */
+function asked() {
+  if (!card.labels.length) return "none";
+  return document.querySelector('input[name="label"]:checked').value;
+}
 
 /** Labels of n pictures; `own`: what "mixed" is for a single picture. */
 function labelsOf(n, own = null) {
