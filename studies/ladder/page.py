@@ -1,11 +1,13 @@
 """What the ladder found: verdicts, ends, rungs against their parents, and samples.
 
-studies/ladder/samples holds the grids of ends, copied from beside their runs.
+`python -m studies.ladder.page RUNS` draws samples.png from the grids of the ends beside their runs.
 """
 
 from __future__ import annotations
 
 import functools
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,16 @@ from studies.ladder.verdicts import SCORES, SEEDS, Units
 from studies.lib.page import Figure, Page, Section, Table
 from underpaint.compare import record
 
-LABEL = 20  # pixels above a grid
+LABEL = 24  # pixels above a grid
+SAMPLES = ladder.HERE / "samples.png"
+CAPTION = "The first samples of each end, of the same seeds; none picked by hand."
+NAMES = {
+    "ddpm": "the published DDPM recipe",
+    "dit": "the tuned plain DiT",
+    f"{ladder.BEST}-tenth": "the best recipe, a tenth of the compute",
+    f"{ladder.BEST}-quarter": "the best recipe, a quarter of the compute",
+    ladder.BEST: "the best recipe, the same compute",
+}
 DONE = [
     "Drawn heads of 64×64, 20,000 to learn from, if nothing else is said. A run begins with the "
     "settings of its parent; those of one table spend the same training FLOPs (three times the "
@@ -96,18 +107,19 @@ def ends(done: Units) -> Section:
     return Section("The ends", [] if rows else ["None is done yet."], [table] if rows else [])
 
 
-def sheet(grids: list[Path], path: Path) -> None:
-    """Grids below each other, each under its name."""
-    from PIL import Image, ImageDraw
+def sheet(grids: dict[str, Path], path: Path) -> None:
+    """The first two rows of each grid at half its size, each under its name."""
+    from PIL import Image, ImageDraw, ImageFont
 
-    images = [Image.open(grid).convert("RGB") for grid in grids]
+    images = [Image.open(grid).convert("RGB") for grid in grids.values()]
+    images = [image.crop((0, 0, image.width, 2 * image.height // 3)).reduce(2) for image in images]
     size = max(i.width for i in images), sum(i.height + LABEL for i in images)
-    canvas, y = Image.new("RGB", size, "white"), 0
-    for grid, image in zip(grids, images, strict=True):
-        ImageDraw.Draw(canvas).text((4, y + 4), grid.stem, fill="black")
+    canvas, y, font = Image.new("RGB", size, "white"), 0, ImageFont.load_default(13)
+    for name, image in zip(grids, images, strict=True):
+        ImageDraw.Draw(canvas).text((4, y + 4), name, fill="black", font=font)
         canvas.paste(image, (0, y + LABEL))
         y += LABEL + image.height
-    canvas.save(path)
+    canvas.save(path, optimize=True)
 
 
 def page(results: dict[str, Any]) -> Page:
@@ -125,12 +137,21 @@ def page(results: dict[str, Any]) -> Page:
     if speeds:
         cpu = f"{speeds['cpu']} ({', '.join(speeds['flags']) or 'no bf16'})"
         timed = f"Seconds: of whole training steps on one thread, `speed.py`, on this CPU: {cpu}."
-    grids = [ladder.HERE / "samples" / f"end-{name}-1.png" for name in ladder.ENDS]
     figures = []
-    if grids := [grid for grid in grids if grid.is_file()]:
-        drawn = Figure(functools.partial(sheet, grids), "Samples of each end", "Not picked by hand")
+    if SAMPLES.is_file():
+        drawn = Figure(functools.partial(shutil.copyfile, SAMPLES), "Samples of each end", CAPTION)
         figures.append(Section("Samples", figure=drawn))
     gain = Section("What a user gains", [told["gain"]])
     title = "What makes training cheaper, one ingredient after the other?"
     found = [*figures, gain, ends(done), *rungs(done, speeds, slope)]
     return Page(title, answer, [*found, Section("What was done", [*DONE, timed])])
+
+
+def main() -> None:
+    """Draw samples.png."""
+    folder = Path(sys.argv[1])
+    sheet({said: folder / f"end-{name}-1.png" for name, said in NAMES.items()}, SAMPLES)
+
+
+if __name__ == "__main__":
+    main()

@@ -165,13 +165,15 @@ def test_the_page_shows_ends_and_grids(tmp_path: Path, monkeypatch: pytest.Monke
     told = verdicts.found({"units": done}, speeds)
     for name, value in (("speed", speeds), ("verdicts", told)):
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
-    (tmp_path / "samples").mkdir()
-    for name in ("dit", ladder.BEST):
-        Image.new("RGB", (40, 30), "red").save(tmp_path / "samples" / f"end-{name}-1.png")
+    grids = {name: tmp_path / f"{name}.png" for name in ("dit", ladder.BEST)}
+    for path in grids.values():
+        Image.new("RGB", (40, 30), "red").save(path)
+    monkeypatch.setattr(page, "SAMPLES", tmp_path / "samples.png")
+    page.sheet(grids, page.SAMPLES)
     found = page.page({"units": done})
     text = found.write(tmp_path / "results.html").read_text(encoding="utf-8")
     assert "0.20 (0.20 to 0.20) of the compute by error" in text
     assert "0.20 (0.20 to 0.20) of the time on one core" in text
     assert "A CPU" in text
-    assert Image.open(tmp_path / "results.png").size == (40, 2 * (30 + page.LABEL))
+    assert Image.open(tmp_path / "results.png").size == (20, 2 * (10 + page.LABEL))
     assert "end-ddpm-1" in found.markdown()  # not done yet
