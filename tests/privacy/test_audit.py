@@ -151,14 +151,22 @@ def test_an_honest_run_is_not_flagged(honest: Path, capsys: pytest.CaptureFixtur
     assert "This does not make the model safe" in page
 
 
-def test_without_the_control_nothing_may_be_said(
+def test_without_the_control_the_verdict_says_so(
     honest: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     flags = ["--attacks", "sima", "--samples", "8", "--json", "--quiet", "--no-control"]
     assert main(["audit", str(honest), *flags, "--out", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["verdict"] == "no verdict"
-    assert found["reasons"] == ["the positive control was left out"]
+    assert found["verdict"] == "no leak found"
+    assert not found["checked"]
+    page = (tmp_path / "audit.html").read_text()
+    assert "Not checked against a positive control" in page
+    flags.remove("--json")
+    assert main(["audit", str(honest), *flags, "--out", str(tmp_path), "--overwrite"]) == 0
+    said = capsys.readouterr().out
+    assert "no leak found: " in said
+    assert "the smallest AUC that would be seen is 0." in said
+    assert "not checked against a positive control" in said
 
 
 def test_sides_that_differ_give_no_verdict(

@@ -37,12 +37,17 @@ def test_nothing_found_is_said_only_if_it_could_have_been() -> None:
     for controls, words in (
         ({"null": {"blind": {"passed": False}, "reference": None}}, "without asking the model"),
         ({"null": {"blind": {"passed": True}, "reference": {"passed": False}}}, "reference model"),
-        ({"positive": None}, "left out"),
         ({"positive": {"passed": False, "best": 0.7}}, "planted leak (AUC 0.70"),
     ):
         own = verdict.judge(numbers(controls=numbers()["controls"] | controls), 10)
         assert own["verdict"] == "no verdict"
         assert words in own["reasons"][0]
+    alone = verdict.judge(numbers(controls=numbers()["controls"] | {"positive": None}), 10)
+    assert alone["verdict"] == "no leak found"
+    assert verdict.sentence(numbers() | alone) == (
+        "no leak found: 500 members, 500 non-members; the smallest AUC that would be seen is 0.58; "
+        "not checked against a positive control"
+    )
     few = verdict.judge(numbers(detectable=0.95, members=16, non_members=16), 10)
     assert few["verdict"] == "no verdict"
     assert "16 members and 16 non-members are too few" in few["reasons"][0]

@@ -45,9 +45,22 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--members", metavar="DATA", help="images trained on (default: as the run recorded)")
     add("--non-members", metavar="DATA", help="images not trained on (default: those held out)")
     add(
-        "-n", type=int, metavar="N", help="images of each kind (default: 1000, or what --fpr needs)"
+        "-n",
+        type=int,
+        metavar="N",
+        help="images of each kind (default: 300, with --thorough 1000, or what --fpr needs)",
     )
-    add("--samples", type=int, default=512, help="searched for copies (default: %(default)s)")
+    add(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="samples that are searched for copies (default: 128, with --thorough 512)",
+    )
+    add(
+        "--thorough",
+        action="store_true",
+        help="more images and samples: sees smaller leaks, and takes three times as long",
+    )
     add(
         "--features",
         dest="extractor",
@@ -67,7 +80,7 @@ def arguments(parser: Parser, verb: str) -> None:
         "--no-control",
         dest="control",
         action="store_false",
-        help="leave out the positive control and any verdict",
+        help="leave out the positive control; the verdict says so",
     )
     add("--seed", type=int, default=0, help="of noises, masks and halves (default: %(default)s)")
     add_model(parser, "auto")
@@ -111,6 +124,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
 
 
 def _print(result: dict[str, Any], page: object) -> None:
+    from underpaint.privacy.verdict import sentence
+
     rows = []
     for name, record in result["membership"].items():
         area, accuracy = record["auc"], record["balanced_accuracy"]
@@ -124,7 +139,7 @@ def _print(result: dict[str, Any], page: object) -> None:
     if result["completion"]:
         out.print(f"completion: advantage {result['completion']['advantage']:+.4f}")
     out.print(f"data set as a whole: p = {result['dataset']['p_value']:.2g}")
-    out.print(result["verdict"], style="bold")
+    out.print(sentence(result), style="bold")
     for line in [*result["reasons"], *result["findings"], *result["notes"]]:
         out.print(plain(f"  {line}"))
     out.print(f"page     {page}")

@@ -36,8 +36,16 @@ from underpaint.privacy.copies import ImagePair, find_copies
 from underpaint.privacy.membership import FEWEST, Subset, subsample
 from underpaint.progress import doing
 
-DEFAULT_IMAGES = 1000  # members, and non-members
-COMPLETED = 200  # members, and non-members
+
+class Effort(NamedTuple):
+    """How many images an audit takes, of members and of non-members, and samples."""
+
+    images: int
+    samples: int
+    completed: int
+
+
+QUICK, THOROUGH = Effort(300, 128, 64), Effort(1000, 512, 200)
 
 
 class Audit(NamedTuple):
@@ -66,7 +74,8 @@ def audit(
     *,
     names: Sequence[str] = tuple(attacks.ATTACKS),
     n: int = 0,
-    samples: int = 512,
+    samples: int = 0,
+    thorough: bool = False,
     fpr: Sequence[float] = (),
     reference: str | Path | None = None,
     shadow_models: int = 0,
@@ -85,16 +94,18 @@ def audit(
 ) -> Audit:
     """Audit the model in `source`, with at most `n` members and non-members and `samples` samples.
 
-    `n` 0: DEFAULT_IMAGES, or more if `fpr` needs it; more members than non-members are of no use.
+    `n` 0: as many as QUICK has, or THOROUGH if `thorough`, or more if `fpr` needs it; more members
+    than non-members are of no use. `samples` 0: theirs, too.
     `fpr`: rates of false positives that must be shown, as 0.001; empty: those for which there are
     enough images. `reference`: a model that saw none of the images, for the null and to take each
     image's difficulty from its scores; `shadow_models`: so many are trained, of `shadow_images`
     each (0: as the run), see `shadows`. `members`, `non_members`: data instead of what the run
     recorded. `extractor`: also look for copies in its features. `control` False leaves out the
-    positive control, and with it any verdict of no leak. `vae`, `precision`: as in `model.load`.
+    positive control, and the verdict says so. `vae`, `precision`: as in `model.load`.
     Raises UserError for wrong use.
     """
-    clock = Clock()
+    clock, effort = Clock(), THOROUGH if thorough else QUICK
+    samples = samples or effort.samples
     with clock("data"):
         names = attacks.check(names)
         network = features.load(extractor, weights_file) if extractor else None
@@ -102,7 +113,9 @@ def audit(
         folder = model_folder.find(source)
         loaded = model.load(source, weights=weights, device=device, vae=vae, precision=precision)
         data = membership.load(folder, loaded, members, non_members)
-        subsets = _chosen(data.members, data.non_members, n, fpr, seed, str(source))
+        subsets = _chosen(
+            data.members, data.non_members, n or effort.images, fpr, seed, str(source)
+        )
         masks, ensemble, seen = data.masks(loaded, *subsets, seed)
         setup = AttackSetup(
             loaded,
@@ -191,7 +204,7 @@ def audit(
     pairs: dict[str, list[ImagePair]] = {}
     if whole:
         with clock("completion"):
-            result["completion"] = _completion(setup)
+            result["completion"] = _completion(setup, effort.completed)
         result["copies"], pairs = find_copies(setup, data.members, samples, network, clock)
     positive = None
     if control:
@@ -208,7 +221,7 @@ def _chosen(
 ) -> tuple[Subset, Subset]:
     """The images that are scored: as many members as non-members. UserError for too few."""
     required = [statistics.required_non_members(rate) for rate in fpr if 0 < rate < 1]
-    most = n or max([DEFAULT_IMAGES, *required])
+    most = max([n, *required])
     non_members = subsample(non_members, most, seed)
     members = subsample(members, min(most, max(FEWEST, len(non_members.ids))), seed)
     for subset, name, advice in (
@@ -223,14 +236,14 @@ def _chosen(
     return members, non_members
 
 
-def _completion(setup: AttackSetup) -> dict[str, Any]:
+def _completion(setup: AttackSetup, most: int) -> dict[str, Any]:
     by_subset = []
     for subset, x in zip(setup.subsets, setup.patches, strict=True):
         labels = subset.labels(setup.loaded)
         errors = completion.errors(
             setup.loaded.denoiser,
-            x[:COMPLETED],
-            labels=None if labels is None else labels[:COMPLETED],
+            x[:most],
+            labels=None if labels is None else labels[:most],
             seed=setup.seed,
             batch=setup.batch,
         )

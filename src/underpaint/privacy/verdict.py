@@ -6,13 +6,15 @@
     no verdict       a control failed: members and non-members differ, the attacks cannot see a
                      planted leak, or there are too few images to see even a strong one
 
-It never says that a model is safe.
+Without a positive control it says so: whether the attacks see a planted leak here is not known
+then. It never says that a model is safe.
 """
 
 from typing import Any
 
 from underpaint.privacy import controls, statistics
 
+UNCHECKED = "not checked against a positive control"
 ERROR = 0.05  # chance of a false alarm, over all tests together
 
 
@@ -47,7 +49,15 @@ def judge(result: dict[str, Any], tests: int) -> dict[str, Any]:
             f"see even a leak with an AUC of {controls.ENOUGH}"
         )
     verdict = "no verdict" if reasons else "leak found" if findings else "no leak found"
-    return {"verdict": verdict, "reasons": reasons, "findings": findings}
+    checked = result["controls"]["positive"] is not None
+    return {"verdict": verdict, "reasons": reasons, "findings": findings, "checked": checked}
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The verdict with its counts and its power, in a line."""
+    text = f"{result['verdict']}: {result['members']:,} members, {result['non_members']:,} "
+    text += f"non-members; the smallest AUC that would be seen is {result['detectable']:.2f}"
+    return text if result["checked"] else f"{text}; {UNCHECKED}"
 
 
 def _reasons(result: dict[str, Any]) -> list[str]:
@@ -59,9 +69,7 @@ def _reasons(result: dict[str, Any]) -> list[str]:
         reasons.append("members and non-members can be told apart without asking the model")
     if reference and not reference["passed"]:
         reasons.append("the attacks succeed on a reference model that saw neither side")
-    if positive is None:
-        reasons.append("the positive control was left out")
-    elif not positive["passed"]:
+    if positive is not None and not positive["passed"]:
         reasons.append(
             f"the attacks do not see a planted leak (AUC {positive['best']:.2f}, and "
             f"{controls.ENOUGH} is needed)"
