@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from underpaint import serving
 from underpaint.cli import app
 from underpaint.interop import export
 
@@ -27,7 +28,7 @@ def main(chromium: str) -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         place = Path(folder) / "web"
         export.export("pretrained:lorelei", "web", place)
-        server = app.bound(place, 18300)
+        server = serving.bound(app.of(place), 18300)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1120, "height": 1010}, color_scheme="light")

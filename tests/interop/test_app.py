@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from underpaint import serving
 from underpaint.cli import app, main
 from underpaint.interop import web
 
@@ -19,7 +20,7 @@ from underpaint.interop import web
 def taken() -> Iterator[int]:
     """A port that another program has."""
     with socket.socket() as other:
-        other.bind((app.HERE, 0))
+        other.bind((serving.HERE, 0))
         other.listen()
         yield other.getsockname()[1]
 
@@ -35,7 +36,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_files_have_their_types_and_folders_are_not_listed(page: Path) -> None:
-    with app.bound(page, 18010) as server:
+    with serving.bound(app.of(page), 18010) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         assert server.server_address[0] == "127.0.0.1"
         address = f"http://127.0.0.1:{server.server_address[1]}/"
@@ -62,8 +63,9 @@ def test_the_next_port_is_taken_and_said(
     assert main(["app", "pretrained:lorelei", *flags]) == 130
     said = capsys.readouterr()
     port = int(json.loads(said.out)["url"].rsplit(":", 1)[1].strip("/"))
-    assert taken < port < taken + app.TRIES
-    assert said.err == f"port {taken} is in use; {port} is taken\n"  # and Ctrl-C says nothing
+    assert taken < port < taken + serving.TRIES
+    there = f"http://127.0.0.1:{port}/ is there instead"
+    assert said.err == f"port {taken} is in use; {there}\n"  # and Ctrl-C says nothing
 
 
 def test_the_browser_is_opened(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +81,7 @@ def test_wrong_ports(
 ) -> None:
     assert "--port 0: give a number from 1" in wrong("app", "x", "--port", 0)
     assert "--share" in wrong("app", "x", "--share")
-    monkeypatch.setattr(app, "TRIES", 1)
+    monkeypatch.setattr(serving, "TRIES", 1)
     assert f"--port {taken}: is in use" in wrong("app", "x", "--port", taken)
 
 

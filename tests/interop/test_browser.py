@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.interop.small import build
 from underpaint import model as models
+from underpaint import serving
 from underpaint.cli import app
 from underpaint.core import samplers
 from underpaint.interop import export
@@ -71,7 +72,7 @@ class Site:
 
     def __init__(self, folder: Path, chromium: Any, width: int = 1280, **options: Any) -> None:
         self.folder, self.asked, self.errors = folder, list[str](), list[str]()
-        self.server = app.bound(folder, 18200)
+        self.server = serving.bound(app.of(folder), 18200)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.address = f"http://127.0.0.1:{self.server.server_address[1]}/"
         size = {"width": width, "height": 900}

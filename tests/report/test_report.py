@@ -1,8 +1,12 @@
 """The report: a page of its own that tells what the run's files say, whatever is missing."""
 
 import dataclasses
+import functools
 import json
 import re
+import threading
+import urllib.error
+import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +14,8 @@ import numpy as np
 import pytest
 
 from tests.report.synthetic import model, write_images, write_run
-from underpaint import backbones, config, report
+from underpaint import backbones, config, report, serving
+from underpaint.cli import report as cli_report
 from underpaint.core import masks, preconditioning, schedules, spaces
 from underpaint.errors import UserError
 from underpaint.evaluation import records as metrics
@@ -414,3 +419,34 @@ def test_the_page_draws_what_was_drawn_and_where_a_stage_ended(tmp_path: Path, s
         "Samples against real images"
         not in Page(report.build(write_run(tmp_path / "plain", source))).text
     )
+
+
+@pytest.mark.usefixtures("trained")
+def test_training_images_are_left_out_if_asked(tmp_path: Path, source: str) -> None:
+    run = write_run(tmp_path / "run", source)
+    whole = report.build(run).read_text()
+    assert "This page has training images in it" in whole
+    assert 'alt="nearest training image"' in whole
+    without = report.build(run, training_images=False).read_text()
+    assert "This page has training images in it" not in without
+    assert 'alt="nearest training image"' not in without
+    assert 'alt="real image' not in without
+    assert 'alt="sample' in without
+
+
+def test_a_run_is_followed_while_it_goes_on(tmp_path: Path, source: str) -> None:
+    run = write_run(tmp_path / "run", source)
+    found = report.text(run, live=10)
+    assert '<meta http-equiv="refresh" content="10">' in found
+    assert "This page follows the run" in found
+    assert "Samples and real images" not in found  # nothing is drawn
+    assert not (run / "report.html").exists()
+    with serving.bound(functools.partial(cli_report.Live, run=run), 18400) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        with urllib.request.urlopen(address) as answer:
+            assert "How training went" in answer.read().decode()
+        for name in ("config.yaml", "../run/env.json"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(address + name)
+        server.shutdown()

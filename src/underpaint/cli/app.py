@@ -1,21 +1,16 @@
 """`underpaint app`: the page that draws with a trained model, served on this machine alone."""
 
 import argparse
-import errno
 import functools
 import http.server
 import sys
-import threading
-import webbrowser
 from pathlib import Path
 from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, print_json
-from underpaint.errors import Interrupted, UserError
+from underpaint.serving import Quiet, check_port, serve
 
 PORT = 8010
-TRIES = 20  # ports that are tried, one after the other
-HERE = "127.0.0.1"
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -32,8 +27,7 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    if not 1 <= args.port <= 65535:
-        raise UserError(f"--port {args.port}: give a number from 1 to 65535")
+    check_port(args.port)
     from underpaint.interop import web
 
     def say(text: str) -> None:
@@ -41,40 +35,25 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
             print(text, file=sys.stderr, flush=True)
 
     folder = web.made(args.model, say)
-    with bound(folder, args.port) as server:
-        port = server.server_address[1]
-        if port != args.port:
-            say(f"port {args.port} is in use; {port} is taken")
-        address = f"http://{HERE}:{port}/"
+
+    def said(address: str, moved: bool) -> None:
+        if moved:
+            say(f"port {args.port} is in use; {address} is there instead")
         if args.json:
             print_json({"url": address, "folder": str(folder)})
         else:
             print(f"{address}   (Ctrl-C ends it)")
         sys.stdout.flush()
-        if not args.no_browser:
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            raise Interrupted("") from None  # the way to end it: nothing to say
+
+    serve(of(folder), args.port, said, browser=not args.no_browser)
 
 
-def bound(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
-    """A server of the files in `folder`, on the first free port from `port` on.
-
-    Raises UserError if none of `TRIES` is free.
-    """
-    handler = functools.partial(Handler, directory=str(folder))
-    for number in range(port, min(port + TRIES, 65536)):
-        try:
-            return http.server.ThreadingHTTPServer((HERE, number), handler)
-        except OSError as error:
-            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise
-    raise UserError(f"--port {port}: is in use, and so are the next {TRIES - 1}; give another")
+def of(folder: Path) -> Any:
+    """What serves the files of `folder`."""
+    return functools.partial(Handler, directory=str(folder))
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
+class Handler(Quiet, http.server.SimpleHTTPRequestHandler):
     """Files of one folder, with types that do not depend on the machine; no lists of folders."""
 
     extensions_map = {  # noqa: RUF012
@@ -88,13 +67,5 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         ".gz": "application/gzip",
     }
 
-    def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-cache")  # the page is made anew for other weights
-        self.send_header("X-Content-Type-Options", "nosniff")
-        super().end_headers()
-
     def list_directory(self, path: Any) -> None:
         self.send_error(404, "Not found")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Silent: what the page says is on the page."""

@@ -40,8 +40,13 @@ class Gallery:
     missing: list[str] = field(default_factory=list)  # sentences
 
 
-def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
-    """All pictures of a run whose last stage with any training was `stage`."""
+def draw(
+    run_dir: Path, run: config.Run, stage: str | None, training_images: bool = True
+) -> Gallery:
+    """All pictures of a run whose last stage with any training was `stage`.
+
+    `training_images` False: none of these, and none nearest to the samples.
+    """
     gallery = Gallery()
     try:
         model = models.load(run_dir)
@@ -71,6 +76,11 @@ def draw(run_dir: Path, run: config.Run, stage: str | None) -> Gallery:
         gallery.missing.append(
             f"The images are sealed: {images.about['visible']} patches of each are all there is, "
             "so no real images and no nearest training images can be shown here."
+        )
+        return gallery
+    if not training_images:
+        gallery.missing.append(
+            "Training images, and those nearest to the samples, are left out, as was asked for."
         )
         return gallery
     _choose_real(gallery, images)

@@ -24,25 +24,47 @@ GRIDS = 8  # sample grids shown
 
 
 def build(
-    run_dir: Path | str, *, title: str | None = None, also: Sequence[tuple[str, Path]] = ()
+    run_dir: Path | str,
+    *,
+    title: str | None = None,
+    also: Sequence[tuple[str, Path]] = (),
+    training_images: bool = True,
 ) -> Path:
     """Write `report.html` into a run's folder and return its path.
 
     `title`: the headline, else the folder's name. `also`: further runs by name, which are shown
-    side by side; a single one is compared with the run itself.
+    side by side; a single one is compared with the run itself. `training_images`: whether some of
+    them are in the page.
     Raises UserError if the folder holds no run, or its files are damaged or cannot be written.
     """
     run_dir = Path(run_dir).expanduser()
+    page = text(run_dir, title=title, also=also, training_images=training_images)
+    return write_page(run_dir / "report.html", page)
+
+
+def text(
+    run_dir: Path,
+    *,
+    title: str | None = None,
+    also: Sequence[tuple[str, Path]] = (),
+    training_images: bool = True,
+    live: int = 0,
+) -> str:
+    """The page as text; `live`: it is asked for anew each so many seconds, and draws nothing."""
     run, records, environment = _read(run_dir)
     if any(stage.dp for stage in run.stages.values()):
         environment.pop("data", None)  # a hash of the private files says whether they are these
     name = title or run_dir.resolve().name
     stages = summary.stages(records, run)
-    pictures = gallery.draw(run_dir, run, stages[-1].name if stages else None)
+    pictures = gallery.Gallery()
+    if not live:
+        last = stages[-1].name if stages else None
+        pictures = gallery.draw(run_dir, run, last, training_images)
     compared = list(also) if len(also) != 1 else [(name, run_dir), *also]
-    page = render(
+    return render(
         "page.html.jinja",
         title=name,
+        live=live,
         run=run,
         parameters=environment.get("parameters"),
         start=environment.get("start"),
@@ -53,6 +75,7 @@ def build(
         can_time=any(stage.saved_seconds is not None for stage in stages),
         pictures=pictures,
         pixelated=bool(pictures.size) and max(pictures.size or ()) <= 128,
+        training_images=bool(pictures.pairs or pictures.real),
         grids=_grids(run_dir, records),
         compared=[_compared(label, Path(path), run_dir) for label, path in compared],
         compared_chart=charts.comparison(
@@ -70,7 +93,6 @@ def build(
         web=is_marked(run_dir / "web", "export"),
         app=f"underpaint app {shlex.quote(str(run_dir))}",
     )
-    return write_page(run_dir / "report.html", page)
 
 
 ENVIRONMENT = {  # what of env.json the page counts on
@@ -122,9 +144,14 @@ def _commands(run_dir: Path, environment: dict[str, Any]) -> list[tuple[str, str
     verb = f"finetune --from {shlex.quote(start)}" if start else "train"
     recipe = shlex.quote(str(run_dir / "config.yaml"))
     return [
-        ("Train it again", f"underpaint {verb} --config {recipe} --out NEW_FOLDER"),
         ("Draw samples", f"underpaint sample {folder} -n 64 --seed 0 --out grid.png"),
+        ("Give it ten more minutes of training", f"underpaint train --resume --out {folder} --minutes 10"),
+        ("Teach it other pictures", f"underpaint finetune --from {folder} --data PICTURES"),
         ("Draw, repaint and vary in the browser", f"underpaint app {folder}"),
+        ("Score its samples", f"underpaint evaluate {folder}"),
+        ("Ask whether it copies", f"underpaint audit {folder}"),
+        ("Share it, with a model card", f"underpaint export {folder} --to hub:ORG/NAME"),
+        ("Train it again", f"underpaint {verb} --config {recipe} --out NEW_FOLDER"),
         ("Make this page again", f"underpaint report {folder}"),
     ]
 
