@@ -273,6 +273,6 @@ def test_wrong_use(recipe: config.Run, tmp_path: Path, capsys: pytest.CaptureFix
     shutil.rmtree(first)
     (first).mkdir()
     assert "its state.json is missing or damaged" in wrong(run)
-    recipe.train.snapshots = -1
-    with pytest.raises(UserError, match=r"train\.snapshots -1: give a number from 0 up"):
+    recipe.train.snapshots = -2
+    with pytest.raises(UserError, match=r"train\.snapshots -2: give a number from -1 up"):
         config.check(recipe)

@@ -145,7 +145,10 @@ def _commands(run_dir: Path, environment: dict[str, Any]) -> list[tuple[str, str
     recipe = shlex.quote(str(run_dir / "config.yaml"))
     return [
         ("Draw samples", f"underpaint sample {folder} -n 64 --seed 0 --out grid.png"),
-        ("Give it ten more minutes of training", f"underpaint train --resume --out {folder} --minutes 10"),
+        (
+            "Give it ten more minutes of training",
+            f"underpaint train --resume --out {folder} --minutes 10",
+        ),
         ("Teach it other pictures", f"underpaint finetune --from {folder} --data PICTURES"),
         ("Draw, repaint and vary in the browser", f"underpaint app {folder}"),
         ("Score its samples", f"underpaint evaluate {folder}"),

@@ -70,13 +70,14 @@ def freeze(
         speeds = world.from_first([speed(stage, run, world, seconds) for stage in timed])
         with following(None):
             costs = measure(run, stages, world, began, make_check, report)
-    if started:
-        first = costs.grid + max(costs.checks.values())
-        costs = costs._replace(rest=costs.rest + first)
     by_share = [
         60.0 * stage.settings.minutes / length * v for stage, v in zip(timed, speeds, strict=True)
     ]
     found = divide(run, length, sum(by_share), costs)
+    if started:  # one look more, with a check where there are any
+        look = costs.grid + (costs.checks[found.check_images] if found.parts else 0.0)
+        costs = costs._replace(rest=costs.rest + look)
+        found = divide(run, length, sum(by_share), costs)
     frozen = dict(run.stages)
     for stage, each in zip(timed, by_share, strict=True):
         images = max(1, round(found.training * each / stage.batch)) * stage.batch
