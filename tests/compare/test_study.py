@@ -75,6 +75,25 @@ def write(folder: Path, images: Path | None = None, **changes: Any) -> Path:
     return folder / "study.yaml"
 
 
+def test_the_example_of_the_docs_runs(images: Path, tmp_path: Path) -> None:
+    """As it stands there, but for images, budget and seeds."""
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+    values = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    values["settings"]["data"] = {"source": str(images), "size": 16, "held_out": "12"}
+    values |= {"budget": 4e9, "points": [1.0], "seeds": [1], "images": 6}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    found = conduct(
+        study.load(tmp_path / "study.yaml"), tmp_path / "out", workers=1, say=lambda _: None
+    )
+    assert {run["arm"] for run in found["runs"]} == {"adamw", "muon"}
+    assert found["baseline"] == "adamw"
+
+
+def test_a_budget_in_minutes_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="budget 2min: a study is measured in training FLOPs"):
+        study.load(write(tmp_path, budget="2min"))
+
+
 # --- what a study means ------------------------------------------------------------------------
 
 

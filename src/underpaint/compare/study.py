@@ -11,6 +11,7 @@ Tuning uses seed 0 and half A of the held-out images; what is reported uses othe
 import dataclasses
 import itertools
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,7 +87,15 @@ class Study:
 def load(path: str | Path) -> Study:
     """Read and check a study. Raises UserError with one sentence where it cannot work."""
     path = Path(path).expanduser()
-    study = config.from_dict(Study, config.read_yaml(path, "a study"), f"{path.name}: ")
+    values = config.read_yaml(path, "a study")
+    asked = str(values.get("budget", "")) if isinstance(values, dict) else ""
+    if re.fullmatch(r"[0-9.]+ *(s|sec|m|min|h|hours?|d|days?)[a-z]*", asked):
+        raise UserError(
+            f"{path.name}: budget {asked}: a study is measured in training FLOPs, so that machines "
+            "agree and a busy one changes nothing; write it as 1e+12 (underpaint train --dry-run "
+            "says what a run takes)"
+        )
+    study = config.from_dict(Study, values, f"{path.name}: ")
     if not study.recipe:
         raise UserError(f"{path.name}: names no recipe; add 'recipe: quickstart' or a YAML file")
     if study.recipe.endswith((".yaml", ".yml")):
