@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, print_json
+from underpaint.cli.settings import RUN
 from underpaint.errors import Interrupted, UserError
 
 PORT = 8010
@@ -20,7 +21,7 @@ HERE = "127.0.0.1"
 
 def arguments(parser: Parser, verb: str) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
+    add("model", metavar="RUN", help=RUN)
     add(
         "--port",
         type=int,
