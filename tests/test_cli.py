@@ -21,7 +21,7 @@ from underpaint.cli import VERBS, main, parser
 from underpaint.cli import train as training
 from underpaint.cli.parser import print_facts, print_table
 from underpaint.core import masks
-from underpaint.errors import Interrupted, RunFailed
+from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.planning import machine
 
 HEAVY = ["torch", "matplotlib", "scipy", "numpy", "PIL", "rich", "jinja2", "safetensors"]
@@ -200,6 +200,25 @@ def test_minutes_are_split_in_the_recipes_proportions(tmp_path: Path) -> None:
     )
     stages = recipe("--config", str(path), "--minutes", "2").stages
     assert [(s.images, s.minutes) for s in stages.values()] == [(0, 1.5), (0, 0.5)]
+
+
+def test_a_length_is_given_once() -> None:
+    for flags in (["images", "64", "minutes", "0"], ["minutes", "0", "images", "64"]):
+        given = (f"--stages.whole.{flags[0]}", flags[1], f"--stages.whole.{flags[2]}", flags[3])
+        whole = recipe(*given).stages["whole"]
+        assert (whole.images, whole.minutes) == (64, 0)
+    with pytest.raises(UserError, match=r"whole.images and --stages.whole.minutes: give one"):
+        recipe("--stages.whole.images", "64", "--stages.whole.minutes", "2")
+    with pytest.raises(UserError, match=r"--minutes and --stages.whole.images: give one"):
+        recipe("--minutes", "2", "--stages.whole.images", "64")
+
+
+def test_the_help_of_export_names_every_form() -> None:
+    from underpaint.interop.export import FORMS
+
+    text = parser("export").format_help()
+    assert all(f"\n  {form} " in text for form in FORMS)
+    assert "hub:ORG/NAME" in text
 
 
 @pytest.mark.parametrize(

@@ -173,8 +173,12 @@ def test_wrong_use(
     assert "expected four whole numbers" in said(photo, "--box", "1,2,3")
     assert "width and height at 1" in said(photo, "--box", "1,2,0,3")
     assert "ends beyond the picture, 8×8" in said(photo, "--box", "4,4,5,1")
-    assert "expected EDGE=N with an edge of top" in said(photo, "--outpaint", "up=4")
+    assert "expected EDGE=N where EDGE is one of top" in said(photo, "--outpaint", "up=4")
     assert "expected EDGE=N" in said(photo, "--outpaint", "left=-4")
+    twice = ["--outpaint", "left=4", "--outpaint", "left=2"]
+    assert "--outpaint left=2: left is given twice" in said(photo, *twice)
+    assert "--outpaint 3: left is given twice" in said(photo, "--outpaint", "left=4", 3)
+    assert "--seed has no meaning with --interpolate" in said("--interpolate", 0, 1, "--seed", 0)
     assert "give at least one edge some pixels" in said(photo, "--outpaint", 0)
     assert "strength 0: give a number above 0" in said(photo, "--strength", 0)
     assert "--resample 0: give a number from 1 up" in said(photo, *box, "--resample", 0)

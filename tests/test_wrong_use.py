@@ -246,9 +246,10 @@ def test_a_run_that_is_not_there(wrong: Wrong, tmp_path: Path) -> None:
     ("flags", "said"),
     [
         (["--train.seed", "5"], "--train.seed 5: the run in "),
-        (["--size", "16"], "--data.size [16]: the run in "),
+        (["--size", "16"], "--size 16: the run in "),
+        (["--remove-duplicates"], "--remove-duplicates true: the run in "),
         (["--stages.whole.images", "64"], "--stages.whole.images 64: the run in "),
-        (["--preset", "default"], ": the run in "),
+        (["--preset", "default"], "--preset default: "),
         (["--from", "pretrained:lorelei"], "--from pretrained:lorelei: the run in "),
     ],
 )

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -59,16 +60,19 @@ def _errno(error: BaseException) -> int | None:
 # --- before anything is computed ---------------------------------------------------------------
 
 
-def check_new(paths: Sequence[Path], overwrite: bool) -> None:
-    """Raise UserError if one of the files to write is there and may not be replaced."""
+def check_new(paths: Sequence[Path], overwrite: bool, flag: str = "--out") -> None:
+    """Raise UserError if one of the files to write is there and may not be replaced.
+
+    `flag`: the one that named them.
+    """
     there = [path for path in paths if os.path.lexists(path)]
     folder = next((path for path in there if path.is_dir()), None)
     if folder:
-        raise UserError(f"{folder}: is a folder, and a file would go there; choose another --out")
+        raise UserError(f"{folder}: is a folder, and a file would go there; choose another {flag}")
     if there and not overwrite:
         more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
         raise UserError(
-            f"{there[0]}: exists already{more}; add --overwrite or choose another --out"
+            f"{there[0]}: exists already{more}; add --overwrite or choose another {flag}"
         )
 
 
@@ -215,9 +219,11 @@ def is_number(name: str) -> bool:
 
 
 def mark(folder: Path, kind: str) -> None:
-    """Write that `folder` is ours: `kind` is run, study or export."""
-    text = json.dumps({"kind": kind, "format": 1, "underpaint": __version__})
-    replace_text(folder / MARK, text + "\n")
+    """Write that `folder` is ours: `kind` is run, study or export; of an export its files, too."""
+    about: dict[str, Any] = {"kind": kind, "format": 1, "underpaint": __version__}
+    if kind == "export":
+        about["files"] = _files(folder)
+    replace_text(folder / MARK, json.dumps(about) + "\n")
 
 
 def is_marked(folder: Path, kind: str) -> bool:
@@ -227,6 +233,22 @@ def is_marked(folder: Path, kind: str) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("kind") == kind
+
+
+def added(folder: Path) -> list[str]:
+    """The files in a marked export that were put there since, by their paths in it."""
+    try:
+        ours = read_json(folder / MARK).get("files")
+    except (OSError, ValueError, AttributeError):
+        ours = None
+    known = ours if isinstance(ours, list) else []
+    return [name for name in _files(folder) if name not in known]
+
+
+def _files(folder: Path) -> list[str]:
+    """All in `folder` that is no folder, but for our mark."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(name for p in paths if (name := p.relative_to(folder).as_posix()) != MARK)
 
 
 def _followed(path: Path) -> Path:

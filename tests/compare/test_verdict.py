@@ -60,7 +60,7 @@ def test_a_slower_arm_does_not_pay() -> None:
     assert found.answer == "does not pay"
     assert found.relation == ">"
     assert [relation for relation, _ in found.ratios] == [">"] * 3
-    assert "within 1 of its compute with 3 of 3 seeds" in found.sentence
+    assert "within 1× its compute with 3 of 3 seeds" in found.sentence
 
 
 def test_an_arm_that_is_the_baseline_does_not_pay() -> None:

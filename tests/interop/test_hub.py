@@ -108,8 +108,17 @@ def test_export_to_a_folder(
     assert "needs --out DIR" in wrong("export", trained, "--to", "folder")
     line = wrong("export", trained, "--to", "folder", "--out", out)
     assert "exists already; add --overwrite" in line
+    again = ["export", str(trained), "--to", "folder", "--out", str(out), "--overwrite"]
+    for name in (".git", "notes"):
+        (out / name).mkdir()
+    (out / ".git" / "config").write_text("added by hand")
+    assert "holds .git/config, which no export wrote" in wrong(*again)
+    shutil.rmtree(out / ".git")
+    (out / "README.md").write_text("edited")
+    assert main(again) == 0
+    assert "edited" not in (out / "README.md").read_text(encoding="utf-8")
     line = wrong("export", trained, "--to", "folder", "--out", tmp_path / "x", "--private")
-    assert "--private is of a repository on the Hub" in line
+    assert "--private is for repositories on the Hub" in line
 
 
 # --- up and down -------------------------------------------------------------------------------

@@ -343,13 +343,15 @@ def refused(wrong: Callable[..., str], tmp_path: Path) -> Callable[..., str]:
 
 def test_files_that_are_no_tensors(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "nowhere.pt")
-    assert "holds more than tensors" in refused({"x": Harmful()})
+    assert "holds Python objects besides" in refused({"x": Harmful()})
     (tmp_path / "old.pt").write_bytes(pickle.dumps(Harmful()))
-    assert "holds more than tensors" in refused(tmp_path / "old.pt")
+    assert "holds Python objects besides" in refused(tmp_path / "old.pt")
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 and no more")
-    assert "no whole checkpoint" in refused(tmp_path / "cut.pt")
+    assert "not all of one" in refused(tmp_path / "cut.pt")
     (tmp_path / "cut.safetensors").write_bytes(b"\x20" + bytes(7) + b'{"x": 1')
-    assert "no whole checkpoint" in refused(tmp_path / "cut.safetensors")
+    assert "not all of one" in refused(tmp_path / "cut.safetensors")
+    (tmp_path / "picture.pt").write_bytes(b"\x89PNG\r\n\x1a\n and a picture")
+    assert "is not a checkpoint" in refused(tmp_path / "picture.pt")
     assert "holds no tensors" in refused([1, 2])
     assert "cannot be read" in refused(tmp_path)
 
@@ -430,7 +432,12 @@ def test_folders_that_are_none_of_ours(refused: Callable[..., str], tmp_path: Pa
     (folder / "config.json").write_text("{")
     assert "no JSON" in refused(folder, "diffusers", "--process", "vp-linear")
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    assert "is a FluxPipeline" in refused(folder, "diffusers")
+    assert "of class FluxPipeline" in refused(folder, "diffusers")
+    (folder / "model_index.json").write_text('{"_class_name": ["pipeline", "OurPipeline"]}')
+    assert "of class OurPipeline; of diffusers'" in refused(folder, "diffusers")
+    (folder / "model_index.json").unlink()
+    (folder / "config.json").write_text('{"format": 1}')
+    assert "a model of underpaint needs no import" in refused(folder, "diffusers")
 
 
 @pytest.mark.parametrize(

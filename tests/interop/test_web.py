@@ -101,6 +101,8 @@ def test_the_page_is_written_anew_for_other_weights_alone(
     mark(run, "run")
     web.made(run, said.append)
     assert len(said) == 2
+    (run / "web" / "CNAME").write_text("added by hand")
+    assert web.place(run).parent != run
 
 
 def test_pages_of_what_is_no_run_are_in_the_cache(quick: None, tmp_path: Path) -> None:
@@ -122,6 +124,10 @@ def test_a_run_that_is_overwritten_loses_its_page(quick: None, tmp_path: Path) -
     for name in ("web", "mine"):
         (run.path / name).mkdir()
     mark(run.path / "web", "export")
+    (run.path / "web" / "CNAME").write_text("added by hand")
+    run.create(overwrite=True)
+    assert (run.path / "web" / "CNAME").exists()
+    (run.path / "web" / "CNAME").unlink()
     run.create(overwrite=True)
     assert not (run.path / "web").exists()
     assert (run.path / "mine").exists()

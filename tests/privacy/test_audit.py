@@ -253,7 +253,7 @@ def test_wrong_use(
     both = wrong("audit", run, "--members", images, "--non-members", images)
     assert "members and non-members at once" in both
     assert "1 non-members, and an audit needs 16" in wrong("audit", trained)
-    assert "15 non-members" in wrong("audit", run, "-n", 15)
+    assert "-n 15: an audit needs at least 16 images of each" in wrong("audit", run, "-n", 15)
     assert "--features names" in wrong("audit", run, "--weights-file", images)
     (run / "images.json").rename(tmp_path / "aside.json")
     assert "records no members" in wrong("audit", run)

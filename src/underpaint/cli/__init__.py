@@ -17,22 +17,22 @@ from underpaint.errors import Interrupted, RunFailed, UserError
 
 VERBS = {  # verb: (module of this package, one line)
     "quickstart": ("quickstart", "train on drawn avatars, in minutes, and write a report"),
-    "prepare": ("prepare", "decode a set of images once, and say what is in it"),
+    "prepare": ("prepare", "decode a set of images and report what is in it"),
     "seal": ("seal", "write the visible patches of images, and nothing else of them"),
     "presets": ("presets", "list the recipes of the package, or print one to copy"),
     "plan": ("plan", "propose a recipe for these images, this machine and a budget"),
-    "train": ("train", "train by a recipe: masked stages, then whole images"),
+    "train": ("train", "train a model on a set of images"),
     "pretrain": ("train", "the masked stages of a recipe alone"),
     "finetune": ("train", "the whole-image stages of a recipe alone, from other weights"),
     "sample": ("sample", "draw images from a trained model"),
-    "edit": ("edit", "repaint parts of pictures, widen or vary them, or go between two seeds"),
+    "edit": ("edit", "repaint parts of pictures, widen or vary them, or interpolate between seeds"),
     "evaluate": ("evaluate", "score samples against training and held-out images"),
     "compare": ("compare", "compare the compute needed to reach the baseline's score"),
     "audit": ("audit", "attack a trained model: what does it reveal about its training images?"),
     "ema": ("ema", "rebuild averages of the weights of any width, after training"),
     "export": ("export", "write a trained model in a form that other software reads"),
     "app": ("app", "draw, repaint and vary pictures with a trained model in the browser"),
-    "import": ("import_", "make a model of another software's checkpoint"),
+    "import": ("import_", "read a checkpoint of other software"),
     "report": ("report", "write the page that tells what happened in a run"),
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, print_json
+from underpaint.cli.settings import RUN
 from underpaint.serving import Quiet, check_port, serve
 
 PORT = 8010
@@ -15,7 +16,7 @@ PORT = 8010
 
 def arguments(parser: Parser, verb: str) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
+    add("model", metavar="RUN", help=RUN)
     add(
         "--port",
         type=int,

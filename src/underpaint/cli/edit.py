@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from underpaint.cli.parser import Parser, add_output, check_least, flag_of, print_json
 from underpaint.cli.sample import labels_of
-from underpaint.cli.settings import add_model, add_sampling, sampling_of
+from underpaint.cli.settings import RUN, add_model, add_sampling, sampling_of
 from underpaint.errors import UserError
 from underpaint.progress import doing
 
@@ -27,6 +27,7 @@ ONLY = {  # flags, and the modes in which they mean something
     "resample": REPAINTING,
     "soft": REPAINTING,
     "fit": ("mask", "box", "outpaint", "strength"),
+    "seed": ("mask", "box", "outpaint", "strength", "restore"),
 }
 DEFAULT_N = {"interpolate": 8, "restore": 8}
 ERASED = 128  # the grey that a grid shows there; transparent in pictures that can be
@@ -35,7 +36,7 @@ Give one of --mask and --box (or both), --outpaint, --strength, --interpolate, -
 
   underpaint edit RUN photo.png --mask mask.png       what is white in mask.png is erased
   underpaint edit RUN photo.png --box 8,8,16,16       x, y, width and height, in pixels
-  underpaint edit RUN photo.png --outpaint right=32   pixels beyond an edge, or a number for all
+  underpaint edit RUN photo.png --outpaint right=32   pixels beyond an edge; 32: beyond every edge
   underpaint edit RUN photo.png --strength 0.6 -n 8   eight pictures like it
   underpaint edit RUN --interpolate 0 1 -n 8          from the sample of seed 0 to that of seed 1
   underpaint edit RUN sealed.up --restore -n 8        the images of sealed data, from their patches
@@ -55,7 +56,7 @@ def arguments(parser: Parser, verb: str) -> None:
     """Flags; what is left out of the sampling is taken from the model's own settings."""
     parser.epilog = END
     add = parser.add_argument
-    add("model", metavar="RUN", help="a run, a checkpoint, an exported model or pretrained:NAME")
+    add("model", metavar="RUN", help=RUN)
     add("images", nargs="*", metavar="IMAGE", help="pictures of the model's size, or see --fit")
     add(
         "--mask",
@@ -74,8 +75,9 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--outpaint",
         nargs="+",
+        action="extend",
         metavar="EDGE=N",
-        help="draw N pixels beyond an edge (top, right, bottom, left), or N beyond all",
+        help="draw N pixels beyond an edge (top, right, bottom, left), or N beyond every edge",
     )
     add(
         "--strength",
@@ -111,7 +113,7 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="N",
         help="pixels of the erased part in which a seam is hidden (default: 2)",
     )
-    add("--seed", type=int, default=0, help="picture i has seed SEED + i (default: %(default)s)")
+    add("--seed", type=int, help="picture i has seed SEED + i (default: 0)")
     add("--label", nargs="+", metavar="NAME", help="labels, in turn (default: none)")
     add_sampling(parser)
     add_model(parser, "fp32")
@@ -157,14 +159,15 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         repainting["resample"] = editing.RESAMPLE if args.resample is None else args.resample
         repainting["soft"] = editing.SOFT if args.soft is None else args.soft
     began = time.perf_counter()
-    asked = {"seed": args.seed, "labels": labels, "batch": args.batch} | repainting | sampling
+    seed = args.seed or 0
+    asked = {"seed": seed, "labels": labels, "batch": args.batch} | repainting | sampling
     edited = _edited(model, mode, args, boxes, margins, asked)
     seconds = time.perf_counter() - began
     n = len(edited.images)
-    seeds = [args.seed + i for i in range(n)]
+    seeds = [seed + i for i in range(n)]
     about: dict[str, Any] = {"model": args.model, "weights": args.weights}
     about |= {"precision": model.precision, "edit": mode, **_settings(args, mode), **repainting}
-    about["seed"] = args.seed
+    about["seed"] = seed
     for name, given in sampling.items():
         about[name] = getattr(model.spec.sampling, name) if given is None else given
     drawn = [labels[i % len(labels)] for i in range(n)] if labels else None
@@ -243,8 +246,10 @@ def _margins(texts: list[str]) -> dict[str, int]:
         edges = EDGES if not equals else (edge,)
         if not number.isdecimal() or edges[0] not in EDGES:
             raise UserError(
-                f"--outpaint {text}: expected EDGE=N with an edge of {', '.join(EDGES)}, or N"
+                f"--outpaint {text}: expected EDGE=N, where EDGE is one of {', '.join(EDGES)}, or N"
             )
+        if twice := found.keys() & {*edges}:
+            raise UserError(f"--outpaint {text}: {min(twice)} is given twice; give each edge once")
         found |= dict.fromkeys(edges, int(number))
     return found
 

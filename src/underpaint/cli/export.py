@@ -6,14 +6,26 @@ from underpaint.cli.parser import Parser, add_output, print_json
 from underpaint.cli.settings import REVISION, RUN
 from underpaint.errors import UserError
 
+END = """\
+FORM is one of
+
+  folder         the model alone, for every command here: what you keep or give away
+  hub:ORG/NAME   the same, uploaded to the Hugging Face Hub with a model card
+  web            a page that draws in the browser, with no server behind it
+  onnx           one graph, and a script that draws with it, without PyTorch
+  diffusers      a pipeline that diffusers loads
+  torch-export   one graph that torch runs without underpaint
+"""
+
 
 def arguments(parser: Parser, verb: str) -> None:
+    parser.epilog = END
     add = parser.add_argument
     add("model", metavar="RUN", help=RUN)
-    add("--to", required=True, metavar="FORM", help="the form; hub:ORG/NAME uploads it")
+    add("--to", required=True, metavar="FORM", help="what to write: see below")
     add("--out", metavar="DIR", help="the folder to write")
     add("--revision", metavar="REV", help=REVISION)
-    add("--weights", default="ema", help="which weights (default: %(default)s)")
+    add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
     add("--half", action="store_true", help="weights in float16: half the size")
     add("--vae", metavar="DIR", help="where the autoencoder of a model of latents is now")
     add("--overwrite", action="store_true", help="replace an export that is there already")
@@ -30,7 +42,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         _upload(args)
         return
     if args.private:
-        raise UserError("--private is of a repository on the Hub; give --to hub:ORG/NAME with it")
+        raise UserError("--private is for repositories on the Hub; use it with --to hub:ORG/NAME")
     if not args.out:
         raise UserError(f"export --to {args.to} needs --out DIR, the folder to write")
     found = export(
@@ -53,7 +65,9 @@ def _upload(args: argparse.Namespace) -> None:
     from underpaint.hub import Repository
 
     if args.out or args.overwrite:
-        raise UserError("--out and --overwrite are of a folder; leave them out with --to hub:")
+        raise UserError(
+            "--out and --overwrite are for folders; leave them out with --to hub:ORG/NAME"
+        )
     Repository.named(args.to)
     how = {name: getattr(args, name) for name in ("revision", "weights", "vae")}
     loaded = model.load(args.model, device="cpu", **how)

@@ -31,7 +31,7 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="FILE",
         help="write a page to look at (.html): images by label, duplicates, unusual ones",
     )
-    add("--overwrite", action="store_true", help="replace the page that is there")
+    add("--overwrite", action="store_true", help="replace the page that is there already")
     add("--verify", action="store_true", help="hash all pixels in the cache (else of a few images)")
     add_output(parser)
 
@@ -73,7 +73,7 @@ def _page(args: argparse.Namespace) -> Path | None:
     page = Path(args.page)
     if page.suffix not in (".html", ".htm"):
         raise UserError(f"--page {page}: give a name that ends in .html")
-    check_new([page], args.overwrite)
+    check_new([page], args.overwrite, "--page")
     check_place(page.parent)
     return page
 

@@ -30,6 +30,7 @@ SHORT = {  # flags of their own
     "--stop": "train.stop",
 }
 DEFAULT = {"train": "default", "pretrain": "masked", "finetune": "default"}  # presets
+LENGTH = re.compile(r"--stages\.\w+\.(images|minutes)\b")
 ASSUMED = (64, 64)  # pixels, where the dry run of a named preset has no size
 
 
@@ -60,7 +61,7 @@ def arguments(parser: Parser, verb: str) -> None:
         help="images a forward pass (default: the recipe's); auto: halved until it fits in memory",
     )
     add("--timeout", type=float, metavar="M", help="minutes to wait for other processes (torchrun)")
-    add("--resume", action="store_true", help="go on with the run in --out, by its own recipe")
+    add("--resume", action="store_true", help="continue the run in --out, with its saved settings")
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--dry-run", action="store_true", help="say what it would cost; train nothing")
     add_output(parser)
@@ -125,6 +126,9 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
 
         chosen = only_stages(chosen, masked=args.verb == "pretrain")
     if args.minutes is not None:
+        lengths = [f.partition("=")[0] for f in others if LENGTH.match(f)]
+        if lengths:
+            raise UserError(f"--minutes and {lengths[0]}: give one of them")
         from underpaint.training.minutes import within
 
         chosen = within(chosen, args.minutes)
@@ -245,8 +249,9 @@ def _check_saved(
         base = config.preset(args.preset) if args.preset else None
         named = config.load(args.config, base) if args.config else base
         flags = {change.name for change in different} | given.keys()
+        recipe = f"--config {args.config}" if args.config else f"--preset {args.preset}"
         different += [
-            change
+            change._replace(source=recipe)
             for change in _differences(named, saved)
             if not _settled(change.name) and change.name not in flags | {"data.source"}
         ]
@@ -258,12 +263,25 @@ def _check_saved(
         if began != start:
             different.append(Change("from", start, began))
     if different:
-        name, asked_for, has = different[0]
+        change = different[0]
+        flag = f"--{_flag(change.name) if change.name in given else change.name}"
+        where = flag if change.source is None else f"{change.source}: {change.name}"
         raise UserError(
-            f"--{name} {asked_for}: the run in {folder} has {has}, and a resumed run keeps its "
-            "settings; leave that out, or begin another run with other settings (--from to start "
-            "with these weights)"
+            f"{where} {_shown(change.asked)}: the run in {folder} has {_shown(change.saved)}, and "
+            "a resumed run keeps its settings; leave that out, or begin another run with other "
+            "settings (--from to start with these weights)"
         )
+
+
+def _flag(name: str) -> str:
+    """`remove-duplicates` of `data.remove_duplicates`, which has a flag of its own."""
+    return name.rpartition(".")[2].replace("_", "-")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class Change(NamedTuple):
@@ -272,6 +290,7 @@ class Change(NamedTuple):
     name: str
     asked: Any
     saved: Any
+    source: str | None = None  # what asked for it, where that is no flag
 
 
 def _settled(name: str) -> bool:

@@ -217,7 +217,7 @@ def _sentence(v: Verdict, arm: str, score: str, against: str, cost: str) -> str:
     elif v.relation == ">":
         never = [ratio for relation, ratio in v.ratios if relation == ">"]
         text = (
-            f"{arm} does not reach {owner} final {score} within {min(never):.3g} of its {cost} "
+            f"{arm} does not reach {owner} final {score} within {min(never):.3g}× its {cost} "
             f"with {len(never)} of {many}"
         )
     elif v.relation == "≤":

@@ -32,9 +32,9 @@ def from_dict(cls: type[T], values: Any, where: str, base: T | None = None) -> T
         current = getattr(result, name)
         setattr(result, name, _convert(hints[name], value, _join(where, name), current))
     if isinstance(result, Stage):  # the length that was said last is the one that is meant
-        if values.get("images") and "minutes" not in values:
+        if "images" in values and result.images and "minutes" not in values:
             result.minutes = 0.0
-        if values.get("minutes") and "images" not in values:
+        if "minutes" in values and result.minutes and "images" not in values:
             result.images = 0
     return result
 
@@ -203,6 +203,10 @@ def apply_flags(run: Run, flags: list[str]) -> Run:
             raise UserError(
                 f"--{name}: the recipe has no stage '{path[0]}'; it has {', '.join(run.stages)}"
             )
+        if head == "stages" and path[1:] == ["minutes"]:
+            other = f"stages.{path[0]}.images"
+            if not {"0", "0.0"} & {*items, *values.get(other, ["0"])}:
+                raise UserError(f"--{other} and --{name}: give one of them")
         nested: Any = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
         for part in reversed(path):
             nested = {part: nested}

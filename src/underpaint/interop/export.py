@@ -15,7 +15,7 @@ from typing import Any
 from underpaint import model as models
 from underpaint import model_folder
 from underpaint.errors import UserError
-from underpaint.io import appearing, check_place, is_marked, mark, writing
+from underpaint.io import added, appearing, check_place, is_marked, mark, writing
 
 FORMS = {  # --to: module of this package
     "folder": "folder",
@@ -48,6 +48,11 @@ def export(
         raise UserError(f"{folder}: exists already; add --overwrite or choose another --out")
     if folder.exists() and not is_marked(folder, "export"):
         raise UserError(f"{folder}: is no export of ours; choose another --out")
+    if folder.exists() and (others := added(folder)):
+        raise UserError(
+            f"{folder}: holds {others[0]}, which no export wrote and --overwrite would delete; "
+            "move it, or choose another --out"
+        )
     check_place(folder.parent)
     form = importlib.import_module(f"underpaint.interop.{FORMS[to]}")
     model = models.load(source, weights=weights, device="cpu", vae=vae)

@@ -42,17 +42,24 @@ def read(file: Path, asked: Asked) -> Imported:
     pipeline: Settings = {}
     if (folder / "model_index.json").is_file():
         pipeline = _settings(folder / "model_index.json")
-        kind = PIPELINES.get(str(pipeline.get("_class_name")))
+        named = pipeline.get("_class_name")
+        name = str(named[-1] if isinstance(named, list) and named else named)
+        kind = PIPELINES.get(name)
         if kind is None:
             raise UserError(
-                f"{folder}: is a {pipeline.get('_class_name')}; of diffusers' pipelines "
+                f"{folder}: is a pipeline of class {name}; of diffusers' pipelines "
                 f"{' and '.join(PIPELINES)} can be imported"
             )
         network = folder / NETWORKS[kind]
     else:
         network = folder
     settings = _settings(network / "config.json")
-    kind = str(settings.get("_class_name"))
+    kind = str(settings.get("_class_name", ""))
+    if not kind:
+        raise UserError(
+            f"{network}/config.json: names no class of diffusers (_class_name); a model of "
+            "underpaint needs no import"
+        )
     if kind not in NETWORKS:
         raise UserError(f"{network}: is a {kind}; {' and '.join(NETWORKS)} can be imported")
     noise = _noise(folder, pipeline, asked)

@@ -116,15 +116,19 @@ def read_state(path: Path, weights: str = "ema") -> State:
     try:
         if head[8:9] == b"{":
             found: Any = load_file(path)
+        elif not head.startswith((b"PK", b"\x80")):  # zips and pickles, which torch writes
+            raise ValueError
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: holds more than tensors, which is code that would run; save its state_dict "
-            "alone, best as safetensors"
+            f"{path}: holds Python objects besides tensors, and loading those could run code; save "
+            "the state_dict alone, best as safetensors"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError):
-        raise UserError(f"{path}: is no whole checkpoint of torch or safetensors") from None
+        raise UserError(
+            f"{path}: is not a checkpoint of torch or safetensors, or not all of one"
+        ) from None
     found = _unwrapped(found, weights)
     tensors = {}
     if isinstance(found, dict):

@@ -18,7 +18,7 @@ from underpaint._version import __version__
 from underpaint.bounded import read_json
 from underpaint.data import cache
 from underpaint.interop import export, onnx
-from underpaint.io import is_marked, replace_text
+from underpaint.io import added, is_marked, mark, replace_text
 from underpaint.model import Model
 from underpaint.model_folder import find, read_card
 
@@ -77,7 +77,7 @@ def place(source: str | Path) -> Path:
     """Where the page of a model is kept: `web` in a run that can be written to, else the cache."""
     run = Path(source).expanduser()
     folder = run / "web"
-    ours = is_marked(folder, "export") or not os.path.lexists(folder)
+    ours = (is_marked(folder, "export") and not added(folder)) or not os.path.lexists(folder)
     if is_marked(run, "run") and os.access(run, os.W_OK) and ours:
         return folder
     name = hashlib.sha256(str(find(source).resolve()).encode()).hexdigest()[:16]
@@ -96,6 +96,7 @@ def made(source: str | Path, say: Callable[[str], None] = lambda text: None) -> 
         say(f"writing the page into {folder}, once for these weights …")
         export.export(source, "web", folder, overwrite=True)
         replace_text(folder / NOTE, json.dumps(of, indent=1) + "\n")
+        mark(folder, "export")  # with the note
     return folder
 
 

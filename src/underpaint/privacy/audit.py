@@ -220,6 +220,8 @@ def _chosen(
     members: Subset, non_members: Subset, n: int, fpr: Sequence[float], seed: int, source: str
 ) -> tuple[Subset, Subset]:
     """The images that are scored: as many members as non-members. UserError for too few."""
+    if n < FEWEST:
+        raise UserError(f"-n {n}: an audit needs at least {FEWEST} images of each kind")
     required = [statistics.required_non_members(rate) for rate in fpr if 0 < rate < 1]
     most = max([n, *required])
     non_members = subsample(non_members, most, seed)

@@ -161,8 +161,9 @@ class RunFolder:
         found += _called(self.checkpoints, "LATEST|BEST")
         found += _called(self.samples, r"images_[0-9]{12}\.png")
         found += _called(self.evaluation, r"scores-[0-9a-f]{16}\.json")  # of other weights
-        if io.is_marked(self.path / "web", "export"):  # of other weights
-            found.append(self.path / "web")
+        web = self.path / "web"
+        if io.is_marked(web, "export") and not io.added(web):  # of other weights
+            found.append(web)
         return found
 
     def lock(self) -> None:
