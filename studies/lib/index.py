@@ -46,7 +46,7 @@ half as much again.
 """
 
 QUESTIONS = {
-    "ladder": "What makes training cheaper, one ingredient after the other? (under way)",
+    "ladder": "What makes training cheaper, one ingredient after the other?",
     "acceleration": "Does training on parts reach the same error sooner?",
     "maskdit": "Does an encoder of visible patches reach the error of DiT sooner?",
     "where": "How many patches an image, and which masks, does it take?",
