@@ -173,7 +173,7 @@ def test_wrong_use(
     assert "expected four whole numbers" in said(photo, "--box", "1,2,3")
     assert "width and height at 1" in said(photo, "--box", "1,2,0,3")
     assert "ends beyond the picture, 8×8" in said(photo, "--box", "4,4,5,1")
-    assert "expected EDGE=N where EDGE is one of top" in said(photo, "--outpaint", "up=4")
+    assert "expected EDGE=N, where EDGE is one of top" in said(photo, "--outpaint", "up=4")
     assert "expected EDGE=N" in said(photo, "--outpaint", "left=-4")
     twice = ["--outpaint", "left=4", "--outpaint", "left=2"]
     assert "--outpaint left=2: left is given twice" in said(photo, *twice)

@@ -116,6 +116,7 @@ def test_export_to_a_folder(
     shutil.rmtree(out / ".git")
     (out / "README.md").write_text("edited")
     assert main(again) == 0
+    capsys.readouterr()
     assert "edited" not in (out / "README.md").read_text(encoding="utf-8")
     line = wrong("export", trained, "--to", "folder", "--out", tmp_path / "x", "--private")
     assert "--private is for repositories on the Hub" in line
