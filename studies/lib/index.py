@@ -52,7 +52,7 @@ QUESTIONS = {
     "where": "How many patches an image, and which masks, does it take?",
     "transfer": "Do weights learned on hidden images help to learn another style from few images?",
     "privacy": "Does training on parts protect?",
-    "paint": "Does a model that learned from parts complete pictures better? (under way)",
+    "paint": "Does a model that learned from parts complete pictures better?",
     "systems": "Does every system learn in two stages?",
     "masks": "Which masked stage is best at 256 patches? (for `acceleration` and `default`)",
     "batches": "How many images a step? (for `quickstart`)",
