@@ -13,6 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from studies.paint import page as paint
+from underpaint.compare import record
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -339,9 +342,27 @@ def stability() -> str:
     )
 
 
+def completion() -> str:
+    """Errors of repainted parts by models of whole images and of parts first."""
+    found = paint.effects(record.read(ROOT / "studies" / "paint" / "results.json")["units"])
+    rows = [
+        "| images | erased | whole images | parts first | ratio (95 %) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for which in paint.SETS:
+        for mask, erased in paint.MASKS.items():
+            one = found[f"{which}, {mask}, error"]
+            rows.append(
+                f"| {which} | {erased} | {one['whole']:.3f} | {one['parts']:.3f} | "
+                f"{one['ratio']:.2f} ({one['low']:.2f} to {one['high']:.2f}) |"
+            )
+    return "\n".join(rows)
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"claims": claims, "step ratios": step_ratios, "systems": systems},
     "docs/your-images.md": {"precision": precision},
+    "docs/use-your-model.md": {"completion": completion},
     "docs/systems.md": {"systems in full": systems_in_full, "stability": stability},
 }
 

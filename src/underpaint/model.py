@@ -357,6 +357,8 @@ class Model:
 
         Their noise lies on the sphere between (slerp), evenly. Samplers that add noise are refused.
         """
+        if "seed" in how:
+            raise UserError("interpolate goes between two seeds; leave the argument seed out")
         with self._drawing(n, **how) as drawing:
             return editing.interpolate(drawing, seed_a, seed_b)
 

@@ -340,6 +340,8 @@ def _decoded(path: str, size: tuple[int, int] | None, channels: int, ground: int
     from underpaint.data import decode
 
     try:
+        if Path(path).is_dir():
+            raise UserError(f"{path}: is a folder; give its files, as {path}/*.png")
         content = read_regular(path)
         options = decode.Options(size, channels, "crop", (ground, ground, ground))
         return decode.decode(content, options)
