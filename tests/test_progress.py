@@ -14,6 +14,8 @@ from tests.conftest import write_pictures
 from tests.heard import Heard
 from underpaint import config, model, progress
 from underpaint.progress import clock, doing, following, shown
+from underpaint.training.checkpointing import RunFolder
+from underpaint.training.log import Log
 from underpaint.training.stages import left, prepare_stages
 
 
@@ -102,6 +104,26 @@ def test_what_is_left_counts_both_stages(tmp_path: Path) -> None:
     assert left(stages, 300) == 100 + 4 * 100
     assert left(stages, 400) == 100
     assert left(stages, 500) == 0
+
+
+def test_one_slow_step_does_not_make_it_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 images/s for 1,000 of 11,000 images, then 10 images within ten seconds."""
+    now, said = [0.0], list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    class Estimates(Heard):
+        def begin(self, what: str, total: float) -> progress.At:
+            return lambda done, total=0, *, note="", left=None: said.append(left or 0.0)
+
+    with following(Estimates()):
+        log = Log(RunFolder(tmp_path), 11_000, first=True, quiet=True)
+        for second, images, speed in ((0, 0, 100), (10, 1000, 100), (20, 1010, 1)):
+            now[0] = second
+            log.step("whole", images, speed, "loss 0.1")
+        log.close()
+    assert said == pytest.approx([110, 100, 9990 * 20 / 1010])
 
 
 TERMINAL = """

@@ -40,7 +40,7 @@ class Log:
         self._stage = ""
         self._at: At | None = None
         self._showing = self._closing.enter_context(ExitStack())
-        self._since: tuple[float, float, int] | None = None  # first line; training since; images
+        self._since = (0.0, 0)  # when the stage's first line was said, and after how many images
         if first:
             with writing(folder.path):
                 self._metrics = self._closing.enter_context(folder.metrics.open("ab"))
@@ -125,17 +125,15 @@ class Log:
     def step(self, stage: str, images: int, speed: float, state: str) -> None:
         """How far it is; `speed` in images a second, `state` as `loss 0.1234`."""
         now = time.monotonic()
-        began, trained, before = self._since or (now, 0.0, images)
-        trained += max(0, images - before) / max(speed, 1e-9)
-        self._since = began, trained, images
-        slower = max(1.0, (now - began) / trained) if trained else 1.0  # checks and grids
-        if stage != self._stage:
+        if stage != self._stage or self._at is None:
             self._showing.close()
             self._at = self._showing.enter_context(doing(f"stage {stage}", self.total))
-            self._stage = stage
-        if self._at:
-            left = slower * self.left(images) / max(speed, 1e-9)
-            self._at(images, note=f"{speed:,.0f} images/s, {state}", left=left)
+            self._stage, self._since = stage, (now, images)
+        began, before = self._since
+        # by the whole stage so far, checks and grids too: one slow step does not make it hours
+        each = (now - began) / (images - before) if images > before else 1 / max(speed, 1e-9)
+        left = self.left(images) * each
+        self._at(images, note=f"{speed:,.0f} images/s, {state}", left=left)
 
     def close(self) -> None:
         """End the bar, the tracker and the files."""
