@@ -156,6 +156,8 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "hourglass-levels-2": ("hourglass", options(levels=2)),
     "hourglass-no-residual": ("hourglass", options(value_residual=False)),
     "hourglass-depth-5": ("hourglass", {"network": {"depth": 5}}),
+    # a convolutional head inside each patch (`detail.py`)
+    "patch-8-detail": ("patch-8", {"network": {"kind": "dit-detail"}}),
     "hourglass-mixed": ("hourglass", {"noise": {"time": "mixed", "stratified": True}}),
     # the optimiser
     "patch-8-muon": ("patch-8", {**MUON, **whole(learning_rate=4e-3, batch=16)}),
@@ -170,6 +172,8 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     f"{ADAMW}-batch-2": (ADAMW, whole(batch=2, learning_rate=1.4e-3)),
     f"{ADAMW}-half-resolution": (ADAMW, HALF_RESOLUTION),
     f"{ADAMW}-masked": (ADAMW, MASKED),
+    f"{ADAMW}-detail": (ADAMW, {"network": {"kind": "hourglass-detail"}}),
+    f"{BEST}-ema-0.9995": (BEST, {"train": {"ema": 0.9995}}),
     # where coarse tokens are many
     f"128-{ADAMW}": (ADAMW, AT_128),
     f"128-{ADAMW}-masked": (f"128-{ADAMW}", MASKED),
@@ -222,6 +226,7 @@ def settings(unit: str) -> dict[str, Any]:
 
 def recipe(unit: str, scale: float) -> Any:
     """The run of a unit: as long as its FLOPs allow."""
+    import studies.ladder.detail  # noqa: F401  (its networks)
     from underpaint import config
     from underpaint.compare import study
 
