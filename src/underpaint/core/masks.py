@@ -197,8 +197,8 @@ def rate_levels(
     """The steps in which a stage goes from its rate to `rate_end`: [(progress at start, rate)].
 
     `linear`: rate + (rate_end − rate)·progress. `cos4`: rate_end + (rate − rate_end)·cos⁴(π/2 ·
-    progress), MaskDiT's way down (Zheng et al. 2024, arXiv 2306.09305). The stage is cut into at most
-    `most` equal parts, the first at `rate`, the last at `rate_end`; parts with equal V are joined.
+    progress), MaskDiT's way down (Zheng et al. 2024, arXiv 2306.09305). It is cut into `most`
+    equal parts, the first at `rate` and the last at `rate_end`; parts with equal V are joined.
     """
     rate = spec.rate
     if spec.kind == "none" or rate_schedule == "constant":

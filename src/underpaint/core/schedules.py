@@ -174,7 +174,7 @@ class Discrete(Process):
     def _table(self, like: Tensor) -> Tensor:
         key = (like.device, like.dtype)
         if key not in self._tables:  # copied to each device once, not at every step
-            self._tables[key] = self._log_sigma.to(like)
+            self._tables[key] = self._log_sigma.to(*key, non_blocking=True)
         return self._tables[key]
 
     def sigma(self, t: Tensor) -> Tensor:

@@ -112,7 +112,8 @@ def clip_limit(stage: config.Stage, norms: Tensor) -> float | Tensor:
     last = (count - 1).clamp(min=0)
     place = last.double() * (stage.clip_percentile / 100)
     before = place.floor().long()
-    low, high = rising[before], rising[torch.minimum(before + 1, last)]
+    # by `take`: an index that is one number would be read
+    low, high = rising.take(before), rising.take(torch.minimum(before + 1, last))
     # from the nearer end, as numpy's percentile
     share, length = place - before, high - low
     limit = torch.where(share < 0.5, low + length * share, high - length * (1 - share))
