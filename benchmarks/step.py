@@ -15,6 +15,7 @@ FLOPs, `reached` the measured ratio over it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import statistics
@@ -27,6 +28,7 @@ import torch
 from underpaint import config, factory
 from underpaint.core import masks
 from underpaint.data import Dataset, Order
+from underpaint.data.dataset import Latents
 from underpaint.hardware import keep_freed_memory
 from underpaint.planning import machine
 from underpaint.training.checkpointing import Progress
@@ -35,7 +37,7 @@ from underpaint.training.stages import Level, PreparedStage
 from underpaint.training.step import training_flops
 from underpaint.training.throughput import step_seconds
 from underpaint.training.train_state import TrainState
-from underpaint.training.training_set import ImageSet
+from underpaint.training.training_set import ImageSet, LatentSet
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 
@@ -65,6 +67,12 @@ def random_images(size: tuple[int, int], channels: int, count: int = 256) -> Dat
     )
 
 
+def random_latents(shape: tuple[int, int, int], count: int = 256) -> Latents:
+    """What an autoencoder would give of such images."""
+    rng = np.random.default_rng(0)
+    return Latents(rng.standard_normal((count, 2, 2, *shape), np.float32).astype(np.float16), 1, 0)
+
+
 def timed_stage(
     run: config.Run, size: tuple[int, int], rate: float, batch: int, kind: str
 ) -> PreparedStage:
@@ -84,8 +92,10 @@ def timed_stage(
     mask = factory.mask_spec(settings, factory.unallocated_network(spec))
     V = masks.visible_count(mask, space.grid)
     keep_hidden = run.noise.hidden_weight > 0
-    drawn = random_images(size, spec.channels)
-    images = ImageSet(drawn, settings, space, mask, keep_hidden=keep_hidden)
+    drawn, of = random_images(size, spec.channels), ImageSet
+    if run.space.kind == "latents":
+        drawn, of = dataclasses.replace(drawn, latents=random_latents(space.planes)), LatentSet
+    images = of(drawn, settings, space, mask, keep_hidden=keep_hidden)
     return PreparedStage(
         index=0,
         name="timed",

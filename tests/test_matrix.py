@@ -136,7 +136,8 @@ def test_a_step_reads_hidden_pixels_for_the_hidden_loss_alone(images: Path, kind
     def seen(pixels: np.ndarray, keep_hidden: bool = False) -> Visible:
         given = dataclasses.replace(dataset, images=pixels)
         training_set = ImageSet(given, stage, space, spec, keep_hidden=keep_hidden)
-        return training_set.visible(ids, 0.5, 0.0, 0, torch.Generator().manual_seed(0))
+        gathered = training_set.gather(ids, 0.5, 0.0, 0)
+        return training_set.visible(gathered, 0.5, torch.Generator().manual_seed(0))
 
     pixels = np.array(dataset.images)
     clean = seen(pixels)

@@ -64,10 +64,12 @@ def conduct(
     """Do what is left of the units `names`; `write` is called after each one. Returns an exit code.
 
     `do` raises NotYet for a unit whose turn has not come; it is asked for again after the others.
+    One that raises UserError, such as for weights that are not here, is said and left to another
+    call, which goes on with it.
     """
-    from underpaint.errors import Interrupted
+    from underpaint.errors import Interrupted, UserError
 
-    left = list(names)
+    left, code = list(names), 0
     while left:
         before = len(left)
         for name in list(left):
@@ -82,6 +84,11 @@ def conduct(
                     result = do(name)
                 except NotYet:
                     continue
+                except UserError as error:
+                    print(f"{name}: {error}", flush=True)
+                    left.remove(name)
+                    code = 1
+                    continue
                 except (Interrupted, KeyboardInterrupt):  # in training, in scoring
                     print(f"stopped in {name}; the same command goes on with it")
                     return 130
@@ -93,7 +100,7 @@ def conduct(
         if len(left) == before:  # another process works on what they wait for
             time.sleep(PAUSE)
     write()
-    return 0
+    return code
 
 
 def main(
@@ -115,19 +122,21 @@ def main(
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     names, work = list(names), Path("runs") / out.parent.name
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="UNIT")
+    parser.add_argument("--begins", default="", help="of these, units whose names begin so")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the lengths")
     parser.add_argument("--work", type=Path, default=work, help="runs")
     parser.add_argument("--out", type=Path, default=out, help="results")
     if table:
         parser.add_argument("--table", action="store_true", help="say what there is to do, and end")
     given = parser.parse_args()
+    chosen = [name for name in given.only if name.startswith(given.begins)]
     if table and given.table:
-        print(table(given.only))
+        print(table(chosen))
         return 0
     torch.set_num_threads(1)
     restore(committed(given.out, given.scale).get("units", {}), given.work)
     return conduct(
-        given.only,
+        chosen,
         given.work,
         lambda unit: do(unit, given.work, given.scale),
         lambda: write(given.work, given.out, given.scale),

@@ -12,7 +12,7 @@ from studies.times import run as times
 from studies.transfer import page as transfer_page
 from studies.where import run as where
 from underpaint.compare import record
-from underpaint.errors import Interrupted
+from underpaint.errors import Interrupted, UserError
 
 ROOT = Path(__file__).parents[2] / "studies"
 
@@ -34,6 +34,23 @@ def test_units_are_done_once_and_wait_for_what_they_need(tmp_path: Path) -> None
     assert len(written) == 2 + 1 + 1
     found = units.gather(["first", "second", "third"], tmp_path)
     assert found == {"first": {"value": 1}, "second": {"value": 2}}
+
+
+def test_a_unit_that_is_refused_is_said_and_left_to_another_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = [True]
+
+    def do(name: str) -> dict[str, int]:
+        if name == "first" and refused:
+            raise UserError("the weights are not here")
+        return {"value": 1}
+
+    assert units.conduct(["first", "second"], tmp_path, do, lambda: None) == 1
+    assert "first: the weights are not here" in capsys.readouterr().out
+    assert list(units.gather(["first", "second"], tmp_path)) == ["second"]
+    refused.clear()
+    assert units.conduct(["first", "second"], tmp_path, do, lambda: None) == 0
 
 
 def test_a_unit_that_another_process_holds_is_left_to_it(

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,7 +11,9 @@ from torch import nn
 from underpaint import config
 from underpaint.training.optim import (
     EMA,
+    NORMS,
     build_optimizer,
+    clip_gradients,
     clip_limit,
     learning_rate,
     optimizer_state,
@@ -52,22 +55,55 @@ def test_past_the_end_nothing_is_learned(schedule: Any) -> None:
     assert learning_rate(stage, 230, 200) == 0
 
 
+def norms_of(series: list[float]) -> torch.Tensor:
+    """As a step remembers them: the last ones, behind those that are not there yet."""
+    early = [math.inf] * (NORMS - len(series))
+    return torch.tensor([*early, *series[-NORMS:]], dtype=torch.float64)
+
+
 def test_percentile_clip_on_a_hand_made_series() -> None:
     stage = config.Stage(clip=0.0, clip_percentile=75.0)
     series = [float(v) for v in range(1, 22)]  # 1 … 21: quarters at 1, 6, 11, 16, 21
-    assert clip_limit(stage, series[:19]) == 0.0  # too few yet: no limit
-    assert clip_limit(stage, series) == 16.0
-    assert clip_limit(stage, series[::-1]) == 16.0
-    assert clip_limit(stage, [1000.0] * 99 + [5.0] * 200) == 5.0  # the last 200
-    spike = clip_limit(stage, [*series, 1e6])
+    assert clip_limit(stage, norms_of([])) == math.inf
+    assert clip_limit(stage, norms_of(series[:19])) == math.inf  # too few yet: no limit
+    assert clip_limit(stage, norms_of(series)) == 16.0
+    assert clip_limit(stage, norms_of(series[::-1])) == 16.0
+    assert clip_limit(stage, norms_of([1000.0] * 99 + [5.0] * 200)) == 5.0  # the last 200
+    spike = clip_limit(stage, norms_of([*series, 1e6]))
     assert 16.0 < spike < 17.0  # one jump hardly moves it
 
 
 def test_percentile_clip_is_beside_the_fixed_one() -> None:
-    series = [float(v) for v in range(1, 22)]
+    series = norms_of([float(v) for v in range(1, 22)])
     assert clip_limit(config.Stage(clip=2.0, clip_percentile=50.0), series) == 2.0
     assert clip_limit(config.Stage(clip=12.0, clip_percentile=50.0), series) == 11.0
     assert clip_limit(config.Stage(clip=12.0), series) == 12.0
+    assert clip_limit(config.Stage(clip=0.0), series) == math.inf
+
+
+@pytest.mark.parametrize("percentile", [0.5, 37.0, 95.0, 100.0])
+def test_percentile_of_norms_is_numpys(percentile: float) -> None:
+    rng = np.random.default_rng(0)
+    stage = config.Stage(clip=0.0, clip_percentile=percentile)
+    for count in (20, 21, 77, 200):
+        series = rng.lognormal(0, 2, count).tolist()
+        assert float(clip_limit(stage, norms_of(series))) == np.percentile(series, percentile)
+
+
+@pytest.mark.parametrize("limit", [0.1, 3.0, math.inf])
+def test_clipping_is_torchs_for_a_limit_that_is_a_number_or_a_tensor(limit: float) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 4) for _ in range(3)]
+    for layer in layers[1:]:
+        layer.load_state_dict(layers[0].state_dict())
+    x = torch.randn(6, 5)
+    for layer in layers:
+        layer(x).square().sum().backward()
+    expected = nn.utils.clip_grad_norm_(layers[0].parameters(), limit)
+    for layer, given in zip(layers[1:], (limit, torch.tensor(limit).double()), strict=True):
+        assert torch.equal(clip_gradients(layer.parameters(), given), expected)
+        for p, q in zip(layers[0].parameters(), layer.parameters(), strict=True):
+            assert torch.equal(p.grad, q.grad)  # type: ignore[arg-type]
 
 
 def test_decay_on_matrices_or_all() -> None:

@@ -109,8 +109,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, when: object) -> None:
     """Make the noise of chosen microbatches infinite."""
     original = stepping.draw_batch
 
-    def draw(stage, run, model, rate, position, count, attempt):  # type: ignore[no-untyped-def]
-        batch = original(stage, run, model, rate, position, count, attempt)
+    def draw(stage, run, model, rate, position, count, attempt, images):  # type: ignore[no-untyped-def]
+        batch = original(stage, run, model, rate, position, count, attempt, images)
         if when(stage, position, attempt):  # type: ignore[operator]
             batch = batch._replace(noise=torch.full_like(batch.noise, torch.inf))
         return batch

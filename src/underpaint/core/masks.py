@@ -32,7 +32,8 @@ from underpaint.core.salient import chances, systematic
 
 KINDS = ("none", "patch", "block", "crop", "salient")
 RATE_SCHEDULES = ("constant", "linear", "cos4")
-MAX_LEVELS = 8  # distinct V in a stage: each is one more shape to compile and to hold in memory
+MAX_LEVELS = 8  # distinct V in a stage: each is one more shape to hold in memory
+COMPILED_LEVELS = 6  # where each is compiled as well
 
 Generator = torch.Generator | Sequence[torch.Generator] | None
 
@@ -130,14 +131,13 @@ def draw(
         first = key.topk(count - kept, dim=1, largest=False, sorted=False).indices
         hidden = torch.zeros_like(key, dtype=torch.bool).scatter_(1, first, True)
         hidden = _patches_of_units(hidden, units, spec.unit)
-    # nonzero walks row by row, which is the ascending order: no sort of ids is needed
-    visible = (~hidden).nonzero()[:, 1].view(batch, V)
+    visible, behind = split_ids(hidden, V)
     if chance is not None and spec.reweight:
         weights = (V / N / chance.gather(1, visible)).float().to(device)
     return Mask(
         grid,
         visible=visible.to(device),
-        hidden=hidden.nonzero()[:, 1].view(batch, N - V).to(device),
+        hidden=behind.to(device),
         window=None if window is None else window.to(device),
         weights=weights,
     )
@@ -182,13 +182,22 @@ def visible_count(spec: MaskSpec, grid: tuple[int, int]) -> int:
     return (N - H) * spec.unit**2
 
 
+def most_levels(compiled: bool) -> int:
+    """Into how many parts a stage is cut at most; `compiled`: whether each V is."""
+    return COMPILED_LEVELS if compiled else MAX_LEVELS
+
+
 def rate_levels(
-    spec: MaskSpec, grid: tuple[int, int], rate_end: float = 0.0, rate_schedule: str = "constant"
+    spec: MaskSpec,
+    grid: tuple[int, int],
+    rate_end: float = 0.0,
+    rate_schedule: str = "constant",
+    most: int = MAX_LEVELS,
 ) -> list[tuple[float, float]]:
     """The steps in which a stage goes from its rate to `rate_end`: [(progress at start, rate)].
 
     `linear`: rate + (rate_end − rate)·progress. `cos4`: rate_end + (rate − rate_end)·cos⁴(π/2 ·
-    progress), MaskDiT's way down (Zheng et al. 2024, arXiv 2306.09305). The stage is cut into eight
+    progress), MaskDiT's way down (Zheng et al. 2024, arXiv 2306.09305). It is cut into `most`
     equal parts, the first at `rate` and the last at `rate_end`; parts with equal V are joined.
     """
     rate = spec.rate
@@ -199,13 +208,13 @@ def rate_levels(
         raise ValueError(f"rate_schedule '{rate_schedule}': use constant, linear or cos4")
     levels: list[tuple[float, float]] = []
     previous = None
-    for i in range(MAX_LEVELS):
-        progress = i / (MAX_LEVELS - 1)
+    for i in range(most):
+        progress = i / (most - 1)
         fall = progress if rate_schedule == "linear" else 1 - math.cos(math.pi / 2 * progress) ** 4
         level = (1 - fall) * rate + fall * rate_end
         V = visible_count(spec.at(level), grid)
         if previous != V:
-            levels.append((i / MAX_LEVELS, level))
+            levels.append((i / most, level))
         previous = V
     return levels
 
@@ -236,6 +245,20 @@ def gather(x: Tensor, ids: Tensor | None) -> Tensor:
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, ids.shape)
 
 
+def split_ids(hidden: Tensor, visible: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the visible and of the hidden patches, ascending: [B, V] and [B, N − V].
+
+    `hidden` bool [B, N], with V = `visible` others in each image. In shapes that are known before:
+    no device is waited for, as `nonzero` would.
+    """
+    B, N = hidden.shape
+    ids = torch.arange(N, device=hidden.device)
+    before = hidden.cumsum(1)  # hidden ones up to and with each patch
+    place = torch.where(hidden, before + (visible - 1), ids - before)
+    both = torch.empty_like(place).scatter_(1, place, ids.expand(B, N))
+    return both[:, :visible].contiguous(), both[:, visible:].contiguous()
+
+
 def from_visible(grid: tuple[int, int], visible: Tensor, kind: str, multiple: int = 1) -> Mask:
     """The mask of this kind that shows the patches `visible` [B, V], ascending, fewer than N."""
     (B, V), N = visible.shape, grid[0] * grid[1]
@@ -245,7 +268,7 @@ def from_visible(grid: tuple[int, int], visible: Tensor, kind: str, multiple: in
         sides = visible.new_tensor(crop_sides(grid, V, multiple)).expand(B, 2)
         corner = visible[:, :1]  # the least number is the upper left patch
         window = torch.cat([corner // grid[1], corner % grid[1], sides], dim=1)
-    return Mask(grid, visible, hidden.nonzero()[:, 1].view(B, N - V), window)
+    return Mask(grid, visible, split_ids(hidden, V)[1], window)
 
 
 # --- how the kinds are drawn -------------------------------------------------------------------

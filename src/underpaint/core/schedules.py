@@ -23,6 +23,7 @@ sigma_min is
 Every formula is chosen not to cancel: float32 is enough from sigma 1e-4 to 1000.
 """
 
+import functools
 import math
 
 import torch
@@ -88,13 +89,14 @@ class Process:
 
     def quantile(self, u: Tensor) -> Tensor:
         """The time below which a share `u` in (0, 1) of the training times lies. Here: uniform."""
-        low, high = self._time_range()
+        low, high = self._time_range
         return low + (high - low) * u
 
     def times(self, steps: int) -> Tensor:
         """Evenly spaced times for sampling, from most noise to sigma_min's: [steps], float64."""
-        return torch.linspace(1, self._time_range()[0], steps, dtype=torch.float64)
+        return torch.linspace(1, self._time_range[0], steps, dtype=torch.float64)
 
+    @functools.cached_property
     def _time_range(self) -> tuple[float, float]:
         ends = torch.tensor([self.sigma_min, self.sigma_max], dtype=torch.float64)
         low, high = self.t(ends).tolist()
@@ -172,7 +174,7 @@ class Discrete(Process):
     def _table(self, like: Tensor) -> Tensor:
         key = (like.device, like.dtype)
         if key not in self._tables:  # copied to each device once, not at every step
-            self._tables[key] = self._log_sigma.to(like)
+            self._tables[key] = self._log_sigma.to(*key, non_blocking=True)
         return self._tables[key]
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -230,7 +232,7 @@ class Flow(Process):
             u = _normal(u).sigmoid()
         elif self.time == "mixed":
             u = _mixed(u)
-        return self._shifted(u).clamp(*self._time_range())
+        return self._shifted(u).clamp(*self._time_range)
 
     def times(self, steps: int) -> Tensor:
         """1, 1 − 1/steps, …, 1/steps, then shifted; the next, 0, is the clean image."""

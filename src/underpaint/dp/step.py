@@ -34,7 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from underpaint import config
 from underpaint.core.masks import Mask
 from underpaint.dp.accounting import Guarantee
-from underpaint.training.batch import Batch, batch_of
+from underpaint.training.batch import Batch, noised
 from underpaint.training.checkpointing import Progress
 from underpaint.training.seeding import seed_from
 from underpaint.training.stages import Level, PreparedStage
@@ -115,7 +115,8 @@ def draws(
     seed = seed_from(run.train.seed, "dp", stage.index, number, content)
     ids = np.full(stage.guarantee.multiplicity, image)
     augment = stage.augment(number * stage.batch)
-    return batch_of(stage, run, state.model, level.rate, augment, ids, seed, torch.device("cpu"))
+    gathered = stage.training_set.gather(ids, level.rate, augment, seed)
+    return noised(stage, run, state.model, level.rate, gathered, seed, torch.device("cpu"))
 
 
 def gradients(state: TrainState, images: list[Batch]) -> dict[str, Tensor]:

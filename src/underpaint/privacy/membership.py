@@ -108,9 +108,12 @@ class MembershipData(NamedTuple):
         if last is None or last.mask == "none":
             return [Mask(grid), Mask(grid)], ensemble, "whole images"
         if last.fixed and not sealed.is_sealed((last.data or members.data).source):
-            rate, unused = last.rate, torch.Generator()
-            fixed = [part.images.visible(part.ids, rate, 0.0, 0, unused).mask for part in both]
-            return fixed, ensemble, "of each image the patches of its own fixed mask"
+            fixed = [part.images.gather(part.ids, last.rate, 0.0, 0).mask for part in both]
+            return (
+                [mask or Mask(grid) for mask in fixed],
+                ensemble,
+                "of each image the patches of its own fixed mask",
+            )
         kind, rate, block, _ = ensemble
         stride, unit = loaded.denoiser.stride, loaded.denoiser.unit
         spec = MaskSpec(kind, rate, block=block, multiple=stride, unit=unit)

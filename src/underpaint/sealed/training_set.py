@@ -17,7 +17,7 @@ from underpaint.core import masks, spaces
 from underpaint.core.masks import Mask, MaskSpec
 from underpaint.errors import UserError
 from underpaint.sealed.format import Sealed, read
-from underpaint.training.training_set import Examples, Ids, Visible
+from underpaint.training.training_set import Examples, Gathered, Ids, Visible
 
 Grid = tuple[int, int]
 
@@ -57,11 +57,13 @@ class SealedSet:
         self.held_out_ids, self.key = sealed.held_out_ids, sealed.key
         self.images: NDArray[np.uint8] | None = None
 
-    def visible(
-        self, ids: Ids, rate: float, augment: float, seed: int, generator: torch.Generator
-    ) -> Visible:
-        patches, mask = self.examples(ids).batch(slice(None), self.spec, generator)
-        return Visible(patches.to(generator.device), mask.to(generator.device))
+    def gather(self, ids: Ids, rate: float, augment: float, seed: int) -> Gathered:
+        patches, mask = self.examples(ids).batch(slice(None), self.spec, torch.Generator())
+        return Gathered(patches, torch.from_numpy(self.labels[ids]), mask=mask)
+
+    def visible(self, gathered: Gathered, rate: float, generator: torch.Generator) -> Visible:
+        assert gathered.mask is not None
+        return Visible(gathered.x0, gathered.mask)
 
     def examples(self, ids: Ids) -> Examples:
         return SealedExamples(*self.sealed.batch(ids), self.spec, self.space.grid)

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,8 +9,10 @@ from underpaint import config
 from underpaint.core import masks
 from underpaint.core.masks import Mask
 from underpaint.model import Model
+from underpaint.training.feed import Request
 from underpaint.training.seeding import seed_from
 from underpaint.training.stages import PreparedStage
+from underpaint.training.training_set import Gathered
 
 
 class Batch(NamedTuple):
@@ -35,40 +36,51 @@ def draw_batch(
     position: int,
     count: int,
     attempt: int,
+    gathered: Gathered | None = None,
 ) -> Batch:
     """The microbatch of `count` images at `position` of the stage (see `seeding`).
 
-    Also seeds torch's global generator, for dropout.
+    `gathered`: its images, if they have been read. Also seeds torch's global generator, for
+    dropout.
     """
+    asked = request(stage, run, rate, position, count, attempt)
+    torch.manual_seed(asked.seed)
+    gathered = asked.read().to(model.device) if gathered is None else gathered
+    return noised(stage, run, model, rate, gathered, asked.seed, model.device)
+
+
+def request(
+    stage: PreparedStage, run: config.Run, rate: float, position: int, count: int, attempt: int
+) -> Request:
+    """What the images of the microbatch at `position` follow from."""
     seed = seed_from(run.train.seed, stage.index, position, attempt)
-    torch.manual_seed(seed)
-    ids = stage.order.at(position, count)
-    return batch_of(stage, run, model, rate, stage.augment(position), ids, seed, model.device)
+    return Request(stage, rate, position, count, seed)
 
 
-def batch_of(
+def noised(
     stage: PreparedStage,
     run: config.Run,
     model: Model,
     rate: float,
-    augment: float,
-    ids: np.ndarray,
+    gathered: Gathered,
     seed: int,
     device: torch.device,
 ) -> Batch:
-    """The images `ids`, drawn from `seed` on `device`, a pure function of the arguments."""
-    B = len(ids)
+    """The images, which are on `device`, with masks, times and noise that are drawn from `seed`.
+
+    A pure function of the arguments.
+    """
+    B = len(gathered.x0)
     generator = torch.Generator(device).manual_seed(seed)
-    visible = stage.training_set.visible(ids, rate, augment, seed, generator)
+    visible = stage.training_set.visible(gathered, rate, generator)
     t = model.denoiser.process.draw_t(B, generator, device)
     # of all patches, so that the same image under another mask has the same noise
     N = stage.space.grid[0] * stage.space.grid[1]
     noise = torch.randn(B, N, visible.patches.shape[2], generator=generator, device=device)
     labels = None
     if model.label_names:
-        labels = torch.from_numpy(stage.training_set.labels[ids]).to(device)
         dropped = torch.rand(B, generator=generator, device=device) < run.network.label_drop
-        labels = torch.where(dropped, -1, labels)
+        labels = torch.where(dropped, -1, gathered.labels)
     return Batch(
         visible.patches,
         labels,

@@ -93,7 +93,8 @@ def _stage(
     whole = 3 * draws * backbone.flops(N) + share
     levels: list[dict[str, Any]] = []
     spec = factory.mask_spec(stage, backbone)
-    found = masks.rate_levels(spec, grid, stage.rate_end, stage.rate_schedule)
+    most = masks.most_levels(run.train.compile)
+    found = masks.rate_levels(spec, grid, stage.rate_end, stage.rate_schedule, most)
     ends = [start for start, _ in found[1:]] + [1.0]
     for (start, rate), end in zip(found, ends, strict=True):
         V = masks.visible_count(spec.at(rate), grid)

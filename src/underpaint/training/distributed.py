@@ -39,6 +39,12 @@ class World:
             with lost():
                 dist.barrier()
 
+    def add(self, x: Tensor) -> None:
+        """Sum a tensor on this process's device over the processes, in place."""
+        if self.size > 1:
+            with lost():
+                dist.all_reduce(x)
+
     def sums(self, values: list[float]) -> list[float]:
         """Each value summed over the processes."""
         return self._exchanged(values, dist.all_reduce)

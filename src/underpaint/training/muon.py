@@ -53,6 +53,8 @@ class Muon(torch.optim.Optimizer):
     here: a learning rate is set, and a state kept, as in any optimiser.
     """
 
+    found_inf: Tensor | None = None  # 1.0 on the device: the step changes nothing (`step_where`)
+
     def __init__(
         self,
         matrices: Mapping[Tensor, int],
@@ -72,6 +74,7 @@ class Muon(torch.optim.Optimizer):
         """Move all weights that have a gradient."""
         if closure is not None:
             raise ValueError("this optimiser takes no closure")
+        self.adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
         self.adamw.step()
         group = self.param_groups[0]
         weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
@@ -80,7 +83,11 @@ class Muon(torch.optim.Optimizer):
             x = torch.cat([x.view(-1, *shape) for x in self._nesterov(alike)])  # [n, out, in]
             moves = orthogonalize(x, self.dtype).to(x.dtype).reshape(-1, *alike[0].shape)
             size = SCALE * max(shape) ** 0.5
-            torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
+            kept: float | Tensor = 1 - group["lr"] * group["weight_decay"]
+            if self.found_inf is not None:
+                kept = torch.where(self.found_inf > 0, 1.0, kept)
+                moves = moves * (1 - self.found_inf)
+            torch._foreach_mul_(alike, kept)
             torch._foreach_add_(alike, list(moves.unbind()), alpha=-group["lr"] * size)
 
     def _nesterov(self, weights: list[Tensor]) -> list[Tensor]:
@@ -90,6 +97,10 @@ class Muon(torch.optim.Optimizer):
                 self.state[p]["momentum"] = torch.zeros_like(p)
         momenta = [self.state[p]["momentum"] for p in weights]
         gradients = [p.grad for p in weights if p.grad is not None]
+        if self.found_inf is not None:  # a momentum moved towards itself stays
+            stays = self.found_inf > 0
+            pairs = zip(momenta, gradients, strict=True)
+            gradients = [torch.where(stays, m, g) for m, g in pairs]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         return list(torch._foreach_lerp(gradients, momenta, MOMENTUM))
 

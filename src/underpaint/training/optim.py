@@ -5,9 +5,8 @@ The learning rate and the average depend on counts alone, so that a resumed run 
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,22 +97,56 @@ NORMS = 200  # steps whose gradient norms are remembered
 FIRST = 20  # fewer norms say nothing of a percentile
 
 
-def clip_limit(stage: config.Stage, norms: Sequence[float]) -> float:
-    """The largest gradient norm of the step that follows steps of these `norms`; 0: no limit.
+def clip_limit(stage: config.Stage, norms: Tensor) -> float | Tensor:
+    """The largest gradient norm of the step that follows steps of these `norms`; inf: no limit.
 
-    The smaller of `stage.clip` and the asked percentile of the norms before clipping, between two
-    of them by linear interpolation (after AutoClip, Seetharaman et al. 2020, arXiv 2007.14469,
-    there over all steps so far). Norms that rise for good raise the limit, one jump hardly does.
+    `norms` [n] float64, infinite where there are none yet. The smaller of `stage.clip` and the
+    asked percentile of the norms before clipping, between two of them by linear interpolation
+    (after AutoClip, Seetharaman et al. 2020, arXiv 2007.14469, there over all steps so far). Norms
+    that rise for good raise the limit, one jump hardly does.
     """
-    if not stage.clip_percentile or len(norms) < FIRST:
-        return stage.clip
-    limit = float(np.percentile(norms[-NORMS:], stage.clip_percentile))
-    return min(stage.clip, limit) if stage.clip else limit
+    most = stage.clip or math.inf
+    if not stage.clip_percentile:
+        return most
+    rising, count = norms.sort().values, norms.isfinite().sum()
+    last = (count - 1).clamp(min=0)
+    place = last.double() * (stage.clip_percentile / 100)
+    before = place.floor().long()
+    # by `take`: an index that is one number would be read
+    low, high = rising.take(before), rising.take(torch.minimum(before + 1, last))
+    # from the nearer end, as numpy's percentile
+    share, length = place - before, high - low
+    limit = torch.where(share < 0.5, low + length * share, high - length * (1 - share))
+    return torch.where(count < FIRST, most, limit.clamp(max=most))
 
 
-def clip_gradients(parameters: Iterable[Tensor], clip: float) -> Tensor:
-    """Scale the gradients to a norm of at most `clip` (0: leave them); returns the norm before."""
-    return nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+def clip_gradients(parameters: Iterable[Tensor], limit: float | Tensor) -> Tensor:
+    """Scale the gradients to a norm of at most `limit`; returns the norm before, on the device.
+
+    As `clip_grad_norm_`, which would wait for a limit on a GPU.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if isinstance(limit, Tensor):
+        limit = limit.to(norm)
+    torch._foreach_mul_(gradients, ((norm + 1e-6).reciprocal() * limit).clamp(max=1.0))
+    return norm
+
+
+def step_where(
+    optimizer: torch.optim.Optimizer, finite: Tensor | None, deferred: bool = False
+) -> None:
+    """A step of the optimiser where `finite`, a bool on its device, is true or None.
+
+    `deferred`: the device decides, through what a gradient scaler sets on an optimiser as well;
+    else it is read, which costs nothing on a CPU.
+    """
+    if deferred and finite is not None:
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    elif finite is not None and not finite:
+        return
+    optimizer.step()
+    optimizer.found_inf = None  # type: ignore[attr-defined]
 
 
 class EMA:

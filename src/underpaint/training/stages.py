@@ -137,7 +137,7 @@ def _prepared(
         training_set=training_set,
         order=Order(ids, seed_from(run.train.seed, "order", index)),
         images=images,
-        levels=_levels(name, settings, training_set.spec, space.grid, images),
+        levels=_levels(name, settings, training_set.spec, space.grid, images, run.train.compile),
     )
     if settings.dp is not None:
         guarantee = wing("dp").guarantee(name, settings, settings.dp, len(ids), images)
@@ -209,12 +209,17 @@ def _model_spec(run: config.Run, images: TrainingSet | Dataset) -> config.ModelS
 
 
 def _levels(
-    name: str, settings: config.Stage, spec: MaskSpec, grid: tuple[int, int], images: int
+    name: str,
+    settings: config.Stage,
+    spec: MaskSpec,
+    grid: tuple[int, int],
+    images: int,
+    compiled: bool,
 ) -> tuple[Level, ...]:
     try:
         found = []
         for progress, rate in masks.rate_levels(
-            spec, grid, settings.rate_end, settings.rate_schedule
+            spec, grid, settings.rate_end, settings.rate_schedule, masks.most_levels(compiled)
         ):
             start = int(progress * images) // settings.batch * settings.batch
             V = masks.visible_count(spec.at(rate), grid)

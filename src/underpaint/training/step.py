@@ -4,14 +4,17 @@ Nothing here depends on which process computes it (see `seeding`): the processes
 microbatches of a step, and the average of their gradients is that of the whole batch.
 """
 
-import math
+import torch
+from torch import Tensor
 
 from underpaint import config
 from underpaint.core.denoiser import autocast
-from underpaint.training.batch import draw_batch, microbatch
+from underpaint.training.batch import draw_batch, microbatch, request
 from underpaint.training.checkpointing import Progress
-from underpaint.training.optim import NORMS, clip_gradients, clip_limit, learning_rate
+from underpaint.training.feed import Request
+from underpaint.training.optim import clip_gradients, clip_limit, learning_rate, step_where
 from underpaint.training.stages import Level, PreparedStage
+from underpaint.training.tally import Tally
 from underpaint.training.train_state import TrainState
 
 SKIPS = 3  # non-finite steps in a row before the run returns to a checkpoint
@@ -22,50 +25,82 @@ class Diverged(Exception):
 
 
 def step(stage: PreparedStage, run: config.Run, state: TrainState, progress: Progress) -> None:
-    """One optimiser step on a batch, shared among all processes."""
-    settings, world = stage.settings, state.world
+    """One optimiser step on a batch, shared among all processes.
+
+    Nothing is read of a GPU: `settle` does that. Raises Diverged where `state` reads at once.
+    """
+    settings, world, first = stage.settings, state.world, progress.stage_images
     count = microbatch(settings, run.train, world.size)
-    positions = range(progress.stage_images, progress.stage_images + settings.batch, count)
-    positions = positions[world.rank :: world.size]
-    level = stage.level(progress.stage_images)
-    loss_sum = mse_sum = 0.0
+    positions = range(first, first + settings.batch, count)[world.rank :: world.size]
+    level = stage.level(first)
+    tally = state.tally = state.tally or Tally(progress, state.reads_on)
+    errors = torch.zeros(2, dtype=torch.float64, device=state.reads_on)  # loss, x0's
     for position in positions:
-        batch = draw_batch(stage, run, state.model, level.rate, position, count, progress.attempt)
-        with state.accumulating(more=position != positions[-1]):
+        more = position != positions[-1]
+        asked = request(stage, run, level.rate, position, count, progress.attempt)
+        after = positions[positions.index(position) + 1] if more else positions[0] + stage.batch
+        gathered = state.feed.take(asked, _next(stage, run, progress, after, count))
+        batch = draw_batch(
+            stage, run, state.model, level.rate, position, count, progress.attempt, gathered
+        )
+        with state.accumulating(more):
             with autocast(world.device, state.bf16):
                 loss = state.loss(*batch)
             (loss.mean / len(positions)).backward()
-        loss_sum += float(loss.per_image.detach().mean()) / len(positions)
-        mse_sum += float(loss.x0_mse.detach().mean()) / len(positions)
+        means = torch.stack([loss.per_image.detach().mean(), loss.x0_mse.mean()])
+        errors += means.to(state.reads_on).double() / len(positions)
     # the norm is that of the average over all processes, so that each clips alike
-    limit = clip_limit(settings, progress.norms)
-    norm = float(clip_gradients(state.backbone.parameters(), limit))
-    loss_sum, mse_sum = (v / world.size for v in world.sums([loss_sum, mse_sum]))
-    finite = math.isfinite(norm) and math.isfinite(loss_sum)
+    limit = clip_limit(settings, tally.norms)
+    norm = clip_gradients(state.backbone.parameters(), limit).to(state.reads_on)
+    world.add(errors)
+    errors /= world.size
+    finite = norm.isfinite() & errors[0].isfinite()
+    tally.add(errors, norm, finite, keep=settings.clip_percentile > 0)
     move(stage, state, progress, finite)
-    if finite:
-        if settings.clip_percentile:
-            progress.norms = [*progress.norms, norm][-NORMS:]
-        _add(progress.sums, loss=loss_sum, x0_mse=mse_sum, grad_norm=norm, steps=1)
-    progress.skipped_in_row = 0 if finite else progress.skipped_in_row + 1
-    progress.skipped += not finite
     progress.flops += settings.batch * training_flops(state, level.visible, settings.mask)
-    if progress.skipped_in_row >= SKIPS:
+    if not state.deferred:
+        settle(state, progress)
+
+
+def _next(
+    stage: PreparedStage, run: config.Run, progress: Progress, position: int, count: int
+) -> Request | None:
+    """What will most likely be asked for after this microbatch."""
+    step = position // stage.batch * stage.batch
+    if step >= stage.images:
+        return None
+    return request(stage, run, stage.level(step).rate, position, count, progress.attempt)
+
+
+def settle(state: TrainState, progress: Progress) -> None:
+    """Write into `progress` what steps have left on the device, which is waited for.
+
+    Raises Diverged if several of them in a row had no finite gradient.
+    """
+    if state.tally is None:
+        return
+    longest, state.tally = state.tally.read(progress), None
+    if longest >= SKIPS:
         raise Diverged(f"{SKIPS} steps in a row had no finite gradient")
 
 
-def move(stage: PreparedStage, state: TrainState, progress: Progress, finite: bool = True) -> None:
-    """Move weights and averages by the gradients, if these are finite, and count the images."""
+def move(
+    stage: PreparedStage, state: TrainState, progress: Progress, finite: Tensor | None = None
+) -> None:
+    """Move weights and averages by the gradients, and count the images.
+
+    `finite`, a bool on the device: where it is not true, weights and the optimiser's state stay as
+    they are, and the averages come nearer to them.
+    """
     rate = learning_rate(stage.settings, progress.stage_images, stage.images)
     rate *= progress.rate_factor
-    if finite:
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.step()
-        progress.flops += state.optimizer_flops
-        state.ema.update()
-        if state.power:
-            state.power.update(state.ema.steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    step_where(state.optimizer, finite, state.deferred)
+    progress.flops += state.optimizer_flops
+    state.ema.update()
+    if state.power:
+        state.power.update(state.ema.steps)
     state.optimizer.zero_grad(set_to_none=True)
     progress.stage_images += stage.batch
     progress.images += stage.batch
@@ -91,8 +126,3 @@ def compute(
         + share,
         "whole_flops_per_image": draws * training_flops(state, patches, "none") + share,
     }
-
-
-def _add(sums: dict[str, float], **values: float) -> None:
-    for name, value in values.items():
-        sums[name] = sums.get(name, 0.0) + value

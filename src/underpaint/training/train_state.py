@@ -16,6 +16,7 @@ from underpaint.model import Model, build
 from underpaint.model_folder import Weights, read_weights
 from underpaint.training.checkpointing import read_optimizer, read_progress
 from underpaint.training.distributed import World
+from underpaint.training.feed import Feed
 from underpaint.training.optim import (
     EMA,
     build_optimizer,
@@ -25,6 +26,7 @@ from underpaint.training.optim import (
 )
 from underpaint.training.posthoc import TRACKED, PowerAverages
 from underpaint.training.seeding import seed_from
+from underpaint.training.tally import Tally
 
 Tensors = dict[str, Tensor]
 
@@ -63,6 +65,11 @@ class TrainState:
         extra = [] if self.uncertainty is None else self.uncertainty.parameters()
         self.optimizer = build_optimizer(self.backbone, train, world.device, extra, self.bf16)
         self.optimizer_flops = optimizer_flops(self.backbone, train)  # a step
+        # where steps do not wait for the host: it reads their numbers now and then (`step.settle`)
+        self.deferred = world.device.type == "cuda"
+        self.reads_on = world.device if self.deferred else torch.device("cpu")
+        self.tally: Tally | None = None  # of steps that are not read yet
+        self.feed = Feed(world.device)
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
             self.loss = DistributedDataParallel(loss, device_ids=ids, gradient_as_bucket_view=True)

@@ -37,11 +37,12 @@ from underpaint.training.log import Log, tracker_library
 from underpaint.training.minutes import freeze
 from underpaint.training.monitor import Check, MakeCheck
 from underpaint.training.stages import PreparedStage, left, prepare_stages
-from underpaint.training.step import Diverged
+from underpaint.training.step import Diverged, settle
 from underpaint.training.step_rule import rule_of
 from underpaint.training.throughput import settle_precision
 from underpaint.training.train_state import TrainState
 
+STEPS_UNREAD = 32  # at most, before the host waits for a GPU
 RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
 
 
@@ -191,18 +192,24 @@ class Trainer:
             log.say(f"going on after {self.progress.images:,} images")
         else:
             self._save()
-        with signals.caught() as received:
+        with contextlib.ExitStack() as closing:
+            received = closing.enter_context(signals.caught())
+            closing.callback(lambda: self.state.feed.close())
             while self.progress.stage < len(self.stages):
                 try:
                     ends = self._enter_stage()
                     while not ends:
                         before, began = self.progress.images, time.perf_counter()
                         self._step()
+                        if reads := self._reads(before):
+                            settle(self.state, self.progress)
                         self.progress.seconds += time.perf_counter() - began
                         ends, changed = self._report(before)
                         if ends:
                             self._finish_stage()
-                        stopping = self.world.sums([float(len(received))])[0] > 0
+                        # several processes agree on it, each time with a look at their devices
+                        asked = reads or self.world.size == 1
+                        stopping = asked and self.world.sums([float(len(received))])[0] > 0
                         if ends or changed or stopping or self._due(self.every.checkpoint, before):
                             self._save()
                             if sentence := self.rule.saved(self.progress):
@@ -248,6 +255,15 @@ class Trainer:
                 f"out of memory on a batch of {batch} in microbatches of {count}: now {count // 2}"
             )
 
+    def _reads(self, before: int) -> bool:
+        """Whether the step's numbers are read: at once, or where a device would wait, now and then.
+
+        Whatever is shown, measured or kept of a run needs them.
+        """
+        due = not self.state.deferred or self._at_end()
+        due = due or self.progress.stage_images // self.stage.batch % STEPS_UNREAD == 0
+        return due or any(self._due(interval, before) for interval in self.every)
+
     @property
     def stage(self) -> PreparedStage:
         """The stage that is trained now, as long as it has become by now."""
@@ -256,6 +272,7 @@ class Trainer:
     def _enter_stage(self) -> bool:
         """Begin the next stage, or go on with it; returns whether nothing is left to do in it."""
         stage, run, progress = self.stages[self.progress.stage], self.run, self.progress
+        self.state.feed.close()
         self.state, notes = handover.enter(stage, run, self.state, progress)
         for note in notes:
             self.log.say(note)
@@ -383,6 +400,7 @@ class Trainer:
 
     def _save(self) -> None:
         state, progress = self.state, self.progress
+        settle(state, progress)  # of steps before a Ctrl-C
         progress.metrics_bytes = self.log.size()
         if self.world.first:
             weights, optimizer = state.weights(), state.optimizer_state()
@@ -412,6 +430,7 @@ class Trainer:
                 f"stage {name}: {reason}, also after {RETURNS} returns with a lower learning "
                 f"rate; lower --stages.{name}.learning_rate or raise its warmup"
             )
+        self.state.feed.close()
         self.state, self.progress = self._restored()
         if self.world.first:
             self.folder.go_on(self.log.say)

@@ -4,8 +4,9 @@ Three kinds: decoded images and latents here, sealed data in their wing. What th
 protocol `TrainingSet`; nothing that trains or measures knows which one it has.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,6 +21,35 @@ from underpaint.data.dataset import Latents
 from underpaint.training.seeding import seed_from
 
 Ids = NDArray[np.int64]
+
+
+class Gathered(NamedTuple):
+    """What the host reads of a step's images."""
+
+    x0: Tensor  # [B, C, H, W] images or latents; of sealed data [B, V, P] patches
+    labels: Tensor  # [B] int64, −1 unlabelled
+    condition: Tensor | None = None  # [B, D] of the augmentation, if the stage has any
+    mask: Mask | None = None  # where it follows from the images alone
+
+    def tensors(self) -> list[Tensor]:
+        """All that is there."""
+        found = [self.x0, self.labels, self.condition, *(self.mask or ())[1:]]
+        return [x for x in found if x is not None]
+
+    def to(self, device: torch.device) -> Self:
+        """The same on `device`, whither pinned memory is copied while the host goes on."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pinned(self) -> Self:
+        """The same in pinned memory of the host."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        mask = self.mask and Mask(
+            self.mask.grid, *(None if x is None else change(x) for x in self.mask[1:])
+        )
+        condition = None if self.condition is None else change(self.condition)
+        return type(self)(change(self.x0), change(self.labels), condition, mask)
 
 
 class Visible(NamedTuple):
@@ -56,13 +86,17 @@ class TrainingSet(Protocol):
     key: str  # names the content
     images: NDArray[np.uint8] | None  # [n, H, W, C] whole images, where there are some
 
-    def visible(
-        self, ids: Ids, rate: float, augment: float, seed: int, generator: torch.Generator
-    ) -> Visible:
-        """What a step sees of the images `ids`, on the generator's device.
+    def gather(self, ids: Ids, rate: float, augment: float, seed: int) -> Gathered:
+        """The images `ids` for a step, on the CPU; in any thread.
 
-        `augment`: probability of each change. A pure function of its arguments: augmentation
-        follows from `seed`, masks from `generator`.
+        `rate` of fixed masks; `augment`: probability of each change. A pure function of its
+        arguments: augmentation follows from `seed`.
+        """
+
+    def visible(self, gathered: Gathered, rate: float, generator: torch.Generator) -> Visible:
+        """What a step sees of these images, which are on the generator's device.
+
+        Masks that are not fixed are drawn from `generator`.
         """
 
     def examples(self, ids: Ids) -> Examples:
@@ -88,19 +122,16 @@ class Array:
         images = np.ascontiguousarray(self.images[part])
         uint8 = images.dtype == np.uint8
         planes = spaces.from_uint8(images) if uint8 else torch.from_numpy(images)
-        x0_patches, mask = _masked(planes, self.space, spec, generator)
-        return masks.gather(x0_patches, mask.visible), mask
+        mask = _mask(planes, self.space, spec, generator)
+        return masks.gather(self.space.encode(planes), mask.visible), mask
 
 
-def _masked(
-    planes: Tensor, space: spaces.Space, spec: MaskSpec, generator: masks.Generator
-) -> tuple[Tensor, Mask]:
-    """All patches [B, N, P] of images or latents, and masks for them."""
+def _mask(planes: Tensor, space: spaces.Space, spec: MaskSpec, generator: masks.Generator) -> Mask:
+    """Masks for images or latents [B, C, H, W], drawn and needed where these are."""
     contrast = salient.local_variance(planes, space.grid) if spec.kind == "salient" else None
-    mask = masks.draw(
+    return masks.draw(
         spec, space.grid, len(planes), generator, device=planes.device, contrast=contrast
     )
-    return space.encode(planes), mask
 
 
 @dataclass
@@ -122,18 +153,24 @@ class ImageSet:
         self.key = dataset.key
         self.images: NDArray[np.uint8] | None = dataset.images
 
-    def visible(
-        self, ids: Ids, rate: float, augment: float, seed: int, generator: torch.Generator
-    ) -> Visible:
+    def gather(self, ids: Ids, rate: float, augment: float, seed: int) -> Gathered:
         planes, condition = self._planes(ids, augment, np.random.default_rng(seed), seed)
-        planes, device = planes.to(generator.device), generator.device  # [B, C, H, W]
-        source = self._generator(ids, generator)
-        x0_patches, mask = _masked(planes, self.space, self.spec.at(rate), source)
-        hidden = None
+        mask = None
+        if self.stage.fixed:  # from each image alone, whatever the epoch
+            pixels = (digest.tobytes() for digest in self.dataset.pixel_digests[ids])
+            own = fixed_masks.generators(self.mask_key, pixels)
+            mask = _mask(planes, self.space, self.spec.at(rate), own)
+        return Gathered(planes, torch.from_numpy(self.labels[ids]), condition, mask)
+
+    def visible(self, gathered: Gathered, rate: float, generator: torch.Generator) -> Visible:
+        mask = gathered.mask
+        if mask is None:
+            mask = _mask(gathered.x0, self.space, self.spec.at(rate), generator)
+        x0_patches, hidden = self.space.encode(gathered.x0), None
         if self.keep_hidden and mask.hidden is not None:
             hidden = masks.gather(x0_patches, mask.hidden)
-        condition = None if condition is None else condition.to(device)
-        return Visible(masks.gather(x0_patches, mask.visible), mask, condition, hidden)
+        visible = masks.gather(x0_patches, mask.visible)
+        return Visible(visible, mask, gathered.condition, hidden)
 
     def examples(self, ids: Ids) -> Examples:
         return Array(self.dataset.batch(ids), self.space)
@@ -145,13 +182,6 @@ class ImageSet:
     def identities(self, ids: Ids) -> list[tuple[bytes, bytes]]:
         files, pixels = self.dataset.file_digests, self.dataset.pixel_digests
         return [(files[i].tobytes(), pixels[i].tobytes()) for i in ids.tolist()]
-
-    def _generator(self, ids: Ids, generator: torch.Generator) -> masks.Generator:
-        """What masks are drawn from: fixed ones follow from the image alone, whatever the epoch."""
-        if not self.stage.fixed:
-            return generator
-        pixels = (digest.tobytes() for digest in self.dataset.pixel_digests[ids])
-        return fixed_masks.generators(self.mask_key, pixels)
 
     def _planes(
         self, ids: Ids, p: float, rng: np.random.Generator, seed: int
