@@ -82,6 +82,7 @@ def audit(
     shadow_images: int = 0,
     members: str | None = None,
     non_members: str | None = None,
+    data: str | None = None,
     extractor: str | None = None,
     weights_file: str | Path | None = None,
     weights: model_folder.Weights = "ema",
@@ -100,7 +101,7 @@ def audit(
     enough images. `reference`: a model that saw none of the images, for the null and to take each
     image's difficulty from its scores; `shadow_models`: so many are trained, of `shadow_images`
     each (0: as the run), see `shadows`. `members`, `non_members`: data instead of what the run
-    recorded. `extractor`: also look for copies in its features. `control` False leaves out the
+    recorded; `data`: where the run's images are now, if they have moved. `extractor`: also look for copies in its features. `control` False leaves out the
     positive control, and the verdict says so. `vae`, `precision`: as in `model.load`.
     Raises UserError for wrong use.
     """
@@ -112,11 +113,11 @@ def audit(
         source = model_folder.pinned(source)
         folder = model_folder.find(source)
         loaded = model.load(source, weights=weights, device=device, vae=vae, precision=precision)
-        data = membership.load(folder, loaded, members, non_members)
+        images = membership.load(folder, loaded, members, non_members, data)
         subsets = _chosen(
-            data.members, data.non_members, n or effort.images, fpr, seed, str(source)
+            images.members, images.non_members, n or effort.images, fpr, seed, str(source)
         )
-        masks, ensemble, seen = data.masks(loaded, *subsets, seed)
+        masks, ensemble, seen = images.masks(loaded, *subsets, seed)
         setup = AttackSetup(
             loaded,
             subsets,
@@ -135,7 +136,7 @@ def audit(
     trained = []
     if shadow_models:
         with clock("shadow models"):
-            trained = shadows.train_all(data, shadow_models, images=shadow_images, seed=seed)
+            trained = shadows.train_all(images, shadow_models, images=shadow_images, seed=seed)
     with clock("attacks"):
         scores = setup.scores(loaded, "attacks")
     tried = {name: [part[name] for part in scores] for name in names}
@@ -178,13 +179,14 @@ def audit(
             "shadow_images": shadow_images,
             "members": members,
             "non_members": non_members,
+            "data": data,
             "features": extractor,
             "weights_file": None if weights_file is None else str(weights_file),
             "control": control,
         },
         "members": counts[0],
         "non_members": counts[1],
-        "of": {"members": len(data.members.ids), "non_members": len(data.non_members.ids)},
+        "of": {"members": len(images.members.ids), "non_members": len(images.non_members.ids)},
         "seen": seen,
         "parts": None if masks[0].visible is None else masks[0].visible.shape[1],
         "patches": setup.patches[0].shape[1],
@@ -194,7 +196,7 @@ def audit(
         "detectable": statistics.detectable(
             -(-counts[0] // 2), -(-counts[1] // 2), verdict.ERROR / tests
         ),
-        "notes": data.notes + verdict.few(*counts),
+        "notes": images.notes + verdict.few(*counts),
         "membership": by_attack,
         "shadows": shadow,
         "dataset": dataset,
@@ -205,7 +207,7 @@ def audit(
     if whole:
         with clock("completion"):
             result["completion"] = _completion(setup, effort.completed)
-        result["copies"], pairs = find_copies(setup, data.members, samples, network, clock)
+        result["copies"], pairs = find_copies(setup, images.members, samples, network, clock)
     positive = None
     if control:
         with clock("positive control"):
