@@ -3,8 +3,8 @@
     python benchmarks/live_page.py [--images 4000] [--data avatars:lorelei]
 
 Trains the default recipe on one thread, page and all: about a minute on a core that does nothing
-else. Counts the CPU seconds within the calls that write `report.html` before the run has ended. Writes
-benchmarks/results/live_page.json. Goal: 2 % of the run's.
+else. Counts the CPU seconds within the calls that write `report.html` before the run has ended.
+Writes benchmarks/results/live_page.json. Goal: 2 % of the run's.
 """
 
 from __future__ import annotations

@@ -134,6 +134,12 @@ def test_every_other_edit(trained: Path, photos: list[Path], tmp_path: Path) -> 
     edit(trained, "--interpolate", 0, 1, "-n", 3, "--out", tmp_path / "between", "--steps", "2")
     between = np.stack([*files(tmp_path / "between").values()])
     np.testing.assert_array_equal(between, painter.interpolate(0, 1, 3, steps=2))
+    assert sorted(path.name for path in (tmp_path / "between").iterdir()) == [
+        f"seeds0-1_0{i}.png" for i in range(3)
+    ]
+    chunks = Image.open(tmp_path / "between" / "seeds0-1_01.png").text
+    assert "seed" not in chunks
+    assert chunks["seeds"] == "0 to 1"
     for name, flags in (("o", ["--outpaint", "4"]), ("s", ["--strength", "1", "-n", "3"])):
         edit(trained, *photos, *flags, "--out", tmp_path / f"{name}.png", "--steps", "2")
         assert Image.open(tmp_path / f"{name}.png").width >= 600

@@ -38,14 +38,23 @@ from underpaint.progress import doing
 
 
 class Effort(NamedTuple):
-    """How many images an audit takes, of members and of non-members, and samples."""
+    """How much an audit takes: what it can see, and how long it lasts.
 
-    images: int
-    samples: int
-    completed: int
+    QUICK is an audit of a model of 64×64 pixels in five minutes on one core. Its attacks find as
+    much as those of THOROUGH, within the width of an interval (`benchmarks/audit_effort.py`); what
+    fewer images cannot show is in the verdict, as the smallest AUC that would be seen.
+    """
+
+    images: int  # of members, and of non-members
+    samples: int  # searched for copies
+    completed: int  # images of each kind that are completed
+    noises: int  # an image, in the attacks that draw some
+    masks: int  # an image, in the attack under many masks
+    planted: int  # non-members that the positive control memorizes
 
 
-QUICK, THOROUGH = Effort(300, 128, 64), Effort(1000, 512, 200)
+QUICK = Effort(300, 128, 64, noises=2, masks=4, planted=32)
+THOROUGH = Effort(1000, 512, 200, noises=4, masks=8, planted=64)
 
 
 class Audit(NamedTuple):
@@ -101,8 +110,9 @@ def audit(
     enough images. `reference`: a model that saw none of the images, for the null and to take each
     image's difficulty from its scores; `shadow_models`: so many are trained, of `shadow_images`
     each (0: as the run), see `shadows`. `members`, `non_members`: data instead of what the run
-    recorded; `data`: where the run's images are now, if they have moved. `extractor`: also look for copies in its features. `control` False leaves out the
-    positive control, and the verdict says so. `vae`, `precision`: as in `model.load`.
+    recorded; `data`: where the run's images are now, if they have moved. `extractor`: also look for
+    copies in its features. `control` False leaves out the positive control, and the verdict says
+    so. `vae`, `precision`: as in `model.load`.
     Raises UserError for wrong use.
     """
     clock, effort = Clock(), THOROUGH if thorough else QUICK
@@ -125,7 +135,8 @@ def audit(
             masks,
             names,
             attacks.levels(loaded.denoiser.process),
-            ensemble,
+            ensemble._replace(masks=effort.masks),
+            effort.noises,
             seed,
             batch,
         )
@@ -173,6 +184,7 @@ def audit(
             "attacks": names,
             "n": n,
             "samples": samples,
+            "thorough": thorough,
             "fpr": list(fpr),
             "against": None if reference is None else str(reference),
             "shadows": shadow_models,
@@ -191,6 +203,8 @@ def audit(
         "parts": None if masks[0].visible is None else masks[0].visible.shape[1],
         "patches": setup.patches[0].shape[1],
         "levels": setup.sigmas,
+        "noises": effort.noises,
+        "masks": effort.masks,
         "seed": seed,
         "tests": tests,
         "detectable": statistics.detectable(
@@ -211,7 +225,7 @@ def audit(
     positive = None
     if control:
         with clock("positive control"):
-            positive = controls.positive(setup, [sha256, weights, loaded.precision])
+            positive = controls.positive(setup, effort.planted, [sha256, weights, loaded.precision])
     result["controls"] = {"null": null, "positive": positive}
     result |= verdict.judge(result, tests)
     result["phases"] = dict(clock.spent)

@@ -122,7 +122,11 @@ def data_of(run: config.Run, data: str | None, whose: object) -> config.Data:
     found = run.data_of(run.last)
     if data is not None:
         found = dataclasses.replace(found, source=str(Path(data).expanduser().absolute()))
-        if not (found.held_out in ("auto", "none") or found.held_out.isdecimal() or is_there(found.held_out)):
+        if not (
+            found.held_out in ("auto", "none")
+            or found.held_out.isdecimal()
+            or is_there(found.held_out)
+        ):
             found = dataclasses.replace(found, held_out="none")
     if found.source and not is_there(found.source):
         raise UserError(
