@@ -1,6 +1,6 @@
-"""`underpaint edit`: parts of pictures drawn anew, wider pictures, variations, interpolation.
+"""`underpaint edit`: parts of images drawn anew, wider images, variations, interpolation.
 
-Reads pictures and masks, has `Model` edit them, and writes a grid (before, erased, after) or files.
+Reads images and masks, has `Model` edit them, and writes a grid (before, erased, after) or files.
 """
 
 import argparse
@@ -36,17 +36,17 @@ Give one of --mask and --box (or both), --outpaint, --strength, --interpolate, -
   underpaint edit RUN photo.png --mask mask.png       what is white in mask.png is erased
   underpaint edit RUN photo.png --box 8,8,16,16       x, y, width and height, in pixels
   underpaint edit RUN photo.png --outpaint right=32   pixels beyond an edge; 32: beyond every edge
-  underpaint edit RUN photo.png --strength 0.6 -n 8   eight pictures like it
+  underpaint edit RUN photo.png --strength 0.6 -n 8   eight images like it
   underpaint edit RUN --interpolate 0 1 -n 8          from the sample of seed 0 to that of seed 1
   underpaint edit RUN sealed.up --restore -n 8        the images of sealed data, from their patches
 """
 
 
 class Edited(NamedTuple):
-    """What comes out: pictures uint8 [n, H, W, C], beside them what to show of each, and names."""
+    """What comes out: images uint8 [n, H, W, C], beside them what to show of each, and names."""
 
     images: "np.ndarray"
-    beside: "list[tuple[str, np.ndarray]]"  # caption and pictures [n / versions, H, W, C]
+    beside: "list[tuple[str, np.ndarray]]"  # caption and images [n / versions, H, W, C]
     stems: list[str]  # [n] of files
     versions: int
 
@@ -56,13 +56,13 @@ def arguments(parser: Parser, verb: str) -> None:
     parser.epilog = END
     add = parser.add_argument
     add("model", metavar="RUN", help=RUN)
-    add("images", nargs="*", metavar="IMAGE", help="pictures of the model's size, or see --fit")
+    add("images", nargs="*", metavar="IMAGE", help="images of the model's size, or see --fit")
     add(
         "--mask",
         nargs="+",
         metavar="FILE",
-        help="erase what is white here (one file for all pictures, or one for each); 'alpha': what "
-        "is transparent in the pictures themselves",
+        help="erase what is white here (one file for all images, or one for each); 'alpha': what "
+        "is transparent in the images themselves",
     )
     add(
         "--box",
@@ -82,24 +82,24 @@ def arguments(parser: Parser, verb: str) -> None:
         "--strength",
         type=float,
         metavar="S",
-        help="draw pictures like these: near 0 they stay, at 1 nothing of them is left",
+        help="draw images like these: near 0 they stay, at 1 nothing of them is left",
     )
     add(
         "--interpolate",
         nargs=2,
         type=int,
         metavar=("A", "B"),
-        help="pictures between those of two seeds, no IMAGE",
+        help="images between those of two seeds, no IMAGE",
     )
     add("--restore", action="store_true", help="IMAGE is sealed data: draw what they do not hold")
     add(
         "-n",
         type=int,
         metavar="N",
-        help="versions of each picture (default: 1); with --interpolate and --restore pictures "
+        help="versions of each image (default: 1); with --interpolate and --restore images "
         "(default: 8)",
     )
-    add("--fit", action="store_true", help="scale pictures and crop them to the model's size")
+    add("--fit", action="store_true", help="scale images and crop them to the model's size")
     add(
         "--resample",
         type=int,
@@ -112,7 +112,7 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="N",
         help="pixels of the erased part in which a seam is hidden (default: 2)",
     )
-    add("--seed", type=int, help="picture i has seed SEED + i (default: 0)")
+    add("--seed", type=int, help="image i has seed SEED + i (default: 0)")
     add("--label", nargs="+", metavar="NAME", help="labels, in turn (default: none)")
     add_sampling(parser)
     add_model(parser, "fp32")
@@ -202,7 +202,7 @@ def _mode(args: argparse.Namespace) -> str:
             raise UserError(f"{flag_of(name)} has no meaning with {flag_of(mode)}; leave it out")
     if mode == "interpolate" and args.images:
         raise UserError(
-            f"--interpolate goes between two seeds, not pictures; leave {args.images[0]} out"
+            f"--interpolate goes between two seeds, not images; leave {args.images[0]} out"
         )
     if mode != "interpolate" and not args.images:
         raise UserError("edit needs IMAGE, before the flags: underpaint edit RUN IMAGE … --flags")
@@ -260,7 +260,7 @@ def _margins(texts: list[str]) -> dict[str, int]:
     return found
 
 
-# --- pictures and masks ----------------------------------------------------------------------
+# --- images and masks ----------------------------------------------------------------------
 
 
 def _edited(
@@ -334,7 +334,7 @@ def _restored(model: "Model", path: str, count: int, how: dict[str, Any]) -> Edi
 
 
 def _save_grid(out: Path, edited: Edited, chunks: dict[str, Any]) -> None:
-    """A row for each picture: what it was, then its versions."""
+    """A row for each image: what it was, then its versions."""
     import numpy as np
 
     from underpaint import pictures

@@ -23,7 +23,7 @@ def blank(shape: tuple[int, ...]) -> "np.ndarray":
 
 
 def _decoded(path: str, size: tuple[int, int] | None, channels: int, ground: int) -> "Picture":
-    """A picture file of so many channels, scaled and cropped to `size` (height, width) if given."""
+    """An image file of so many channels, scaled and cropped to `size` (height, width) if given."""
     from underpaint.bounded import read_regular
     from underpaint.data import decode
 
@@ -40,7 +40,7 @@ def _decoded(path: str, size: tuple[int, int] | None, channels: int, ground: int
 
 
 def read(path: str, model: "Model", fit: bool, free: bool) -> "Picture":
-    """A picture of the model's channels, and of its size unless `free`."""
+    """An image of the model's channels, and of its size unless `free`."""
     size = model.spec.size
     picture = _decoded(path, size if fit else None, model.spec.channels, 255)
     height, width = picture.pixels.shape[:2]
@@ -58,18 +58,18 @@ def erased_of(
     pictures: "list[Picture]",
     boxes: list[tuple[int, int, int, int]],
 ) -> "np.ndarray":
-    """What is erased of each picture: bool [n, H, W]."""
+    """What is erased of each image: bool [n, H, W]."""
     import numpy as np
 
     (H, W), n = model.spec.size, len(pictures)
     erased = np.zeros((n, H, W), np.bool_)
     for x, y, w, h in boxes:
         if x + w > W or y + h > H:
-            raise UserError(f"--box {x},{y},{w},{h}: ends beyond the picture, {W}×{H} pixels")
+            raise UserError(f"--box {x},{y},{w},{h}: ends beyond the image, {W}×{H} pixels")
         erased[:, y : y + h, x : x + w] = True
     masks = args.mask or []
     if len(masks) not in (0, 1, n):
-        raise UserError(f"--mask: {len(masks)} files for {n} pictures; give one, or one for each")
+        raise UserError(f"--mask: {len(masks)} files for {n} images; give one, or one for each")
     for i, picture in enumerate(pictures):
         if masks == ["alpha"]:
             erased[i] |= _transparent(args.images[i], picture.original_size, (H, W), args.fit)
@@ -83,7 +83,7 @@ def erased_of(
 def _transparent(
     path: str, original: tuple[int, int], size: tuple[int, int], fit: bool
 ) -> "np.ndarray":
-    """Where a picture shows less than half of itself."""
+    """Where an image shows less than half of itself."""
     picture = _decoded(path, None, 4, 0)
     if not picture.transparent:
         raise UserError(
@@ -95,7 +95,7 @@ def _transparent(
 def _fitted(
     path: str, grey: "np.ndarray", original: tuple[int, int], size: tuple[int, int], fit: bool
 ) -> "np.ndarray":
-    """A mask of grey values as what is erased, [H, W]; it goes the way of its picture."""
+    """A mask of grey values as what is erased, [H, W]; it goes the way of its image."""
     from PIL import Image
 
     from underpaint.data import decode
@@ -103,7 +103,7 @@ def _fitted(
     height, width = grey.shape
     if (height, width) != size and not fit:
         raise UserError(
-            f"{path}: the mask is {width}×{height} pixels (width × height), and the picture "
+            f"{path}: the mask is {width}×{height} pixels (width × height), and the image "
             f"{size[1]}×{size[0]}; add --fit to scale it"
         )
     if (height, width) != size:

@@ -193,7 +193,7 @@ def _commands(run_dir: Path, environment: dict[str, Any]) -> list[tuple[str, str
             "Give it ten more minutes of training",
             f"underpaint train --resume --out {folder} --minutes 10",
         ),
-        ("Teach it other pictures", f"underpaint finetune --from {folder} --data PICTURES"),
+        ("Teach it other images", f"underpaint finetune --from {folder} --data DATA"),
         ("Draw, repaint and vary in the browser", f"underpaint app {folder}"),
         ("Score its samples", f"underpaint evaluate {folder}"),
         ("Ask whether it copies", f"underpaint audit {folder}"),
@@ -209,7 +209,7 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 
-# --- pictures ----------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------
 
 
 def _grids(run_dir: Path, records: list[Record], named: bool) -> list[dict[str, Any]]:
