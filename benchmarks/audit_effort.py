@@ -1,6 +1,6 @@
 """Do the attacks of `audit` find as much as those of `audit --thorough`, which take twice as long?
 
-    python benchmarks/audit_effort.py RUN [--steps 60 120 240]
+    python benchmarks/audit_effort.py RUN [--steps 80 200]
 
 A copy of the run's network is trained on 32 of its non-members, and after each number of steps, so
 at leaks from hardly to plainly seen, it is attacked with the noises and masks of both. Writes each
@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 PLANTED, OTHERS = 32, 128
+BATCH, RATE = 16, 1e-3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--steps", type=int, nargs="+", default=[60, 120, 240])
+    parser.add_argument("--steps", type=int, nargs="+", default=[80, 200])
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results" / "audit_effort.json"
     )
@@ -34,7 +35,7 @@ def main() -> None:
     from underpaint import model, model_folder
     from underpaint.core.loss import DenoisingLoss
     from underpaint.core.masks import Mask
-    from underpaint.privacy import attacks, audit, controls, membership
+    from underpaint.privacy import attacks, audit, membership
     from underpaint.privacy.statistics import auc_by_level
 
     torch.set_num_threads(1)
@@ -51,12 +52,12 @@ def main() -> None:
 
     network = copy.deepcopy(loaded.denoiser).eval().requires_grad_(True)
     loss, generator = DenoisingLoss(network), torch.Generator().manual_seed(0)
-    optimiser = torch.optim.Adam(network.parameters(), lr=controls.RATE)
+    optimiser = torch.optim.Adam(network.parameters(), lr=RATE)
     rows, done = [], 0
     images, classes = parts[0]
     for until in given.steps:
         for _ in range(until - done):
-            ids = torch.randint(PLANTED, (controls.BATCH,), generator=generator)
+            ids = torch.randint(PLANTED, (BATCH,), generator=generator)
             t = network.process.draw_t(len(ids), generator, "cpu")
             noise = torch.randn(images[ids].shape, generator=generator)
             condition = None if classes is None else classes[ids]

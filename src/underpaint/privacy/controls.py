@@ -37,7 +37,7 @@ ENOUGH = 0.9  # AUC that the positive control must exceed
 OTHERS = 4  # times as many non-members, among which they are looked for
 VERSION = 3  # of what the cache keeps
 CHECKS = (100, 200, 300, 400, 600, 800, 1200, 1600)  # steps after which the copy is attacked
-BATCH, RATE = 16, 1e-3  # small batches memorize in the fewest images
+BATCH, RATE = 16, 2e-3  # memorize in the fewest images
 FIRST, SEEN = "loss", 100  # the attack that decides when to stop, and images of each for it
 
 
