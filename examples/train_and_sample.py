@@ -1,4 +1,4 @@
-"""Train in two stages, draw pictures, remove noise: three minutes on two CPU cores."""
+"""Train in two stages, draw images, remove noise: three minutes on two CPU cores."""
 
 import torch
 

@@ -134,6 +134,12 @@ def test_every_other_edit(trained: Path, photos: list[Path], tmp_path: Path) -> 
     edit(trained, "--interpolate", 0, 1, "-n", 3, "--out", tmp_path / "between", "--steps", "2")
     between = np.stack([*files(tmp_path / "between").values()])
     np.testing.assert_array_equal(between, painter.interpolate(0, 1, 3, steps=2))
+    assert sorted(path.name for path in (tmp_path / "between").iterdir()) == [
+        f"seeds0-1_0{i}.png" for i in range(3)
+    ]
+    chunks = Image.open(tmp_path / "between" / "seeds0-1_01.png").text
+    assert "seed" not in chunks
+    assert chunks["seeds"] == "0 to 1"
     for name, flags in (("o", ["--outpaint", "4"]), ("s", ["--strength", "1", "-n", "3"])):
         edit(trained, *photos, *flags, "--out", tmp_path / f"{name}.png", "--steps", "2")
         assert Image.open(tmp_path / f"{name}.png").width >= 600
@@ -167,13 +173,13 @@ def test_wrong_use(
     assert "nothing to do: give --mask, --box, --outpaint" in said(photo)
     assert "--box and --strength: give one of them" in said(photo, *box, "--strength", 0.5)
     assert "edit needs IMAGE, before the flags" in said("--mask", mask, photo)
-    assert "goes between two seeds, not pictures" in said(photo, "--interpolate", 0, 1)
+    assert "goes between two seeds, not images" in said(photo, "--interpolate", 0, 1)
     assert "is a folder; give its files, as" in said(photo.parent, "--strength", 0.5)
     assert "--soft has no meaning with --strength" in said(photo, "--strength", 0.5, "--soft", 1)
     assert "--fit has no meaning with --interpolate" in said("--interpolate", 0, 1, "--fit")
     assert "expected four whole numbers" in said(photo, "--box", "1,2,3")
     assert "width and height at 1" in said(photo, "--box", "1,2,0,3")
-    assert "ends beyond the picture, 8×8" in said(photo, "--box", "4,4,5,1")
+    assert "ends beyond the image, 8×8" in said(photo, "--box", "4,4,5,1")
     assert "expected EDGE=N, where EDGE is one of top" in said(photo, "--outpaint", "up=4")
     assert "expected EDGE=N" in said(photo, "--outpaint", "left=-4")
     twice = ["--outpaint", "left=4", "--outpaint", "left=2"]
@@ -201,7 +207,7 @@ def test_wrong_use(
     none, all_ = (saved(f"{v}.png", np.full((8, 8), v, np.uint8)) for v in (0, 255))
     assert "the mask of image 0 keeps everything" in said(photo, "--mask", none)
     assert "the mask of image 0 keeps nothing" in said(photo, "--mask", all_)
-    assert "3 files for 2 pictures" in said(*photos, "--mask", mask, mask, mask)
+    assert "3 files for 2 images" in said(*photos, "--mask", mask, mask, mask)
     assert "has no transparent pixels" in said(photo, "--mask", "alpha")
     assert "is not a sealed file" in said(photo, "--restore")
     assert "--restore takes one sealed file" in said(photo, photo, "--restore")

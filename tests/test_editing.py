@@ -275,7 +275,7 @@ def test_labels_and_guidance_reach_the_network(trained, monkeypatch: pytest.Monk
         (lambda m: m.outpaint(grey(1)[:, :3], left=4), "outpaint to 3×10 pixels: this model draws"),
         (lambda m: m.vary(grey(1), 0.0), r"strength 0: give a number above 0"),
         (lambda m: m.vary(grey(1), 1.2), "strength 1.2: give"),
-        (lambda m: m.interpolate(0, 1, 1), "1 pictures to interpolate"),
+        (lambda m: m.interpolate(0, 1, 1), "1 images to interpolate"),
         (lambda m: m.interpolate(0, 1, sampler="ancestral"), "adds noise of its own"),
         (lambda m: m.restore(np.zeros((1, 2, 5), np.uint8), np.zeros((1, 2), int)), "are not of"),
         (lambda m: m.restore(np.zeros((1, 2, 4), np.uint8), np.array([[3, 9]])), "from 3 to 9"),

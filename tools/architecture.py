@@ -1,4 +1,4 @@
-"""Draw docs/architecture.svg: how an image travels from a file to a gradient and to a picture.
+"""Draw docs/architecture.svg: how an image travels from a file to a gradient and to an image.
 
 Three lanes of boxes, read from left to right: data, training, sampling. A box says what it does and
 which file does it. The colours follow the reader's light or dark scheme.
@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 1180, 682
 BOX_W, BOX_H, STEP = 164, 92, 192
 LEFT = 28
 LANES = {"data": 76, "training": 296, "sampling": 548}  # top of the boxes
-VISIBLE = (1, 6, 11, 12)  # of the 4×4 patches in the small pictures
+VISIBLE = (1, 6, 11, 12)  # of the 4×4 patches in the small images
 
 STYLE = """
 :root { color-scheme: light dark }
@@ -75,7 +75,7 @@ SAMPLING = [
     Box("sampler", ("Euler, Heun, DPM++,", "ancestral, Langevin"), "core/samplers.py"),
     Box("denoiser", ("x, σ, labels → x0", "from F in closed form"), "core/denoiser.py"),
     Box("pixels", ("patches → images", "→ uint8"), "core/spaces.py"),
-    Box("picture", ("grid, PNGs or array,", "seeds inside"), "pictures.py"),
+    Box("image", ("grid, PNGs or array,", "seeds inside"), "pictures.py"),
 ]
 
 
@@ -85,7 +85,7 @@ def picture() -> str:
     data, training, sampling = LANES.values()
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        'aria-label="From a file to a gradient, and from noise to a picture">',
+        'aria-label="From a file to a gradient, and from noise to an image">',
         f"<style>{STYLE}</style>",
         f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}" rx="8"/>',
         _text(LEFT, 34, "Data", "lane"),

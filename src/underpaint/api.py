@@ -116,7 +116,8 @@ def audit(source: str | Path, **settings: Any) -> dict[str, Any]:
 
 def _run(run: config.Run | None, out: str | Path, write_report: bool, **settings: Any) -> Path:
     with shown(settings["quiet"]):
-        folder = train_loop(run, out, make_check=OverfitCheck.of, report=write_report, **settings)
+        page = report.follow if write_report else None
+        folder = train_loop(run, out, make_check=OverfitCheck.of, page=page, **settings)
         if write_report and os.environ.get("RANK", "0") == "0":  # the first process of `torchrun`
             with doing("writing the report"):
                 report.build(folder)

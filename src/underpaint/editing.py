@@ -1,18 +1,18 @@
-"""Editing pictures with a trained model: repaint a part, widen, vary, go from one to another.
+"""Editing images with a trained model: repaint a part, widen, vary, go from one to another.
 
     inpaint      what is erased is drawn anew, given what is kept     RePaint, arXiv 2201.09865
     outpaint     what lies beyond the edges                           the same, window by window
     restore      what sealed data do not hold                         the same
-    vary         the picture noised to a level, and drawn from there  SDEdit, arXiv 2108.01073
+    vary         the image noised to a level, and drawn from there  SDEdit, arXiv 2108.01073
     interpolate  from one seed's noise to another's, along the sphere
 
-Pictures are uint8 [n, H, W, C]. What is kept comes back as it was given, bit for bit, and nothing
-of what is erased is read. Picture i is drawn with its own seed, whatever the batch.
+Images are uint8 [n, H, W, C]. What is kept comes back as it was given, bit for bit, and nothing
+of what is erased is read. Image i is drawn with its own seed, whatever the batch.
 
 The space decides where the known part is put in: pixels as they are; wavelets through their inverse
 (white noise of coefficients is white noise of pixels, 2^levels as large); latents where none of a
 latent's pixels are erased, with the erased pixels filled by the nearest kept ones before encoding.
-There the model's picture of the kept part is not quite the truth, so a seam shows. `soft` pixels of
+There the model's image of the kept part is not quite the truth, so a seam shows. `soft` pixels of
 the erased part hide it: the difference, averaged over the kept pixels nearby, is added to what was
 drawn, less and less with the distance to the edge.
 """
@@ -38,26 +38,26 @@ RESAMPLE = 5  # times that each step is taken
 SOFT = 2  # pixels in which a seam is hidden
 
 Pictures = NDArray[np.uint8]  # [n, H, W, C]
-Keep = NDArray[np.bool_]  # [n, H, W]: True where a picture stays
+Keep = NDArray[np.bool_]  # [n, H, W]: True where an image stays
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """All that a model needs to draw n pictures; `Model` makes it."""
+    """All that a model needs to draw n images; `Model` makes it."""
 
     seeds: Sequence[int]  # [n]
     space: spaces.Space
     vae: VAE | None
     sampling: Sampling
     sigmas: Tensor  # [steps + 1]
-    denoise: Callable[[range], Denoise]  # of some of the pictures, with their labels
+    denoise: Callable[[range], Denoise]  # of some of the images, with their labels
     images: Callable[[Tensor], Tensor]  # patches → [B, C, H, W], through the autoencoder
     device: torch.device
     batch: int
     at: At  # how far it is
 
     def parts(self) -> Iterator[tuple[range, SeededNoise, Tensor]]:
-        """Batches: which pictures, their noise, and its first draw [B, N, P]."""
+        """Batches: which images, their noise, and its first draw [B, N, P]."""
         n, shape = len(self.seeds), (math.prod(self.space.grid), self.space.patch_dim)
         for start in range(0, n, self.batch):
             part = range(start, min(start + self.batch, n))
@@ -138,7 +138,7 @@ def restore(
     resample: int,
     soft: int,
 ) -> Pictures:
-    """Pictures from some of their patches: see `Model.restore`."""
+    """Images from some of their patches: see `Model.restore`."""
     (H, W), C = drawing.space.size, drawing.space.channels
     patches, positions = np.asarray(patches), np.asarray(positions)
     side = math.isqrt(patches.shape[-1] // C) if patches.ndim == 3 else 0
@@ -152,13 +152,13 @@ def restore(
     ):
         raise UserError(
             f"patches {patches.dtype} {list(patches.shape)} at positions {list(positions.shape)} "
-            f"are not of this model's pictures, {H}×{W}×{C}; give uint8 [n, V, {C}·p²] and [n, V], "
+            f"are not of this model's images, {H}×{W}×{C}; give uint8 [n, V, {C}·p²] and [n, V], "
             "as sealed data hold them"
         )
     n, grid = len(patches), (H // side, W // side)
     if positions.size and not 0 <= positions.min() <= positions.max() < math.prod(grid):
         raise UserError(
-            f"positions from {positions.min()} to {positions.max()}: this model's pictures have "
+            f"positions from {positions.min()} to {positions.max()}: this model's images have "
             f"{math.prod(grid)} patches of {side}×{side} pixels, numbered from 0"
         )
     whole = np.zeros((n, math.prod(grid), patches.shape[2]), np.uint8)
@@ -255,7 +255,7 @@ def _seam(difference: Tensor, keep: Keep, soft: int) -> Tensor:
 def _windows(known: NDArray[np.bool_], size: tuple[int, int]) -> list[tuple[int, int]]:
     """Corners (row, column) of windows that fill what is not `known`; most known ones first.
 
-    They overlap by half where the picture is larger than a window.
+    They overlap by half where the image is larger than a window.
     """
     known, order = known.copy(), []
     (H, W), (h, w) = known.shape, size
@@ -275,7 +275,7 @@ def _windows(known: NDArray[np.bool_], size: tuple[int, int]) -> list[tuple[int,
     return order
 
 
-# --- whole pictures --------------------------------------------------------------------------
+# --- whole images --------------------------------------------------------------------------
 
 
 def vary(drawing: Drawing, images: Pictures, strength: float) -> Pictures:
@@ -283,7 +283,7 @@ def vary(drawing: Drawing, images: Pictures, strength: float) -> Pictures:
     images = _checked(drawing, images)
     if not 0 < strength <= 1:
         raise UserError(
-            f"strength {strength:g}: give a number above 0 (the picture as it is), up to 1 "
+            f"strength {strength:g}: give a number above 0 (the image as it is), up to 1 "
             "(nothing of it is left)"
         )
     levels = _from(drawing.sigmas, strength)
@@ -298,7 +298,7 @@ def vary(drawing: Drawing, images: Pictures, strength: float) -> Pictures:
 
 
 def interpolate(drawing: Drawing, seed_a: int, seed_b: int) -> Pictures:
-    """Pictures between those of two seeds, whatever `drawing.seeds`: see `Model.interpolate`."""
+    """Images between those of two seeds, whatever `drawing.seeds`: see `Model.interpolate`."""
     if drawing.sampling.sampler in samplers.NOISY:
         raise UserError(
             f"sampler {drawing.sampling.sampler} adds noise of its own at every step, between "
@@ -309,7 +309,7 @@ def interpolate(drawing: Drawing, seed_a: int, seed_b: int) -> Pictures:
             raise UserError(f"seed {seed}: give a whole number from 0 to 2^63 - 1")
     n = len(drawing.seeds)
     if n < 2:
-        raise UserError(f"{n} pictures to interpolate two seeds: both ends alone are 2; give more")
+        raise UserError(f"{n} images to interpolate two seeds: both ends alone are 2; give more")
     shape = (math.prod(drawing.space.grid), drawing.space.patch_dim)
     a, b = (SeededNoise([seed]).initial(shape)[0] for seed in (seed_a, seed_b))
     noise = torch.stack([slerp(a, b, i / (n - 1)) for i in range(n)])
@@ -384,7 +384,7 @@ def _steps(drawing: Drawing, resample: int) -> int:
 
 
 def _checked(drawing: Drawing, images: Pictures, any_size: bool = False) -> Pictures:
-    """The pictures, if they are the model's."""
+    """The images, if they are the model's."""
     (H, W), C = drawing.space.size, drawing.space.channels
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != C:
@@ -411,7 +411,7 @@ def _kept(keep: NDArray[np.bool_], n: int, space: spaces.Space) -> Keep:
         h, w = space.grid
         raise UserError(
             f"keep {keep.dtype} {list(keep.shape)} was given for {n} images; expected booleans, "
-            f"True where a picture stays, of pixels [{H}, {W}] or patches [{h}, {w}], or "
+            f"True where an image stays, of pixels [{H}, {W}] or patches [{h}, {w}], or "
             f"{n} of them"
         )
     if patches:

@@ -218,29 +218,39 @@ def is_number(name: str) -> bool:
     return re.fullmatch(r"[0-9]{12}", name) is not None
 
 
-def mark(folder: Path, kind: str) -> None:
-    """Write that `folder` is ours: `kind` is run, study or export; of an export its files, too."""
+def mark(folder: Path, kind: str, form: str = "") -> None:
+    """Write that `folder` is ours: `kind` is run, study or export.
+
+    Of an export its `form` and its files are in the mark, too.
+    """
     about: dict[str, Any] = {"kind": kind, "format": 1, "underpaint": __version__}
     if kind == "export":
-        about["files"] = _files(folder)
+        about |= {"form": form, "files": _files(folder)}
     replace_text(folder / MARK, json.dumps(about) + "\n")
 
 
 def is_marked(folder: Path, kind: str) -> bool:
     """Whether `folder` is ours, as a run, a study or an export."""
+    return _marked(folder).get("kind") == kind
+
+
+def form_of(folder: Path) -> str | None:
+    """The form of a marked export; None where that is not known."""
+    form = _marked(folder).get("form")
+    return form if isinstance(form, str) else None
+
+
+def _marked(folder: Path) -> dict[str, Any]:
     try:
         found = read_json(folder / MARK)
     except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("kind") == kind
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def added(folder: Path) -> list[str]:
     """The files in a marked export that were put there since, by their paths in it."""
-    try:
-        ours = read_json(folder / MARK).get("files")
-    except (OSError, ValueError, AttributeError):
-        ours = None
+    ours = _marked(folder).get("files")
     known = ours if isinstance(ours, list) else []
     return [name for name in _files(folder) if name not in known]
 

@@ -253,7 +253,7 @@ class Model:
         batch: int = 64,
         **changes: Any,
     ) -> Iterator[editing.Drawing]:
-        """What `n` pictures are drawn with, the network in evaluation mode. Raises as `sample`."""
+        """What `n` images are drawn with, the network in evaluation mode. Raises as `sample`."""
         sampling = self.sampling_with(**changes)
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: both must be at least 1")
@@ -297,7 +297,7 @@ class Model:
     ) -> np.ndarray:
         """Draw parts of `images` uint8 [n, H, W, C] anew: the same with those parts drawn.
 
-        `keep`: booleans, True where a picture stays bit for bit; of pixels [H, W] or [n, H, W], or
+        `keep`: booleans, True where an image stays bit for bit; of pixels [H, W] or [n, H, W], or
         of patches [h, w] or [n, h, w]. Nothing of what is erased is read. `resample`: how often
         each step is taken (RePaint); 1 is fast and fits less. `soft`: pixels of the erased part in
         which a seam is hidden. Sampler euler, heun or ancestral. Raises UserError for wrong use.
@@ -335,7 +335,7 @@ class Model:
         soft: int = editing.SOFT,
         **how: Any,
     ) -> np.ndarray:
-        """Pictures uint8 [n, H, W, C] from visible patches alone; the rest as `inpaint`.
+        """Images uint8 [n, H, W, C] from visible patches alone; the rest as `inpaint`.
 
         `patches` uint8 [n, V, C·p²] and `positions` int [n, V] as sealed data hold them (of four
         channels premultiplied); p need not be the model's.
@@ -344,16 +344,16 @@ class Model:
             return editing.restore(drawing, patches, positions, resample, soft)
 
     def vary(self, images: np.ndarray, strength: float = 0.6, **how: Any) -> np.ndarray:
-        """Pictures like `images` uint8 [n, H, W, C]: noised, and drawn from there (SDEdit).
+        """Images like `images` uint8 [n, H, W, C]: noised, and drawn from there (SDEdit).
 
-        `strength`: the share of the sampling steps that are taken, above 0 (the picture as it is)
-        to 1 (a sample of that seed, of which the picture is no part). Raises UserError.
+        `strength`: the share of the sampling steps that are taken, above 0 (the image as it is)
+        to 1 (a sample of that seed, of which the image is no part). Raises UserError.
         """
         with self._drawing(len(images), **how) as drawing:
             return editing.vary(drawing, images, strength)
 
     def interpolate(self, seed_a: int, seed_b: int, n: int = 8, **how: Any) -> np.ndarray:
-        """`n` pictures from the sample of one seed to that of another: uint8 [n, H, W, C].
+        """`n` images from the sample of one seed to that of another: uint8 [n, H, W, C].
 
         Their noise lies on the sphere between (slerp), evenly. Samplers that add noise are refused.
         """

@@ -107,22 +107,24 @@ def names(seeds: Sequence[int], labels: Sequence[str | None] | None = None) -> l
 def save_folder(
     folder: Path,
     images: Images,
-    seeds: Sequence[int],
+    seeds: Sequence[int] = (),
     labels: Sequence[str | None] | None = None,
     about: About | None = None,
     files: Sequence[str] | None = None,
 ) -> list[Path]:
     """Write one PNG an image, called as in `names` or in `files`, and return their paths.
 
-    `about`, seed and label are in its text chunks. Raises UserError if none could be written.
+    `about`, seed and label are in its text chunks; without `seeds`, of images that have none, no
+    seed is. Raises UserError if none could be written.
     """
     files = files or names(seeds, labels)
     with writing(folder), filling(folder) as temporary:
-        for i, (pixels, seed) in enumerate(zip(images, seeds, strict=True)):
-            label = labels[i] if labels is not None else None
-            chunks = {**(about or {}), "seed": seed} | (
-                {"label": label} if label is not None else {}
-            )
+        for i, pixels in enumerate(images):
+            chunks: dict[str, object] = {**(about or {})}
+            if seeds:
+                chunks["seed"] = seeds[i]
+            if labels is not None and labels[i] is not None:
+                chunks["label"] = labels[i]
             picture(pixels).save(temporary / files[i], "PNG", pnginfo=_chunks(chunks))
     return [folder / name for name in files]
 

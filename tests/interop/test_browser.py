@@ -260,7 +260,7 @@ def test_a_picture_of_ones_own_is_varied(site: Site, tmp_path: Path) -> None:
     (tmp_path / "no.png").write_text("no picture")
     page.set_input_files("#file", tmp_path / "no.png")
     page.wait_for_selector("#error:not([hidden])")
-    assert "no.png is no picture" in page.inner_text("#error")
+    assert "no.png is no image" in page.inner_text("#error")
 
 
 def test_the_way_between_two_seeds_ends_at_both(site: Site) -> None:

@@ -115,6 +115,8 @@ def test_export_to_a_folder(
     assert "holds .git/config, which no export wrote" in wrong(*again)
     shutil.rmtree(out / ".git")
     (out / "README.md").write_text("edited")
+    other = ["torch-export" if word == "folder" else word for word in again]
+    assert "is an export in the form folder, and --overwrite replaces one" in wrong(*other)
     assert main(again) == 0
     capsys.readouterr()
     assert "edited" not in (out / "README.md").read_text(encoding="utf-8")

@@ -216,10 +216,10 @@ def test_a_plan_of_minutes_is_the_default_recipe() -> None:
 
 def test_a_plan_fits_the_memory() -> None:
     roomy = plan_for()
-    needed = cost.describe(slow().on(roomy.run), (64, 64), 3)["memory"] + 3e8
-    assert roomy.counted["memory"] == needed  # as `train --dry-run` says, and the process
+    needed = cost.describe(slow().on(roomy.run), (64, 64), 3)["memory"]
+    assert roomy.counted["memory"] == needed  # as `train --dry-run` says
     assert roomy.run.train.microbatch == 0
-    tight = plan_for(on=slow(memory=needed / 0.9 - 1e6))
+    tight = plan_for(on=slow(memory=(needed + 3e8) / 0.9 - 1e6))  # and the process
     assert 0 < tight.run.train.microbatch < tight.run.stages["whole"].batch
     assert tight.counted["memory"] <= needed
     with pytest.raises(UserError, match="give a smaller --size"):
@@ -287,7 +287,7 @@ def test_this_machine_is_timed_by_real_steps(tmp_path: Path) -> None:
     began, here = time.monotonic(), machine.find("cpu")
     taken = here.an_image(run, Images("", 64, 0, (8, 8), 3), "masked", 0.05)
     assert 0 < 3 * 16 * taken < time.monotonic() - began  # three steps of 16 at least
-    assert 50e6 < here.base < here.memory  # torch is loaded
+    assert 0 < here.memory < 1.1 * machine.USABLE * machine.free_memory(here.device)
 
 
 @pytest.mark.parametrize("index", range(len(evidence.load()["networks"])))

@@ -191,7 +191,7 @@ def test_with_a_single_stage_no_time_is_claimed(tmp_path, source, stage):
     page = Page(report.build(write_run(tmp_path / "run", source, stages=(stage,))))
     assert "in one stage" in page.text
     assert "time saved" not in page.text
-    assert "longer" not in page.text
+    assert "have taken" not in page.text
     assert ("Hiding patches saved" in page.text) == (stage == "masked")
     assert ("No stage hid patches" in page.text) == (stage == "whole")
 
@@ -436,9 +436,9 @@ def test_training_images_are_left_out_if_asked(tmp_path: Path, source: str) -> N
 
 def test_a_run_is_followed_while_it_goes_on(tmp_path: Path, source: str) -> None:
     run = write_run(tmp_path / "run", source)
-    found = report.text(run, live=10)
+    found = report.live(run, 10)
     assert '<meta http-equiv="refresh" content="10">' in found
-    assert "This page follows the run" in found
+    assert "The run has ended: 64,000 of 64,000 images, 100\xa0%. This page loads" in found
     assert "Samples and real images" not in found  # nothing is drawn
     assert not (run / "report.html").exists()
     with serving.bound(functools.partial(cli_report.Live, run=run), 18400) as server:

@@ -13,7 +13,7 @@ from underpaint.cli.parser import (
     print_table,
     settings_of,
 )
-from underpaint.cli.settings import RUN, add_model
+from underpaint.cli.settings import MOVED, RUN, add_model
 from underpaint.errors import UserError, plain
 from underpaint.progress import doing
 
@@ -42,6 +42,7 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="N",
         help="with shadow: length of each training in images (default: as long as the run)",
     )
+    add("--data", metavar="DATA", help=MOVED)
     add("--members", metavar="DATA", help="images trained on (default: as the run recorded)")
     add("--non-members", metavar="DATA", help="images not trained on (default: those held out)")
     add(

@@ -1,6 +1,6 @@
-"""`underpaint edit`: parts of pictures drawn anew, wider pictures, variations, interpolation.
+"""`underpaint edit`: parts of images drawn anew, wider images, variations, interpolation.
 
-Reads pictures and masks, has `Model` edit them, and writes a grid (before, erased, after) or files.
+Reads images and masks, has `Model` edit them, and writes a grid (before, erased, after) or files.
 """
 
 import argparse
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from underpaint.cli.edit_images import blank, erased_of, read
 from underpaint.cli.parser import Parser, add_output, check_least, flag_of, print_json
 from underpaint.cli.sample import labels_of
 from underpaint.cli.settings import RUN, add_model, add_sampling, sampling_of
@@ -17,7 +18,6 @@ from underpaint.progress import doing
 if TYPE_CHECKING:
     import numpy as np
 
-    from underpaint.data.decode import Picture
     from underpaint.model import Model
 
 MODES = ("mask", "box", "outpaint", "strength", "interpolate", "restore")
@@ -30,24 +30,23 @@ ONLY = {  # flags, and the modes in which they mean something
     "seed": ("mask", "box", "outpaint", "strength", "restore"),
 }
 DEFAULT_N = {"interpolate": 8, "restore": 8}
-ERASED = 128  # the grey that a grid shows there; transparent in pictures that can be
 END = """\
 Give one of --mask and --box (or both), --outpaint, --strength, --interpolate, --restore:
 
   underpaint edit RUN photo.png --mask mask.png       what is white in mask.png is erased
   underpaint edit RUN photo.png --box 8,8,16,16       x, y, width and height, in pixels
   underpaint edit RUN photo.png --outpaint right=32   pixels beyond an edge; 32: beyond every edge
-  underpaint edit RUN photo.png --strength 0.6 -n 8   eight pictures like it
+  underpaint edit RUN photo.png --strength 0.6 -n 8   eight images like it
   underpaint edit RUN --interpolate 0 1 -n 8          from the sample of seed 0 to that of seed 1
   underpaint edit RUN sealed.up --restore -n 8        the images of sealed data, from their patches
 """
 
 
 class Edited(NamedTuple):
-    """What comes out: pictures uint8 [n, H, W, C], beside them what to show of each, and names."""
+    """What comes out: images uint8 [n, H, W, C], beside them what to show of each, and names."""
 
     images: "np.ndarray"
-    beside: "list[tuple[str, np.ndarray]]"  # caption and pictures [n / versions, H, W, C]
+    beside: "list[tuple[str, np.ndarray]]"  # caption and images [n / versions, H, W, C]
     stems: list[str]  # [n] of files
     versions: int
 
@@ -57,13 +56,13 @@ def arguments(parser: Parser, verb: str) -> None:
     parser.epilog = END
     add = parser.add_argument
     add("model", metavar="RUN", help=RUN)
-    add("images", nargs="*", metavar="IMAGE", help="pictures of the model's size, or see --fit")
+    add("images", nargs="*", metavar="IMAGE", help="images of the model's size, or see --fit")
     add(
         "--mask",
         nargs="+",
         metavar="FILE",
-        help="erase what is white here (one file for all pictures, or one for each); 'alpha': what "
-        "is transparent in the pictures themselves",
+        help="erase what is white here (one file for all images, or one for each); 'alpha': what "
+        "is transparent in the images themselves",
     )
     add(
         "--box",
@@ -83,24 +82,24 @@ def arguments(parser: Parser, verb: str) -> None:
         "--strength",
         type=float,
         metavar="S",
-        help="draw pictures like these: near 0 they stay, at 1 nothing of them is left",
+        help="draw images like these: near 0 they stay, at 1 nothing of them is left",
     )
     add(
         "--interpolate",
         nargs=2,
         type=int,
         metavar=("A", "B"),
-        help="pictures between those of two seeds, no IMAGE",
+        help="images between those of two seeds, no IMAGE",
     )
     add("--restore", action="store_true", help="IMAGE is sealed data: draw what they do not hold")
     add(
         "-n",
         type=int,
         metavar="N",
-        help="versions of each picture (default: 1); with --interpolate and --restore pictures "
+        help="versions of each image (default: 1); with --interpolate and --restore images "
         "(default: 8)",
     )
-    add("--fit", action="store_true", help="scale pictures and crop them to the model's size")
+    add("--fit", action="store_true", help="scale images and crop them to the model's size")
     add(
         "--resample",
         type=int,
@@ -113,7 +112,7 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="N",
         help="pixels of the erased part in which a seam is hidden (default: 2)",
     )
-    add("--seed", type=int, help="picture i has seed SEED + i (default: 0)")
+    add("--seed", type=int, help="image i has seed SEED + i (default: 0)")
     add("--label", nargs="+", metavar="NAME", help="labels, in turn (default: none)")
     add_sampling(parser)
     add_model(parser, "fp32")
@@ -164,15 +163,16 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     edited = _edited(model, mode, args, boxes, margins, asked)
     seconds = time.perf_counter() - began
     n = len(edited.images)
-    seeds = [seed + i for i in range(n)]
+    seeds = [] if mode == "interpolate" else [seed + i for i in range(n)]
     about: dict[str, Any] = {"model": args.model, "weights": args.weights}
     about |= {"precision": model.precision, "edit": mode, **_settings(args, mode), **repainting}
-    about["seed"] = seed
+    if mode != "interpolate":  # whose images lie between those of two seeds
+        about["seed"] = seed
     for name, given in sampling.items():
         about[name] = getattr(model.spec.sampling, name) if given is None else given
     drawn = [labels[i % len(labels)] for i in range(n)] if labels else None
     if folder:
-        files = pictures.names(seeds, edited.stems)
+        files = pictures.names(seeds, edited.stems) if seeds else _numbered(args.interpolate, n)
         check_new([out / name for name in files], args.overwrite)
         pictures.save_folder(out, edited.images, seeds, drawn, about, files)
     else:
@@ -202,7 +202,7 @@ def _mode(args: argparse.Namespace) -> str:
             raise UserError(f"{flag_of(name)} has no meaning with {flag_of(mode)}; leave it out")
     if mode == "interpolate" and args.images:
         raise UserError(
-            f"--interpolate goes between two seeds, not pictures; leave {args.images[0]} out"
+            f"--interpolate goes between two seeds, not images; leave {args.images[0]} out"
         )
     if mode != "interpolate" and not args.images:
         raise UserError("edit needs IMAGE, before the flags: underpaint edit RUN IMAGE … --flags")
@@ -225,6 +225,12 @@ def _settings(args: argparse.Namespace, mode: str) -> dict[str, Any]:
     if mode == "interpolate":
         return {"seeds": "{} to {}".format(*args.interpolate)}
     return {"strength": args.strength} if mode == "strength" else {}
+
+
+def _numbered(ends: list[int], count: int) -> list[str]:
+    """Names of files between two seeds: `seeds0-1_00.png`."""
+    digits = max(2, len(str(count - 1)))
+    return [f"seeds{ends[0]}-{ends[1]}_{i:0{digits}d}.png" for i in range(count)]
 
 
 def _box(text: str) -> tuple[int, int, int, int]:
@@ -254,7 +260,7 @@ def _margins(texts: list[str]) -> dict[str, int]:
     return found
 
 
-# --- pictures and masks ----------------------------------------------------------------------
+# --- images and masks ----------------------------------------------------------------------
 
 
 def _edited(
@@ -271,12 +277,11 @@ def _edited(
     if mode == "interpolate":
         del how["seed"]
         seed_a, seed_b = args.interpolate
-        images = model.interpolate(seed_a, seed_b, count, **how)
-        return Edited(images, [], ["-".join(map(str, args.interpolate))] * count, 1)
+        return Edited(model.interpolate(seed_a, seed_b, count, **how), [], [], 1)
     if mode == "restore":
         return _restored(model, args.images[0], count, how)
     free = mode == "outpaint" and not args.fit
-    pictures = [_picture(path, model, args.fit, free) for path in args.images]
+    pictures = [read(path, model, args.fit, free) for path in args.images]
     stems = [Path(path).stem for path in args.images for _ in range(count)]
     first = pictures[0].pixels.shape
     for path, picture in zip(args.images, pictures, strict=True):
@@ -290,12 +295,12 @@ def _edited(
     if mode == "outpaint":
         images = model.outpaint(many, **margins, **how)
         top, left = margins.get("top", 0), margins.get("left", 0)
-        canvas = _blank((len(before), *images.shape[1:]))
+        canvas = blank((len(before), *images.shape[1:]))
         canvas[:, top : top + first[0], left : left + first[1]] = before
         return Edited(images, [("before", canvas)], stems, count)
-    erased = _erased(model, args, pictures, boxes)
+    erased = erased_of(model, args, pictures, boxes)
     images = model.inpaint(many, ~erased.repeat(count, 0), **how)
-    seen = np.where(erased[..., None], _blank(before.shape), before)
+    seen = np.where(erased[..., None], blank(before.shape), before)
     return Edited(images, [("before", before), ("erased", seen)], stems, count)
 
 
@@ -323,110 +328,13 @@ def _restored(model: "Model", path: str, count: int, how: dict[str, Any]) -> Edi
     shown = np.zeros((len(ids), grid[0] * grid[1]), np.bool_)
     np.put_along_axis(shown, positions, True, 1)
     kept = shown.reshape(-1, *grid).repeat(found.about["patch"], 1).repeat(found.about["patch"], 2)
-    seen = np.where(kept[..., None], images, _blank(images.shape))
+    seen = np.where(kept[..., None], images, blank(images.shape))
     stems = [Path(path).stem] * len(ids)
     return Edited(images, [("sealed", alpha.straight(alpha.premultiplied(seen)))], stems, 1)
 
 
-def _blank(shape: tuple[int, ...]) -> "np.ndarray":
-    import numpy as np
-
-    return np.full(shape, 0 if shape[-1] == 4 else ERASED, np.uint8)
-
-
-def _decoded(path: str, size: tuple[int, int] | None, channels: int, ground: int) -> "Picture":
-    """A picture file of so many channels, scaled and cropped to `size` (height, width) if given."""
-    from underpaint.bounded import read_regular
-    from underpaint.data import decode
-
-    try:
-        if Path(path).is_dir():
-            raise UserError(f"{path}: is a folder; give its files, as {path}/*.png")
-        content = read_regular(path)
-        options = decode.Options(size, channels, "crop", (ground, ground, ground))
-        return decode.decode(content, options)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except decode.Unreadable as error:
-        raise UserError(f"{path}: {error}; give another file") from None
-
-
-def _picture(path: str, model: "Model", fit: bool, free: bool) -> "Picture":
-    """A picture of the model's channels, and of its size unless `free`."""
-    size = model.spec.size
-    picture = _decoded(path, size if fit else None, model.spec.channels, 255)
-    height, width = picture.pixels.shape[:2]
-    if (height, width) != size and not free:
-        raise UserError(
-            f"{path}: is {width}×{height} pixels (width × height), and this model takes "
-            f"{size[1]}×{size[0]}; add --fit to scale and crop it"
-        )
-    return picture
-
-
-def _erased(
-    model: "Model",
-    args: argparse.Namespace,
-    pictures: "list[Picture]",
-    boxes: list[tuple[int, int, int, int]],
-) -> "np.ndarray":
-    """What is erased of each picture: bool [n, H, W]."""
-    import numpy as np
-
-    (H, W), n = model.spec.size, len(pictures)
-    erased = np.zeros((n, H, W), np.bool_)
-    for x, y, w, h in boxes:
-        if x + w > W or y + h > H:
-            raise UserError(f"--box {x},{y},{w},{h}: ends beyond the picture, {W}×{H} pixels")
-        erased[:, y : y + h, x : x + w] = True
-    masks = args.mask or []
-    if len(masks) not in (0, 1, n):
-        raise UserError(f"--mask: {len(masks)} files for {n} pictures; give one, or one for each")
-    for i, picture in enumerate(pictures):
-        if masks == ["alpha"]:
-            erased[i] |= _transparent(args.images[i], picture.original_size, (H, W), args.fit)
-        elif masks:
-            path = masks[i % len(masks)]
-            grey = _decoded(path, None, 1, 0).pixels[:, :, 0]  # transparent: black, kept
-            erased[i] |= _fitted(path, grey, picture.original_size, (H, W), args.fit)
-    return erased
-
-
-def _transparent(
-    path: str, original: tuple[int, int], size: tuple[int, int], fit: bool
-) -> "np.ndarray":
-    """Where a picture shows less than half of itself."""
-    picture = _decoded(path, None, 4, 0)
-    if not picture.transparent:
-        raise UserError(
-            f"{path}: has no transparent pixels, which --mask alpha would erase; give a mask file"
-        )
-    return _fitted(path, 255 - picture.pixels[:, :, 3], original, size, fit)
-
-
-def _fitted(
-    path: str, grey: "np.ndarray", original: tuple[int, int], size: tuple[int, int], fit: bool
-) -> "np.ndarray":
-    """A mask of grey values as what is erased, [H, W]; it goes the way of its picture."""
-    from PIL import Image
-
-    from underpaint.data import decode
-
-    height, width = grey.shape
-    if (height, width) != size and not fit:
-        raise UserError(
-            f"{path}: the mask is {width}×{height} pixels (width × height), and the picture "
-            f"{size[1]}×{size[0]}; add --fit to scale it"
-        )
-    if (height, width) != size:
-        mask = decode.from_array(grey).resize((original[1], original[0]), Image.Resampling.NEAREST)
-        options = decode.Options(size, 1, "crop", (0, 0, 0))
-        grey = decode.fit(mask, options)[:, :, 0]
-    return grey >= 128
-
-
 def _save_grid(out: Path, edited: Edited, chunks: dict[str, Any]) -> None:
-    """A row for each picture: what it was, then its versions."""
+    """A row for each image: what it was, then its versions."""
     import numpy as np
 
     from underpaint import pictures

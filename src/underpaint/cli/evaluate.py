@@ -13,7 +13,7 @@ from underpaint.cli.parser import (
     print_table,
     settings_of,
 )
-from underpaint.cli.settings import RUN, add_model, add_sampling, add_setting, sampling_of
+from underpaint.cli.settings import MOVED, RUN, add_model, add_sampling, add_setting, sampling_of
 from underpaint.errors import UserError, plain
 from underpaint.progress import doing
 
@@ -35,6 +35,7 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="DATA",
         help="real images, as `prepare` reads them (default: the run's own data)",
     )
+    add("--data", metavar="DATA", help=MOVED)
     add(
         "-n",
         type=int,

@@ -95,8 +95,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     screen, how = console(), "measured here"
     if found.sheet:
         how = f"computed, not measured ({found.sheet['source']}; its utilisation is assumed)"
-    memory = f"{plan.counted['memory'] / 2**30:.1f} GiB"
-    screen.print(f"in all about {shown(plan.seconds)} in {memory} on {found.name}, {how}")
+    screen.print(f"in all about {shown(plan.seconds)} on {found.name}, {how}")
     for reason in plan.reasons:
         if args.explain or not reason.startswith("network "):
             screen.print(f"- {reason}")

@@ -53,7 +53,7 @@ def recipes(minutes: float, seed: int) -> dict[str, config.Run]:
         raise UserError(f"--minutes {minutes:g}: give a positive number of minutes")
     main = config.preset("quickstart")
     main.train.seed = seed
-    if minutes < 1:  # a trial: pictures shall not take longer than the training
+    if minutes < 1:  # a trial: images shall not take longer than the training
         main.sampling.steps = 10
     whole_minutes = sum(stage.minutes for stage in main.stages.values())
     for stage in main.stages.values():

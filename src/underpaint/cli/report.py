@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     place = Path(args.run).expanduser()
     if args.live:
         check_port(args.port)
-        report.text(place, live=EVERY)  # refuses what is no run
+        report.live(place, EVERY)  # refuses what is no run
         serve(functools.partial(Live, run=place), args.port, _said(args), not args.no_browser)
         return
     path = report.build(place, training_images=args.training_images)
@@ -80,7 +80,7 @@ class Live(Quiet):
             return
         try:
             with DRAWING:
-                page = report.text(self.run, live=EVERY)
+                page = report.live(self.run, EVERY)
         except UserError as error:  # as while a run begins anew
             page = f'<meta http-equiv="refresh" content="{EVERY}"><p>{html.escape(str(error))}</p>'
         self.send_response(200)

@@ -95,7 +95,7 @@ def _facts(found: dict[str, Any]) -> dict[str, str]:
         else "none: images had this size",
         "near duplicates": f"{near['images']:,} images in {near['groups']:,} groups (the largest "
         f"of {near['largest']:,}), {near['exact']:,} exact copies; a group shows together "
-        f"{near['joint_coverage_mean']:.1%} of a picture on average, at most "
+        f"{near['joint_coverage_mean']:.1%} of an image on average, at most "
         f"{near['joint_coverage_largest']:.1%}"
         if near["groups"]
         else "none",

@@ -141,6 +141,7 @@ def images_of(args: argparse.Namespace, names: Sequence[str] = IMAGES) -> config
 
 
 RUN = "a run, a checkpoint, an exported model, pretrained:NAME, or ORG/NAME on the Hugging Face Hub"
+MOVED = "where the run's images are now, if they have moved"
 REVISION = "of ORG/NAME on the Hub: a branch, a tag or a commit (default: its main branch)"
 
 

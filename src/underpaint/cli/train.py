@@ -368,7 +368,7 @@ def print_cost(found: dict[str, Any]) -> None:
     out.print(f"{found['parameters']:,} parameters, images of {height}×{wide}×{found['channels']}")
     if found.get("assumed"):
         out.print("no images and no --size were given, so a size is assumed")
-    columns = ["stage", "mask", "hidden", "patches", "GFLOP/image", "cost", "length", "memory"]
+    columns = ["stage", "mask", "hidden", "patches", "GFLOP/image", "cost", "length"]
     rows = [
         [
             stage["name"],
@@ -378,7 +378,6 @@ def print_cost(found: dict[str, Any]) -> None:
             f"{stage['flops_per_image'] / 1e9:,.4g}",
             f"1/{stage['times_cheaper']:.3g}",
             f"{stage['images']:,} images" if stage["images"] else f"{stage['minutes']:.3g} min",
-            f"{stage['memory'] / 2**30:.2f} GiB",
         ]
         for stage in found["stages"]
     ]
@@ -400,3 +399,4 @@ def print_cost(found: dict[str, Any]) -> None:
         from underpaint.report.summary import flops
 
         out.print(f"training: {flops(found['flops'])} in all")
+    out.print(f"memory: {found['memory'] / 2**30:.2f} GiB, beside what Python and torch take")

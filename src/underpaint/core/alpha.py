@@ -1,6 +1,6 @@
-"""Pictures with transparency: uint8 colours beside an alpha, and what is computed of them.
+"""Images with transparency: uint8 colours beside an alpha, and what is computed of them.
 
-Pictures `[…, 4]` hold straight colours, as PNGs do; one of whose pixels alpha is 0 shows no colour,
+Images `[…, 4]` hold straight colours, as PNGs do; one of whose pixels alpha is 0 shows no colour,
 and has the colour 0. What is compared or learned is premultiplied (Porter and Duff 1984):
 
     premultiplied  c = α s        straight  s = c / α        over a ground g  c + (1 − α) g
@@ -17,7 +17,7 @@ Pictures = NDArray[np.uint8]
 
 
 def premultiplied(images: Pictures) -> Pictures:
-    """Straight colours [..., 4] → premultiplied; pictures of other channels as they are."""
+    """Straight colours [..., 4] → premultiplied; images of other channels as they are."""
     if images.shape[-1] != CHANNELS:
         return images
     wide = images.astype(np.uint16)
@@ -25,7 +25,7 @@ def premultiplied(images: Pictures) -> Pictures:
 
 
 def straight(images: Pictures) -> Pictures:
-    """Premultiplied colours [..., 4] → straight; pictures of other channels as they are.
+    """Premultiplied colours [..., 4] → straight; images of other channels as they are.
 
     Colours above their alpha, which nothing has that was premultiplied, become 255.
     """

@@ -122,7 +122,7 @@ class Picture(NamedTuple):
 
 
 def decode(data: bytes, options: Options) -> Picture:
-    """The picture in the bytes of a file. Raises `Unreadable`."""
+    """The image in the bytes of a file. Raises `Unreadable`."""
     if not data:
         raise Unreadable("is empty")
     try:

@@ -1,6 +1,6 @@
 """Groups of images that are equal or nearly so, found once and remembered in the cache.
 
-Nearly equal is what `near_duplicates` says: a picture saved again, at another size or quality, or a
+Nearly equal is what `near_duplicates` says: an image saved again, at another size or quality, or a
 little brighter. Groups are chains: a and c are in one if both are near to b.
 """
 

@@ -1,12 +1,12 @@
 """Near duplicates in a stream of images: which earlier images is this one almost equal to?
 
 Two images are near if their thumbnails of 8 × 8 block means differ by at most `NEAR` grey levels
-(root mean square). That finds a picture saved again, at another size or quality, or a little
+(root mean square). That finds an image saved again, at another size or quality, or a little
 brighter; not a mirrored or cropped one.
 
 All such pairs are found without comparing every two images: for a unit vector u and thumbnails a, b
 of d numbers, |u·a − u·b| ≤ ‖a − b‖ ≤ NEAR·√d = T. Thumbnails lie in cells 2T wide along seven
-such directions, so that those near a given one lie in at most 2⁷ cells. That is quick for pictures;
+such directions, so that those near a given one lie in at most 2⁷ cells. That is quick for images;
 pure noise, all of whose thumbnails are grey, comes down to comparing every two. About 200 bytes an
 image are kept, in memory only: cells are hashed to chains in an array, since a Python dict would
 take half as much again. Two cells may share a chain, which only costs a comparison.
@@ -90,7 +90,7 @@ def thumbnail(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
 
 
 def _directions(shape: tuple[int, int, int]) -> NDArray[np.float64]:
-    """Unit vectors [7, d] along which pictures differ most: light, slopes, middle, hues."""
+    """Unit vectors [7, d] along which images differ most: light, slopes, middle, hues."""
     h, w, channels = shape
     y, x = np.mgrid[:h, :w] + 0.5
     down, right = np.where(y < h / 2, 1.0, -1.0), np.where(x < w / 2, 1.0, -1.0)

@@ -29,7 +29,7 @@ from underpaint.hardware import Precision
 from underpaint.hub import Repository
 from underpaint.io import replace_text
 from underpaint.progress import doing
-from underpaint.training import distributed
+from underpaint.training import distributed, provenance
 from underpaint.training.checkpointing import read_progress
 
 LEAST = 64  # images a side
@@ -59,6 +59,7 @@ def evaluate(
     source: str | Path,
     reference: str | None = None,
     *,
+    data: str | None = None,
     n: int | None = None,
     extractor: str = "mobilenetv2",
     weights_file: str | Path | None = None,
@@ -76,7 +77,8 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """Score `source`, a model (as `model_folder.find`) or images, against the images `reference`.
 
-    `reference` None: the run's own data. `n` images a side; None: as many as are held out (at most
+    `reference` None: the run's own data, which lie in `data` if they have moved, split as the run
+    recorded. `n` images a side; None: as many as are held out (at most
     MOST). `sampling`: what differs from the model's own settings, by the names in SAMPLING. `vae`
     and `precision`: as in `model.load`. `channels`: of images that are scored, None: 3; a model
     has its own.
@@ -92,8 +94,12 @@ def evaluate(
     try:
         network = features.load(extractor, weights_file, str(world.device))
         images = _images(source, size, channels or 3) if not _is_model(source) else None
-        wanted = _reference(source, reference, held_out, size, channels, images)
-        real = _prepared(wanted, world)
+        if data is not None and (images is not None or reference is not None):
+            raise UserError("--data is where the images of a run are now; leave it out")
+        wanted = _reference(source, reference, data, held_out, size, channels, images)
+        real, lacking = _prepared(wanted, world), []
+        if images is None and reference is None and held_out is None:
+            real, lacking = _as_recorded(source, real, wanted)
         if real.channels == alpha.CHANNELS and not real.report["transparent"]:
             raise UserError(
                 f"{source} has transparency (rgba), and no image of {wanted.source} has a "
@@ -115,6 +121,7 @@ def evaluate(
             )
         train, held = (_shuffled(ids) for ids in (real.train_ids, real.held_out_ids))
         count, notes = _count(n, len(train), len(held), judged.most)
+        notes += lacking
         if images is not None and real.channels < alpha.CHANNELS and real.report["transparent"]:
             notes.append(
                 f"{wanted.source} has transparent pixels, which are scored over white; add "
@@ -189,6 +196,7 @@ def _images(source: str | Path, size: tuple[int, ...], channels: config.Channels
 def _reference(
     source: str | Path,
     reference: str | None,
+    moved: str | None,
     held_out: str | None,
     size: tuple[int, ...],
     channels: config.Channels | None,
@@ -205,7 +213,11 @@ def _reference(
     real = config.Data()
     if place:
         run = config.load(place / "config.yaml")
-        real = run.last.data or run.data
+        real = run.data_of(run.last)
+        if reference is None:
+            real = provenance.data_of(run, moved, place)
+    elif moved is not None:
+        raise UserError(f"{source}: is no run, which --data is for; give --reference DATA")
     if not real.source and reference is None:
         raise UserError(f"{source}: does not say what it was trained on; add --reference DATA")
     if size and config.image_size(size) != spec.size:
@@ -226,6 +238,19 @@ def _prepared(wanted: config.Data, world: distributed.World) -> Dataset:
         data.prepare(wanted)
     world.barrier()  # the first process fills the cache, the others read it
     return data.prepare(wanted)
+
+
+def _as_recorded(
+    source: str | Path, real: Dataset, wanted: config.Data
+) -> tuple[Dataset, list[str]]:
+    """The run's images, split as it recorded; and what it lacks for that, in a sentence."""
+    place = model_folder.run_of(model_folder.find(source))
+    if place is None or not (place / "images.json").is_file():
+        why = "images are held out anew, and it may have been trained on some of them"
+        return real, [f"{source}: holds no images.json of a run, so {why}"]
+    split = provenance.split_of(place, real.file_sha256, wanted.source)
+    ids = {"train_ids": split.train_ids, "held_out_ids": split.held_out_ids}
+    return replace(real, **ids), [split.lacking] if split.lacking else []
 
 
 def _folder(

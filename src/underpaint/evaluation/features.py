@@ -10,8 +10,8 @@ is never imported), else from a download; the sha256 is fixed in all three cases
 resized changes scores by several points (Parmar et al. 2022, arXiv 2104.11222), so the rule is part
 of an extractor.
 
-These networks see three channels. A picture with transparency is laid over black and over white,
-and its features are the means of both, as those of a picture are means over its places: what is
+These networks see three channels. An image with transparency is laid over black and over white,
+and its features are the means of both, as those of an image are means over its places: what is
 right over one ground alone is not near.
 """
 

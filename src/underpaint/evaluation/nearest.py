@@ -113,6 +113,6 @@ def _nearest(
 
 
 def _flat(images: Images) -> NDArray[np.float64]:
-    if images.ndim == 4:  # pictures: features may be four numbers, too
+    if images.ndim == 4:  # images: features may be four numbers, too
         images = premultiplied(cast(NDArray[np.uint8], images))
     return images.reshape(len(images), -1).astype(np.float64)

@@ -1,10 +1,12 @@
-"""A run in three sentences: how its samples look, how good it is, and would more time help?"""
+"""What a run's records answer: is it good, would more time help, does it copy?"""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from underpaint.evaluation import wiener
 from underpaint.evaluation.early_stopping import judge
+
+Records = Sequence[dict[str, Any]]
 
 NOISE = "samples are still noise"  # where training longer is no advice
 GOOD = "samples are as sharp as real images, without noise or copies; judge their shapes by eye"
@@ -14,22 +16,74 @@ LONGER = {
     "stop": "more training with these settings would not help: the held-out error no longer falls",
     "copying": "more training would make it worse: it is memorizing its training images",
 }
+EARLY = "not known: that takes two checks on held-out images"
+MEMORIZING = "it is memorizing: held-out images get worse while training images get better"
+UNKNOWN = "not measured"
 
 
-def verdict(records: Sequence[dict[str, Any]]) -> list[str]:
+class Answers(NamedTuple):
+    """A sentence, or a few, for each question; where nothing was measured they say so."""
+
+    good: str
+    longer: str
+    copies: str
+
+
+def verdict(records: Records) -> list[str]:
     """The sentences about the lines of a `metrics.jsonl`; none where nothing was measured."""
-    answer, found = judge(records).answer, []
-    health = [r["health"] for r in records if r["kind"] == "sample" and r.get("health")]
-    looks = health[-1]["verdict"] if health else None
-    if looks:
-        found.append(health[-1]["sentence"] or GOOD)
-    if looks == "noise" and answer in ("stop", "copying"):
-        found = [NOISE]
+    answer, health = judge(records).answer, _health(records)
+    found = [_looks(records), _scale(records)]
+    if answer in LONGER and (not health or health["verdict"] != "copies" or answer == "copying"):
+        found.append(LONGER[answer])
+    return [_sentence(text) for text in found if text]
+
+
+def answers(records: Records) -> Answers:
+    """The three answers of a page, from the lines of a `metrics.jsonl`."""
+    answer = judge(records).answer
+    good = [text for text in (_looks(records), _scale(records)) if text]
+    copies = [_copied(records), MEMORIZING if answer == "copying" else None]
+    return Answers(
+        " ".join(map(_sentence, good or [UNKNOWN])),
+        _sentence(LONGER.get(answer, EARLY)),
+        " ".join(_sentence(text) for text in copies if text) or _sentence(UNKNOWN),
+    )
+
+
+def _copied(records: Records) -> str | None:
+    """How many samples of the last grid are near copies."""
+    share = (_health(records) or {}).get("copied")
+    if share is None:
+        return None
+    if not share:
+        return "no sample of the last grid is a near copy of a training image"
+    return f"{share:.0%} of the samples of the last grid are near copies of training images"
+
+
+def _looks(records: Records) -> str | None:
+    """How the last grid looks, in a sentence."""
+    if not (health := _health(records)):
+        return None
+    if health["verdict"] == "noise" and judge(records).answer in ("stop", "copying"):
+        return NOISE
+    return str(health["sentence"] or GOOD)
+
+
+def _scale(records: Records) -> str | None:
+    """How far the last check's error is below that of a Wiener filter."""
     checks = [r for r in records if r["kind"] == "check"]
     checks = [r for r in checks if r["mask"] == "whole"] or checks  # of sealed data none is
-    if checks and (scale := wiener.below(checks[-1])):
-        text = f"the held-out error is {scale}, the best linear denoiser"
-        found.append("; ".join(filter(None, [text, wiener.worse(checks[-1])])))
-    if answer in LONGER and (looks != "copies" or answer == "copying"):
-        found.append(LONGER[answer])
-    return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in found]
+    if not checks or not (scale := wiener.below(checks[-1])):
+        return None
+    text = f"the held-out error is {scale}, the best linear denoiser"
+    return "; ".join(filter(None, [text, wiener.worse(checks[-1])]))
+
+
+def _health(records: Records) -> dict[str, Any] | None:
+    """What was measured of the last sample grid."""
+    found = [r["health"] for r in records if r["kind"] == "sample" and r.get("health")]
+    return found[-1] if found else None
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

@@ -1,7 +1,7 @@
 """The model card: what a model is, what it was trained on, how good it is, what was looked for.
 
 It is written from the run beside the weights. Of the images it holds counts, the names of the
-labels and one sha256 of all their sha256 sums, never a path, a file's name or a picture: of the
+labels and one sha256 of all their sha256 sums, never a path, a file's name or an image: of the
 recipe what names a place or a key is left out. Scores and audits count only where they are of these
 very weights. A model that came with a card keeps it.
 """

@@ -93,7 +93,7 @@ def why_not_stock(model: Model) -> str:
         return "its DiT has no norms of queries and keys, and an mlp_ratio of 4"
     _, height, width = model.space.cut
     if height != width:
-        return "its DiT takes square pictures alone"
+        return "its DiT takes square images alone"
     if spec.space.kind == "wavelets" or (spec.space.kind == "pixels" and spec.channels == 4):
         return "its DiTPipeline knows neither wavelets nor transparency"
     if model.vae is not None and model.vae.shift:
@@ -262,7 +262,7 @@ def _write_ours(model: Model, folder: Path, half: bool) -> None:
 
 def denoiser_text(network: Any) -> str:
     """`denoiser/KIND_denoiser.py` for this class of network."""
-    what = "A denoiser: noisy patches of pictures → clean ones."
+    what = "A denoiser: noisy patches of images → clean ones."
     return HEAD.format(what=what, version=__version__) + bundle(
         "underpaint.interop.diffusers_denoiser",
         also=[(network, "NETWORK")],
@@ -273,7 +273,7 @@ def denoiser_text(network: Any) -> str:
 
 def pipeline_text() -> str:
     """`pipeline.py`."""
-    what = "A pipeline: pictures, drawn as `underpaint sample` draws."
+    what = "A pipeline: images, drawn as `underpaint sample` draws."
     text = bundle("underpaint.interop.diffusers_pipeline")
     return HEAD.format(what=what, version=__version__) + text
 

@@ -1,4 +1,4 @@
-"""The pipeline of an exported folder of diffusers: pictures, drawn as `underpaint sample` draws.
+"""The pipeline of an exported folder of diffusers: images, drawn as `underpaint sample` draws.
 
 This module is exported as one file, `pipeline.py`, with all that it uses (`bundle`).
 """
@@ -18,7 +18,7 @@ from underpaint.core.guidance import guided
 
 
 class UnderpaintPipeline(DiffusionPipeline):
-    """Pictures from noise.
+    """Images from noise.
 
     `label_names`: names of the classes, empty for a model without; `sampling`: how it draws where
     nothing else is asked for (the fields of `Sampling`).
@@ -51,12 +51,12 @@ class UnderpaintPipeline(DiffusionPipeline):
         return_dict: bool = True,
         **sampling: Any,
     ) -> Any:
-        """Draw `batch_size` pictures (default: one for each label, or one).
+        """Draw `batch_size` images (default: one for each label, or one).
 
         `labels`: names or numbers, repeated to `batch_size`; None draws without a label.
-        `generator`: a list has one for each picture: `[torch.Generator().manual_seed(seed + i), …]`
+        `generator`: a list has one for each image: `[torch.Generator().manual_seed(seed + i), …]`
         draws what `underpaint sample --seed SEED` does. `latents`: the standard normal noise to
-        begin with, in the shape of the pictures (or of their wavelets or latents), [B, c, h, w].
+        begin with, in the shape of the images (or of their wavelets or latents), [B, c, h, w].
         `output_type`: pil, np [B, H, W, C] or pt [B, C, H, W], both from 0 to 1. `sampling`: other
         fields of `Sampling` (sampler, grid, clip, eta, …); what is left out is the model's own.
         """

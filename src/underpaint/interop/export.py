@@ -15,7 +15,7 @@ from typing import Any
 from underpaint import model as models
 from underpaint import model_folder
 from underpaint.errors import UserError
-from underpaint.io import added, appearing, check_place, is_marked, mark, writing
+from underpaint.io import added, appearing, check_place, form_of, is_marked, mark, writing
 
 FORMS = {  # --to: module of this package
     "folder": "folder",
@@ -38,7 +38,8 @@ def export(
 ) -> dict[str, Any]:
     """Write the model `source` (see `model_folder.find`) into the folder `out`, in the form `to`.
 
-    `half`: the weights in float16. `overwrite`: replaces `out` if an export stands there. Returns
+    `half`: the weights in float16. `overwrite`: replaces `out` if an export of
+    that form stands there. Returns
     where it is and what the form says of itself. Raises UserError for what cannot be exported.
     """
     if to not in FORMS:
@@ -48,6 +49,11 @@ def export(
         raise UserError(f"{folder}: exists already; add --overwrite or choose another --out")
     if folder.exists() and not is_marked(folder, "export"):
         raise UserError(f"{folder}: is no export of ours; choose another --out")
+    if folder.exists() and (there := form_of(folder)) not in (None, to):
+        raise UserError(
+            f"{folder}: is an export in the form {there}, and --overwrite replaces one of the same "
+            f"form ({to}); choose another --out"
+        )
     if folder.exists() and (others := added(folder)):
         raise UserError(
             f"{folder}: holds {others[0]}, which no export wrote and --overwrite would delete; "
@@ -61,5 +67,5 @@ def export(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with appearing(folder, kind="export") as temporary:
             facts = form.write(model, temporary, half)
-            mark(temporary, "export")
+            mark(temporary, "export", to)
     return {"out": str(folder), "to": to, "model": str(source), **facts}

@@ -96,7 +96,7 @@ def made(source: str | Path, say: Callable[[str], None] = lambda text: None) -> 
         say(f"writing the page into {folder}, once for these weights …")
         export.export(source, "web", folder, overwrite=True)
         replace_text(folder / NOTE, json.dumps(of, indent=1) + "\n")
-        mark(folder, "export")  # with the note
+        mark(folder, "export", "web")  # with the note
     return folder
 
 

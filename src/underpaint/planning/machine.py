@@ -29,12 +29,11 @@ TRAFFIC = 6  # what is kept for the backward pass is written once, read twice, a
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and its memory."""
+    """A device, and the memory that it has for training."""
 
     name: str
     device: torch.device
-    memory: float  # bytes that training may take
-    base: float = 0.0  # bytes that a process takes before there is a network
+    memory: float  # bytes, beside those that a process takes before there is a network
     sheet: dict[str, Any] | None = None  # of devices.json: it is not here, all is computed
 
     @property
@@ -48,9 +47,8 @@ class Machine:
         return changed(run, train={"device": self.device.type, **precision})
 
     def counted(self, run: config.Run, images: Images) -> dict[str, Any]:
-        """What `train --dry-run` says of `run` there, with the process's own memory."""
-        found = cost.describe(self.on(run), images.size, images.channels, images.classes)
-        return found | {"memory": self.base + found["memory"]}
+        """What `train --dry-run` says of `run` there."""
+        return cost.describe(self.on(run), images.size, images.channels, images.classes)
 
     def an_image(self, run: config.Run, images: Images, name: str, seconds: float) -> float:
         """Seconds an image of the stage `name`: timed for `seconds` if the machine is here."""
@@ -71,7 +69,7 @@ def find(name: str) -> Machine:
         torch.set_float32_matmul_precision("high")
         return Machine(torch.cuda.get_device_name(device), device, USABLE * free_memory(device))
     shown = f"{device.type}, {torch.get_num_threads()} threads"
-    return Machine(shown, device, USABLE * (free_memory(device) + held), held)
+    return Machine(shown, device, USABLE * (free_memory(device) + held) - held)
 
 
 def known() -> dict[str, dict[str, Any]]:
@@ -93,8 +91,8 @@ def of_name(key: str) -> dict[str, Any]:
 
 def of_sheet(sheet: dict[str, Any]) -> Machine:
     """A GPU that is not here; `sheet`: of `known`."""
-    memory = USABLE * sheet["memory_bytes"]
-    return Machine(sheet["key"], torch.device("cpu"), memory, sheet["base_bytes"], sheet)
+    memory = USABLE * sheet["memory_bytes"] - sheet["base_bytes"]
+    return Machine(sheet["key"], torch.device("cpu"), memory, sheet)
 
 
 def _computed(sheet: dict[str, Any], run: config.Run, images: Images) -> float:

@@ -5,8 +5,8 @@ with e(x, sigma) the model's noise (`Denoiser.eps`), every error a mean over the
 
     loss    (n − e(x0 + sigma n, sigma))², over fixed n        Matsumoto et al. 2023, 2302.03262
     secmi   (e(x, sigma) − e(x', sigma'))², x reached from x0 by deterministic DDIM, x' one step
-            further: the step out and back ends (sigma' − sigma) times this from where it began
-                                                               Duan et al. 2023, 2302.01316
+            further on it: the step out and back ends (sigma' − sigma) times this from where it
+            began                                              Duan et al. 2023, 2302.01316
     pia     |e0 − e(x0 + sigma e0, sigma)|^4, e0 = e(x0, sigma_min)   Kong et al. 2024, 2305.18355
     sima    |e(x0/alpha, sigma)|²: x0 as it is, fed as x_t     Rao et al. 2025
     masks   the loss under many random masks: do models trained on parts betray their parts? (ours)
@@ -42,7 +42,7 @@ ATTACKS = {
     "masks": "the error of `loss` under many random masks",
 }
 LOG_SNR = (-3.0, 5.0)  # from sigma 4.5 to 0.08: beyond, every image looks alike or is plain to see
-INNER = 2  # DDIM steps between two levels, to reach one from the other
+FURTHER = 1.15  # times the noise level: the step that is taken out and back
 
 Eps = Callable[[Tensor, float], Tensor]
 
@@ -110,11 +110,12 @@ def scores(
             condition = None if labels is None else labels[part].to(device)
             x0 = gather(patches[part].to(device).float(), shown.visible)  # [B, V, P]
             eps = partial(denoiser.eps, labels=condition, mask=shown)
+            clean = eps(x0, denoiser.process.sigma_min) if {"secmi", "pia"} & {*names} else x0
             for name in names:
                 if name == "secmi":
-                    values = _secmi(eps, denoiser.process, x0, sigmas)
+                    values = _secmi(eps, denoiser.process, x0, clean, sigmas)
                 elif name == "pia":
-                    values = _pia(eps, denoiser.process, x0, sigmas)
+                    values = _pia(eps, x0, clean, sigmas)
                 elif name == "sima":
                     values = _sima(eps, denoiser.process, x0, sigmas)
                 elif name == "masks" and parts is not None:
@@ -138,27 +139,34 @@ def _loss(eps: Eps, x0: Tensor, noises: list[Tensor], sigmas: Sequence[float]) -
     return [error(sigma) for sigma in sigmas]
 
 
-def _secmi(eps: Eps, process: Process, x0: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
+def _secmi(
+    eps: Eps, process: Process, x0: Tensor, clean: Tensor, sigmas: Sequence[float]
+) -> list[Tensor]:
     """One DDIM trajectory up through all levels: dx/dsigma = e(x, sigma), by Euler steps.
 
     With x' = x + (s' − s) e(x, s), the way back ends at x' + (s − s') e(x', s'): the error is
-    (s' − s)(e(x, s) − e(x', s')). The factor is the same for every image and left out.
+    (s' − s)(e(x, s) − e(x', s')). The factor is the same for every image and left out. The
+    trajectory goes on from x'. `clean`: e(x0, sigma_min).
     """
-    sigma, x = process.sigma_min, x0
-    here, values = eps(x, sigma), []
-    for end in sigmas:
-        for between in np.geomspace(sigma, end, INNER + 1)[1:].tolist():
-            x, sigma = x + (between - sigma) * here, between
-            here = eps(x, sigma)
-        further = min(sigma * 1.15, process.sigma_max)
-        there = eps(x + (further - sigma) * here, further)
-        values.append((here - there).square().mean((1, 2)))
+    here, values, x, sigma = clean, [], x0, process.sigma_min
+
+    def step(end: float) -> None:
+        nonlocal here, x, sigma
+        x, sigma = x + (end - sigma) * here, end
+        here = eps(x, sigma)
+
+    step(math.sqrt(sigma * sigmas[0]))  # the way to the first level is the longest
+    for level in sigmas:
+        step(level)
+        before = here
+        step(min(level * FURTHER, process.sigma_max))
+        values.append((before - here).square().mean((1, 2)))
     return values
 
 
-def _pia(eps: Eps, process: Process, x0: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
-    noise = eps(x0, process.sigma_min)
-    return [(noise - eps(x0 + s * noise, s)).abs().pow(4).mean((1, 2)) for s in sigmas]
+def _pia(eps: Eps, x0: Tensor, clean: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
+    """`clean`: e(x0, sigma_min)."""
+    return [(clean - eps(x0 + s * clean, s)).abs().pow(4).mean((1, 2)) for s in sigmas]
 
 
 def _sima(eps: Eps, process: Process, x0: Tensor, sigmas: Sequence[float]) -> list[Tensor]:

@@ -38,14 +38,23 @@ from underpaint.progress import doing
 
 
 class Effort(NamedTuple):
-    """How many images an audit takes, of members and of non-members, and samples."""
+    """How much an audit takes: what it can see, and how long it lasts.
 
-    images: int
-    samples: int
-    completed: int
+    QUICK is an audit of a model of 64×64 pixels in five minutes on one core. Its attacks find as
+    much as those of THOROUGH, within the width of an interval (`benchmarks/audit_effort.py`); what
+    fewer images cannot show is in the verdict, as the smallest AUC that would be seen.
+    """
+
+    images: int  # of members, and of non-members
+    samples: int  # searched for copies
+    completed: int  # images of each kind that are completed
+    noises: int  # an image, in the attacks that draw some
+    masks: int  # an image, in the attack under many masks
+    planted: int  # non-members that the positive control memorizes
 
 
-QUICK, THOROUGH = Effort(300, 128, 64), Effort(1000, 512, 200)
+QUICK = Effort(300, 128, 64, noises=2, masks=4, planted=32)
+THOROUGH = Effort(1000, 512, 200, noises=4, masks=8, planted=64)
 
 
 class Audit(NamedTuple):
@@ -82,6 +91,7 @@ def audit(
     shadow_images: int = 0,
     members: str | None = None,
     non_members: str | None = None,
+    data: str | None = None,
     extractor: str | None = None,
     weights_file: str | Path | None = None,
     weights: model_folder.Weights = "ema",
@@ -100,8 +110,9 @@ def audit(
     enough images. `reference`: a model that saw none of the images, for the null and to take each
     image's difficulty from its scores; `shadow_models`: so many are trained, of `shadow_images`
     each (0: as the run), see `shadows`. `members`, `non_members`: data instead of what the run
-    recorded. `extractor`: also look for copies in its features. `control` False leaves out the
-    positive control, and the verdict says so. `vae`, `precision`: as in `model.load`.
+    recorded; `data`: where the run's images are now, if they have moved. `extractor`: also look for
+    copies in its features. `control` False leaves out the positive control, and the verdict says
+    so. `vae`, `precision`: as in `model.load`.
     Raises UserError for wrong use.
     """
     clock, effort = Clock(), THOROUGH if thorough else QUICK
@@ -112,11 +123,11 @@ def audit(
         source = model_folder.pinned(source)
         folder = model_folder.find(source)
         loaded = model.load(source, weights=weights, device=device, vae=vae, precision=precision)
-        data = membership.load(folder, loaded, members, non_members)
+        images = membership.load(folder, loaded, members, non_members, data)
         subsets = _chosen(
-            data.members, data.non_members, n or effort.images, fpr, seed, str(source)
+            images.members, images.non_members, n or effort.images, fpr, seed, str(source)
         )
-        masks, ensemble, seen = data.masks(loaded, *subsets, seed)
+        masks, ensemble, seen = images.masks(loaded, *subsets, seed)
         setup = AttackSetup(
             loaded,
             subsets,
@@ -124,7 +135,8 @@ def audit(
             masks,
             names,
             attacks.levels(loaded.denoiser.process),
-            ensemble,
+            ensemble._replace(masks=effort.masks),
+            effort.noises,
             seed,
             batch,
         )
@@ -135,7 +147,7 @@ def audit(
     trained = []
     if shadow_models:
         with clock("shadow models"):
-            trained = shadows.train_all(data, shadow_models, images=shadow_images, seed=seed)
+            trained = shadows.train_all(images, shadow_models, images=shadow_images, seed=seed)
     with clock("attacks"):
         scores = setup.scores(loaded, "attacks")
     tried = {name: [part[name] for part in scores] for name in names}
@@ -172,29 +184,33 @@ def audit(
             "attacks": names,
             "n": n,
             "samples": samples,
+            "thorough": thorough,
             "fpr": list(fpr),
             "against": None if reference is None else str(reference),
             "shadows": shadow_models,
             "shadow_images": shadow_images,
             "members": members,
             "non_members": non_members,
+            "data": data,
             "features": extractor,
             "weights_file": None if weights_file is None else str(weights_file),
             "control": control,
         },
         "members": counts[0],
         "non_members": counts[1],
-        "of": {"members": len(data.members.ids), "non_members": len(data.non_members.ids)},
+        "of": {"members": len(images.members.ids), "non_members": len(images.non_members.ids)},
         "seen": seen,
         "parts": None if masks[0].visible is None else masks[0].visible.shape[1],
         "patches": setup.patches[0].shape[1],
         "levels": setup.sigmas,
+        "noises": effort.noises,
+        "masks": effort.masks,
         "seed": seed,
         "tests": tests,
         "detectable": statistics.detectable(
             -(-counts[0] // 2), -(-counts[1] // 2), verdict.ERROR / tests
         ),
-        "notes": data.notes + verdict.few(*counts),
+        "notes": images.notes + verdict.few(*counts),
         "membership": by_attack,
         "shadows": shadow,
         "dataset": dataset,
@@ -205,11 +221,11 @@ def audit(
     if whole:
         with clock("completion"):
             result["completion"] = _completion(setup, effort.completed)
-        result["copies"], pairs = find_copies(setup, data.members, samples, network, clock)
+        result["copies"], pairs = find_copies(setup, images.members, samples, network, clock)
     positive = None
     if control:
         with clock("positive control"):
-            positive = controls.positive(setup, [sha256, weights, loaded.precision])
+            positive = controls.positive(setup, effort.planted, [sha256, weights, loaded.precision])
     result["controls"] = {"null": null, "positive": positive}
     result |= verdict.judge(result, tests)
     result["phases"] = dict(clock.spent)

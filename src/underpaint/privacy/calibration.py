@@ -32,6 +32,7 @@ class AttackSetup(NamedTuple):
     names: list[str]  # of the attacks
     sigmas: list[float]
     ensemble: attacks.Ensemble
+    noises: int  # of each image, in `loss` and `masks`
     seed: int
     batch: int
 
@@ -47,6 +48,7 @@ class AttackSetup(NamedTuple):
                 mask=self.masks[i],
                 seed=self.seed,
                 ensemble=self.ensemble,
+                noises=self.noises,
                 batch=self.batch,
                 what=f"{what}, {('members', 'non-members')[i]}",
             )

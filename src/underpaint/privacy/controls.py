@@ -5,8 +5,8 @@ non-members by their pixels. If it can, the two differ (another camera, another 
 attack's success would say nothing of the model (Duan et al. 2024, arXiv 2402.07841, found most
 published successes to be of this kind).
 
-Positive. A copy of the audited model is trained on 64 non-members until the attacks find them among
-the other non-members. If even that cannot be seen, not seeing a leak means nothing. Every attack is
+Positive. A copy of the audited model is trained on some non-members until the attacks find them
+among others. If even that cannot be seen, not seeing a leak means nothing. Every attack is
 made on the copy, so that the result also shows which of them work on this model.
 """
 
@@ -34,12 +34,11 @@ from underpaint.training.seeding import seed_from
 
 CONFIDENCE = 0.999  # of the null: an audit is refused once in a thousand for no reason
 ENOUGH = 0.9  # AUC that the positive control must exceed
-COPIED = 64  # non-members that the copy memorizes
-OTHERS = 500  # non-members among which they are looked for
-VERSION = 2  # of what the cache keeps
-CHECKS = (100, 200, 400, 800, 1600)  # steps after which the copy is attacked
-BATCH, RATE = 32, 1e-3
-FIRST, SEEN = "loss", 200  # the attack that decides when to stop, and images of each for it
+OTHERS = 4  # times as many non-members, among which they are looked for
+VERSION = 3  # of what the cache keeps
+CHECKS = (100, 200, 300, 400, 600, 800, 1200, 1600)  # steps after which the copy is attacked
+BATCH, RATE = 16, 2e-3  # memorize in the fewest images
+FIRST, SEEN = "loss", 100  # the attack that decides when to stop, and images of each for it
 
 
 def blind(
@@ -70,23 +69,26 @@ def reference(base: list[Scores], names: Sequence[str]) -> dict[str, Any]:
     return {"auc": {name: result["auc"] for name, result in results.items()}, "passed": passed}
 
 
-def positive(setup: AttackSetup, identity: list[Any]) -> dict[str, Any]:
+def positive(setup: AttackSetup, planted: int, identity: list[Any]) -> dict[str, Any]:
     """The planted leak: each attack's best AUC over the levels on a copy that has memorized images.
+
+    `planted`: so many, or half of the non-members if these are few.
 
     Kept in the cache by all that it depends on: `identity` of the weights, the images, the attacks;
     `reused` says whether it was there.
     """
     mask = setup.masks[1]
     shown = b"" if mask.visible is None else mask.visible.numpy().tobytes()
-    inputs = [*identity, setup.names, setup.sigmas, setup.ensemble, setup.seed, VERSION]
+    inputs = [*identity, setup.names, setup.sigmas, setup.ensemble, setup.noises]
+    inputs += [setup.seed, planted, VERSION]
     name = hashlib.sha256(json.dumps(inputs).encode())
     name.update(setup.patches[1].numpy().tobytes() + shown)
     path = cache.root() / "audit" / f"{name.hexdigest()[:32]}.json"
-    result, reused = kept(path, lambda: _overfit(setup))
+    result, reused = kept(path, lambda: _overfit(setup, planted))
     return result | {"reused": reused}
 
 
-def _overfit(setup: AttackSetup) -> dict[str, Any]:
+def _overfit(setup: AttackSetup, planted: int) -> dict[str, Any]:
     """Train a copy on some non-members until an attack separates them from others."""
     began = time.monotonic()
     model = copy.deepcopy(setup.loaded.denoiser).eval().requires_grad_(True)
@@ -97,20 +99,30 @@ def _overfit(setup: AttackSetup) -> dict[str, Any]:
     patches, labels = setup.patches[1], setup.subsets[1].labels(setup.loaded)
     # the images lie in the order of the data set, which may be one of classes
     order = torch.from_numpy(np.random.default_rng(setup.seed).permutation(len(patches)))
-    count = min(COPIED, len(patches) // 2)
+    count = min(planted, len(patches) // 2)
     parts = [  # what is memorized, and others
         (
             patches[ids].to(device),
             None if labels is None else labels[ids].to(device),
             rows(setup.masks[1], ids),
         )
-        for ids in (order[:count], order[count : count + OTHERS])
+        for ids in (order[:count], order[count : (1 + OTHERS) * count])
     ]
 
-    def best_auc(names: Sequence[str], most: int | None) -> dict[str, float]:
+    def best_auc(names: Sequence[str], most: int | None, noises: int) -> dict[str, float]:
         """Each attack's best AUC over the levels, with at most so many images of each kind."""
         found = [
-            scores(model, x[:most], names, setup.sigmas, labels=y, mask=mask, seed=setup.seed)
+            scores(
+                model,
+                x[:most],
+                names,
+                setup.sigmas,
+                labels=y,
+                mask=mask,
+                seed=setup.seed,
+                noises=noises,
+                ensemble=setup.ensemble,
+            )
             for x, y, mask in parts
         ]
         return {name: max(auc_by_level(found[0][name], found[1][name])) for name in names}
@@ -133,9 +145,9 @@ def _overfit(setup: AttackSetup) -> dict[str, Any]:
                 optimiser.step()
                 done += 1
                 at(done)
-            if max(best_auc(first, SEEN).values()) > enough:
+            if max(best_auc(first, SEEN, 1).values()) > enough:
                 break
-    areas = best_auc(setup.names, None)
+    areas = best_auc(setup.names, None, setup.noises)
     best = max(areas.values())
     return {
         "auc": areas,

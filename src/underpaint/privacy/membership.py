@@ -124,9 +124,16 @@ class MembershipData(NamedTuple):
 
 
 def load(
-    folder: Path, loaded: model.Model, members: str | None, non_members: str | None
+    folder: Path,
+    loaded: model.Model,
+    members: str | None,
+    non_members: str | None,
+    moved: str | None = None,
 ) -> MembershipData:
-    """Members and non-members, which do not overlap. Raises UserError where they are not known."""
+    """Members and non-members, which do not overlap. Raises UserError where they are not known.
+
+    `moved`: where the run's images are now, if not where they were.
+    """
     # the run's folder around a model's folder, and its recipe
     place = next((p for p in (folder, *folder.parents) if (p / "config.yaml").is_file()), None)
     run = config.load(place / "config.yaml") if place else None
@@ -138,15 +145,27 @@ def load(
                     "give --members with the sealed file and leave --non-members out"
                 )
             return _of_sealed(run, place, source, 0, loaded)
-    data = run.data_of(run.last) if run else config.Data()
-    closed, given = sealed.is_sealed(data.source), members is not None and non_members is not None
+    given = members is not None and non_members is not None
+    if moved is not None and (run is None or members is not None or non_members is not None):
+        raise UserError("--data is where the images of a run are now; leave it out")
+    if run and place and not given:
+        data = provenance.data_of(run, moved, place)
+    else:
+        data = run.data_of(run.last) if run else config.Data()
+    closed = sealed.is_sealed(data.source)
     if closed and members is None and non_members is None:
         return _of_sealed(run, place, data.source, data.limit, loaded)
-    known = {} if given else _recorded(folder, place, closed)
-    stage = run.last if run else config.Stage()
-    images = None if given else _prepared(data, loaded, stage)
+    stage, notes, images = run.last if run else config.Stage(), _notes(run), None
+    if not given:
+        recorded = _recording(folder, place, closed)
+        images = _prepared(data, loaded, stage)
+        try:
+            split = provenance.split_of(recorded, images.dataset.file_sha256, data.source)
+        except UserError as error:
+            raise UserError(f"{error}; or give --members and --non-members") from None
+        notes += [f"{split.lacking}."] if split.lacking else []
     subsets = []
-    for source, name in ((members, "trained"), (non_members, "held_out")):
+    for source, name in ((members, "train_ids"), (non_members, "held_out_ids")):
         if source is not None:
             given_data = dataclasses.replace(
                 data,
@@ -161,16 +180,14 @@ def load(
             others = _prepared(given_data, loaded, stage)
             subsets.append(Subset(others, others.train_ids, given_data))
         elif images is not None:
-            listed = set(known[name])
-            ids = [i for i, sha in enumerate(images.dataset.file_sha256) if sha in listed]
-            subsets.append(Subset(images, np.array(ids, np.int64), data))
+            subsets.append(Subset(images, getattr(split, name), data))
     one, two = ({pixels for _, pixels in s.images.identities(s.ids)} for s in subsets)
     if both := one & two:
         raise UserError(
             f"{len(both)} images are members and non-members at once (their pixels are equal); "
             "remove them from one of the lists"
         )
-    return MembershipData(run, place, subsets[0], subsets[1], _notes(run, data))
+    return MembershipData(run, place, subsets[0], subsets[1], notes)
 
 
 def subsample(subset: Subset, n: int, seed: int) -> Subset:
@@ -185,18 +202,14 @@ def subsample(subset: Subset, n: int, seed: int) -> Subset:
 # --- where they come from ------------------------------------------------------------------------
 
 
-def _recorded(folder: Path, place: Path | None, closed: bool) -> dict[str, list[str]]:
-    """What the run recorded: the sha256 of the files `trained` on and `held_out`."""
-    recorded = place / "images.json" if place else None
-    if recorded is None or not recorded.is_file() or closed:
+def _recording(folder: Path, place: Path | None, closed: bool) -> Path:
+    """The run that recorded which images it trained on. Raises UserError if none did."""
+    if place is None or not (place / "images.json").is_file() or closed:
         why = "was trained on sealed images" if closed else "no images.json of a run"
         raise UserError(
             f"{folder}: records no members ({why}); give --members DATA and --non-members DATA"
         )
-    try:
-        return provenance.read_identities(recorded.parent)
-    except UserError as error:
-        raise UserError(f"{error}; give --members and --non-members") from None
+    return place
 
 
 def _prepared(data: config.Data, loaded: model.Model, stage: config.Stage) -> ImageSet:
@@ -248,10 +261,10 @@ def _of_sealed(
     return MembershipData(run, place, Subset(images, ids, data), held_out, notes)
 
 
-def _notes(run: config.Run | None, data: config.Data) -> list[str]:
+def _notes(run: config.Run | None) -> list[str]:
     """Which images of the run are not in this audit."""
     sources = {run.data_of(s).source for s in run.stages.values()} if run else set()
-    left = sorted(source for source in sources - {data.source} if source)
+    left = sorted(sources - {run.data_of(run.last).source, ""}) if run else []
     if not left:
         return []
     return [

@@ -61,8 +61,9 @@ def _command(result: dict[str, Any]) -> str:
     words = ["underpaint", "audit", result["source"], "--seed", str(result["seed"])]
     words += ["--weights", result["weights"]] if result["weights"] != "ema" else []
     words += ["--precision", result["precision"], "--attacks", ",".join(asked["attacks"])]
-    for flag in ("members", "non_members", "features", "weights_file"):
+    for flag in ("data", "members", "non_members", "features", "weights_file"):
         words += [f"--{flag.replace('_', '-')}", asked[flag]] if asked[flag] else []
+    words += ["--thorough"] if asked["thorough"] else []
     words += ["-n", str(asked["n"])] if asked["n"] else []
     words += ["--samples", str(asked["samples"])]
     words += ["--fpr", *(f"{rate:g}" for rate in asked["fpr"])] if asked["fpr"] else []

@@ -27,8 +27,11 @@ class Chart(NamedTuple):
     wide: bool = False
 
 
-def of_run(records: Records, stages: list[StageFacts]) -> list[Chart]:
-    """The charts for which a run has records; steps of private stages say nothing of losses."""
+def of_run(records: Records, stages: list[StageFacts], brief: bool = False) -> list[Chart]:
+    """The charts for which a run has records; steps of private stages say nothing of losses.
+
+    `brief`: one alone, the errors, or the loss where there are none.
+    """
     records = [r for r in records if r["kind"] != "step" or "loss" in r]
     say, charts = sentences(), []
 
@@ -39,16 +42,22 @@ def of_run(records: Records, stages: list[StageFacts]) -> list[Chart]:
             bands = _bands(options.pop("stages", stages))
             charts.append(_chart(key, title, y_label, lines, meaning, bands, **options))
 
-    losses = _by_stage(records, stages, "loss", 0)
-    about = say.about_loss(len(losses))
-    add("loss", "Loss", "training loss", losses, about, log=True, wide=True)
-    if whole := _checks(records, "whole"):
+    whole = _checks(records, "whole")
+    if not (brief and whole):
+        losses = _by_stage(records, stages, "loss", 0)
+        about = say.about_loss(len(losses))
+        add("loss", "Loss", "training loss", losses, about, log=True, wide=not brief)
+    if whole:
         lines, last = _both(records, whole, "train_mean", "held_out_mean"), whole[-1]
         # the same for all of a run's checks, but where a stage has other images
         levels = {round(float(np.mean(r["wiener"])), 5) for r in whole if r.get("wiener")}
         level = levels.pop() if len(levels) == 1 else None
         about = say.about_errors(last, level)
         add("errors", "Training and held-out images", ERROR, lines, about, log=True, level=level)
+    if brief:
+        return charts
+    if whole:
+        last = whole[-1]
         x_label = "log-SNR: left almost only noise, right almost clean"
         about = say.about_bins(last)
         add("bins", "Error by noise level", ERROR, _bins(last), about, log=True, x_label=x_label)

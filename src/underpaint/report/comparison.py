@@ -44,7 +44,7 @@ def write(results: dict[str, Any], out: Path) -> Path:
 
 
 def _sheet(run: Path) -> tuple[str, str] | None:
-    """A run's name and its samples of the seeds 0, 1, … as a picture; None if it has no weights."""
+    """A run's name and its samples of the seeds 0, 1, … as an image; None if it has no weights."""
     try:
         model = models.load(run)
     except UserError:

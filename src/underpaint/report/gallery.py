@@ -1,4 +1,4 @@
-"""The report's pictures: final samples, real images beside them, and the nearest training images.
+"""The report's images: final samples, real images beside them, and the nearest training images.
 
 Needs the run's weights and its images. What is not there any more is left out, with a sentence.
 """
@@ -43,7 +43,7 @@ class Gallery:
 def draw(
     run_dir: Path, run: config.Run, stage: str | None, training_images: bool = True
 ) -> Gallery:
-    """All pictures of a run whose last stage with any training was `stage`.
+    """All images of a run whose last stage with any training was `stage`.
 
     `training_images` False: none of these, and none nearest to the samples.
     """

@@ -64,7 +64,7 @@ def write_page(path: Path, page: str) -> Path:
 
 
 def embedded(path: Path) -> str:
-    """A picture file as a data address; large ones (of photographs) are compressed."""
+    """An image file as a data address; large ones (of photographs) are compressed."""
     data = read_regular(path)
     with open_image(io.BytesIO(data)) as image:
         if image.format != "PNG":

@@ -15,12 +15,14 @@ from underpaint.errors import UserError
 from underpaint.evaluation import early_stopping
 from underpaint.evaluation.records import Record, of_kind, read
 from underpaint.evaluation.sample_metrics import recorded
-from underpaint.evaluation.verdict import verdict
+from underpaint.evaluation.verdict import answers
 from underpaint.io import is_marked
-from underpaint.report import charts, gallery, summary
+from underpaint.report import charts, summary
+from underpaint.report.gallery import Gallery, draw
 from underpaint.report.html import embedded, render, write_page
 
 GRIDS = 8  # sample grids shown
+EVERY = 30  # seconds after which the page of a run that goes on loads itself anew
 
 
 def build(
@@ -38,50 +40,78 @@ def build(
     Raises UserError if the folder holds no run, or its files are damaged or cannot be written.
     """
     run_dir = Path(run_dir).expanduser()
-    page = text(run_dir, title=title, also=also, training_images=training_images)
+    page = _text(run_dir, title=title, also=also, training_images=training_images)
     return write_page(run_dir / "report.html", page)
 
 
-def text(
+def live(run_dir: Path, every: int) -> str:
+    """The page of a run as it is now, to be asked for anew after so many seconds.
+
+    It draws nothing with the network. Raises as `build`.
+    """
+    return _text(run_dir, every=every, gallery=False)
+
+
+def follow(run_dir: Path, going: bool) -> Path:
+    """Write `report.html` while the run goes on, or as it stops before its end (not `going`).
+
+    In a fraction of a second: nothing is drawn with the network, no training image is in it, one
+    curve is, and sample grids are shown from their files. Raises as `build`.
+    """
+    page = _text(run_dir, every=EVERY * going, gallery=False, brief=True)
+    return write_page(run_dir / "report.html", page)
+
+
+def _text(
     run_dir: Path,
     *,
     title: str | None = None,
     also: Sequence[tuple[str, Path]] = (),
     training_images: bool = True,
-    live: int = 0,
+    every: int = 0,
+    gallery: bool = True,
+    brief: bool = False,
 ) -> str:
-    """The page as text; `live`: it is asked for anew each so many seconds, and draws nothing."""
+    """The page. `every`: seconds after which it loads itself anew; `gallery`: draw samples for it;
+    `brief`: as of `follow`."""
     run, records, environment = _read(run_dir)
     if any(stage.dp for stage in run.stages.values()):
         environment.pop("data", None)  # a hash of the private files says whether they are these
     name = title or run_dir.resolve().name
     stages = summary.stages(records, run)
-    pictures = gallery.Gallery()
-    if not live:
+    pictures = Gallery()
+    if gallery:
         last = stages[-1].name if stages else None
-        pictures = gallery.draw(run_dir, run, last, training_images)
+        pictures = draw(run_dir, run, last, training_images)
     compared = list(also) if len(also) != 1 else [(name, run_dir), *also]
+    stopping = early_stopping.judge(records)
+    finished = len(stages) == len(run.stages) and all(stage.finished for stage in stages)
     return render(
         "page.html.jinja",
         title=name,
-        live=live,
+        live=every,
+        brief=brief,
         run=run,
         parameters=environment.get("parameters"),
         start=environment.get("start"),
-        verdict=verdict(records),
-        stopping=early_stopping.judge(records),
+        answers=answers(records),
+        total=sum(stage.images for stage in run.stages.values()),
+        finished=finished,
+        next=_next(run_dir, finished, bool(every), stopping.answer),
+        stopping=stopping,
         stages=stages,
         checked=_last(records, "check", mask="whole"),
         can_time=any(stage.saved_seconds is not None for stage in stages),
         pictures=pictures,
+        gallery=gallery,
         pixelated=bool(pictures.size) and max(pictures.size or ()) <= 128,
         training_images=bool(pictures.pairs or pictures.real),
-        grids=_grids(run_dir, records),
+        grids=_grids(run_dir, records, brief),
         compared=[_compared(label, Path(path), run_dir) for label, path in compared],
         compared_chart=charts.comparison(
             [(label, read(Path(path) / "metrics.jsonl")) for label, path in compared]
         ),
-        charts=charts.of_run(records, stages),
+        charts=charts.of_run(records, stages, brief),
         has_checks=bool(of_kind(records, "check")),
         stops=of_kind(records, "stop"),
         private=_private(records),
@@ -138,6 +168,20 @@ def _last(records: list[Record], kind: str, **values: Any) -> Record:
     return next(found, {})
 
 
+def _next(run_dir: Path, finished: bool, going: bool, answer: str) -> str:
+    """The one command that the answers ask for."""
+    folder = shlex.quote(str(run_dir))
+    if going:
+        return f"underpaint sample {folder} -n 64 --out grid.png"
+    if not finished:
+        return f"underpaint train --resume --out {folder}"
+    if answer in ("improving", "waiting"):
+        return f"underpaint train --resume --out {folder} --minutes 10"
+    if answer == "copying":
+        return f"underpaint audit {folder}"
+    return f"underpaint sample {folder} -n 64 --out grid.png"
+
+
 def _commands(run_dir: Path, environment: dict[str, Any]) -> list[tuple[str, str]]:
     folder = shlex.quote(str(run_dir))
     start = environment.get("start")
@@ -149,7 +193,7 @@ def _commands(run_dir: Path, environment: dict[str, Any]) -> list[tuple[str, str
             "Give it ten more minutes of training",
             f"underpaint train --resume --out {folder} --minutes 10",
         ),
-        ("Teach it other pictures", f"underpaint finetune --from {folder} --data PICTURES"),
+        ("Teach it other images", f"underpaint finetune --from {folder} --data DATA"),
         ("Draw, repaint and vary in the browser", f"underpaint app {folder}"),
         ("Score its samples", f"underpaint evaluate {folder}"),
         ("Ask whether it copies", f"underpaint audit {folder}"),
@@ -165,16 +209,21 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 
-# --- pictures ----------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------
 
 
-def _grids(run_dir: Path, records: list[Record]) -> list[dict[str, Any]]:
-    """At most GRIDS of the run's sample grids, evenly chosen, with the first and the last."""
+def _grids(run_dir: Path, records: list[Record], named: bool) -> list[dict[str, Any]]:
+    """At most GRIDS of the run's sample grids, evenly chosen, with the first and the last.
+
+    `named`: by the names of their files, else as data addresses.
+    """
     there = _there(run_dir, records)
     chosen = sorted({round(i) for i in np.linspace(0, len(there) - 1, GRIDS)}) if there else []
     seconds = summary.seconds_at(records, [r["images"] for r in there])
     return [
-        there[i] | {"seconds": seconds[i], "file": embedded(run_dir / there[i]["file"])}
+        there[i]
+        | {"seconds": seconds[i]}
+        | ({} if named else {"file": embedded(run_dir / there[i]["file"])})
         for i in chosen
     ]
 

@@ -253,7 +253,7 @@ class Writer:
         return slots
 
     def _joint(self, groups: NDArray[np.int32], slots: NDArray[np.int32]) -> dict[str, Any]:
-        """How many images have near duplicates, and what share of a picture a group shows."""
+        """How many images have near duplicates, and what share of an image a group shows."""
         _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         shared = np.flatnonzero(sizes[group] > 1)
         N = self.space.grid[0] * self.space.grid[1]

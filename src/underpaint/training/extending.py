@@ -49,7 +49,7 @@ def moved(run: config.Run, folder: RunFolder, data: str | Path | None) -> config
     Raises UserError where the data of a stage's own are gone, or no stage has other ones.
     """
     sources = {name: stage.data.source for name, stage in run.stages.items() if stage.data}
-    gone = [name for name, source in sources.items() if not _is_there(source)]
+    gone = [name for name, source in sources.items() if not provenance.is_there(source)]
     if gone or (data is not None and len(sources) == len(run.stages)):
         name = (gone or [*sources])[0]
         why = "are not there any more" if gone else "are its own: --data does not say where"
@@ -61,10 +61,6 @@ def moved(run: config.Run, folder: RunFolder, data: str | Path | None) -> config
         return run
     place = str(Path(data).expanduser().absolute())
     return dataclasses.replace(run, data=dataclasses.replace(run.data, source=place))
-
-
-def _is_there(source: str) -> bool:
-    return source.startswith("avatars:") or Path(source).expanduser().exists()
 
 
 def record(folder: RunFolder, run: config.Run, stages: list[PreparedStage]) -> None:

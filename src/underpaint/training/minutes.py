@@ -18,6 +18,7 @@ from underpaint.errors import UserError
 from underpaint.model import build
 from underpaint.progress import clock, doing, following
 from underpaint.training.distributed import World
+from underpaint.training.live_page import SHARE
 from underpaint.training.monitor import CHECKS, EVALUATIONS, MakeCheck
 from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.throughput import speed
@@ -58,7 +59,8 @@ def freeze(
 ) -> tuple[config.Run, list[PreparedStage], list[str]]:
     """Stages given in minutes, now in images, by the speed of this machine; and notes.
 
-    `began`: the monotonic time from which the minutes count. `report`: whether they include one.
+    `began`: the monotonic time from which the minutes count. `report`: whether they include one,
+    and a page while the run goes on.
     `started`: whether a check and a grid are made of the weights that the run starts from.
     """
     timed = [stage for stage in stages if stage.settings.minutes]
@@ -70,6 +72,7 @@ def freeze(
         speeds = world.from_first([speed(stage, run, world, seconds) for stage in timed])
         with following(None):
             costs = measure(run, stages, world, began, make_check, report)
+    costs = costs._replace(rest=costs.rest + report * SHARE * length)
     by_share = [
         60.0 * stage.settings.minutes / length * v for stage, v in zip(timed, speeds, strict=True)
     ]

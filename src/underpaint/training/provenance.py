@@ -4,15 +4,20 @@ A run that is resumed asks `recorded` what it was: its data must be the same, an
 is its precision.
 """
 
+import dataclasses
 import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from underpaint import config
 from underpaint._version import __version__
 from underpaint.bounded import Is, checked, read_json
 from underpaint.errors import UserError
@@ -74,6 +79,67 @@ def read_identities(run: Path) -> dict[str, list[str]]:
         return checked(read_json(path, LARGEST), IDENTITIES)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is missing or damaged ({error})") from None
+
+
+class Recorded(NamedTuple):
+    """Which images of a data set a run has trained on and held out."""
+
+    train_ids: NDArray[np.int64]
+    held_out_ids: NDArray[np.int64]
+    lacking: str  # what of the run's images is not in the data set, in a sentence; empty: nothing
+
+
+def split_of(run: Path, files: Sequence[str], source: str) -> Recorded:
+    """The split that the run in the folder `run` recorded, of the images of `source`.
+
+    `files`: sha256 of their files. Raises UserError where none of them was trained on, or nothing
+    is recorded.
+    """
+    known = read_identities(run)
+    there = set(files)
+    ids, lacking = [], []
+    for name, what in (("trained", "training"), ("held_out", "held-out")):
+        wanted = set(known[name])
+        ids.append(np.array([i for i, sha in enumerate(files) if sha in wanted], np.int64))
+        if missing := len(wanted - there):
+            lacking.append(f"{missing:,} of {len(wanted):,} {what} images")
+    if known["trained"] and not len(ids[0]):
+        raise UserError(
+            f"{source}: holds none of the images that {run} was trained on; give these as --data"
+        )
+    stages = config.load(run / "config.yaml")
+    if len({stages.data_of(stage).source for stage in stages.stages.values()}) > 1:
+        lacking = []  # those of other stages lie elsewhere
+    said = f"{source} lacks {' and '.join(lacking)} of {run}" if lacking else ""
+    return Recorded(ids[0], ids[1], said)
+
+
+def data_of(run: config.Run, data: str | None, whose: object) -> config.Data:
+    """The images of a run's last stage, which lie in `data` now (None: where they lay).
+
+    Raises UserError where they are not there: `whose` names the run.
+    """
+    found = run.data_of(run.last)
+    if data is not None:
+        found = dataclasses.replace(found, source=str(Path(data).expanduser().absolute()))
+        if not (
+            found.held_out in ("auto", "none")
+            or found.held_out.isdecimal()
+            or is_there(found.held_out)
+        ):
+            found = dataclasses.replace(found, held_out="none")
+    if found.source and not is_there(found.source):
+        raise UserError(
+            f"{found.source}: the images of {whose} are not there; add --data DATA, where they are"
+            if data is None
+            else f"--data {data}: there are no images"
+        )
+    return found
+
+
+def is_there(source: str) -> bool:
+    """Whether data can be read from `source`."""
+    return source.startswith("avatars:") or Path(source).expanduser().exists()
 
 
 def identities(stages: list[PreparedStage]) -> str:

@@ -33,6 +33,7 @@ from underpaint.training import (
 )
 from underpaint.training.batch import microbatch
 from underpaint.training.checkpointing import Progress, RunFolder, read_progress
+from underpaint.training.live_page import LivePage, WritePage
 from underpaint.training.log import Log, tracker_library
 from underpaint.training.minutes import freeze
 from underpaint.training.monitor import Check, MakeCheck
@@ -56,7 +57,7 @@ def train(
     make_check: MakeCheck | None = None,
     quiet: bool = False,
     began: float | None = None,
-    report: bool = False,
+    page: WritePage | None = None,
     data: str | Path | None = None,
     more_images: int = 0,
     more_minutes: float = 0.0,
@@ -66,8 +67,9 @@ def train(
     `start`: weights to begin with (as `model_folder.find`), else they are drawn.
     `resume`: go on with the run in `out` by its own recipe; `run` may then be None.
     `make_check`: builds what is measured on held-out images as training goes on.
-    `began`: the monotonic time from which the recipe's minutes count; None: now. `report`: whether
-    one is written afterwards, within them.
+    `began`: the monotonic time from which the recipe's minutes count; None: now. `page`: writes
+    the page of the run as it goes on (see `live_page`); then the minutes hold the time for a report
+    after the end, too.
     `data`: where the images of a resumed run are now, which must be the same. `more_images`,
     `more_minutes`: by how much a finished run is extended (see `extending`).
     Raises UserError for wrong use, RunFailed if training cannot go on, Interrupted after Ctrl-C.
@@ -129,7 +131,9 @@ def train(
             if world.first:
                 extending.check_moved(folder, stages)
             if added:
-                run, stages, length_notes = freeze(run, stages, world, began, make_check, report)
+                run, stages, length_notes = freeze(
+                    run, stages, world, began, make_check, page is not None
+                )
                 notes += length_notes
             if (added or data is not None) and world.first:
                 extending.record(folder, run, stages)
@@ -142,7 +146,7 @@ def train(
             state, start_notes = handover.begin(run, stages, start, world)
             notes += start_notes
             run, stages, length_notes = freeze(
-                run, stages, world, began, make_check, report, start is not None
+                run, stages, world, began, make_check, page is not None, start is not None
             )
             notes += length_notes
             if world.first:
@@ -157,7 +161,13 @@ def train(
         log.track(run)
         for note in notes:
             log.say(note)
-        return Trainer(run, folder, world, stages, state, log, make_check, start is not None).fit()
+        shown = LivePage(page, folder.path, log)
+        trainer = Trainer(run, folder, world, stages, state, log, shown, make_check, bool(start))
+        try:
+            return trainer.fit()
+        except (Interrupted, RunFailed):
+            shown.end()
+            raise
 
 
 @dataclass
@@ -170,6 +180,7 @@ class Trainer:
     stages: list[PreparedStage]
     begin: InitVar[TrainState | None]  # None: go on from the newest checkpoint in `folder`
     log: Log
+    page: LivePage
     make_check: MakeCheck | None
     started: bool = False  # from weights of another run
 
@@ -198,6 +209,7 @@ class Trainer:
             while self.progress.stage < len(self.stages):
                 try:
                     ends = self._enter_stage()
+                    self.page.renew()
                     while not ends:
                         before, began = self.progress.images, time.perf_counter()
                         self._step()
@@ -218,6 +230,8 @@ class Trainer:
                             images = self.progress.images
                             log.say(f"stopped after {images:,} images; go on{self.folder.advice}")
                             raise Interrupted
+                        if not ends and self._has_news(before):
+                            self.page.renew()
                 except Diverged as error:
                     self._go_back(str(error))
         progress = self.progress
@@ -355,6 +369,11 @@ class Trainer:
         if ends:
             self.rule.log(progress, self.log, state)  # what is left, where the stage ends early
         return ends, any(decision)
+
+    def _has_news(self, before: int) -> bool:
+        """Whether there has been a check, a grid or a checkpoint since `before`."""
+        every = self.every
+        return any(self._due(n, before) for n in (every.check, every.sample, every.checkpoint))
 
     def _due(self, interval: int, before: int, ends: bool = False) -> bool:
         """Whether a multiple of `interval` images was passed since `before`, or the stage ends.

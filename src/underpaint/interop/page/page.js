@@ -87,7 +87,7 @@ function hang(name, names, columns) {
     cell.type = "button";
     cell.className = "cell";
     cell.title = text;
-    cell.setAttribute("aria-label", `Picture ${i + 1}: ${text}`);
+    cell.setAttribute("aria-label", `Image ${i + 1}: ${text}`);
     cell.setAttribute("aria-pressed", "false");
     [canvas.width, canvas.height] = [card.width, card.height];
     if (old[i] && old.length === names.length) canvas.getContext("2d").drawImage(old[i], 0, 0);
@@ -176,12 +176,12 @@ const actions = {
     if (!current) take(walls.draw[0]);
     if (n === 1) choose("draw", 0);
     offer();
-    say(`${n === 1 ? "A picture" : `${n} pictures`} in ${seconds()}.`, 1);
+    say(`${n === 1 ? "An image" : `${n} images`} in ${seconds()}.`, 1);
   },
 
   async repaint() {
     const count = easel.count, all = easel.erased.length;
-    if (!count) throw new Error("Nothing is rubbed out yet: drag over the picture first.");
+    if (!count) throw new Error("Nothing is rubbed out yet: drag over the image first.");
     if (count === all) throw new Error("Everything is rubbed out: leave something for the new part to fit, or use Draw.");
     const erased = Uint8Array.from(easel.erased), before = current;
     const planes = toPlanes(before.pixels, card);
@@ -228,7 +228,7 @@ const actions = {
     show(pictures);
     walls.between = pictures.map((pixels, i) => ({ pixels, label: labels[i], name: names[i] }));
     choose("between", Number($("walk").value));
-    say(`The way in ${FRAMES} pictures, in ${seconds()}. Move the slider.`, 1);
+    say(`The way in ${FRAMES} images, in ${seconds()}. Move the slider.`, 1);
   },
 };
 
@@ -266,11 +266,11 @@ async function open(file) {
     context.drawImage(from, x, y, w, h, 0, 0, card.width, card.height);
     const pixels = context.getImageData(0, 0, card.width, card.height).data;
     const [seen] = toPixels(toPlanes(pixels, card), card);  // as the network sees it
-    take({ pixels: seen, label: -1, name: "your picture" });
+    take({ pixels: seen, label: -1, name: "your image" });
     if (tab !== "repaint") select("vary");
     say(`Opened, at ${card.width} × ${card.height} pixels as the network draws.`);
   } catch {
-    fail(`${file.name ?? "This"} is no picture that this browser can open.`);
+    fail(`${file.name ?? "This"} is no image that this browser can open.`);
   }
 }
 
@@ -319,7 +319,7 @@ function select(name, focus = false) {
   for (const any of document.querySelectorAll('[value="none"]')) any.parentNode.hidden = name === "between";
   if (chosen?.wall !== name) choose(name in walls ? name : "draw", null);
   offer();
-  say({ repaint: "Drag over the picture.", vary: "", between: "", draw: "" }[name]);
+  say({ repaint: "Drag over the image.", vary: "", between: "", draw: "" }[name]);
   if (name === "between" && !walls.between.length && card) go();
 }
 
@@ -342,7 +342,7 @@ function begin(found) {
   card = found;
   const { width, height, channels, labels } = card, size = `${width} × ${height}`;
   const kind = { 1: "grey ", 4: "see-through " }[channels] ?? "";
-  $("about").textContent = `A network that learned ${kind}pictures of ${size} pixels${
+  $("about").textContent = `A network that learned ${kind}images of ${size} pixels${
     labels.length ? ` in ${labels.length} kinds` : ""
   } draws new ones here: from pure noise, step by step, in this page alone.`;
   $("made").textContent = `Made with underpaint ${card.underpaint}; it runs on ONNX Runtime Web.`;
