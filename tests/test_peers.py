@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.peers import arms, run
+from benchmarks.peers import diffusers_loop, run
 from underpaint.compare import record
 from underpaint.evaluation import metrics
 
@@ -60,26 +60,27 @@ def test_the_rate_is_chosen_on_half_a_and_reported_on_half_b(
     assert found["frechet_interval"][0] < found["frechet"] < found["frechet_interval"][1]
 
 
-@pytest.mark.parametrize("name", arms.PEERS)
-def test_a_peer_learns_and_its_average_is_what_is_kept_and_sampled(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_diffusers_learns_and_its_average_is_what_is_kept_and_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip({"diffusers": "diffusers"}.get(name, name))
-    monkeypatch.setattr(arms, "LEVELS", (32, 32, 32))
-    monkeypatch.setattr(arms, "STEPS", 2)
-    monkeypatch.setattr(arms, "AT_ONCE", 2)
+    monkeypatch.setattr(diffusers_loop, "STEPS", 2)
+    monkeypatch.setattr(diffusers_loop, "AT_ONCE", 2)
     torch.manual_seed(0)
-    peer = arms.PEERS[name](torch.rand(32, 1, 8, 8), 1e-3, 20)
-    before = [p.detach().clone() for p in peer.averaged.parameters()]
+    loop = diffusers_loop.begun(torch.rand(32, 1, 8, 8), 1e-3, 20)
+    first = {name: value.clone() for name, value in loop.network.state_dict().items()}
     for _ in range(3):
-        peer.step()
-    trained = [p.detach().clone() for p in peer.averaged.parameters()]
-    assert any(not torch.equal(a, b) for a, b in zip(before, trained, strict=True))
-    arms.keep(peer, tmp_path / "weights.pt")
-    first = arms.drawn(peer, 3)
-    assert first.shape == (3, 8, 8, 1)
-    again = arms.kept(arms.PEERS[name](torch.zeros(16, 1, 8, 8), 0.0, 1), tmp_path / "weights.pt")
-    assert np.array_equal(arms.drawn(again, 3), first)
+        loop.step()
+    last = {name: value.clone() for name, value in loop.network.state_dict().items()}
+    diffusers_loop.keep(loop, tmp_path / "weights.pt")
+    kept = torch.load(tmp_path / "weights.pt", weights_only=True)
+    for name in ("conv_in.weight", "conv_out.bias"):
+        assert not torch.equal(first[name], last[name])
+        assert not torch.equal(kept[name], last[name])
+        between = (kept[name] - first[name]).norm() + (kept[name] - last[name]).norm()
+        assert between < 2 * (last[name] - first[name]).norm()
+    drawn = diffusers_loop.samples(tmp_path / "weights.pt", 3, 1, 8)
+    assert drawn.shape == (3, 8, 8, 1)
+    assert np.array_equal(drawn, diffusers_loop.samples(tmp_path / "weights.pt", 3, 1, 8))
 
 
 def test_what_is_committed_kept_to_its_seconds_and_its_choice() -> None:

@@ -276,7 +276,6 @@ _PEERS = {  # arm → what README calls it
     "default": "underpaint, `default`",
     "maskdm": "MaskDM's recipe by underpaint (`maskdm-celeba64`, scaled down)",
     "diffusers": "diffusers, `UNet2DModel` and `DDPMScheduler`",
-    "denoising-diffusion-pytorch": "denoising-diffusion-pytorch",
     "real": "*other real images*",
 }
 

