@@ -89,7 +89,7 @@ def test_what_is_committed_kept_to_its_seconds_and_its_choice() -> None:
         which, arm, rate = run.UNITS[name]
         if arm == "real":
             continue
-        seconds = told["sets"][which]["seconds"]
+        seconds = run.seconds(which, arm)
         assert 0.8 * seconds < unit["cpu_seconds"] < 1.2 * seconds
         if rate is None:
             trials = [told["units"][f"{which}-{arm}-{r:g}"] for r in run.RATES[arm]]
