@@ -238,6 +238,48 @@ def _lower() -> tuple[int, int]:
     return sum(own["two-stage"]["held_out"] < own["whole"]["held_out"] for own in both), len(both)
 
 
+def peers() -> str:
+    """underpaint beside other libraries, in the same CPU seconds: for README."""
+    told = _read("benchmarks/peers/results.json")
+    units, sets = told["units"], told["sets"]
+    arms = list(dict.fromkeys(unit["arm"] for unit in units.values()))
+    shown = {which: f"{which}, {about['seconds'] / 60:.3g} min" for which, about in sets.items()}
+
+    def cells(which: str, arm: str) -> list[str]:
+        unit = units.get(f"{which}-{arm}")
+        if unit is None:
+            return ["–", "–"]
+        if arm == "real":
+            return ["", f"{unit['frechet']:.0f}"]
+        low, high = unit["frechet_interval"]
+        seen = f"{unit['images']:,} at {unit['learning_rate']:g}"
+        return [seen, f"{unit['frechet']:.0f} ({low:.0f} to {high:.0f})"]
+
+    rows = [
+        [_PEERS[arm], *(cell for which in sets for cell in cells(which, arm))]
+        for arm in _PEERS
+        if arm in arms
+    ]
+    return "\n".join(
+        [
+            "| trained with | "
+            + " | ".join(f"{name}: images, rate | FD-MobileNetV2 (95 %)" for name in shown.values())
+            + " |",
+            "| --- |" + " --- | --- |" * len(sets),
+            *("| " + " | ".join(row) + " |" for row in rows),
+        ]
+    )
+
+
+_PEERS = {  # arm → what README calls it
+    "quickstart": "underpaint, `quickstart`",
+    "default": "underpaint, `default`",
+    "maskdm": "MaskDM's recipe by underpaint (`maskdm-celeba64`, scaled down)",
+    "diffusers": "diffusers, `UNet2DModel` and `DDPMScheduler`",
+    "real": "*other real images*",
+}
+
+
 def systems() -> str:
     """System, preset, and what was measured: for README."""
     rows = []
