@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -334,6 +336,49 @@ def test_size_serves_both_sides(place: Path) -> None:
         judged(place, place / "mixed.zip", reference=str(place / "real.npz"))
 
 
+# --- a run that has moved ------------------------------------------------------------------------
+
+
+def moved_to(place: Path, folder: Path, count: int) -> tuple[Path, Path]:
+    """The run in `folder`, and there the first `count` of its images, beside new ones."""
+    shutil.copytree(place / "run", folder / "run", ignore=shutil.ignore_patterns("evaluation"))
+    config_file = folder / "run" / "config.yaml"
+    gone = config_file.read_text().replace(str(place / "real.npz"), str(folder / "gone.npz"))
+    config_file.write_text(gone)
+    pixels, labels = pictures(300, 0)
+    more, names = pictures(80, 9)
+    pixels, labels = np.concatenate([pixels[:count], more]), np.concatenate([labels[:count], names])
+    np.savez(folder / "there.npz", images=pixels, labels=labels)
+    return folder / "run", folder / "there.npz"
+
+
+def test_a_moved_run_is_scored_by_the_split_it_recorded(
+    place: Path, tmp_path: Path, wrong: Any
+) -> None:
+    run, there = moved_to(place, tmp_path, 300)
+    assert "gone.npz: the images of" in (line := wrong("evaluate", run, *flags(place)))
+    assert "add --data DATA" in line
+    found, usual = judged(place, run, data=str(there)), judged(place, place / "run")
+    assert found["scores"] == usual["scores"]  # the new images count for nothing
+    assert found["warnings"] == usual["warnings"]
+
+
+def test_what_a_moved_run_lacks_is_said(place: Path, tmp_path: Path, wrong: Any) -> None:
+    run, there = moved_to(place, tmp_path, 280)
+    found = judged(place, run, data=str(there), interval=False)
+    said = next(note for note in found["warnings"] if "lacks" in note)
+    counts = [
+        int(n) for n in re.findall(r"(\d+) of (?:200|100) (?:training|held-out) images", said)
+    ]
+    assert sum(counts) == 20
+    np.save(tmp_path / "other.npy", pictures(200, 4)[0])
+    line = wrong("evaluate", run, "--data", tmp_path / "other.npy", *flags(place))
+    assert "holds none of the images that" in line
+    (run / "images.json").unlink()
+    notes = judged(place, run, data=str(there), interval=False)["warnings"]
+    assert any("holds no images.json" in note for note in notes)
+
+
 # --- wrong use -----------------------------------------------------------------------------------
 
 
@@ -352,6 +397,8 @@ def test_wrong_use_is_one_line(place: Path, wrong: Any) -> None:
         ((run, "--reference", place / "gone"), "gone"),
         ((run, "--reference", empty), "the folder holds no images"),
         ((empty, "--reference", real), "the folder holds no images"),
+        ((run, "--data", place / "gone"), "gone: there are no images"),
+        ((run, "--data", real, "--reference", real), "leave it out"),
         ((run, "--size", 16), "this model draws 8×8"),
         ((run, "--steps", 0), "--steps 0"),
         ((), "evaluate needs RUN|FOLDER"),

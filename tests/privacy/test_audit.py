@@ -1,6 +1,7 @@
 """A whole audit: an over-fitted run is flagged, an honest one is not, wrong use is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,6 +243,33 @@ def test_copies_are_looked_for_in_features_if_asked(
     assert found["tests"] == 1 + 2 * 4 + 2
     assert found["copies"]["spaces"]["torchscript"]["training_images"] == 40
     assert "In the features of torchscript" in (tmp_path / "audit.html").read_text()
+
+
+def test_a_moved_run_is_audited_by_what_it_recorded(
+    honest: Path,
+    place: Path,
+    tmp_path: Path,
+    wrong: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its folder and its images lie elsewhere, some of these are lost, and others came."""
+    run = shutil.copytree(honest, tmp_path / "run", ignore=shutil.ignore_patterns("audit"))
+    recipe = run / "config.yaml"
+    recipe.write_text(recipe.read_text().replace(str(place), str(tmp_path / "gone")))
+    assert "add --data DATA, where they are" in wrong("audit", run)
+    pixels = np.load(place / "images.npz")["images"]
+    others = np.random.default_rng(7).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "there.npz", images=np.concatenate([pixels[5:], others]))
+    flags = ["--attacks", "sima", "--samples", "8", "--json", "--quiet", "--no-control"]
+    assert main(["audit", str(run), "--data", str(tmp_path / "there.npz"), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(found["of"].values()) == IMAGES - 5  # of those it has recorded, and no others
+    (said,) = (note for note in found["notes"] if "lacks" in note)
+    assert "there.npz lacks " in said
+    page = (run / "audit" / "audit.html").read_text()
+    assert f"--data {tmp_path / 'there.npz'}" in page  # in the command that repeats it
+    line = wrong("audit", run, "--data", tmp_path / "there.npz", "--members", place / "images.npz")
+    assert "leave it out" in line
 
 
 def test_wrong_use(
