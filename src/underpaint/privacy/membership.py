@@ -22,12 +22,12 @@ from torch import Tensor
 from underpaint import config, factory, model
 from underpaint.core.masks import Mask, MaskSpec, draw
 from underpaint.core.spaces import to_uint8
-from underpaint.data import fixed_masks, latents, prepare
+from underpaint.data import digests, fixed_masks, latents, prepare
 from underpaint.errors import UserError
 from underpaint.privacy import attacks
 from underpaint.sealed import format as sealed
 from underpaint.sealed.training_set import SealedSet
-from underpaint.training import provenance
+from underpaint.training import identities
 from underpaint.training.training_set import ImageSet, LatentSet, TrainingSet
 
 FEWEST = 16  # members, and non-members: eight to calibrate on and eight to evaluate on
@@ -66,7 +66,7 @@ class Subset(NamedTuple):
 
     def files(self) -> list[str]:
         """sha256 of each image's file; none of sealed images."""
-        return [file.hex() for file, _ in self.images.identities(self.ids)]
+        return [file.tobytes().hex() for file in self.images.identities(self.ids).files]
 
     def labels(self, loaded: model.Model) -> Tensor | None:
         """[n], −1 where the model does not know the label's name; None for one without labels."""
@@ -79,10 +79,10 @@ class Subset(NamedTuple):
 
     def different(self) -> Self:
         """The subset without images whose pixels equal those of an earlier one."""
-        pixels = b"".join(pixels for _, pixels in self.images.identities(self.ids))
-        if not pixels:
+        pixels = self.images.identities(self.ids).pixels
+        if not len(pixels):
             return self
-        first = np.unique(np.frombuffer(pixels, "V32"), return_index=True)[1]
+        first = np.unique(digests.keys(pixels), return_index=True)[1]
         return self._replace(ids=np.sort(self.ids[first]))
 
 
@@ -139,7 +139,7 @@ def load(
     closed, given = sealed.is_sealed(data.source), members is not None and non_members is not None
     if closed and members is None and non_members is None:
         return _of_sealed(run, place, data.source, data.limit, loaded)
-    known = {} if given else _recorded(folder, place, closed)
+    known = None if given else _recorded(folder, place, closed)
     stage = run.last if run else config.Stage()
     images = None if given else _prepared(data, loaded, stage)
     subsets = []
@@ -158,13 +158,12 @@ def load(
             others = _prepared(given_data, loaded, stage)
             subsets.append(Subset(others, others.train_ids, given_data))
         elif images is not None:
-            listed = set(known[name])
-            ids = [i for i, sha in enumerate(images.dataset.file_sha256) if sha in listed]
-            subsets.append(Subset(images, np.array(ids, np.int64), data))
-    one, two = ({pixels for _, pixels in s.images.identities(s.ids)} for s in subsets)
-    if both := one & two:
+            listed = digests.among(images.dataset.file_digests, getattr(known, name))
+            subsets.append(Subset(images, np.flatnonzero(listed), data))
+    one, two = (s.images.identities(s.ids).pixels for s in subsets)
+    if both := len(np.unique(digests.keys(one[digests.among(one, two)]))):
         raise UserError(
-            f"{len(both)} images are members and non-members at once (their pixels are equal); "
+            f"{both} images are members and non-members at once (their pixels are equal); "
             "remove them from one of the lists"
         )
     return MembershipData(run, place, subsets[0], subsets[1], _notes(run, data))
@@ -182,7 +181,7 @@ def subsample(subset: Subset, n: int, seed: int) -> Subset:
 # --- where they come from ------------------------------------------------------------------------
 
 
-def _recorded(folder: Path, place: Path | None, closed: bool) -> dict[str, list[str]]:
+def _recorded(folder: Path, place: Path | None, closed: bool) -> identities.Images:
     """What the run recorded: the sha256 of the files `trained` on and `held_out`."""
     recorded = place / "images.json" if place else None
     if recorded is None or not recorded.is_file() or closed:
@@ -191,7 +190,7 @@ def _recorded(folder: Path, place: Path | None, closed: bool) -> dict[str, list[
             f"{folder}: records no members ({why}); give --members DATA and --non-members DATA"
         )
     try:
-        return provenance.read_identities(recorded.parent)
+        return identities.read(recorded.parent)
     except UserError as error:
         raise UserError(f"{error}; give --members and --non-members") from None
 

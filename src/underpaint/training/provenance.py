@@ -1,4 +1,4 @@
-"""Where a run was made: versions, device, threads (`env.json`), and of what (`images.json`).
+"""Where a run was made: versions, device, threads (`env.json`).
 
 A run that is resumed asks `recorded` what it was: its data must be the same, and so
 is its precision.
@@ -24,8 +24,6 @@ RECORDED = {
     "precision": Is(str, among=frozenset(("fp32", "bf16"))),
 }
 START = {"start": Is((str, type(None)), optional=True)}
-IDENTITIES = dict.fromkeys(("trained", "held_out"), Is(list, of=Is(str, 64, 64)))
-LARGEST = 1 << 31  # bytes of images.json at most
 
 
 def describe(stages: list[PreparedStage], state: TrainState, start: str | None) -> str:
@@ -65,28 +63,6 @@ def start_of(run: Path) -> str | None:
         return checked(read_json(path), START, more=True).get("start") if path.exists() else None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is damaged ({error})") from None
-
-
-def read_identities(run: Path) -> dict[str, list[str]]:
-    """What `identities` wrote when the run began. Raises UserError if it is missing or damaged."""
-    path = run / "images.json"
-    try:
-        return checked(read_json(path, LARGEST), IDENTITIES)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is missing or damaged ({error})") from None
-
-
-def identities(stages: list[PreparedStage]) -> str:
-    """JSON of the sha256 of each file that is trained on in any stage, and of those held out.
-
-    Sealed data add none: they do not know their files.
-    """
-    trained: set[str] = set()
-    held_out: set[str] = set()
-    for data in (stage.training_set for stage in stages):
-        trained.update(file.hex() for file, _ in data.identities(data.train_ids))
-        held_out.update(file.hex() for file, _ in data.identities(data.held_out_ids))
-    return json.dumps({"trained": sorted(trained), "held_out": sorted(held_out - trained)})
 
 
 def _device_name(device: torch.device) -> str:

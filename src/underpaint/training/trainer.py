@@ -27,6 +27,7 @@ from underpaint.training import (
     early,
     extending,
     handover,
+    identities,
     monitor,
     provenance,
     signals,
@@ -148,7 +149,7 @@ def train(
                 folder.create(overwrite)
                 folder.write("config.yaml", config.to_yaml(run))
                 folder.write("env.json", provenance.describe(stages, state, start))
-                folder.write("images.json", provenance.identities(stages))
+                identities.write(folder, identities.of(stages))
         world.barrier()
         total = sum(stage.images for stage in stages)
         log = Log(folder, total, world.first, quiet, partial(left, stages))
