@@ -8,6 +8,7 @@ import math
 
 from underpaint import config
 from underpaint.core.denoiser import autocast
+from underpaint.training import counts
 from underpaint.training.batch import draw_batch, microbatch
 from underpaint.training.checkpointing import Progress
 from underpaint.training.optim import NORMS, clip_gradients, clip_limit, learning_rate
@@ -75,7 +76,8 @@ def move(stage: PreparedStage, state: TrainState, progress: Progress, finite: bo
 
 def training_flops(state: TrainState, visible: int, mask: str) -> float:
     """FLOPs an image under a mask of this kind: forward, and twice as much backward."""
-    return 3.0 * state.model.backbone.flops(visible, mask)
+    backbone = state.model.backbone
+    return 3.0 * counts.flops(*backbone.built, visible, backbone.counted_kind(visible, mask))
 
 
 def compute(
