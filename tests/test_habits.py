@@ -21,6 +21,8 @@ from underpaint.cli import main
 from underpaint.errors import RunFailed, UserError
 from underpaint.progress import following
 from underpaint.report import page
+from underpaint.training import identities
+from underpaint.training.checkpointing import RunFolder
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -227,12 +229,31 @@ def test_a_resumed_run_holds_out_what_it_held_out(begun: Path, wrong: Any, cache
     """Whose record was lost, or whose config.yaml was led elsewhere by hand."""
     first = sorted((begun / "checkpoints").glob("0*"))[0]
     (begun / "checkpoints" / "LATEST").write_text(first.name + "\n")
-    path = begun / "images.json"
-    known = json.loads(path.read_text())
-    path.write_text(json.dumps(dict(zip(known, reversed(known.values()), strict=True))))
+    known, folder = identities.read(begun), RunFolder(begun)
+    identities.write(folder, identities.Images(known.held_out, known.trained))
     assert "other images would be held out" in wrong("train", "--resume", "--out", begun, "--quiet")
-    path.write_text("[" * 200_000)
-    assert "is missing or damaged" in wrong("train", "--resume", "--out", begun, "--quiet")
+    identities.write(folder, known)
+    for name, damage in (("images.bin", bytes(32)), ("images.json", b"[" * 200_000)):
+        before = (begun / name).read_bytes()
+        (begun / name).write_bytes(damage)
+        said = wrong("train", "--resume", "--out", begun, "--quiet")
+        assert f"{name}: is missing or damaged" in said
+        (begun / name).write_bytes(before)
+
+
+def test_a_run_of_an_earlier_version_knows_its_images(begun: Path, cache: None) -> None:
+    """It has them as text in images.json."""
+    known = identities.read(begun)
+    names = ("trained", "held_out")
+    texts = {n: [sha.tobytes().hex() for sha in part] for n, part in zip(names, known, strict=True)}
+    assert texts["trained"]
+    assert texts["held_out"]
+    (begun / "images.json").write_text(json.dumps(texts))
+    (begun / "images.bin").unlink()
+    assert identities.read(begun).digest() == known.digest()
+    first = sorted((begun / "checkpoints").glob("0*"))[0]
+    (begun / "checkpoints" / "LATEST").write_text(first.name + "\n")
+    assert main(["train", "--resume", "--out", str(begun), "--quiet"]) == 0
 
 
 def test_data_of_a_stage_that_moved(

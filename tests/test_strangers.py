@@ -79,7 +79,7 @@ def test_a_recipe_and_records_that_nobody_wrote(
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     for name, texts in {
         "config.yaml": ("", "train:\n\tseed: 1\n", "hello: [1, {"),
-        "images.json": ("[1]", '{"trained": [[1]], "held_out": []}', "[" * 200_000),
+        "images.json": ("[1]", '{"trained": [[1]], "held_out": []}', "{}", "[" * 200_000),
         "env.json": ("[1]", '{"parameters": "x"}', '{"start": 3}', "[" * 200_000),
     }.items():
         before = (run / name).read_text()

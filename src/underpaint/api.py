@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from underpaint import config, report
+from underpaint import config
 from underpaint.errors import UserError
 from underpaint.evaluation.validation import OverfitCheck
+from underpaint.handing_on import handing_on
 from underpaint.model_folder import pinned
 from underpaint.progress import doing, shown
 from underpaint.training import adopt
@@ -115,10 +116,18 @@ def audit(source: str | Path, **settings: Any) -> dict[str, Any]:
 
 
 def _run(run: config.Run | None, out: str | Path, write_report: bool, **settings: Any) -> Path:
-    with shown(settings["quiet"]):
-        page = report.follow if write_report else None
+    with shown(settings["quiet"]), handing_on():
+        page = _follow if write_report else None
         folder = train_loop(run, out, make_check=OverfitCheck.of, page=page, **settings)
         if write_report and os.environ.get("RANK", "0") == "0":  # the first process of `torchrun`
             with doing("writing the report"):
+                from underpaint import report  # what draws is imported when it is needed
+
                 report.build(folder)
     return folder
+
+
+def _follow(folder: Path, going: bool) -> None:
+    from underpaint import report
+
+    report.follow(folder, going)

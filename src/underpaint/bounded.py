@@ -15,7 +15,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -25,6 +25,7 @@ TEXT = 1 << 26  # bytes of a JSON file
 FILE = 1 << 29  # bytes of one image file, or of what an archive says it is
 RATIO, FREE = 1_000, 1 << 24  # more than RATIO bytes from one are a bomb, beyond the first FREE
 PIECE = 1 << 20
+FIRST = 1 << 12  # bytes that are read of a file whose size is unknown
 DAMAGE: tuple[type[Exception], ...] = (  # what reading a damaged archive or array can raise
     *(OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, MemoryError),
     *(RuntimeError, SyntaxError, TokenError),  # encrypted, packed by an unknown method, too deep
@@ -34,24 +35,39 @@ DAMAGE: tuple[type[Exception], ...] = (  # what reading a damaged archive or arr
 
 def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a file to read, never a pipe, a device or a folder. Raises OSError, at once."""
+    return open(_opened(path)[0], "rb")
+
+
+def _opened(path: str | Path) -> tuple[int, int]:
+    """The descriptor of a regular file, and its size."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # which no pipe blocks
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "is not a regular file", str(path))
-    return open(descriptor, "rb")
+    return descriptor, status.st_size
+
+
+def pieces(path: str | Path, most: float = math.inf) -> Iterator[bytes]:
+    """The bytes of a regular file of at most `most`; a small one in one piece. Raises OSError."""
+    descriptor, size = _opened(path)
+    done = 0
+    try:
+        # it may grow, or its size be said to be 0, as in /proc
+        while size <= most and (part := os.read(descriptor, min(PIECE, max(size, FIRST)) + 1)):
+            done += len(part)
+            size = max(size, done)
+            if size <= most:
+                yield part
+    finally:
+        os.close(descriptor)
+    if size > most:
+        raise OSError(errno.EFBIG, f"is larger than {int(most) >> 20:,} MiB", str(path))
 
 
 def read_regular(path: str | Path, most: int = FILE) -> bytes:
     """All bytes of a regular file of at most `most`. Raises OSError."""
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        parts, done = [], 0
-        while size <= most and (part := file.read(min(most, max(PIECE, size)) + 1 - done)):
-            parts.append(part)
-            done += len(part)
-            size = max(size, done)  # it grows, or its size is said to be 0, as in /proc
-    if size > most:
-        raise OSError(errno.EFBIG, f"is larger than {most >> 20:,} MiB", str(path))
+    parts = [*pieces(path, most)]
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from tests.data.pictures import noise, png, write_folder
 from tests.heard import Heard
 from underpaint import config, data
 from underpaint.data import cache as caches
-from underpaint.data import digests
+from underpaint.data import dataset, digests, index
 from underpaint.errors import UserError
 from underpaint.progress import following
 
@@ -142,7 +143,7 @@ def test_force_decodes_again(photos):
     np.testing.assert_array_equal(again.images, first.images)
 
 
-@pytest.mark.parametrize("file", ["pixels.bin", "index.npz", "about.json"])
+@pytest.mark.parametrize("file", ["pixels.bin", "index.safetensors"])
 def test_a_damaged_entry_is_built_anew(photos, file):
     first = prepare(photos)
     expected = np.array(first.images)
@@ -151,6 +152,8 @@ def test_a_damaged_entry_is_built_anew(photos, file):
     again = prepare(photos)
     assert not again.report["reused"]
     np.testing.assert_array_equal(again.images, expected)
+    assert ["were damaged: decoded again" in line for line in again.remarks] == [True]
+    assert prepare(photos).remarks == []
 
 
 SCRIPT = """
@@ -206,13 +209,68 @@ def test_data_that_change_while_read_are_refused(photos, cache):
 
 
 def test_hashes_are_remembered_only_of_settled_files(photos, cache, monkeypatch):
+    def remembered() -> int:
+        arrays = index.read(next(cache.glob("files/*.safetensors"))).arrays
+        return int((arrays["stamps"] >= 0).all(1).sum())
+
     prepare(photos)
-    assert json.loads(next(cache.glob("files/*.json")).read_text()) == {}  # written a moment ago
+    assert remembered() == 0  # written a moment ago
     monkeypatch.setattr(digests, "SETTLED", 0)
     prepare(photos)
-    assert len(json.loads(next(cache.glob("files/*.json")).read_text())) == 40
-    monkeypatch.setattr(digests.hashlib, "file_digest", None)  # nothing is hashed again
+    assert remembered() == 40
+    monkeypatch.setattr(digests, "_hash", None)  # nothing is hashed again
     assert prepare(photos).report["reused"]
+
+
+def test_only_files_that_changed_are_hashed_again(photos, monkeypatch):
+    monkeypatch.setattr(digests, "SETTLED", -(10**18))
+    before = prepare(photos)
+    hashed, real = [], digests._hash
+    monkeypatch.setattr(digests, "_hash", lambda file: hashed.append(file) or real(file))
+    (gone, changed, *_) = sorted((photos / "cats").iterdir())
+    gone.unlink()
+    changed.write_bytes(png(noise(1, seed=9)[0]))
+    (photos / "cats" / "added.png").write_bytes(png(noise(1, seed=8)[0]))
+    after = prepare(photos)
+    assert sorted(hashed) == [str(changed), str(photos / "cats" / "added.png")]
+    assert len(after) == 40
+    assert after.key != before.key
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: data[:-1] + b"?", bytes])
+def test_a_damaged_memory_of_hashes_is_made_anew(photos, cache, monkeypatch, damage):
+    monkeypatch.setattr(digests, "SETTLED", -(10**18))
+    before = prepare(photos)
+    memory = next(cache.glob("files/*.safetensors"))
+    whole = memory.read_bytes()
+    memory.write_bytes(damage(whole) if damage is not bytes else b"")
+    after = prepare(photos)
+    assert ["was damaged: hashed again" in line for line in after.remarks] == [True]
+    assert after.key == before.key
+    assert memory.read_bytes() == whole
+    assert prepare(photos).remarks == []
+
+
+def test_an_index_is_a_safetensors_file(photos):
+    prepared = prepare(photos)
+    arrays = load_file(Path(prepared.report["cache"]) / "index.safetensors")
+    np.testing.assert_array_equal(arrays["file_sha"], prepared.file_digests)
+    np.testing.assert_array_equal(arrays["label"], prepared.labels)
+
+
+def test_the_key_is_that_of_earlier_versions(tmp_path):
+    """Runs are resumed by it: the sha256 of the options, paths and sums as a list in JSON."""
+    place = write_folder(tmp_path / "set", noise(3))
+    table = tmp_path / "table" / "t.csv"
+    table.parent.mkdir()
+    files = sorted(place.iterdir())
+    table.write_text("path\n" + "".join(f"../set/{file.name}\n" for file in files))
+    options = repr(tuple(dataset.decoding(config.Data(size=(8,)))))
+    sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (table, *files)]
+    names = ["t.csv", *(f"../set/{file.name}" for file in files)]
+    parts = [x for pair in zip(names, sums, strict=True) for x in pair]
+    expected = hashlib.sha256(json.dumps(["2", options, "source", *parts]).encode()).hexdigest()
+    assert prepare(table, size=(8,)).key == expected
 
 
 def test_too_many_unreadable(photos):
@@ -374,20 +432,22 @@ def test_wrong_settings(photos, settings, says):
 
 
 def swapped_labels(folder):
-    with np.load(folder / "index.npz") as index:
-        arrays = dict(index)
-    np.savez(folder / "index.npz", **arrays | {"label": arrays["label"][::-1]})
+    path = folder / "index.safetensors"
+    arrays, _ = index.read(path)
+    content = bytearray(path.read_bytes())
+    label = content.rindex(arrays["label"].tobytes())
+    content[label : label + arrays["label"].nbytes] = arrays["label"][::-1].tobytes()
+    path.write_bytes(content)
 
 
 def renamed(folder):
-    path = folder / "about.json"
-    path.write_text(path.read_text().replace('"0"', '"9"'))
+    path = folder / "index.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'\\"0\\"', b'\\"9\\"', 1))
 
 
 def turned_shape(folder):
-    about = json.loads((folder / "about.json").read_text())
-    n, height, *rest = about["shape"]
-    (folder / "about.json").write_text(json.dumps(about | {"shape": [height, n, *rest]}))
+    path = folder / "index.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"shape": [60, 32]', b'"shape": [32, 60]', 1))
 
 
 def cut_pixels(folder):
@@ -411,11 +471,11 @@ def last_pixel(folder):
 def test_a_cache_that_was_changed_is_made_anew(tmp_path, monkeypatch, damage):
     place = write_folder(tmp_path / "set", noise(60), [str(i % 3) for i in range(60)])
     before = data.prepare(config.Data(source=str(place)))
-    expected = np.array(before.images)
+    expected, labels = np.array(before.images), before.labels.tolist()
     damage(Path(before.report["cache"]))
     after = data.prepare(config.Data(source=str(place)), verify=damage is last_pixel)
     assert not after.report["reused"]
     np.testing.assert_array_equal(after.images, expected)
-    assert after.labels.tolist() == before.labels.tolist()
+    assert after.labels.tolist() == labels
     assert (after.label_names, after.names) == (before.label_names, before.names)
     assert data.prepare(config.Data(source=str(place)), verify=True).report["reused"]

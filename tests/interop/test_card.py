@@ -19,7 +19,7 @@ from tests.conftest import SMALL, write_pictures
 from underpaint import config, model, model_folder
 from underpaint.errors import UserError
 from underpaint.interop import card
-from underpaint.training import provenance
+from underpaint.training import identities
 
 
 def written(source: str | Path, folder: Path, name: str | None = None, **how: object) -> str:
@@ -103,9 +103,9 @@ def test_the_header_is_that_of_the_hub(trained: Path, tmp_path: Path) -> None:
 
 def test_what_it_was_trained_on_and_how(trained: Path, tmp_path: Path) -> None:
     text = written(trained, tmp_path / "card", "org/heads")
-    images = provenance.read_identities(trained)
-    lines = "".join(f"{digest}\n" for digest in sorted(images["trained"]))
-    counts = len(images["trained"]), len(images["held_out"])
+    images = identities.read(trained)
+    lines = "".join(f"{digest.tobytes().hex()}\n" for digest in images.trained)
+    counts = len(images.trained), len(images.held_out)
     assert "- {} images; {} more were held out".format(*counts) in text
     assert f"`{hashlib.sha256(lines.encode()).hexdigest()}`" in text
     assert "- Size: 8×8 pixels, in colour; labels: 2." in text

@@ -14,6 +14,7 @@ from underpaint.cli import main
 from underpaint.config import Data
 from underpaint.hardware import Precision
 from underpaint.privacy.calibration import load_reference
+from underpaint.training import identities
 
 RECIPE = """\
 space: {patch: 4}
@@ -69,10 +70,11 @@ def test_the_run_records_its_images(run: Path, honest: Path) -> None:
     """`--audit-split` sets that share aside, and every image is on one side."""
     dataset = data.prepare(Data(source=str(run.parent / "images.npz"), channels=1))
     for folder, counts in ((run, [16, 64]), (honest, [40, 40])):
-        known = json.loads((folder / "images.json").read_text())
-        assert [len(known["trained"]), len(known["held_out"])] == counts
-        assert set(known["trained"]) | set(known["held_out"]) == set(dataset.file_sha256)
-        assert not set(known["trained"]) & set(known["held_out"])
+        known = identities.read(folder)
+        assert [*map(len, known)] == counts
+        one, two = ({sha.tobytes().hex() for sha in sums} for sums in known)
+        assert one | two == set(dataset.file_sha256)
+        assert not one & two
 
 
 def test_an_over_fitted_run_is_flagged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from underpaint.cli import main
 from underpaint.errors import Interrupted
 from underpaint.privacy import shadows
 from underpaint.privacy.statistics import auc
+from underpaint.training import identities
 
 SHIFT, SPREAD = 1.5, 1.0  # of a score's logarithm: between in and out, and from model to model
 
@@ -157,13 +158,13 @@ def test_shadows_are_trained_on_complementary_halves_once_and_go_on(
     assert [stage.images for stage in stages.values()] == [64, 64]
     assert [stage.mask for stage in stages.values()] == ["patch", "none"]
     sums = [set((call["out"].parent / "images.txt").read_text().split()) for call in calls[::2]]
-    known = json.loads((run / "images.json").read_text())
-    assert sums[0] | sums[1] == set(known["trained"]) | set(known["held_out"])
+    known = identities.read(run)
+    assert sums[0] | sums[1] == {sha.tobytes().hex() for part in known for sha in part}
     assert not sums[0] & sums[1]
     assert [len(own) for own in sums] == [40, 40]
     for call, own in zip(calls[::2], sums, strict=True):
-        trained = json.loads((call["out"] / "images.json").read_text())
-        assert set(trained["trained"]) == own
+        trained = identities.read(call["out"]).trained
+        assert {sha.tobytes().hex() for sha in trained} == own
     assert set(found["membership"]) == {"loss", "pia", "loss, shadows", "pia, shadows"}
     assert found["shadows"]["models"] == 2
     assert found["tests"] == 4 + 4 + 2

@@ -52,7 +52,7 @@ class Backbone(nn.Module):
     stride: int = 1  # sides and corners of a crop mask are multiples of this many patches
     unit: int = 1  # masks of all kinds come in squares of this many patches a side
 
-    _built: tuple[Callable[..., nn.Module], counting.Arguments]
+    built: tuple[Callable[..., nn.Module], counting.Arguments]  # class and arguments
 
     def __init__(self, grid: tuple[int, int], patch_dim: int, classes: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
         made = super().__new__(cls)
         if args or kwargs:  # not in a copy
             given = dict(zip(list(_arguments(cls))[1:], args, strict=False)) | kwargs
-            made._built = (
+            made.built = (
                 cls,
                 tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in given.items()),
             )
@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         2 a multiply-add of linear layers, convolutions and attention; training costs three times
         this.
         """
-        return counting.flops(*self._built, visible, self._kind(visible, mask))
+        return counting.flops(*self.built, visible, self.counted_kind(visible, mask))
 
     def activation_bytes(
         self, visible: int, mask: str = "patch", bytes_per: int = 4, *, fused: bool = True
@@ -106,14 +106,14 @@ class Backbone(nn.Module):
         In float32 (`bytes_per` 4) or under bf16 autocast (2), which leaves some of it in float32.
         Not `fused`: with the weights of all pairs of tokens in attention.
         """
-        kind = self._kind(visible, mask)
-        return counting.activation_bytes(*self._built, visible, kind, bytes_per < 4, fused)
+        kind = self.counted_kind(visible, mask)
+        return counting.activation_bytes(*self.built, visible, kind, bytes_per < 4, fused)
 
     def saves(self, visible: int, mask: str) -> bool:
         """Whether patches hidden by a mask of this kind need not be computed on."""
         return self.flops(visible, mask) < self.flops(self.grid[0] * self.grid[1])
 
-    def _kind(self, visible: int, mask: str) -> str:
+    def counted_kind(self, visible: int, mask: str) -> str:
         """Kinds of masks that have the same shapes are counted once."""
         return "crop" if mask == "crop" and visible < self.grid[0] * self.grid[1] else "patch"
 

@@ -13,6 +13,7 @@ from underpaint.cli.parser import Parser, add_output, console, print_json, print
 from underpaint.cli.settings import REVISION, add_setting, as_help
 from underpaint.config.plain import Plain
 from underpaint.errors import UserError
+from underpaint.handing_on import handing_on
 from underpaint.progress import doing
 
 SHORT = {  # flags of their own
@@ -70,6 +71,11 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
+    with handing_on():
+        _run(args, others)
+
+
+def _run(args: argparse.Namespace, others: list[str]) -> None:
     if args.resume:
         _resume(args, others)
         return

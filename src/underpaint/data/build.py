@@ -30,6 +30,9 @@ CHUNK = 16  # images a task of the pool
 QUICK = 1e-3  # seconds an image; below it threads only wait for each other
 
 
+TOGETHER = 1 << 20  # values of the images that are measured at once
+
+
 class Decoded(NamedTuple):
     """What became of one image."""
 
@@ -37,10 +40,10 @@ class Decoded(NamedTuple):
     original_size: tuple[int, int] = (0, 0)
     file_sha: bytes = b""
     pixel_sha: bytes = b""
-    constant: bool = False
     transparent: bool = False
-    brightest: int = 0  # value of 255, but for the background
     reason: str = ""
+    constant: bool = False
+    brightest: int = 0  # value of 255, but for the background
 
 
 def decode_all(
@@ -59,7 +62,7 @@ def decode_all(
     started = time.monotonic()
     total = sum(contents.total for _, contents in parts)
     names: list[str] = []
-    part_of: list[int] = []
+    part_of = bytearray()
     labels: list[int] = []
     file_shas, pixel_shas = bytearray(), bytearray()
     label_names: tuple[str, ...] = ()
@@ -99,7 +102,7 @@ def decode_all(
                 label_names = contents.label_names or natural_order(texts)
             labels += _label_ids(origin, texts, label_names, part)
             bad += bad_here
-    about = {
+    about: dict[str, Any] = {
         "shape": [len(names), *(options.size or ()), options.channels],
         "label_names": list(label_names),
         "sizes": dict(sizes.most_common()),
@@ -111,13 +114,17 @@ def decode_all(
         "outside": parts[0][1].outside,
         "seconds": time.monotonic() - started,
     }
+    file_sha = np.frombuffer(file_shas, np.uint8).reshape(-1, 32)
+    pixel_sha = np.frombuffer(pixel_shas, np.uint8).reshape(-1, 32)
+    of_data = digests.keys(pixel_sha[: part_of.count(0)])
+    about["duplicates"] = len(of_data) - len(np.unique(of_data))
     return {
         "about": about,
         "names": names,
         "label": np.array(labels, np.int64),
-        "part": np.array(part_of, np.uint8),
-        "file_sha": np.frombuffer(file_shas, np.uint8).reshape(-1, 32),
-        "pixel_sha": np.frombuffer(pixel_shas, np.uint8).reshape(-1, 32),
+        "part": np.frombuffer(part_of, np.uint8),
+        "file_sha": file_sha,
+        "pixel_sha": pixel_sha,
     }
 
 
@@ -127,10 +134,9 @@ def in_order(
     """Decode and yield in order; in parallel if the first chunk shows that it pays."""
 
     def decoded(chunk: list[Item]) -> list[tuple[Item, Decoded]]:
-        return [
-            (item._replace(label=text_label(item.label)), _decode_one(item, options))
-            for item in chunk
-        ]
+        items = [item._replace(label=text_label(item.label)) for item in chunk]
+        images = [_decode_one(item, options) for item in chunk]
+        return [*zip(items, _measured(images, options), strict=True)]
 
     chunks = _chunks(origin, items)
     first = next(chunks, [])
@@ -180,19 +186,26 @@ def _decode_one(item: Item, options: Options) -> Decoded:
         said = getattr(error, "strerror", None) or error
         known = isinstance(error, Unreadable)
         return Decoded(None, reason=str(error) if known else f"cannot be read ({said})")
-    spread = premultiplied(pixels).std((0, 1), dtype=np.float32)  # of each channel
-    constant = bool(spread.max() < CONSTANT)
-    colours = pixels[:, :, :3]
-    seen = (colours != options.background[: colours.shape[2]]).any(2)
-    return Decoded(
-        pixels,
-        original_size,
-        file_sha,
-        digests.of_array(pixels),
-        constant,
-        transparent,
-        int(colours[seen].max(initial=0)),
-    )
+    return Decoded(pixels, original_size, file_sha, digests.of_array(pixels), transparent)
+
+
+def _measured(images: list[Decoded], options: Options) -> list[Decoded]:
+    """The images with what is measured of their pixels: of small ones of one size together."""
+    there = [i for i, image in enumerate(images) if image.pixels is not None]
+    arrays = [pixels for image in images if (pixels := image.pixels) is not None]
+    alike = len({pixels.shape for pixels in arrays}) == 1
+    step = max(1, TOGETHER // arrays[0].size) if alike else 1
+    for start in range(0, len(arrays), step):
+        stack = np.stack(arrays[start : start + step])  # [k, H, W, C]
+        spread = premultiplied(stack).std((1, 2), dtype=np.float32)  # of each channel
+        constant = spread.max(1) < CONSTANT
+        colours = stack[..., :3]
+        seen = (colours != options.background[: colours.shape[3]]).any(3, keepdims=True)
+        brightest = np.where(seen, colours, 0).max((1, 2, 3))
+        for k, i in enumerate(there[start : start + step]):
+            found = images[i]
+            images[i] = found._replace(constant=bool(constant[k]), brightest=int(brightest[k]))
+    return images
 
 
 def check_size(origin: str, name: str, pixels: NDArray[np.uint8], options: Options) -> None:

@@ -1,18 +1,15 @@
 """The decoded images on disk: built once, then mapped into memory by everyone.
 
-    ROOT/images/KEY/pixels.bin   uint8, n × H × W × C
-    ROOT/images/KEY/index.npz    per image: label, part, sha256 of file and pixels, name
-    ROOT/images/KEY/about.json   shape, label names, report of the decoding
-    ROOT/files, ROOT/splits      remembered digests; which images are held out
+    ROOT/images/KEY/pixels.bin         uint8, n × H × W × C
+    ROOT/images/KEY/index.safetensors  per image: label, part, sha256 of file and pixels, name;
+                                       shape, label names, report of the decoding
+    ROOT/files, ROOT/splits            remembered digests; which images are held out
 
 KEY hashes the bytes of all files, the options and FORMAT, so a changed image makes another entry.
 """
 
 import contextlib
 import errno
-import hashlib
-import io
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -23,28 +20,27 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from underpaint.bounded import DAMAGE, Is, checked, read_json, read_regular
-from underpaint.data import digests
+from underpaint.bounded import DAMAGE, Is, checked
+from underpaint.data import digests, index
 from underpaint.errors import RunFailed, UserError
 from underpaint.io import appearing, left, remove
 
 FORMAT = "2"  # raise it when the same bytes and options would give other pixels
-FILES = ("about.json", "index.npz", "pixels.bin", "moments.bin")  # the last: of latents
-
-INDEX = 1 << 34  # bytes of index.npz at most
+INDEX = "index.safetensors"
+FILES = (INDEX, "pixels.bin", "about.json", "index.npz", "moments.bin")  # the last: of latents
 SAMPLE = 32  # images whose pixels are hashed each time that an entry is opened
-ABOUT = {  # what about.json must say; its checksum covers the rest
+ABOUT = {  # what an entry must say of itself
     "shape": Is(list, 4, 4, Is(int, 1, 2**40)),
     "label_names": Is(list, of=Is(str)),
     "sizes": Is(dict, of=Is(int)),
     "unreadable": Is(list, of=Is(dict)),
     "unread": Is(dict, of=Is(list, of=Is(str))),
     "outside": Is(list, of=Is(str)),
+    "duplicates": Is(int),
     "near_constant": Is(int),
     "transparent": Is(int),
     "brightest": Is(int, 0, 255),
     "seconds": Is(float),
-    "sha256": Is(str, 64, 64),
 }
 
 T = TypeVar("T")
@@ -59,7 +55,7 @@ class Entry(NamedTuple):
     part: NDArray[np.uint8]  # [n]: 0 the data, 1 the source of held-out images
     file_sha: NDArray[np.uint8]  # [n, 32]
     pixel_sha: NDArray[np.uint8]  # [n, 32]
-    names: list[str]
+    names: Sequence[str]
     about: dict[str, Any]
 
 
@@ -106,19 +102,13 @@ def load(folder: Path, every: bool = False) -> Entry | None:
     What is known of the images has a checksum; of their pixels some are hashed, or `every`.
     """
     try:
-        about = checked(read_json(folder / "about.json"), ABOUT, more=True)
-        n, *_ = shape = tuple(about["shape"])
-        index = read_regular(folder / "index.npz", INDEX)
-        if about["sha256"] != _digest(about, index):
-            return None
-        with np.load(io.BytesIO(index), allow_pickle=False) as arrays:
-            text = arrays["names"].tobytes().decode("utf-8", "surrogateescape")
-            found = {name: arrays[name] for name in ("label", "part", "file_sha", "pixel_sha")}
-        names = text.split("\0")
-        if len(names) != n or any(len(array) != n for array in found.values()):
+        arrays, about = index.read(folder / INDEX)
+        n, *_ = shape = tuple(checked(about, ABOUT, more=True)["shape"])
+        names = index.Texts(arrays.pop("names"), arrays.pop("ends"))
+        if len(names) != n or any(len(array) != n for array in arrays.values()):
             return None
         pixels = mapped(folder / "pixels.bin", np.uint8, shape)
-        entry = Entry(pixels, names=names, about=about, **found)
+        entry = Entry(pixels, names=names, about=about, **arrays)
         for i in range(n) if every else some(n):
             if digests.of_array(pixels[i]) != entry.pixel_sha[i].tobytes():
                 return None
@@ -129,18 +119,8 @@ def load(folder: Path, every: bool = False) -> Entry | None:
 
 def save(folder: Path, about: dict[str, Any], names: Sequence[str], **arrays: Any) -> None:
     """Write what an entry knows of its images, beside their pixels."""
-    text = "\0".join(names).encode("utf-8", "surrogateescape")
-    index = io.BytesIO()
-    np.savez(index, names=np.frombuffer(text, np.uint8), **arrays)
-    (folder / "index.npz").write_bytes(index.getvalue())
-    about = about | {"sha256": _digest(about, index.getvalue())}
-    (folder / "about.json").write_text(json.dumps(about, indent=1))
-
-
-def _digest(about: dict[str, Any], index: bytes) -> str:
-    """sha256 of all that an entry knows of its images."""
-    known = json.dumps({k: v for k, v in about.items() if k != "sha256"}, sort_keys=True)
-    return hashlib.sha256(known.encode() + index).hexdigest()
+    texts = index.Texts.of(names)
+    index.write(folder / INDEX, arrays | {"names": texts.text, "ends": texts.ends}, about)
 
 
 def mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -7,9 +7,10 @@ afterwards is a file mapped into memory.
 import os
 import shlex
 import time
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from underpaint.data.decode import BITS, RESAMPLING, Options, parse_colour
 from underpaint.data.readers.base import Source
 from underpaint.data.source import find
 from underpaint.errors import UserError
+from underpaint.handing_on import kept
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     images: NDArray[np.uint8]  # [n, H, W, C], mapped into memory, read-only; RGBA is straight
     labels: NDArray[np.int64]  # [n], -1 unlabelled
     label_names: tuple[str, ...]
-    names: list[str]  # path of each image inside its source
+    names: Sequence[str]  # path of each image inside its source
     train_ids: NDArray[np.int64]
     held_out_ids: NDArray[np.int64]
     key: str  # of the cache entry: bytes and options
@@ -106,7 +108,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             said.append(f"{len(bad):,} unreadable: '{bad[0]['path']}' {bad[0]['reason']}")
         if outside := report["outside"]:
             said.append(f"{len(outside):,} outside its folder, such as '{outside[0]}'")
-        return [*said, *report["hints"]]
+        return [*said, *report["hints"], *report["damaged"]]
 
     def __repr__(self) -> str:
         """One line: images, size, labels, split."""
@@ -144,6 +146,10 @@ def prepare(
     data that cannot be used.
     """
     config = settings.checked(config)
+    known, name = kept(), repr(config)
+    if known is not None and name in known and not (force or verify):
+        found: Dataset = known[name]
+        return found
     settings.check_data(config)
     started = time.monotonic()
     workers = workers or os.cpu_count() or 1
@@ -152,22 +158,33 @@ def prepare(
     held_out = held_out_source(config.held_out)
     sources = [data, held_out] if isinstance(held_out, Source) else [data]
 
-    stamps, key = _identify(sources, options, workers)
+    files = [_identify(source, workers) for source in sources]
+    each = (chain(["source"], found.texts()) for found in files)
+    key = digests.of_texts(chain([cache.FORMAT, repr(tuple(options))], *each))
     folder = cache.root() / "images" / key
 
     def build(part: Path) -> None:
         parts = [(source.origin, source.open()) for source in sources]
         with (part / "pixels.bin").open("wb") as pixels:
-            found = decode_all(parts, options, config.max_bad, workers, pixels.write)
-        for file, before in stamps.items():
-            if digests.stamp(file) != before:
+            decoded = decode_all(parts, options, config.max_bad, workers, pixels.write)
+        for of in files:
+            changed = (digests.stamps(of.base, of.names) != of.stamps).any(1)
+            if changed.any():
+                file = Path(of.base, of.names[int(changed.argmax())])
                 raise UserError(
                     f"data: '{file}' changed while it was read; run again when it is whole"
                 )
-        cache.save(part, **found)
+        cache.save(part, **decoded)
 
     load = partial(cache.load, every=True) if verify else cache.load
+    there = (folder / cache.INDEX).is_file() and not force
     entry, reused = cache.built(folder, load, build, force)
+    damaged = [
+        f"what was remembered of {f.base} was damaged: hashed again" for f in files if f.damaged
+    ]
+    damaged += [f"the decoded images in {folder} were damaged: decoded again"] * (
+        there and not reused
+    )
     for part, source in enumerate(sources):
         bad = [b for b in entry.about["unreadable"] if b["part"] == part]
         check_bad(source.origin, bad, int((entry.part == part).sum()), config.max_bad)
@@ -182,8 +199,8 @@ def prepare(
             f"data '{data.origin}': all its images are held out too; give other images to train on"
         )
     if config.limit:
-        by_hash = sorted(train_ids.tolist(), key=lambda i: (entry.file_sha[i].tobytes(), i))
-        train_ids = np.array(sorted(by_hash[: config.limit]), np.int64)
+        by_hash = np.argsort(digests.keys(entry.file_sha[train_ids]), kind="stable")
+        train_ids = np.sort(train_ids[by_hash[: config.limit]])
     held_out_ids = np.flatnonzero(side == split.HELD_OUT)
     if config.remove_duplicates:
         first = duplicates.first_of_each(entry.pixels, key)
@@ -194,8 +211,9 @@ def prepare(
                 "remove_duplicates out"
             )
     report = _report(data, entry, options, side, train_ids)
-    report |= {"cache": str(folder), "reused": reused, "seconds": time.monotonic() - started}
-    return Dataset(
+    report |= {"cache": str(folder), "reused": reused, "damaged": damaged}
+    report["seconds"] = time.monotonic() - started
+    dataset = Dataset(
         images=np.asarray(entry.pixels),
         labels=entry.label,
         label_names=tuple(entry.about["label_names"]),
@@ -207,6 +225,9 @@ def prepare(
         file_digests=entry.file_sha,
         pixel_digests=entry.pixel_sha,
     )
+    if known is not None:
+        known[name] = dataset
+    return dataset
 
 
 def decoding(config: settings.Data) -> Options:
@@ -243,24 +264,14 @@ def held_out_source(text: str) -> str | int | Source:
     return find(text)
 
 
-def _identify(
-    sources: list[Source], options: Options, workers: int
-) -> tuple[dict[Path, digests.Stamp], str]:
-    """Stamps of all files, and the key of the cache entry: the same wherever the data lie."""
-    stamps: dict[Path, digests.Stamp] = {}
-    texts = [cache.FORMAT, repr(tuple(options))]
+def _identify(source: Source, workers: int) -> digests.Files:
+    """All files of a source, with their sums: remembered, or hashed by one process at a time."""
     folder = cache.root() / "files"
-    with cache.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for source in sources:
-            memory = folder / f"{digests.of_text(source.origin)[:32]}.json"
-            base = Path(source.origin)
-            base = base if base.is_dir() else source.files[0].parent
-            texts.append("source")
-            for file, (stamp, sha) in digests.of_files(source.files, memory, workers).items():
-                stamps[file] = stamp
-                texts += [os.path.relpath(file, base), sha]
-    return stamps, digests.of_text(*texts)
+    memory = folder / f"{digests.of_text(source.origin)[:32]}.safetensors"
+    if (found := digests.remembered(source.base, source.files, memory)) is not None:
+        return found
+    with cache.locked(memory.with_suffix(".lock")), cache.writing(folder):
+        return digests.of_files(source.base, source.files, memory, workers)
 
 
 def _sides(
@@ -269,9 +280,8 @@ def _sides(
     """The side of each image, recorded when first decided; `share` > 0: held out for an audit."""
     if isinstance(held_out, Source):
         side = entry.part.astype(np.int8)  # TRAIN and HELD_OUT are the numbers of the parts
-        pixels = [digest.tobytes() for digest in entry.pixel_sha]
-        kept = {p for p, s in zip(pixels, side, strict=True) if s == split.HELD_OUT}
-        also_held_out = np.array([p in kept for p in pixels])
+        held = entry.pixel_sha[side == split.HELD_OUT]
+        also_held_out = digests.among(entry.pixel_sha, held)
         side[also_held_out & (side == split.TRAIN)] = split.ASIDE
         return side
     n = len(entry.label)
@@ -286,7 +296,7 @@ def _sides(
         wanted, name = round(share * n), f"audit {share:g}"
     path = cache.root() / "splits" / f"{digests.of_text(data.origin, name)[:32]}.npz"
     record = split.read_record(path)
-    if record is None or not split.knows_all(record, entry.file_sha):
+    if record is None or (record.sides(entry.file_sha) < 0).any():
         with cache.locked(path.with_suffix(".lock")):
             record = split.read_record(path)
             side = split.assign(entry.file_sha, entry.pixel_sha, record, wanted)
@@ -301,18 +311,19 @@ def _listed(path: str, entry: cache.Entry) -> NDArray[np.int8]:
     """TRAIN for the images whose files' sha256 are in `path`, ASIDE for all others."""
     try:
         sums = Path(path).expanduser().read_text(encoding="utf-8").split()
-        listed = {bytes.fromhex(text) for text in sums}
+        listed = np.frombuffer(b"".join({bytes.fromhex(text) for text in sums}), np.uint8)
+        listed = listed.reshape(-1, 32)
     except (OSError, ValueError) as error:
         raise UserError(
             f"data.only '{path}': expected a file of sha256 sums, one a line ({error})"
         ) from None
-    chosen = np.array([sha.tobytes() in listed for sha in entry.file_sha])
-    there = len({sha.tobytes() for sha in entry.file_sha[chosen]})
-    if there < len(listed):
+    missing = int((~digests.among(listed, entry.file_sha)).sum())
+    if missing:
         raise UserError(
-            f"data.only '{path}': {len(listed) - there} of its {len(listed)} images are not in the "
+            f"data.only '{path}': {missing} of its {len(listed)} images are not in the "
             "data; give the data they were listed from"
         )
+    chosen = digests.among(entry.file_sha, listed)
     return np.where(chosen, split.TRAIN, split.ASIDE).astype(np.int8)
 
 
@@ -337,11 +348,12 @@ def _report(
     about = entry.about
     is_data = entry.part == 0
     n = int(is_data.sum())
-    counts = Counter(entry.label[is_data].tolist())
-    labels = {name: counts[i] for i, name in enumerate(about["label_names"])}
-    if labels and counts[-1]:
-        labels["(none)"] = counts[-1]
-    distinct = len({digest.tobytes() for digest in entry.pixel_sha[is_data]})
+    unlabelled, *counts = np.bincount(
+        entry.label[is_data] + 1, minlength=len(about["label_names"]) + 1
+    ).tolist()
+    labels = dict(zip(about["label_names"], counts, strict=True))
+    if labels and unlabelled:
+        labels["(none)"] = unlabelled
     return {
         "source": data.origin,
         "images": n,
@@ -349,7 +361,7 @@ def _report(
         "channels": settings.named(options.channels),
         "sizes": about["sizes"],
         "labels": labels,
-        "duplicates": n - distinct,
+        "duplicates": about["duplicates"],
         "near_constant": about["near_constant"],
         "transparent": about["transparent"],
         "unreadable": [{"path": b["path"], "reason": b["reason"]} for b in about["unreadable"]],

@@ -8,11 +8,13 @@ trained on is never held out, and added images are assigned among themselves by 
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from underpaint.bounded import DAMAGE
+from underpaint.data import digests
 from underpaint.errors import UserError
 from underpaint.io import replacing
 
@@ -20,12 +22,29 @@ TRAIN, HELD_OUT, ASIDE = 0, 1, 2
 SHARE, MOST, SMALLEST = 0.05, 0.10, 20
 
 
-Record = dict[bytes, int]  # sides decided earlier: sha256 of a file → TRAIN or HELD_OUT
+class Record(NamedTuple):
+    """Sides decided earlier, by the sha256 of the files, which ascend."""
+
+    sha: digests.Sums  # [m, 32]
+    side: NDArray[np.int8]  # [m], TRAIN or HELD_OUT
+
+    @classmethod
+    def of(cls, parts: list[tuple[digests.Sums, NDArray[np.int8]]]) -> "Record":
+        """What these say, each digest once."""
+        sha = np.concatenate([np.empty((0, 32), np.uint8), *(sha for sha, _ in parts)])
+        side = np.concatenate([np.empty(0, np.int8), *(side for _, side in parts)])
+        first = np.unique(digests.keys(sha), return_index=True)[1]
+        return cls(sha[first], side[first])
+
+    def sides(self, file_sha: digests.Sums) -> NDArray[np.int8]:
+        """The side of each file, −1 of those that are not known: [n]."""
+        place = digests.places(file_sha, digests.keys(self.sha))
+        return np.where(place < 0, -1, self.side[place] if len(self.side) else -1).astype(np.int8)
 
 
 def assign(
-    file_sha: NDArray[np.uint8],
-    pixel_sha: NDArray[np.uint8],
+    file_sha: digests.Sums,
+    pixel_sha: digests.Sums,
     record: Record | None = None,
     wanted: int | None = None,
 ) -> NDArray[np.int8]:
@@ -36,17 +55,17 @@ def assign(
     fit into 10 % any more.
     """
     n = len(file_sha)
-    group = np.unique(_keys(pixel_sha), return_inverse=True)[1].reshape(n)  # [n]
+    group = np.unique(digests.keys(pixel_sha), return_inverse=True)[1].reshape(n)  # [n]
     groups = int(group.max(initial=-1)) + 1
     size = np.bincount(group, minlength=groups)
-    known = _recorded(file_sha, record or {})  # [n]: -1 unknown
+    known = (record or Record.of([])).sides(file_sha)
     trained = np.bincount(group[known == TRAIN], minlength=groups) > 0
     held = np.bincount(group[known == HELD_OUT], minlength=groups) > 0
 
     side = np.where(trained[group], TRAIN, np.where(held[group], HELD_OUT, -1)).astype(np.int8)
     side[(known == HELD_OUT) & trained[group]] = ASIDE
 
-    by_hash = np.argsort(_keys(file_sha), kind="stable")
+    by_hash = np.argsort(digests.keys(file_sha), kind="stable")
     _, first = np.unique(group[by_hash], return_index=True)
     in_order = np.argsort(first, kind="stable")  # groups by their smallest file hash
     most = int(MOST * n) if wanted is None else wanted
@@ -73,23 +92,11 @@ def assign(
     return side
 
 
-def extended(record: Record | None, file_sha: NDArray[np.uint8], side: NDArray[np.int8]) -> Record:
+def extended(record: Record | None, file_sha: digests.Sums, side: NDArray[np.int8]) -> Record:
     """The record with the images that it did not know. Those set aside stay unrecorded."""
-    decided = zip((sha.tobytes() for sha in file_sha), side.tolist(), strict=True)
-    return {sha: s for sha, s in decided if s != ASIDE} | (record or {})
-
-
-def knows_all(record: Record, file_sha: NDArray[np.uint8]) -> bool:
-    """Whether nothing is left to decide."""
-    return all(sha.tobytes() in record for sha in file_sha)
-
-
-def _keys(sha: NDArray[np.uint8]) -> NDArray[np.void]:
-    return np.ascontiguousarray(sha).view("V32").reshape(len(sha))
-
-
-def _recorded(file_sha: NDArray[np.uint8], record: Record) -> NDArray[np.int8]:
-    return np.array([record.get(sha.tobytes(), -1) for sha in file_sha], np.int8)
+    record = record or Record.of([])
+    new = (side != ASIDE) & (record.sides(file_sha) < 0)
+    return Record.of([(record.sha, record.side), (file_sha[new], side[new])])
 
 
 def read_record(path: Path) -> Record | None:
@@ -101,7 +108,7 @@ def read_record(path: Path) -> Record | None:
             shas, side = arrays["sha"], arrays["side"]
         if shas.shape != (len(side), 32) or not np.isin(side, (TRAIN, HELD_OUT)).all():
             raise ValueError("of another shape")
-        return dict(zip((sha.tobytes() for sha in shas), side.tolist(), strict=True))
+        return Record.of([(shas, side)])
     except DAMAGE:
         raise UserError(
             f"{path}: the record of which images are held out is damaged; delete it to draw anew"
@@ -111,5 +118,4 @@ def read_record(path: Path) -> Record | None:
 def write_record(path: Path, record: Record) -> None:
     """Replace the file in one step: a reader sees the old or the new one."""
     with replacing(path) as part, part.open("wb") as file:
-        sha = np.frombuffer(b"".join(record), np.uint8).reshape(-1, 32)
-        np.savez(file, sha=sha, side=np.array(list(record.values()), np.int8))
+        np.savez(file, sha=record.sha, side=record.side)

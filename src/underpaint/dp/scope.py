@@ -8,12 +8,14 @@ that only they tell of, or statistics that a network keeps of its batches.
 
 from collections.abc import Iterator
 
+import numpy as np
 from torch import nn
 
 from underpaint import factory
+from underpaint.data import digests
 from underpaint.errors import UserError
 from underpaint.model_folder import find, read_spec
-from underpaint.training import provenance
+from underpaint.training import identities, provenance
 from underpaint.training.stages import PreparedStage
 from underpaint.training.training_set import TrainingSet
 
@@ -101,13 +103,13 @@ def _check_start(place: str, stage: PreparedStage, start: str) -> list[str]:
     """Refuse weights that have seen the images; a note where nobody knows."""
     for source, trained in _ancestors(start):
         known = stage.training_set.identities(stage.order.ids)
-        if trained is None or not known:
+        if trained is None or not len(known.files):
             return [
                 f"stage {stage.name}: the images cannot be compared with those that the weights of "
                 f"{source} were trained on, which are not recorded or sealed; the guarantee does "
                 "not hold for any that are among them"
             ]
-        count = sum(file.hex() in trained for file, _ in known)
+        count = int(digests.among(known.files, trained).sum())
         if count:
             raise UserError(
                 f"{place}: {count} of its images were trained on already by the weights of "
@@ -117,7 +119,7 @@ def _check_start(place: str, stage: PreparedStage, start: str) -> list[str]:
     return []
 
 
-def _ancestors(start: str) -> Iterator[tuple[str, set[str] | None]]:
+def _ancestors(start: str) -> Iterator[tuple[str, digests.Sums | None]]:
     """The run behind `start`, that behind its own start, …, each with its images' sha256."""
     source: str | None = start
     for _ in range(DEPTH):
@@ -126,19 +128,19 @@ def _ancestors(start: str) -> Iterator[tuple[str, set[str] | None]]:
         try:
             folder = find(source)
             run = next(p for p in (folder, *folder.parents[:2]) if (p / "images.json").is_file())
-            trained = provenance.read_identities(run)["trained"]
+            trained = identities.read(run).trained
             before = provenance.start_of(run)
         except (UserError, StopIteration):
             yield source, None
             return
-        yield source, set(trained)
+        yield source, trained
         source = before
 
 
 def _shared(a: TrainingSet, b: TrainingSet) -> int:
     """How many training images of `a` are among those of `b`; sealed ones know only their file."""
     ours, theirs = a.identities(a.train_ids), b.identities(b.train_ids)
-    if not ours or not theirs:
+    if not len(ours.files) or not len(theirs.files):
         return len(a.train_ids) if a.key == b.key else 0
-    known = {digest for identity in theirs for digest in identity}
-    return sum(file in known or pixels in known for file, pixels in ours)
+    known = np.concatenate(theirs)
+    return int((digests.among(ours.files, known) | digests.among(ours.pixels, known)).sum())

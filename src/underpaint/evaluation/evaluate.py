@@ -29,7 +29,7 @@ from underpaint.hardware import Precision
 from underpaint.hub import Repository
 from underpaint.io import replace_text
 from underpaint.progress import doing
-from underpaint.training import distributed, provenance
+from underpaint.training import distributed, identities, provenance
 from underpaint.training.checkpointing import read_progress
 
 LEAST = 64  # images a side
@@ -248,7 +248,7 @@ def _as_recorded(
     if place is None or not (place / "images.json").is_file():
         why = "images are held out anew, and it may have been trained on some of them"
         return real, [f"{source}: holds no images.json of a run, so {why}"]
-    split = provenance.split_of(place, real.file_sha256, wanted.source)
+    split = identities.split_of(place, real.file_digests, wanted.source)
     ids = {"train_ids": split.train_ids, "held_out_ids": split.held_out_ids}
     return replace(real, **ids), [split.lacking] if split.lacking else []
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 
 class Interval(NamedTuple):
@@ -21,6 +20,8 @@ class Interval(NamedTuple):
 
 def of_proportion(count: int, trials: int, confidence: float = 0.95) -> Interval:
     """The exact interval of `count` of `trials`. Raises ValueError where that is no proportion."""
+    from scipy import stats  # takes a second to import
+
     interval = stats.binomtest(count, trials).proportion_ci(confidence, method="exact")
     return Interval(count / trials, float(interval.low), float(interval.high))
 
@@ -30,6 +31,8 @@ def of_mean(values: Sequence[float], confidence: float = 0.95) -> Interval | Non
     n = len(values)
     if n < 2:
         return None
+    from scipy import stats
+
     mean = float(np.mean(values))
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half)

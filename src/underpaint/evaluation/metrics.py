@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from underpaint.evaluation.intervals import Interval
@@ -203,5 +202,7 @@ def jackknife(
     group = [torch.from_numpy(rng.permutation(len(z)) % GROUPS).to(z.device) for z in (x, y)]
     found = np.array([statistic(x[group[0] != g], y[group[1] != g]) for g in range(GROUPS)])
     error = float(np.sqrt((GROUPS - 1) / GROUPS * np.square(found - found.mean()).sum()))
+    from scipy.stats import t as student  # takes a second to import
+
     reach = float(student.ppf(0.975, GROUPS - 1)) * error
     return Interval(value, value - reach, value + reach)

@@ -23,11 +23,12 @@ from underpaint import config, pictures
 from underpaint._version import __version__
 from underpaint.bounded import Is, checked, read_json, read_regular
 from underpaint.core.alpha import CHANNELS as RGBA
+from underpaint.data.digests import Sums
 from underpaint.errors import UserError, plain
 from underpaint.hub import PREFIX, Repository
 from underpaint.model import Model
 from underpaint.model_folder import read_card, read_weights, run_of
-from underpaint.training import provenance
+from underpaint.training import identities, provenance
 from underpaint.training.checkpointing import read_progress
 
 ANY = "ORG/NAME"  # until it is known what the model is called
@@ -172,7 +173,7 @@ def _run_facts(model: Model, run: Path) -> dict[str, Any]:
     digests = read_card(model.origin.folder)["sha256"]
     progress = read_progress(model.origin.folder)
     private = any(stage.dp for stage in recipe.stages.values())
-    images = provenance.read_identities(run)
+    images = identities.read(run)
     return {
         "run": recipe,
         "images": progress.images,
@@ -182,9 +183,9 @@ def _run_facts(model: Model, run: Path) -> dict[str, Any]:
             if isinstance(record, dict) and {"epsilon", "delta"} <= record.keys()
         },
         # a hash of private images would say whether they are these
-        "identity": None if private or not images["trained"] else _identity(images["trained"]),
-        "trained": len(images["trained"]),
-        "held_out": len(images["held_out"]),
+        "identity": None if private or not len(images.trained) else _identity(images.trained),
+        "trained": len(images.trained),
+        "held_out": len(images.held_out),
         "start": start,
         "parent": _named(start),
         "base": start if start and start.startswith("pretrained:") else None,
@@ -194,9 +195,12 @@ def _run_facts(model: Model, run: Path) -> dict[str, Any]:
     }
 
 
-def _identity(images: list[str]) -> str:
+def _identity(images: Sums) -> str:
     """One sha256 of the images' sorted sha256 sums, each in hex and ended by a line break."""
-    return hashlib.sha256("".join(f"{image}\n" for image in sorted(images)).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.tobytes().hex()}\n".encode())
+    return digest.hexdigest()
 
 
 def config_text(recipe: config.Run) -> str:

@@ -220,7 +220,7 @@ def _write_ours(model: Model, folder: Path, half: bool) -> None:
 
     spec, noise = model.spec, model.spec.noise
     kind = f"{spec.network.kind}_denoiser"
-    cls, arguments = model.backbone._built
+    cls, arguments = model.backbone.built
     denoiser = folder / "denoiser"
     denoiser.mkdir()
     config = {

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from underpaint import model, model_folder
 from underpaint.core.masks import Mask
+from underpaint.data import digests
 from underpaint.errors import UserError
 from underpaint.privacy import attacks, shadows
 from underpaint.privacy.membership import Subset
-from underpaint.training import provenance
+from underpaint.training import identities
 
 Scores = dict[str, NDArray[np.float64]]  # of each attack, [n, levels]
 
@@ -72,8 +73,8 @@ def load_reference(source: str | Path, setup: AttackSetup) -> model.Model:
         (p for p in model_folder.find(source).parents if (p / "images.json").is_file()), None
     )
     if place:
-        seen = set(provenance.read_identities(place)["trained"])
-        if seen & {file for subset in setup.subsets for file in subset.files()}:
+        seen = identities.read(place).trained
+        if any(digests.among(s.images.identities(s.ids).files, seen).any() for s in setup.subsets):
             raise UserError(
                 f"reference {source}: was trained on images of this audit; give one that saw "
                 "neither members nor non-members"

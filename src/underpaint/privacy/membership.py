@@ -22,12 +22,12 @@ from torch import Tensor
 from underpaint import config, factory, model
 from underpaint.core.masks import Mask, MaskSpec, draw
 from underpaint.core.spaces import to_uint8
-from underpaint.data import fixed_masks, latents, prepare
+from underpaint.data import digests, fixed_masks, latents, prepare
 from underpaint.errors import UserError
 from underpaint.privacy import attacks
 from underpaint.sealed import format as sealed
 from underpaint.sealed.training_set import SealedSet
-from underpaint.training import provenance
+from underpaint.training import identities, provenance
 from underpaint.training.training_set import ImageSet, LatentSet, TrainingSet
 
 FEWEST = 16  # members, and non-members: eight to calibrate on and eight to evaluate on
@@ -66,7 +66,7 @@ class Subset(NamedTuple):
 
     def files(self) -> list[str]:
         """sha256 of each image's file; none of sealed images."""
-        return [file.hex() for file, _ in self.images.identities(self.ids)]
+        return [file.tobytes().hex() for file in self.images.identities(self.ids).files]
 
     def labels(self, loaded: model.Model) -> Tensor | None:
         """[n], −1 where the model does not know the label's name; None for one without labels."""
@@ -79,10 +79,10 @@ class Subset(NamedTuple):
 
     def different(self) -> Self:
         """The subset without images whose pixels equal those of an earlier one."""
-        pixels = b"".join(pixels for _, pixels in self.images.identities(self.ids))
-        if not pixels:
+        pixels = self.images.identities(self.ids).pixels
+        if not len(pixels):
             return self
-        first = np.unique(np.frombuffer(pixels, "V32"), return_index=True)[1]
+        first = np.unique(digests.keys(pixels), return_index=True)[1]
         return self._replace(ids=np.sort(self.ids[first]))
 
 
@@ -160,7 +160,7 @@ def load(
         recorded = _recording(folder, place, closed)
         images = _prepared(data, loaded, stage)
         try:
-            split = provenance.split_of(recorded, images.dataset.file_sha256, data.source)
+            split = identities.split_of(recorded, images.dataset.file_digests, data.source)
         except UserError as error:
             raise UserError(f"{error}; or give --members and --non-members") from None
         notes += [f"{split.lacking}."] if split.lacking else []
@@ -181,10 +181,10 @@ def load(
             subsets.append(Subset(others, others.train_ids, given_data))
         elif images is not None:
             subsets.append(Subset(images, getattr(split, name), data))
-    one, two = ({pixels for _, pixels in s.images.identities(s.ids)} for s in subsets)
-    if both := one & two:
+    one, two = (s.images.identities(s.ids).pixels for s in subsets)
+    if both := len(np.unique(digests.keys(one[digests.among(one, two)]))):
         raise UserError(
-            f"{len(both)} images are members and non-members at once (their pixels are equal); "
+            f"{both} images are members and non-members at once (their pixels are equal); "
             "remove them from one of the lists"
         )
     return MembershipData(run, place, subsets[0], subsets[1], notes)

@@ -15,6 +15,7 @@ from torch import Tensor
 from underpaint import config, factory
 from underpaint.core import masks, spaces
 from underpaint.core.masks import Mask, MaskSpec
+from underpaint.data.digests import Identities
 from underpaint.errors import UserError
 from underpaint.sealed.format import Sealed, read
 from underpaint.training.training_set import Examples, Gathered, Ids, Visible
@@ -72,9 +73,9 @@ class SealedSet:
         """The sha256 of the patches that are left of it."""
         return self.sealed.digest(image)
 
-    def identities(self, ids: Ids) -> list[tuple[bytes, bytes]]:
+    def identities(self, ids: Ids) -> Identities:
         """None: sealed data do not know their files."""
-        return []
+        return Identities.none()
 
 
 def training_set(

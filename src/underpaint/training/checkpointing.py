@@ -2,7 +2,7 @@
 
 ```
 RUN/.underpaint   the mark of a folder that we began: see `RunFolder.check`
-RUN/config.yaml  env.json  images.json  metrics.jsonl  log.txt  samples/  report.html
+RUN/config.yaml  env.json  images.{json,bin}  metrics.jsonl  log.txt  samples/  report.html
 RUN/checkpoints/000000064000/{model,ema}.safetensors config.json optimizer.pt state.json
 RUN/checkpoints/LATEST  BEST                    (BEST: of the stage's best check, with stop auto)
 RUN/privacy.log   a line for each step that a private stage began
@@ -38,7 +38,7 @@ WRITTEN = (  # in checkpoints and snapshots
     *("ema.safetensors", "narrow.safetensors", "wide.safetensors", "optimizer.pt", "state.json"),
 )
 FILES = (  # in a run's folder
-    *("config.yaml", "env.json", "images.json", "metrics.jsonl", "privacy.log"),
+    *("config.yaml", "env.json", "images.json", "images.bin", "metrics.jsonl", "privacy.log"),
     *("log.txt", "report.html"),
 )
 LOCK = ".lock"
@@ -180,10 +180,14 @@ class RunFolder:
         """Let other processes train here."""
         self._lock.release()
 
-    def write(self, name: str, text: str) -> None:
-        """Replace one text file of the folder in a single step."""
+    def write(self, name: str, content: str | bytes) -> None:
+        """Replace one file of the folder in a single step."""
         with io.writing(self.path, self.advice):
-            io.replace_text(self.path / name, text)
+            if isinstance(content, str):
+                io.replace_text(self.path / name, content)
+            else:
+                with io.replacing(self.path / name) as temporary:
+                    temporary.write_bytes(content)
 
     def latest(self) -> Found:
         """The checkpoint to go on from, as in `newest`. Raises UserError if there is none."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from underpaint import config
 from underpaint.bounded import read_json
 from underpaint.errors import UserError
-from underpaint.training import provenance
+from underpaint.training import identities, provenance
 from underpaint.training.checkpointing import RunFolder, read_progress
 from underpaint.training.stages import PreparedStage
 
@@ -74,8 +74,7 @@ def record(folder: RunFolder, run: config.Run, stages: list[PreparedStage]) -> N
 
 def check_moved(folder: RunFolder, stages: list[PreparedStage]) -> None:
     """Raise UserError unless images and held-out images are those that the run began with."""
-    before = provenance.read_identities(folder.path)
-    if before != json.loads(provenance.identities(stages)):
+    if identities.read(folder.path).digest() != identities.of(stages).digest():
         raise UserError(
             f"{folder.path}: the data are the same, but other images would be held out now than "
             "when the run began; bring the data back to where they were, or begin a new run"

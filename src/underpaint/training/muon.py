@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from underpaint.training.uncompiled import Uncompiled
+
 MOMENTUM = 0.95
 SCALE = 0.2  # root mean square of AdamW's usual updates
 
@@ -45,7 +47,7 @@ TINY = 1e-30  # of a gradient that is zero
 CACHED, HELD = 2**17, 2**26
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Uncompiled):
     """Muon for `matrices`, and the given AdamW for the rest, as one optimiser.
 
     `matrices`: weights [out, in, …] to the number of equal matrices [out / number, in · …] that

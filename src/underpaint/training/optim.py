@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from underpaint import backbones, config
 from underpaint.errors import UserError
 from underpaint.training import muon
+from underpaint.training.uncompiled import AdamW
 
 
 def build_optimizer(
@@ -37,7 +38,7 @@ def build_optimizer(
         {"params": decayed, "weight_decay": train.weight_decay},
         {"params": [*rest, *undecayed], "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW(
+    adamw = AdamW(
         [g for g in groups if g["params"]],
         lr=0.0,  # set before each step
         betas=train.betas,

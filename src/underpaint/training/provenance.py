@@ -1,4 +1,4 @@
-"""Where a run was made: versions, device, threads (`env.json`), and of what (`images.json`).
+"""Where a run was made: versions, device, threads (`env.json`).
 
 A run that is resumed asks `recorded` what it was: its data must be the same, and so
 is its precision.
@@ -9,13 +9,10 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from underpaint import config
 from underpaint._version import __version__
@@ -29,8 +26,6 @@ RECORDED = {
     "precision": Is(str, among=frozenset(("fp32", "bf16"))),
 }
 START = {"start": Is((str, type(None)), optional=True)}
-IDENTITIES = dict.fromkeys(("trained", "held_out"), Is(list, of=Is(str, 64, 64)))
-LARGEST = 1 << 31  # bytes of images.json at most
 
 
 def describe(stages: list[PreparedStage], state: TrainState, start: str | None) -> str:
@@ -72,48 +67,6 @@ def start_of(run: Path) -> str | None:
         raise UserError(f"{path}: is damaged ({error})") from None
 
 
-def read_identities(run: Path) -> dict[str, list[str]]:
-    """What `identities` wrote when the run began. Raises UserError if it is missing or damaged."""
-    path = run / "images.json"
-    try:
-        return checked(read_json(path, LARGEST), IDENTITIES)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is missing or damaged ({error})") from None
-
-
-class Recorded(NamedTuple):
-    """Which images of a data set a run has trained on and held out."""
-
-    train_ids: NDArray[np.int64]
-    held_out_ids: NDArray[np.int64]
-    lacking: str  # what of the run's images is not in the data set, in a sentence; empty: nothing
-
-
-def split_of(run: Path, files: Sequence[str], source: str) -> Recorded:
-    """The split that the run in the folder `run` recorded, of the images of `source`.
-
-    `files`: sha256 of their files. Raises UserError where none of them was trained on, or nothing
-    is recorded.
-    """
-    known = read_identities(run)
-    there = set(files)
-    ids, lacking = [], []
-    for name, what in (("trained", "training"), ("held_out", "held-out")):
-        wanted = set(known[name])
-        ids.append(np.array([i for i, sha in enumerate(files) if sha in wanted], np.int64))
-        if missing := len(wanted - there):
-            lacking.append(f"{missing:,} of {len(wanted):,} {what} images")
-    if known["trained"] and not len(ids[0]):
-        raise UserError(
-            f"{source}: holds none of the images that {run} was trained on; give these as --data"
-        )
-    stages = config.load(run / "config.yaml")
-    if len({stages.data_of(stage).source for stage in stages.stages.values()}) > 1:
-        lacking = []  # those of other stages lie elsewhere
-    said = f"{source} lacks {' and '.join(lacking)} of {run}" if lacking else ""
-    return Recorded(ids[0], ids[1], said)
-
-
 def data_of(run: config.Run, data: str | None, whose: object) -> config.Data:
     """The images of a run's last stage, which lie in `data` now (None: where they lay).
 
@@ -140,19 +93,6 @@ def data_of(run: config.Run, data: str | None, whose: object) -> config.Data:
 def is_there(source: str) -> bool:
     """Whether data can be read from `source`."""
     return source.startswith("avatars:") or Path(source).expanduser().exists()
-
-
-def identities(stages: list[PreparedStage]) -> str:
-    """JSON of the sha256 of each file that is trained on in any stage, and of those held out.
-
-    Sealed data add none: they do not know their files.
-    """
-    trained: set[str] = set()
-    held_out: set[str] = set()
-    for data in (stage.training_set for stage in stages):
-        trained.update(file.hex() for file, _ in data.identities(data.train_ids))
-        held_out.update(file.hex() for file, _ in data.identities(data.held_out_ids))
-    return json.dumps({"trained": sorted(trained), "held_out": sorted(held_out - trained)})
 
 
 def _device_name(device: torch.device) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from underpaint import config
 from underpaint.core.denoiser import autocast
+from underpaint.training import counts
 from underpaint.training.batch import draw_batch, microbatch, request
 from underpaint.training.checkpointing import Progress
 from underpaint.training.feed import Request
@@ -110,7 +111,8 @@ def move(
 
 def training_flops(state: TrainState, visible: int, mask: str) -> float:
     """FLOPs an image under a mask of this kind: forward, and twice as much backward."""
-    return 3.0 * state.model.backbone.flops(visible, mask)
+    backbone = state.model.backbone
+    return 3.0 * counts.flops(*backbone.built, visible, backbone.counted_kind(visible, mask))
 
 
 def compute(

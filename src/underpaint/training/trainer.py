@@ -27,6 +27,7 @@ from underpaint.training import (
     early,
     extending,
     handover,
+    identities,
     monitor,
     provenance,
     signals,
@@ -153,7 +154,7 @@ def train(
                 folder.create(overwrite)
                 folder.write("config.yaml", config.to_yaml(run))
                 folder.write("env.json", provenance.describe(stages, state, start))
-                folder.write("images.json", provenance.identities(stages))
+                identities.write(folder, identities.of(stages))
         world.barrier()
         total = sum(stage.images for stage in stages)
         log = Log(folder, total, world.first, quiet, partial(left, stages))
@@ -208,8 +209,7 @@ class Trainer:
             closing.callback(lambda: self.state.feed.close())
             while self.progress.stage < len(self.stages):
                 try:
-                    ends = self._enter_stage()
-                    self.page.renew()
+                    ends, entered = self._enter_stage(), True
                     while not ends:
                         before, began = self.progress.images, time.perf_counter()
                         self._step()
@@ -230,8 +230,9 @@ class Trainer:
                             images = self.progress.images
                             log.say(f"stopped after {images:,} images; go on{self.folder.advice}")
                             raise Interrupted
-                        if not ends and self._has_news(before):
-                            self.page.renew()
+                        if not ends and (entered or self._has_news(before)):
+                            self.page.renew()  # not before the first step: what draws is imported
+                        entered = False
                 except Diverged as error:
                     self._go_back(str(error))
         progress = self.progress

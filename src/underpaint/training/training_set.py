@@ -18,6 +18,7 @@ from underpaint.core import augmentation, masks, salient, spaces
 from underpaint.core.masks import Mask, MaskSpec
 from underpaint.data import Dataset, augment, fixed_masks
 from underpaint.data.dataset import Latents
+from underpaint.data.digests import Identities
 from underpaint.training.seeding import seed_from
 
 Ids = NDArray[np.int64]
@@ -105,7 +106,7 @@ class TrainingSet(Protocol):
     def content(self, image: int) -> str:
         """Names one image by what is known of its pixels."""
 
-    def identities(self, ids: Ids) -> list[tuple[bytes, bytes]]:
+    def identities(self, ids: Ids) -> Identities:
         """The sha256 of each image's file and of its pixels; none where they are not known."""
 
 
@@ -179,9 +180,8 @@ class ImageSet:
         """The sha256 of the pixels."""
         return self.dataset.pixel_digests[image].tobytes().hex()
 
-    def identities(self, ids: Ids) -> list[tuple[bytes, bytes]]:
-        files, pixels = self.dataset.file_digests, self.dataset.pixel_digests
-        return [(files[i].tobytes(), pixels[i].tobytes()) for i in ids.tolist()]
+    def identities(self, ids: Ids) -> Identities:
+        return Identities(self.dataset.file_digests[ids], self.dataset.pixel_digests[ids])
 
     def _planes(
         self, ids: Ids, p: float, rng: np.random.Generator, seed: int

@@ -36,7 +36,7 @@ def find(path: Path) -> Source | None:
     name = path.name.lower()
     kind = "" if path.is_dir() else kind_of(head_of(path))
     if not path.is_dir() and (name.endswith((".npy", ".npz")) or kind == "npy"):
-        return Source(str(path), [path], partial(_open_numpy, path))
+        return Source(str(path), str(path.parent), [path.name], partial(_open_numpy, path))
     if path.is_dir():
         files = _idx_files(path)
     else:
@@ -48,7 +48,9 @@ def find(path: Path) -> Source | None:
         labels = np.array(list(arrays[1].rows)) if len(arrays) > 1 else None
         return _contents(files[0], arrays[0], labels)
 
-    return Source(str(files[0]), files, open_idx) if files else None
+    if not files:
+        return None
+    return Source(str(files[0]), str(files[0].parent), [file.name for file in files], open_idx)
 
 
 def _open_numpy(path: Path) -> Contents:

@@ -21,7 +21,9 @@ from underpaint.io import MARK
 IMAGE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", *HEIF)
 )
+PLAIN = IMAGE_SUFFIXES - {*HEIF}  # files that are read whatever they begin with
 NO_DATA = ("__MACOSX", "@eaDir")  # folders of the system: macOS archives, thumbnails of a NAS
+RUN, SYSTEM, HIDDEN = "folder of a run", "folder that a system adds", "hidden"
 HEAD = 512  # bytes that say what a file is
 BITMAPS = (12, 40, 52, 56, 64, 108, 124)  # lengths of a BMP's header
 
@@ -48,10 +50,12 @@ class Contents(NamedTuple):
 
 
 class Source(NamedTuple):
-    """`origin` names the place, the same tomorrow; `files` are all files whose bytes count."""
+    """`origin` names the place, the same tomorrow; `files` are all files whose bytes count, by
+    their paths from `base`."""
 
     origin: str
-    files: list[Path]
+    base: str
+    files: list[str]
     open: Callable[[], Contents]
     unread: Unread = {}  # noqa: RUF012  (never changed here)
     outside: list[str] = []  # noqa: RUF012  (files that a table names outside its folder)
@@ -111,28 +115,51 @@ def choose(names: Iterable[str], head: Callable[[str], bytes]) -> tuple[list[str
     runs = runs_among(names)
     images: list[str] = []
     unread: Unread = {}
+    of_folder: dict[str, tuple[str, str]] = {}  # why nothing in a folder is read, and where
     for name in names:
-        path = PurePosixPath(name)
-        if run := next((p for p in path.parents if p.as_posix() in runs), None):
-            kept = unread.setdefault("folder of a run", [])
-            kept += [] if run.as_posix() in kept else [run.as_posix()]
-        elif any(part in NO_DATA for part in path.parts[:-1]):
-            unread.setdefault("folder that a system adds", []).append(name)
-        elif any(is_hidden(part) for part in path.parts):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                unread.setdefault("hidden", []).append(name)
-        elif reason := why_unread(path, head):
+        folder, _, base = name.rpartition("/")
+        why, where = of_folder.get(folder) or of_folder.setdefault(folder, _left_out(folder, runs))
+        if why == RUN:
+            kept = unread.setdefault(RUN, [])
+            kept += [] if where in kept else [where]
+        elif why == SYSTEM:
+            unread.setdefault(SYSTEM, []).append(name)
+        elif why or is_hidden(base):
+            if suffix_of(base) in IMAGE_SUFFIXES:
+                unread.setdefault(HIDDEN, []).append(name)
+        elif suffix_of(base) in PLAIN:
+            images.append(name)
+        elif reason := why_unread(PurePosixPath(name), head):
             unread.setdefault(reason, []).append(name)
         else:
             images.append(name)
     return images, unread
 
 
+def _left_out(folder: str, runs: frozenset[str]) -> tuple[str, str]:
+    """Why the files of a folder, by its path, are not read (empty if they are), and which of its
+    parents is the cause."""
+    path = PurePosixPath(folder)
+    for parent in (path, *path.parents):
+        if parent.as_posix() in runs:
+            return RUN, parent.as_posix()
+    if any(part in NO_DATA for part in path.parts):
+        return SYSTEM, folder
+    return (HIDDEN if any(map(is_hidden, path.parts)) else ""), folder
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name in small letters, as `pathlib` has it."""
+    place = name.rfind(".")
+    return name[place:].lower() if 0 < place < len(name) - 1 else ""
+
+
 def runs_among(names: Iterable[str]) -> frozenset[str]:
     """The folders that one of our runs, studies or models fills, by the paths of their files."""
     there: dict[str, set[str]] = {}
-    for path in map(PurePosixPath, names):
-        if path.name in (MARK, "config.yaml", "metrics.jsonl"):
+    signs = (MARK, "config.yaml", "metrics.jsonl")
+    for path in (PurePosixPath(name) for name in names if name.endswith(signs)):
+        if path.name in signs:
             there.setdefault(path.parent.as_posix(), set()).add(path.name)
     found = (folder for folder, files in there.items() if MARK in files or len(files) == 2)
     return frozenset(folder for folder in found if folder != ".")
@@ -141,7 +168,7 @@ def runs_among(names: Iterable[str]) -> frozenset[str]:
 def why_unread(path: PurePosixPath, head: Callable[[str], bytes]) -> str:
     """Why a file is not read as an image; empty if it is."""
     suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES and suffix not in HEIF:
+    if suffix in PLAIN:
         return ""
     start = head(path.as_posix())
     kind = kind_of(start)
@@ -171,13 +198,16 @@ def folder_labels(names: Sequence[str]) -> list[str | None]:
 
     None where all folders are alike.
     """
-    parents = [PurePosixPath(name).parent.parts for name in names]
-    first, last = min(parents), max(parents)  # what these two share is shared by all
+    folders = [name.rpartition("/")[0] for name in names]
+    parents = {folder: PurePosixPath(folder).parts for folder in set(folders)}
+    first, last = min(parents.values()), max(parents.values())  # what these share is shared by all
     common = 0
     while common < len(first) and first[common] == last[common]:
         common += 1
-    labels = [parts[common] if len(parts) > common else None for parts in parents]
-    return labels if len(set(labels) - {None}) > 1 else [None] * len(labels)
+    label = {k: parts[common] if len(parts) > common else None for k, parts in parents.items()}
+    if len(set(label.values()) - {None}) < 2:
+        return [None] * len(names)
+    return [label[folder] for folder in folders]
 
 
 def check_distinct(origin: Path, names: Iterable[str]) -> None:

@@ -16,26 +16,21 @@ def find(path: Path) -> Source | None:
     if not path.name.lower().endswith(".csv"):
         return None
     columns, rows = _rows(path)
-    there = {place for name, _ in rows if _is_file(place := _place(path, name))}
+    there = {place for name, _ in rows if os.path.isfile(place := _place(path, name))}
+    base = f"{path.parent}/".replace("//", "/")
+    files = [file.removeprefix(base) for file in sorted(there, key=lambda file: file.split("/"))]
 
     def read() -> Contents:
         items = (Item(n, partial(read_regular, _place(path, n)), label) for n, label in rows)
         return Contents(len(rows), items, unread=without_label(columns, ("path", "label")))
 
     outside = [name for name, _ in rows if is_outside(name)]
-    return Source(str(path), [path, *sorted(there)], read, outside=outside)
+    return Source(str(path), str(path.parent), [path.name, *files], read, outside=outside)
 
 
-def _place(path: Path, name: str) -> Path:
+def _place(path: Path, name: str) -> str:
     """Where the file that a row names is: from where the table lies."""
-    return path.parent / os.path.expanduser(name)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long a name; one with a zero byte
-        return False
+    return str(path.parent / os.path.expanduser(name))
 
 
 def _rows(path: Path) -> tuple[list[str], list[tuple[str, str | None]]]:

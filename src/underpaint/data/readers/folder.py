@@ -17,19 +17,19 @@ def find(path: Path) -> Source | None:
     if (path / MARK).is_file():
         raise UserError(f"data '{path}' is the folder of a run; give that of its images")
     there, again = _names(path)
-    names, unread = choose(there, lambda name: head_of(path / name))
+    names, unread = choose(there, lambda name: head_of(f"{path}/{name}"))
     unread |= {"link to a folder that is read already": again} if again else {}
     if not names:
         return None
 
     def read() -> Contents:
         items = (
-            Item(name, partial(read_regular, path / name), label)
+            Item(name, partial(read_regular, f"{path}/{name}"), label)
             for name, label in zip(names, folder_labels(names), strict=True)
         )
         return Contents(len(names), items)
 
-    return Source(str(path), [path / name for name in names], read, unread)
+    return Source(str(path), str(path), names, read, unread)
 
 
 def _names(root: Path) -> tuple[list[str], list[str]]:
@@ -37,20 +37,34 @@ def _names(root: Path) -> tuple[list[str], list[str]]:
 
     And the links that were not followed again.
     """
-    found: list[Path] = []
-    seen: set[str] = set()
+    found: list[str] = []
     again: list[str] = []
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"data '{error.filename}': cannot be read ({error.strerror})")
-
-    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back to where we have been
-            below.clear()
-            again.append(Path(folder).relative_to(root).as_posix())
+    seen: set[tuple[int, int]] = set()
+    waiting = [("", True)]  # the next one last: path, whether it is a folder
+    while waiting:
+        path, below = waiting.pop()
+        if not below:
+            found.append(path)
             continue
-        seen.add(real)
-        below.sort()
-        found += [Path(folder, name).relative_to(root) for name in names]
-    return [path.as_posix() for path in sorted(found)], again
+        folder = f"{root}/{path}" if path else str(root)
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:  # a link back to where we have been
+                again.append(path)
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                there = sorted(((e.name, _is_folder(e)) for e in entries), reverse=True)
+        except OSError as error:
+            raise UserError(f"data '{folder}': cannot be read ({error.strerror})") from None
+        start = f"{path}/" if path else ""
+        waiting += [(start + name, below) for name, below in there]
+    return found, again
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; no link that leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

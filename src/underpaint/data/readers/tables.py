@@ -37,7 +37,9 @@ def find(path: Path) -> Source | None:
         folder = path.parent
         named = path.name.lower().endswith((".parquet", ".arrow"))
         files = [path] if named or kind_of(head_of(path)) in ("parquet", "arrow") else []
-    return Source(str(path), files, partial(_open, folder, files), unread) if files else None
+    names = [file.relative_to(folder).as_posix() for file in files]
+    opened = partial(_open, folder, files)
+    return Source(str(path), str(folder), names, opened, unread) if files else None
 
 
 def _table_files(folder: Path) -> tuple[list[Path], list[Path]]:

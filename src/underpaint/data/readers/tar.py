@@ -59,7 +59,7 @@ def find(path: Path) -> Source | None:
     named = path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"))
     if not named and kind_of(head_of(path)) != "tar" and not _is_packed(path):
         return None
-    return Source(str(path), [path], partial(_open, path))
+    return Source(str(path), str(path.parent), [path.name], partial(_open, path))
 
 
 def _is_packed(path: Path) -> bool:

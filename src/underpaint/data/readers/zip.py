@@ -33,7 +33,7 @@ def find(path: Path) -> Source | None:
     named = path.name.lower().endswith(".zip")
     if not named and (kind_of(head_of(path)) != "zip" or path.name.lower().endswith(".npz")):
         return None
-    return Source(str(path), [path], partial(_open, path))
+    return Source(str(path), str(path.parent), [path.name], partial(_open, path))
 
 
 def avatars(text: str) -> Source:
@@ -45,7 +45,7 @@ def avatars(text: str) -> Source:
         hint = f"did you mean 'avatars:{close[0]}'?" if close else f"known: {', '.join(styles)}"
         raise UserError(f"data '{text}': there are no such avatars; {hint}")
     path = AVATARS / f"{style}-32.zip"
-    return Source(text, [path], partial(_open_avatars, path))
+    return Source(text, str(path.parent), [path.name], partial(_open_avatars, path))
 
 
 def _open(path: Path) -> Contents:
