@@ -32,6 +32,7 @@ from underpaint.training.train_state import TrainState
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULTS = BENCHMARKS / "results" / "gpu.json"
 WARM, ROUNDS, ROW = 5, 7, 10  # steps before, rows, steps in a row
+SOURCE = "avatars:lorelei"
 SEEN = 200_000  # images of a run whose losses are compared
 LINES = 20  # of its metrics
 
@@ -109,7 +110,7 @@ def timed(about: Config, rate: float, batch: int, device: torch.device, row: int
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         steps(WARM if cuda else 1)
-        seconds = statistics.median(steps(row) for _ in range(ROUNDS if cuda else 2)) / row
+        seconds = statistics.median(steps(row) for _ in range(ROUNDS if cuda else 1)) / row
     finally:
         state.feed.close()
     level, peak = stage.levels[0], benchmark["peak_flops"](device)
@@ -132,7 +133,7 @@ def losses(precision: str, device: torch.device, scale: float, folder: Path) -> 
     batch = 64
     images = max(2, round(SEEN * scale / batch)) * batch
     changes = {
-        "data": {"source": "avatars:lorelei"},
+        "data": {"source": SOURCE},
         "space": {"patch": 2},
         "stages": {"whole": {"minutes": 0, "images": images, "batch": batch}},
         "train": {

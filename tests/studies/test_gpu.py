@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from studies.ladder import run as ladder
@@ -22,6 +23,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *flags: object) -> int:
 def test_what_was_measured_is_kept_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels)
+    monkeypatch.setattr(gpu, "SOURCE", str(tmp_path / "images.npz"))
     flags = [
         "--device",
         "cpu",
@@ -101,7 +105,7 @@ def test_the_script_is_a_shells_and_knows_its_parts(tmp_path: Path) -> None:
 def test_the_ends_are_scaled_to_ten_times_their_budget() -> None:
     names = [name for name in ladder.UNITS if name.startswith("end-")]
     assert len(names) == 15
-    for name in names[::5]:
+    for name in names[-1:]:
         about = ladder.settings(name)["study"]
         found = cost.describe(ladder.recipe(name, 10.0), (64, 64), 3, 8)
         assert found["flops"] == pytest.approx(10 * about["budget"], rel=0.02)
