@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from underpaint.cli import main
+from underpaint.training.trainer import Trainer
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,3 +25,23 @@ def test_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for row in rows:
         assert row["ideal"] == rows[0]["flops_per_image"] / row["flops_per_image"]
         assert row["images_per_s"] > 0
+
+
+def test_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of a warm start imports neither torch's compiler nor what draws pages."""
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "start.py"))
+    images = benchmark["write"](tmp_path / "images", 60, 3)
+    assert len({file.read_bytes() for file in images.rglob("*.png")}) == 60
+    monkeypatch.setenv("UNDERPAINT_CACHE", str(tmp_path / "ours" / "cache"))
+    step = Trainer._step
+
+    def first(self: Trainer) -> None:
+        step(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_step", first)  # fills the cache
+    assert main(benchmark["command"](images, tmp_path / "run")) == 130
+    found = benchmark["run"]("step", images, tmp_path / "ours")
+    assert found["cpu"] > 0
+    assert found["mib"] > 0
+    assert found["heavy"] == []

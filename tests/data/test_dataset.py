@@ -433,7 +433,7 @@ def test_wrong_settings(photos, settings, says):
 
 def swapped_labels(folder):
     path = folder / "index.safetensors"
-    arrays, _ = index.read(path)
+    arrays = index.read(path).arrays
     content = bytearray(path.read_bytes())
     label = content.rindex(arrays["label"].tobytes())
     content[label : label + arrays["label"].nbytes] = arrays["label"][::-1].tobytes()

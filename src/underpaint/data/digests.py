@@ -138,7 +138,12 @@ def of_files(base: str, names: Sequence[str], memory: Path, workers: int) -> Fil
     settled &= began - then[:, 1:].max(1, initial=0) > SETTLED
     kept = files.stamps.copy()
     kept[new[~settled]] = -1
-    known = {"names": texts.text, "ends": texts.ends, "stamps": kept, "sums": files.sums}
+    known: index.Arrays = {
+        "names": texts.text,
+        "ends": texts.ends,
+        "stamps": kept,
+        "sums": files.sums,
+    }
     index.write(memory, known, {})
     return files
 

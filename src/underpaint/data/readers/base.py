@@ -91,7 +91,7 @@ def kind_of(head: bytes) -> str:
     return next((kind for start, kind in starts.items() if head.startswith(start)), "")
 
 
-def head_of(path: Path) -> bytes:
+def head_of(path: str | Path) -> bytes:
     """A regular file's first HEAD bytes; empty if it is none or cannot be read."""
     try:
         with open_regular(path) as file:
