@@ -249,8 +249,8 @@ def _as_recorded(
         why = "images are held out anew, and it may have been trained on some of them"
         return real, [f"{source}: holds no images.json of a run, so {why}"]
     split = provenance.split_of(place, real.file_sha256, wanted.source)
-    ids = {"train_ids": split.train_ids, "held_out_ids": split.held_out_ids}
-    return replace(real, **ids), [split.lacking] if split.lacking else []
+    real = replace(real, train_ids=split.train_ids, held_out_ids=split.held_out_ids)
+    return real, [split.lacking] if split.lacking else []
 
 
 def _folder(
