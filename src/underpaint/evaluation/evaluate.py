@@ -97,7 +97,8 @@ def evaluate(
         if data is not None and (images is not None or reference is not None):
             raise UserError("--data is where the images of a run are now; leave it out")
         wanted = _reference(source, reference, data, held_out, size, channels, images)
-        real, lacking = _prepared(wanted, world), []
+        real = _prepared(wanted, world)
+        lacking: list[str] = []
         if images is None and reference is None and held_out is None:
             real, lacking = _as_recorded(source, real, wanted)
         if real.channels == alpha.CHANNELS and not real.report["transparent"]:
