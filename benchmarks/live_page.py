@@ -34,12 +34,13 @@ def main() -> int:
 
     from underpaint import api, config, report
 
-    pages = []
+    pages: list[tuple[float, int]] = []
 
-    def follow(folder: Path, going: bool) -> None:
+    def follow(folder: Path, going: bool) -> Path:
         began = time.process_time()
         page = follow_page(folder, going)
         pages.append((time.process_time() - began, page.stat().st_size))
+        return page
 
     follow_page, report.follow = report.follow, follow
     run = config.preset("default")

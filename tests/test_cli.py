@@ -285,7 +285,7 @@ def test_dry_run_of_every_preset(name: str, capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"^[\d,]{7,} parameters, images of \d+×\d+×3$", table, re.M)
     assert "GFLOP/image" in table
     timed = any(stage.minutes for stage in run.stages.values())
-    assert ("minutes are those until the report is there" in table) == timed
+    assert ("minutes are in all: start, checks" in table) == timed
     for stage, settings in run.stages.items():
         row = rf"^{stage} +{settings.mask} +[\d.]+% +[\d.]+ of \d+ +[\d.,]*[1-9][\d.,]* +1/[\d.]+"
         assert re.search(row, table, re.M), table

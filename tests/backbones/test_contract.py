@@ -481,7 +481,7 @@ def test_a_condition_for_a_network_without_the_layer_is_an_error():
     for kind in TOLD:
         with pytest.raises(ValueError, match="condition"):
             build(kind, classes=0)(patches, c_noise, None, masks.Mask(GRID), torch.zeros(B, 9))
-    with pytest.raises(UserError, match="toy cannot be told of augmentation; give augment 0"):
+    with pytest.raises(UserError, match="toy cannot be conditioned on augmentation; give"):
         build("toy", augment=True)
 
 

@@ -142,7 +142,7 @@ _COMMON = ("width", "depth", "heads", "mlp_ratio")
 _FEATURES = {
     "dropout": "network.dropout: {} has no dropout; leave it out",
     "qk_norm": "network.qk_norm: {} has no norms of queries and keys; leave it out",
-    "augment": "augment: {} cannot be told of augmentation; give augment 0 in all stages",
+    "augment": "augment: {} cannot be conditioned on augmentation; give augment 0 in all stages",
 }
 
 

@@ -33,7 +33,7 @@ VERBS = {  # verb: (module of this package, one line)
     "export": ("export", "write a trained model in a form that other software reads"),
     "app": ("app", "draw, repaint and vary images with a trained model in the browser"),
     "import": ("import_", "read a checkpoint of other software"),
-    "report": ("report", "write the page that tells what happened in a run"),
+    "report": ("report", "write a page about a run, or follow one that goes on"),
 }
 
 

@@ -60,7 +60,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--thorough",
         action="store_true",
-        help="more images and samples: sees smaller leaks, and takes three times as long",
+        help="more images and samples: sees smaller leaks, and takes five times as long",
     )
     add(
         "--features",
@@ -83,7 +83,7 @@ def arguments(parser: Parser, verb: str) -> None:
         action="store_false",
         help="leave out the positive control; the verdict says so",
     )
-    add("--seed", type=int, default=0, help="of noises, masks and halves (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of noises, masks and splits (default: %(default)s)")
     add_model(parser, "auto")
     add("--out", metavar="FOLDER", help="where page and JSON go (default: RUN/audit)")
     add("--overwrite", action="store_true", help="replace an audit that is in --out")

@@ -91,12 +91,12 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar=("A", "B"),
         help="images between those of two seeds, no IMAGE",
     )
-    add("--restore", action="store_true", help="IMAGE is sealed data: draw what they do not hold")
+    add("--restore", action="store_true", help="IMAGE is a sealed file: draw what it does not hold")
     add(
         "-n",
         type=int,
         metavar="N",
-        help="versions of each image (default: 1); with --interpolate and --restore images "
+        help="versions of each image (default: 1); with --interpolate or --restore: images "
         "(default: 8)",
     )
     add("--fit", action="store_true", help="scale images and crop them to the model's size")
@@ -104,13 +104,13 @@ def arguments(parser: Parser, verb: str) -> None:
         "--resample",
         type=int,
         metavar="N",
-        help="take each step so often: more fit better and take longer (default: 5)",
+        help="times each step is taken: more fit better and take longer (default: 5)",
     )
     add(
         "--soft",
         type=int,
         metavar="N",
-        help="pixels of the erased part in which a seam is hidden (default: 2)",
+        help="pixels inside the erased part over which the seam is blended (default: 2)",
     )
     add("--seed", type=int, help="image i has seed SEED + i (default: 0)")
     add("--label", nargs="+", metavar="NAME", help="labels, in turn (default: none)")

@@ -3,7 +3,7 @@
 import argparse
 
 from underpaint.cli.parser import Parser, add_output, print_json
-from underpaint.cli.settings import REVISION, RUN
+from underpaint.cli.settings import REVISION, RUN, WEIGHTS
 from underpaint.errors import UserError
 
 END = """\
@@ -25,7 +25,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--to", required=True, metavar="FORM", help="what to write: see below")
     add("--out", metavar="DIR", help="the folder to write")
     add("--revision", metavar="REV", help=REVISION)
-    add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
+    add("--weights", choices=("ema", "model"), default="ema", help=WEIGHTS)
     add("--half", action="store_true", help="weights in float16: half the size")
     add("--vae", metavar="DIR", help="where the autoencoder of a model of latents is now")
     add("--overwrite", action="store_true", help="replace an export that is there already")

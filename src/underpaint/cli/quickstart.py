@@ -23,7 +23,7 @@ def arguments(parser: Parser, verb: str) -> None:
         "--minutes",
         type=float,
         default=4.5,
-        help="until the report is there (default: %(default)s)",
+        help="in all, report included (default: %(default)s)",
     )
     add("--out", default="runs/quickstart", metavar="RUN", help="folder (default: %(default)s)")
     add("--seed", type=int, default=0, help="default: %(default)s")

@@ -141,6 +141,7 @@ def images_of(args: argparse.Namespace, names: Sequence[str] = IMAGES) -> config
 
 
 RUN = "a run, a checkpoint, an exported model, pretrained:NAME, or ORG/NAME on the Hugging Face Hub"
+WEIGHTS = "ema: averaged over training; model: as they were last (default: %(default)s)"
 MOVED = "where the run's images are now, if they have moved"
 REVISION = "of ORG/NAME on the Hub: a branch, a tag or a commit (default: its main branch)"
 
@@ -149,7 +150,7 @@ def add_model(parser: Parser, precision: str) -> None:
     """How a model is loaded, and asked."""
     add = parser.add_argument
     add("--revision", metavar="REV", help=REVISION)
-    add("--weights", choices=("ema", "model"), default="ema", help="default: %(default)s")
+    add("--weights", choices=("ema", "model"), default="ema", help=WEIGHTS)
     add("--vae", metavar="FOLDER", help="where the model's autoencoder is now, if it has moved")
     add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")

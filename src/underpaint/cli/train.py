@@ -53,7 +53,10 @@ def arguments(parser: Parser, verb: str) -> None:
     )
     add("--revision", metavar="REV", help=REVISION)
     add(
-        "--minutes", type=float, metavar="M", help="until the report is there; stages in proportion"
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="in all, report included; each stage has its share",
     )
     add("--images", type=int, metavar="N", help="with --resume: images to add to a finished run")
     add(
@@ -389,9 +392,7 @@ def print_cost(found: dict[str, Any]) -> None:
     ]
     print_table(columns, rows, words=2)
     if any(stage["minutes"] for stage in found["stages"]):
-        out.print(
-            "minutes are those until the report is there; checks and sample grids are in them"
-        )
+        out.print("minutes are in all: start, checks, sample grids and report are in them")
     for stage in found["stages"]:
         if not stage["saves"]:
             out.print(

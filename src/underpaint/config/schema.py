@@ -65,14 +65,14 @@ class Data:
         3, "of the decoded images: 3 (colour), 1 (grey), or rgba: colour with transparency"
     )
     fit: Literal["crop", "pad", "stretch"] = setting(
-        "crop", "how another aspect is met: crop the centre, pad with the background, or stretch"
+        "crop", "for another aspect ratio: crop the centre, pad with the background, or stretch"
     )
     background: str = setting(
         "white", "colour behind transparent pixels and padding; rgba has none"
     )
     max_bad: float = setting(
         0.01,
-        "share of unreadable files that is skipped; beyond it: error",
+        "share of unreadable files that are skipped; more is an error",
         Range(0, 1, "a share from 0 to 1"),
     )
     max_pixels: int = setting(
@@ -96,7 +96,7 @@ class Data:
     limit: int = setting(0, "use this many training images only (chosen by hash); 0: all", Range(0))
     remove_duplicates: bool = setting(
         False,
-        "of images that are nearly equal train on one, and on none if another of them is held out",
+        "of nearly equal images train on one, or on none if one of them is held out",
     )
     only: str = setting(
         "", "file of sha256 sums, one a line: train on these images alone, whatever is held out"
@@ -136,10 +136,12 @@ class Network:
     dropout: float = setting(0.0, "dropout probability", FRACTION)
     qk_norm: bool = setting(
         False,
-        "bring the attention's queries and keys to length one a number (uvit, dit, maskdit; an "
+        "RMS-normalise the queries and keys of attention (uvit, dit, maskdit; an "
         "hourglass always does)",
     )
-    augment: bool = setting(False, "be told of augmentation; on where a stage's augment is above 0")
+    augment: bool = setting(
+        False, "condition on augmentation; on where a stage's augment is above 0"
+    )
     labels: bool = setting(True, "learn the labels of the data, if it has any")
     label_drop: float = setting(
         0.1,
@@ -164,7 +166,7 @@ class Noise:
     )
     time: Literal["uniform", "logit-normal", "mixed", "log-normal", "log-uniform"] = setting(
         "mixed",
-        "law of the training time: uniform (vp, flow), logit-normal (flow), mixed (flow: "
+        "distribution of the training time: uniform (vp, flow), logit-normal (flow), mixed (flow: "
         "logit-normal, a fifth uniform), log-normal sigma (edm), log-uniform sigma (ve)",
     )
     stratified: bool = setting(
@@ -300,7 +302,7 @@ class Train:
     )
     betas: tuple[float, float] = setting((0.9, 0.99), "AdamW's betas", FRACTION)
     weight_decay: float = setting(0.01, "decoupled weight decay", Range(0))
-    decay: Literal["matrices", "all"] = setting("matrices", "tensors that are decayed")
+    decay: Literal["matrices", "all"] = setting("matrices", "tensors with weight decay")
     ema: float = setting(0.999, "decay of the weights' average per step", FRACTION)
     device: str = setting("auto", "auto, cpu, cuda or mps")
     precision: Literal["auto", "fp32", "bf16"] = setting(

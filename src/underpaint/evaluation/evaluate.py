@@ -97,7 +97,8 @@ def evaluate(
         if data is not None and (images is not None or reference is not None):
             raise UserError("--data is where the images of a run are now; leave it out")
         wanted = _reference(source, reference, data, held_out, size, channels, images)
-        real, lacking = _prepared(wanted, world), []
+        real = _prepared(wanted, world)
+        lacking: list[str] = []
         if images is None and reference is None and held_out is None:
             real, lacking = _as_recorded(source, real, wanted)
         if real.channels == alpha.CHANNELS and not real.report["transparent"]:
@@ -249,8 +250,8 @@ def _as_recorded(
         why = "images are held out anew, and it may have been trained on some of them"
         return real, [f"{source}: holds no images.json of a run, so {why}"]
     split = identities.split_of(place, real.file_digests, wanted.source)
-    ids = {"train_ids": split.train_ids, "held_out_ids": split.held_out_ids}
-    return replace(real, **ids), [split.lacking] if split.lacking else []
+    real = replace(real, train_ids=split.train_ids, held_out_ids=split.held_out_ids)
+    return real, [split.lacking] if split.lacking else []
 
 
 def _folder(
