@@ -54,8 +54,9 @@ def test_the_rate_is_chosen_on_half_a_and_reported_on_half_b(
         unit = tmp_path / f"heads-diffusers-{rate:g}"
         run.units.write_json(unit / "result.json", {"frechet_A": distance, **about})
     found = run.do("heads-diffusers", tmp_path, 1.0)
-    assert asked == [("heads-diffusers-0.001", 500)]
-    assert found["learning_rate"] == 1e-3
+    best = run.RATES["diffusers"][1]
+    assert asked == [(f"heads-diffusers-{best:g}", 500)]
+    assert found["learning_rate"] == best
     assert found["frechet"] == pytest.approx(metrics.frechet_distance(features["B"], drawn))
     assert found["frechet_interval"][0] < found["frechet"] < found["frechet_interval"][1]
 
@@ -63,6 +64,7 @@ def test_the_rate_is_chosen_on_half_a_and_reported_on_half_b(
 def test_diffusers_learns_and_its_average_is_what_is_kept_and_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(diffusers_loop, "CHANNELS", (32, 32, 32))
     monkeypatch.setattr(diffusers_loop, "STEPS", 2)
     monkeypatch.setattr(diffusers_loop, "AT_ONCE", 2)
     torch.manual_seed(0)
@@ -92,6 +94,6 @@ def test_what_is_committed_kept_to_its_seconds_and_its_choice() -> None:
         seconds = run.seconds(which, arm)
         assert 0.8 * seconds < unit["cpu_seconds"] < 1.2 * seconds
         if rate is None:
-            trials = [told["units"][f"{which}-{arm}-{r:g}"] for r in run.RATES[arm]]
-            best = min(trials, key=lambda trial: float(trial["frechet_A"]))
-            assert unit["learning_rate"] == best["learning_rate"]
+            trials = {r: told["units"][f"{which}-{arm}-{r:g}"] for r in run.RATES[arm]}
+            best = min(trials, key=lambda r: float(trials[r]["frechet_A"]))
+            assert unit["learning_rate"] == best

@@ -241,33 +241,39 @@ def _lower() -> tuple[int, int]:
 def peers() -> str:
     """underpaint beside other libraries, in the same CPU seconds: for README."""
     told = _read("benchmarks/peers/results.json")
-    units = told["units"]
-    sets = {k: v for k, v in told["sets"].items() if f"{k}-default" in units}
-    arms = list(dict.fromkeys(unit["arm"] for unit in units.values()))
-    shown = {which: f"{which}, {about['seconds'] / 60:.3g} min" for which, about in sets.items()}
+    found = {name: unit for name, unit in told["units"].items() if name in told["reported"]}
+    sets = [which for which in told["sets"] if f"{which}-real" in found]
+    arms = [arm for arm in _PEERS if any(f"{which}-{arm}" in found for which in sets)]
 
     def cells(which: str, arm: str) -> list[str]:
-        unit = units.get(f"{which}-{arm}")
-        if unit is None:
-            return ["–", "–"]
-        if arm == "real":
-            return ["", f"{unit['frechet']:.0f}"]
+        unit = found.get(f"{which}-{arm}")
+        if unit is None or arm == "real":
+            return ["–", "–", "–", f"{unit['frechet']:.0f}" if unit else "–"]
         low, high = unit["frechet_interval"]
-        seen = f"{unit['images']:,} at {unit['learning_rate']:g}"
-        return [seen, f"{unit['frechet']:.0f} ({low:.0f} to {high:.0f})"]
+        distance = f"{unit['frechet']:.0f} ({low:.0f} to {high:.0f})"
+        seconds = f"{unit['cpu_seconds']:.0f}"
+        return [seconds, f"{unit['images']:,}", f"{unit['learning_rate']:g}", distance]
 
-    rows = [
-        [_PEERS[arm], *(cell for which in sets for cell in cells(which, arm))]
-        for arm in _PEERS
-        if arm in arms
-    ]
+    def highest(name: str) -> bool:
+        rates = [
+            unit["settings"]["learning_rate"]
+            for unit in told["units"].values()
+            if found[name]["settings"].items() < unit["settings"].items()
+        ]
+        return len(rates) > 1 and found[name]["learning_rate"] == max(rates)
+
+    columns = "CPU s | images seen | learning rate | FD-MobileNetV2 (95 %)"
+    rows = [[_PEERS[arm], *(cell for which in sets for cell in cells(which, arm))] for arm in arms]
+    edge = [f"`{name}`" for name in found if highest(name)]
+    left = [f"`{name}`" for name in told["reported"] if name not in found]
     return "\n".join(
         [
-            "| trained with | "
-            + " | ".join(f"{name}: images, rate | FD-MobileNetV2 (95 %)" for name in shown.values())
-            + " |",
-            "| --- |" + " --- | --- |" * len(sets),
-            *("| " + " | ".join(row) + " |" for row in rows),
+            f"| trained with | {' | '.join(f'{which}: {columns}' for which in sets)} |",
+            "| --- |" + " --- |" * 4 * len(sets),
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+            f"Best at the highest of three rates: {', '.join(edge) or 'none'}. "
+            f"Not measured yet: {', '.join(left) or 'none'}.",
         ]
     )
 
@@ -277,7 +283,7 @@ _PEERS = {  # arm → what README calls it
     "default": "underpaint, `default`",
     "maskdm": "MaskDM's recipe by underpaint (`maskdm-celeba64`, scaled down)",
     "diffusers": "diffusers, `UNet2DModel` and `DDPMScheduler`",
-    "diffusers-longer": "the same in four times the minutes, at the rate that was best before",
+    "diffusers-longer": "the same in four times the minutes, at one rate",
     "real": "*other real images*",
 }
 

@@ -10,10 +10,11 @@ is Debian's package dataset-fashion-mnist. Not run: denoising-diffusion-pytorch,
 torchvision. PyPI's 0.28.0 does not import beside the CPU build of torch 2.13.0 ("operator
 torchvision::nms does not exist"); 0.16.2 without its dependencies does, which nobody supports.
 
-Every arm sees the same images, without labels, and no more than so many CPU seconds of one thread
+Every arm has the same images, without labels, and the same CPU seconds of one thread
 (`time.process_time`). How many images that makes is timed in the same process beforehand, since all
-have schedules that end; `cpu_seconds` says what was then really used. Imports, reading the data and
-the timing do not count; underpaint's start and its checkpoint, which are inside its training, do.
+have schedules that end; `cpu_seconds` says what was then really used, a few per cent more or less.
+Imports, reading the data and the timing do not count; underpaint's start and its checkpoint, which
+are inside its training, do.
 
 Three learning rates an arm, each for all of the seconds. `frechet_A` of `CHOICE` samples to half A
 of the held-out images chooses one of them; of that one, `SAMPLES` samples are compared with half B,
@@ -282,6 +283,7 @@ def write(work: Path, out: Path, scale: float) -> None:
         "sets": {which: {"seconds": about["seconds"]} for which, about in SETS.items()},
         "samples": SAMPLES,
         "choice": CHOICE,
+        "reported": [unit for unit, (_, _, rate) in UNITS.items() if rate is None],
     }
     units.write_json(out, {**about, "units": units.gather(UNITS, work, settings)})
     rows = {
