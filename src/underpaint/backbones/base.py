@@ -75,6 +75,14 @@ class Backbone(nn.Module):
             )
         return made
 
+    def all_blocks(self) -> list[nn.Module]:
+        """What is sharded, and computed anew in the backward pass, one by one.
+
+        Here the items of its `nn.ModuleList`s, the outermost of those in one another. Each must be
+        called as a module, never by another method.
+        """
+        return _items(self)
+
     @property
     def features(self) -> int:
         """Numbers a patch at the narrowest place between a network's input and its output.
@@ -116,6 +124,17 @@ class Backbone(nn.Module):
     def _kind(self, visible: int, mask: str) -> str:
         """Kinds of masks that have the same shapes are counted once."""
         return "crop" if mask == "crop" and visible < self.grid[0] * self.grid[1] else "patch"
+
+
+def _items(module: nn.Module) -> list[nn.Module]:
+    """The items of the module lists in `module`, but for those within others."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        nested = isinstance(child, nn.ModuleList)
+        for item in child if nested else (child,):  # type: ignore[union-attr]
+            bare = isinstance(item, nn.ModuleList)
+            found += [item] if nested and not bare else _items(item)
+    return found
 
 
 def position_ids(mask: Mask, batch: int, grid: tuple[int, int], device: torch.device) -> Tensor:

@@ -40,7 +40,7 @@ from underpaint.training.stages import PreparedStage, left, prepare_stages
 from underpaint.training.step import Diverged, settle
 from underpaint.training.step_rule import rule_of
 from underpaint.training.throughput import settle_precision
-from underpaint.training.train_state import TrainState
+from underpaint.training.train_state import TrainState, prepare_state
 
 STEPS_UNREAD = 32  # at most, before the host waits for a GPU
 RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
@@ -300,6 +300,8 @@ class Trainer:
 
     def _look(self) -> None:
         """A check and a grid of the weights that the run starts from."""
+        if max(self.every.check, self.every.sample) >= 0:
+            self.state.fill_averaged()
         if self.every.check >= 0 and self.check is not None:
             monitor.run_check(self.check, self.stage, self.state, self.progress, self.log)
         if self.every.sample >= 0 and self.world.first:
@@ -334,6 +336,7 @@ class Trainer:
         if self._due(self.every.log, before):
             self.rule.log(progress, self.log, state)
         if self._due(self.every.check, before):
+            state.fill_averaged()
             if self.check is not None:
                 found = monitor.run_check(self.check, stage, state, progress, self.log)
             if self.run.train.stop == "auto" and self.rule.public:
@@ -346,10 +349,12 @@ class Trainer:
         if state.power and first and self._due(self.every.snapshot, before, ends):
             averages = state.power.state()
             self.folder.snapshot(state.spec, averages, progress.images, state.ema.steps)
-        if first and self._due(self.every.sample, before, ends):
-            monitor.draw_samples(
-                self.folder, self.run, state, progress, self.log, self.stage, self.check
-            )
+        if self._due(self.every.sample, before, ends):
+            state.fill_averaged()
+            if first:
+                monitor.draw_samples(
+                    self.folder, self.run, state, progress, self.log, self.stage, self.check
+                )
         if found is not None:
             monitor.say_finding(found, self.log)
         if ends:
@@ -402,16 +407,13 @@ class Trainer:
         state, progress = self.state, self.progress
         settle(state, progress)  # of steps before a Ctrl-C
         progress.metrics_bytes = self.log.size()
-        if self.world.first:
-            weights, optimizer = state.weights(), state.optimizer_state()
-            self.folder.save(state.spec, weights, optimizer, progress, self.run.train.keep)
-        self.world.barrier()
+        state.save(self.folder, progress, self.run.train.keep)
 
     def _restored(self) -> tuple[TrainState, Progress]:
         """State and progress of the newest checkpoint; metrics after it are forgotten."""
         checkpoint = self.folder.latest().folder
         progress = read_progress(checkpoint)
-        state = TrainState(read_fitting_spec(checkpoint, "model"), self.run.train, self.world)
+        state = prepare_state(read_fitting_spec(checkpoint, "model"), self.run.train, self.world)
         state.restore(checkpoint)
         last = progress.stage < len(self.stages) and self.stages[progress.stage].images
         if progress.stage > len(self.stages) or progress.stage_images > last:
