@@ -41,7 +41,9 @@ def check(run: Run) -> None:
             "give a width that is a multiple of heads"
         )
     if train.compile and train.recompute:
-        raise UserError("train.recompute computes blocks anew, which train.compile cannot; give one")
+        raise UserError(
+            "train.recompute computes blocks anew, which train.compile cannot; give one of them"
+        )
     if train.parallel == "fsdp" and train.snapshots:
         raise UserError(
             f"train.snapshots {train.snapshots}: their averages are not shared among processes as "

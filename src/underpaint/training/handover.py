@@ -28,6 +28,7 @@ def enter(
     """The state for this stage: the same, or rebuilt where size or labels change; and notes."""
     notes: list[str] = []
     if state.spec != stage.spec:
+        state.finish()
         entered = prepare_state(stage.spec, run.train, state.world)
         adapted = {}
         for name, weights in state.weights().items():

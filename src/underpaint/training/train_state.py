@@ -61,8 +61,7 @@ class TrainState:
         # The weights are drawn on the CPU: the same for every device and number of processes.
         torch.manual_seed(seed_from(train.seed, "weights"))
         self.model: Model = build(spec)
-        self.spec = spec
-        self.world = world
+        self.spec, self.train, self.world = spec, train, world
         self.bf16 = use_bf16(train.precision, world.device, spec.network.width)
         self.model.denoiser.train()
         self.backbone: nn.Module = self.model.denoiser.backbone
@@ -135,7 +134,7 @@ class TrainState:
     def finish(self, wait: bool = True) -> None:
         """Wait for the checkpoint that is being written, or only see whether that has failed."""
 
-    # --- tensors in and out ------------------------------------------------------------------------
+    # --- tensors in and out -----------------------------------------------------------------------
 
     def weights(self) -> dict[Weights, Tensors]:
         """The tensors of the network (`model`), its average (`ema`) and those of `posthoc`."""

@@ -203,6 +203,7 @@ class Trainer:
                         self._step()
                         if reads := self._reads(before):
                             settle(self.state, self.progress)
+                            self.state.finish(wait=False)
                         self.progress.seconds += time.perf_counter() - began
                         ends, changed = self._report(before)
                         if ends:
@@ -215,11 +216,13 @@ class Trainer:
                             if sentence := self.rule.saved(self.progress):
                                 log.say(sentence)
                         if stopping and self.progress.stage < len(self.stages):
+                            self.state.finish()
                             images = self.progress.images
                             log.say(f"stopped after {images:,} images; go on{self.folder.advice}")
                             raise Interrupted
                 except Diverged as error:
                     self._go_back(str(error))
+            self.state.finish()
         progress = self.progress
         log.say(f"done: {progress.images:,} images in {progress.seconds:,.0f} s of training")
         return self.folder.path
@@ -433,6 +436,7 @@ class Trainer:
                 f"rate; lower --stages.{name}.learning_rate or raise its warmup"
             )
         self.state.feed.close()
+        self.state.finish()
         self.state, self.progress = self._restored()
         if self.world.first:
             self.folder.go_on(self.log.say)
