@@ -36,6 +36,7 @@ from underpaint.training.optim import (
 )
 from underpaint.training.posthoc import TRACKED, PowerAverages
 from underpaint.training.seeding import seed_from
+from underpaint.training.stages import PreparedStage
 from underpaint.training.tally import Tally
 
 Tensors = dict[str, Tensor]
@@ -202,6 +203,15 @@ def shards(spec: config.ModelSpec, train: config.Train, world: World) -> bool:
     memory = torch.cuda.get_device_properties(world.device).total_memory
     needed = parameters * parameter_bytes() > SHARE * memory
     return bool(world.from_first([float(needed)])[0])
+
+
+def parallel_notes(run: config.Run, stages: list[PreparedStage], world: World) -> list[str]:
+    """A sentence on what the processes share, where that is not all as usual."""
+    if run.train.parallel == "fsdp" and world.size == 1:
+        return ["train.parallel fsdp: one process has nobody to share with; it keeps all"]
+    if any(shards(stage.spec, run.train, world) for stage in stages):
+        return [f"weights, moments and EMA are shared among {world.size} processes (fsdp)"]
+    return []
 
 
 def recompute_blocks(backbone: backbones.Backbone) -> None:

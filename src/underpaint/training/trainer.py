@@ -19,6 +19,7 @@ import torch
 from underpaint import config
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
+from underpaint.io import numbered
 from underpaint.model_folder import pinned, read_fitting_spec
 from underpaint.progress import doing
 from underpaint.registry import wing
@@ -40,7 +41,7 @@ from underpaint.training.stages import PreparedStage, left, prepare_stages
 from underpaint.training.step import Diverged, settle
 from underpaint.training.step_rule import rule_of
 from underpaint.training.throughput import settle_precision
-from underpaint.training.train_state import TrainState, prepare_state
+from underpaint.training.train_state import TrainState, parallel_notes, prepare_state
 
 STEPS_UNREAD = 32  # at most, before the host waits for a GPU
 RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
@@ -64,7 +65,8 @@ def train(
     """Train by the recipe `run` into the folder `out`, and return that folder.
 
     `start`: weights to begin with (as `model_folder.find`), else they are drawn.
-    `resume`: go on with the run in `out` by its own recipe; `run` may then be None.
+    `resume`: go on with the run in `out` by its own recipe; `run` may then be None. So does a
+    process that `torchrun --max-restarts` has started again.
     `make_check`: builds what is measured on held-out images as training goes on.
     `began`: the monotonic time from which the recipe's minutes count; None: now. `report`: whether
     one is written afterwards, within them.
@@ -74,6 +76,9 @@ def train(
     """
     began = time.monotonic() if began is None else began
     folder = RunFolder(Path(out).expanduser())
+    if not resume and distributed.restarted() and provenance.of_this_launch(folder.path):
+        resume = bool(numbered(folder.checkpoints))
+        overwrite = not resume  # what it left before its first checkpoint
     if resume:
         if not (folder.path / "config.yaml").is_file():
             raise UserError(f"{out}: holds no run to resume; leave --resume out to begin one")
@@ -147,10 +152,11 @@ def train(
             notes += length_notes
             if world.first:
                 folder.create(overwrite)
-                folder.write("config.yaml", config.to_yaml(run))
                 folder.write("env.json", provenance.describe(stages, state, start))
+                folder.write("config.yaml", config.to_yaml(run))
                 folder.write("images.json", provenance.identities(stages))
         world.barrier()
+        notes += parallel_notes(run, stages, world)
         total = sum(stage.images for stage in stages)
         log = Log(folder, total, world.first, quiet, partial(left, stages))
         closing.callback(log.close)
