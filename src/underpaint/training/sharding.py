@@ -274,9 +274,9 @@ def local(x: Tensor) -> Tensor:
 
 
 def full(x: Tensor) -> Tensor:
-    """All of `x`, which is gathered: in all processes, or in none."""
+    """A copy of all of `x`, which is gathered: in all processes, or in none."""
     # cloned: what gathering gives may be read before it is there
-    return x.full_tensor().clone() if isinstance(x, DTensor) else x
+    return (x.full_tensor() if isinstance(x, DTensor) else x).clone()
 
 
 def _part(x: Tensor, weight: Tensor) -> Tensor:
