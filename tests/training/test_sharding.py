@@ -317,6 +317,27 @@ def test_one_process_has_nobody_to_share_with(recipe: config.Run, tmp_path: Path
     assert (find(out) / "optimizer.pt").is_file()
 
 
+@pytest.mark.parametrize("kind", ["dit", "uvit", "maskdit", "hourglass"])
+def test_recomputing_blocks_changes_nothing_but_memory(recipe: config.Run, kind: str) -> None:
+    """With dropout: what is computed again drops the same."""
+    recipe.network.kind = kind
+    found, kept = [], []
+    for recompute in (False, True):
+        recipe.train.recompute = recompute
+        stage = prepare_stages(recipe, lambda _: None)[0]
+        state = prepare_state(stage.spec, recipe.train, distributed.start("cpu"))
+        progress = Progress()
+        for _ in range(2):
+            step(stage, recipe, state, progress)
+        found.append(state.weights()["model"])
+        backbone = state.model.backbone
+        kept.append(backbone.activation_bytes(16, recompute=recompute))
+    plain, again = found
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    assert kept[1] < 0.75 * kept[0]
+
+
 def test_what_cannot_be_shared_is_refused(recipe: config.Run) -> None:
     recipe.train.parallel, recipe.train.snapshots = "fsdp", 16
     with pytest.raises(UserError, match="leave one of the two out"):

@@ -107,15 +107,23 @@ class Backbone(nn.Module):
         return counting.flops(*self._built, visible, self._kind(visible, mask))
 
     def activation_bytes(
-        self, visible: int, mask: str = "patch", bytes_per: int = 4, *, fused: bool = True
+        self,
+        visible: int,
+        mask: str = "patch",
+        bytes_per: int = 4,
+        *,
+        fused: bool = True,
+        recompute: bool = False,
     ) -> int:
         """Bytes an image that training keeps from the forward for the backward pass.
 
         In float32 (`bytes_per` 4) or under bf16 autocast (2), which leaves some of it in float32.
-        Not `fused`: with the weights of all pairs of tokens in attention.
+        Not `fused`: with the weights of all pairs of tokens in attention. `recompute`: where the
+        blocks are computed again in the backward pass.
         """
         kind = self._kind(visible, mask)
-        return counting.activation_bytes(*self._built, visible, kind, bytes_per < 4, fused)
+        how = (bytes_per < 4, fused, recompute)
+        return counting.activation_bytes(*self._built, visible, kind, *how)
 
     def saves(self, visible: int, mask: str) -> bool:
         """Whether patches hidden by a mask of this kind need not be computed on."""
@@ -126,14 +134,17 @@ class Backbone(nn.Module):
         return "crop" if mask == "crop" and visible < self.grid[0] * self.grid[1] else "patch"
 
 
-def _items(module: nn.Module) -> list[nn.Module]:
-    """The items of the module lists in `module`, but for those within others."""
+def _items(module: nn.Module, listed: bool = False) -> list[nn.Module]:
+    """The items of the module lists in `module`, but for those within others' items.
+
+    `listed`: it is such a list itself.
+    """
     found: list[nn.Module] = []
     for child in module.children():
-        nested = isinstance(child, nn.ModuleList)
-        for item in child if nested else (child,):  # type: ignore[union-attr]
-            bare = isinstance(item, nn.ModuleList)
-            found += [item] if nested and not bare else _items(item)
+        if isinstance(child, nn.ModuleList):
+            found += _items(child, True)
+        else:
+            found += [child] if listed else _items(child)
     return found
 
 
