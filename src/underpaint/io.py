@@ -22,6 +22,7 @@ from underpaint.bounded import read_json
 from underpaint.errors import UserError
 
 MARK = ".underpaint"  # in folders that we began: what we wrote there may be cleared
+SHARD = r"shard-[0-9]{5}-model-00001-of-00001\.safetensors"  # a process's rows (`shards`)
 LEFT = r"\.(.+?)(\.\d+)?(\.old)?\.tmp"  # see `_temporary`
 
 
@@ -198,11 +199,25 @@ def left(folder: Path, is_ours: Callable[[str], object]) -> list[Path]:
 
 
 def holds_only(folder: Path, names: Collection[str]) -> bool:
-    """Whether `folder` is a folder, no link, of files with these names and of nothing else."""
+    """Whether `folder` is a folder, no link, of files with these names and of nothing else.
+
+    A name that ends in `/` is of a folder with files of `SHARD` alone.
+    """
+
+    def ours(path: Path) -> bool:
+        if f"{path.name}/" in names:
+            return _is_shards(path)
+        return path.name in names and not path.is_dir()
+
+    real = folder.is_dir() and not folder.is_symlink()
+    return real and all(ours(path) for path in folder.iterdir())
+
+
+def _is_shards(folder: Path) -> bool:
     return (
         folder.is_dir()
         and not folder.is_symlink()
-        and all(path.name in names and not path.is_dir() for path in folder.iterdir())
+        and all(re.fullmatch(SHARD, p.name) and not p.is_dir() for p in folder.iterdir())
     )
 
 

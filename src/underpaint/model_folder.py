@@ -1,13 +1,17 @@
 """A model's folder, and how it is found: run, checkpoint, export, `pretrained:NAME`, `org/name`.
 
 It is self-contained: `config.json` (a `ModelSpec`, and the sha256 of each weight file) beside
-`ema.safetensors` and `model.safetensors`.
+`ema.safetensors` and `model.safetensors`. In checkpoints of a run whose processes shared them
+(`training/sharding.py`) folders `ema` and `model` with a file of each process's rows (`shards`)
+stand in place of the single files.
 """
 
 import hashlib
+import importlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
@@ -23,7 +27,7 @@ from underpaint._version import __version__
 from underpaint.bounded import Is, checked, read_json
 from underpaint.errors import UserError
 from underpaint.hub import PREFIX, Repository
-from underpaint.io import numbered
+from underpaint.io import SHARD, numbered
 
 FORMAT = 2  # of a model's folder
 MODEL = ("config.json", "model.safetensors")  # files of a model that stands alone
@@ -31,16 +35,12 @@ SAVED = (*MODEL, "README.md", "samples.png")  # with its card
 
 Weights = Literal["ema", "model", "narrow", "wide"]  # the last two: training/posthoc.py
 FILES = ("config.json", *(f"{name}.safetensors" for name in get_args(Weights)))
+SHARDS = rf"(model|ema|optimizer)/{SHARD}"
 CARD = {  # config.json
     "format": Is(int, FORMAT, FORMAT),
     "underpaint": Is(str, optional=True),
     "model": Is(dict),
-    "sha256": Is(
-        dict,
-        1,
-        of=Is(str, 64, 64),
-        among=frozenset(FILES[1:]),
-    ),
+    "sha256": Is(dict, 1, of=Is(str, 64, 64)),  # by file, of `FILES` or `SHARDS`
 }
 
 
@@ -193,7 +193,11 @@ def read_card(folder: Path) -> dict[str, Any]:
                 f"{path}: has format {card['format']}, and this underpaint reads format {FORMAT}; "
                 "train again, or use the version that wrote it"
             )
-        return checked(card, CARD, more=True)
+        found = checked(card, CARD, more=True)
+        for name in found["sha256"]:
+            if name not in FILES[1:] and not re.fullmatch(SHARDS, name):
+                raise ValueError(f"'sha256' names {name[:100]!r}, which is no file of weights")
+        return found
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: is damaged or not a model of underpaint ({error})") from None
 
@@ -212,13 +216,28 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _whole(folder: Path, weights: Weights) -> Path:
-    """The file of these weights, whose checksum was compared."""
+def digest_of(card: Mapping[str, Any], weights: Weights) -> str:
+    """The sha256 of these weights' file by a `config.json`; of shards that of their sums."""
+    digests = card["sha256"]
+    parts = [digests[name] for name in sorted(digests) if name.startswith(f"{weights}/")]
+    if parts:
+        return hashlib.sha256("".join(f"{part}\n" for part in parts).encode()).hexdigest()
+    return str(digests.get(f"{weights}.safetensors") or digests.get("model.safetensors"))
+
+
+def _whole(folder: Path, weights: Weights | Literal["optimizer"]) -> Path:
+    """The file of these weights, or the folder of their shards, whose checksums were compared."""
     digests = read_card(folder)["sha256"]
     alone = list(digests) == ["model.safetensors"]
     path = folder / ("model.safetensors" if alone else f"{weights}.safetensors")
-    expected = digests.get(path.name)
-    if not path.is_file() or expected is None or sha256(path) != expected:
+    files = [path.name]
+    if shards := [name for name in digests if name.startswith(f"{weights}/")]:
+        path, files = folder / weights, shards
+    extra = {f"{weights}/{file.name}" for file in path.iterdir()} - {*files} if shards else ()
+    if extra or not all(
+        name in digests and (folder / name).is_file() and sha256(folder / name) == digests[name]
+        for name in files
+    ):
         raise UserError(
             f"{path}: is missing, cut short or changed (its checksum differs from config.json); "
             "use another checkpoint"
@@ -234,7 +253,8 @@ def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
     """
     path = _whole(folder, weights)
     try:
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        found = _shards().read(path) if path.is_dir() else load_file(path)
+        tensors = {name: tensor.float() for name, tensor in found.items()}
     except SafetensorError:
         raise UserError(f"{path}: is not a safetensors file") from None
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
@@ -245,6 +265,19 @@ def read_weights(folder: Path, weights: Weights = "ema") -> dict[str, Tensor]:
     return tensors
 
 
+def whole_shards(folder: Path, part: Weights | Literal["optimizer"]) -> Path | None:
+    """The folder of a checkpoint's shards of `part`, if it has any; their checksums are right.
+
+    Raises UserError if they are not.
+    """
+    return _whole(folder, part) if (folder / part).is_dir() else None
+
+
+def _shards() -> Any:
+    """The module that reads shards: torch's needs seconds to be imported."""
+    return importlib.import_module("underpaint.shards")
+
+
 def read_fitting_spec(folder: Path, weights: Weights = "ema") -> config.ModelSpec:
     """What the weights in `folder` belong to, if they fit it.
 
@@ -253,8 +286,11 @@ def read_fitting_spec(folder: Path, weights: Weights = "ema") -> config.ModelSpe
     """
     spec, path = read_spec(folder), _whole(folder, weights)
     try:
-        with safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if path.is_dir():
+            found = _shards().shapes(path)
+        else:
+            with safe_open(path, "pt") as file:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError:
         raise UserError(f"{path}: is not a safetensors file") from None
     options = spec.network.options
@@ -298,11 +334,16 @@ def write_model(
         with safe_open(path, "pt"):  # whole: it compares the header with the length of the file
             path.chmod(0o666 & ~umask())  # safetensors writes files that only their owner can read
         digests[path.name] = sha256(path)
+    write_card(folder, spec, digests)
+
+
+def write_card(folder: Path, spec: config.ModelSpec, digests: Mapping[str, str]) -> None:
+    """Write `config.json`, with the sha256 of each file of weights by its name."""
     card = {
         "format": FORMAT,
         "underpaint": __version__,
         "model": config.to_dict(spec),
-        "sha256": digests,
+        "sha256": dict(digests),
     }
     (folder / "config.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 

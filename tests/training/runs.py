@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from underpaint.model_folder import find
+from underpaint.model_folder import Weights, find, read_weights
+from underpaint.training.checkpointing import read_optimizer
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["underpaint.api", "underpaint.report", "torch.nn.parallel"])
+SERVER.set_forkserver_preload(
+    [
+        *("underpaint.api", "underpaint.report", "torch.nn.parallel"),
+        *("underpaint.training.sharding", "torch._dynamo"),  # torch imports it to shard
+    ]
+)
 TIMES = {"seconds", "images_per_s", "time"}
 
 
@@ -28,9 +33,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     """All tensors of the last checkpoint: weights, average, optimiser."""
     folder = find(run)
     tensors = {}
-    for name in ("model", "ema"):
-        tensors |= {f"{name}/{k}": v for k, v in load_file(folder / f"{name}.safetensors").items()}
-    for parameter, state in torch.load(folder / "optimizer.pt", weights_only=True).items():
+    names: tuple[Weights, ...] = ("model", "ema")
+    for name in names:
+        tensors |= {f"{name}/{k}": v for k, v in read_weights(folder, name).items()}
+    for parameter, state in read_optimizer(folder).items():
         tensors |= {f"{parameter}/{k}": v for k, v in state.items()}
     return tensors
 

@@ -75,6 +75,14 @@ class Backbone(nn.Module):
             )
         return made
 
+    def all_blocks(self) -> list[nn.Module]:
+        """What is sharded, and computed anew in the backward pass, one by one.
+
+        Here the items of its `nn.ModuleList`s, the outermost of those in one another. Each must be
+        called as a module, never by another method.
+        """
+        return _items(self)
+
     @property
     def features(self) -> int:
         """Numbers a patch at the narrowest place between a network's input and its output.
@@ -99,15 +107,23 @@ class Backbone(nn.Module):
         return counting.flops(*self.built, visible, self.counted_kind(visible, mask))
 
     def activation_bytes(
-        self, visible: int, mask: str = "patch", bytes_per: int = 4, *, fused: bool = True
+        self,
+        visible: int,
+        mask: str = "patch",
+        bytes_per: int = 4,
+        *,
+        fused: bool = True,
+        recompute: bool = False,
     ) -> int:
         """Bytes an image that training keeps from the forward for the backward pass.
 
         In float32 (`bytes_per` 4) or under bf16 autocast (2), which leaves some of it in float32.
-        Not `fused`: with the weights of all pairs of tokens in attention.
+        Not `fused`: with the weights of all pairs of tokens in attention. `recompute`: where the
+        blocks are computed again in the backward pass.
         """
         kind = self.counted_kind(visible, mask)
-        return counting.activation_bytes(*self.built, visible, kind, bytes_per < 4, fused)
+        how = (bytes_per < 4, fused, recompute)
+        return counting.activation_bytes(*self.built, visible, kind, *how)
 
     def saves(self, visible: int, mask: str) -> bool:
         """Whether patches hidden by a mask of this kind need not be computed on."""
@@ -116,6 +132,20 @@ class Backbone(nn.Module):
     def counted_kind(self, visible: int, mask: str) -> str:
         """Kinds of masks that have the same shapes are counted once."""
         return "crop" if mask == "crop" and visible < self.grid[0] * self.grid[1] else "patch"
+
+
+def _items(module: nn.Module, listed: bool = False) -> list[nn.Module]:
+    """The items of the module lists in `module`, but for those within others' items.
+
+    `listed`: it is such a list itself.
+    """
+    found: list[nn.Module] = []
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            found += _items(child, True)
+        else:
+            found += [child] if listed else _items(child)
+    return found
 
 
 def position_ids(mask: Mask, batch: int, grid: tuple[int, int], device: torch.device) -> Tensor:

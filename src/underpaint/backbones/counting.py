@@ -47,16 +47,21 @@ def activation_bytes(
     mask: str,
     half: bool,
     fused: bool,
+    recompute: bool = False,
 ) -> int:
     """Bytes an image that autograd keeps, as on a CPU.
 
-    `half`: under bf16 autocast; not `fused`: with attention's T × T weights.
+    `half`: under bf16 autocast; not `fused`: with attention's T × T weights. `recompute`: of each
+    block what goes into it, and once what the largest keeps.
     """
     backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fused else [SDPBackend.MATH]
     with _without_memory(half), sdpa_kernel(backends):
         network = kind(**dict(arguments))  # as it trains: with dropout's masks
         # from two on: some copies of a batch are views where it has one image
-        two, three = (_kept(network, _inputs(network, visible, mask, batch)) for batch in (2, 3))
+        blocks = network.all_blocks() if recompute else []
+        two, three = (
+            _kept(network, _inputs(network, visible, mask, batch), blocks) for batch in (2, 3)
+        )
     return three - two
 
 
@@ -65,10 +70,15 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
 
-def _kept(network: Any, inputs: tuple[Any, ...]) -> int:
-    """Bytes of the floating-point tensors, weights apart, that a forward pass keeps."""
+def _kept(network: Any, inputs: tuple[Any, ...], blocks: list[nn.Module]) -> int:
+    """Bytes of the floating-point tensors, weights apart, that a forward pass keeps.
+
+    Of what `blocks` keep, which is computed again, only what goes in, and the most that one has.
+    """
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    outside: dict[int, torch.UntypedStorage] = {}
+    inside: list[dict[int, torch.UntypedStorage]] = [{} for _ in blocks]
+    kept = outside
 
     def keep(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
@@ -76,11 +86,31 @@ def _kept(network: Any, inputs: tuple[Any, ...]) -> int:
             kept[storage._cdata] = storage
         return x
 
+    def entering(i: int, given: tuple[Any, ...]) -> None:
+        nonlocal kept
+        for x in given:
+            if isinstance(x, Tensor):
+                keep(x)
+        kept = inside[i]
+
+    def leaving() -> None:
+        nonlocal kept
+        kept = outside
+
+    handles = []
+    for i, block in enumerate(blocks):
+        handles += [
+            block.register_forward_pre_hook(lambda _, given, i=i: entering(i, given)),
+            block.register_forward_hook(lambda *_: leaving()),
+        ]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         output = network(*inputs)
-    total = sum(storage.nbytes() for storage in kept.values())
+    for handle in handles:
+        handle.remove()
+    parts = [{k: v for k, v in part.items() if k not in outside} for part in inside]
+    total, *most = (sum(s.nbytes() for s in part.values()) for part in (outside, *parts))
     del output  # until here its graph has held what is counted
-    return total
+    return total + max(most, default=0)
 
 
 @contextmanager

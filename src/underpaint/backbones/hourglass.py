@@ -110,6 +110,19 @@ class LocalBlock(nn.Module):
         return gather(x, shown)
 
 
+class CoarseBlock(Block):
+    """A dit's block that takes and gives what `Attention` mixes in.
+
+    It is called as a module, which sharding and recomputing need.
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, c: Tensor, turn: Turn | None = None, first: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `with_values`."""
+        return self.with_values(x, c, turn, first)
+
+
 @register("hourglass", "local blocks on fine tokens, attention on coarse ones")
 class Hourglass(Backbone):
     """An hourglass on a grid of patches; `classes` 0 is unconditional.
@@ -158,7 +171,7 @@ class Hourglass(Backbone):
         coarse = width << levels
         self.head_width = coarse // heads
         self.blocks = nn.ModuleList(
-            Block(coarse, heads, int(coarse * mlp_ratio), dropout, True, width)
+            CoarseBlock(coarse, heads, int(coarse * mlp_ratio), dropout, True, width)
             for _ in range(depth)
         )
         self.split = nn.ModuleList(
@@ -212,7 +225,7 @@ class Hourglass(Backbone):
             x = merge(x.unflatten(1, (-1, 4)).flatten(2))  # [B, T, C] → [B, T/4, 2C]
         turn, first = self._turn(shown), None
         for block in self.blocks:
-            x, values = block.with_values(x, c, turn, first)  # type: ignore[operator]
+            x, values = block(x, c, turn, first)
             if self.value_residual and first is None:
                 first = values
         for blocks, split in zip(reversed(self.up), reversed(self.split), strict=True):

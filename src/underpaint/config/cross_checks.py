@@ -40,6 +40,15 @@ def check(run: Run) -> None:
             f"network.width {network.width} is not divisible by network.heads {network.heads}; "
             "give a width that is a multiple of heads"
         )
+    if train.compile and train.recompute:
+        raise UserError(
+            "train.recompute computes blocks anew, which train.compile cannot; give one of them"
+        )
+    if train.parallel == "fsdp" and train.snapshots:
+        raise UserError(
+            f"train.snapshots {train.snapshots}: their averages are not shared among processes as "
+            "train.parallel fsdp asks; leave one of the two out"
+        )
     if train.stop == "auto" and train.check_every < 0:
         raise UserError("train.stop auto goes by the checks; leave train.check_every -1 out")
     if sampling.grid == "uniform" and 0 < run.noise.steps < sampling.steps:
@@ -175,11 +184,12 @@ def _check_dp(place: str, stage: Stage, dp: DP, run: Run) -> None:
             f"train.check_every {run.train.check_every}: checks publish errors on the private "
             f"images of {place}.dp; give 0 (checks in other stages alone) or -1 (none)"
         )
-    if run.train.compile:
-        raise UserError(
-            f"train.compile: the gradients of single images, which {place}.dp needs, cannot be "
-            "compiled; leave it out"
-        )
+    for name in ("compile", "recompute"):
+        if getattr(run.train, name):
+            raise UserError(
+                f"train.{name}: does not work with the gradients of single images, which "
+                f"{place}.dp needs; leave it out"
+            )
 
 
 LARGEST = 1 << 16  # pixels a side of a model's images, features of a token, blocks, labels' names

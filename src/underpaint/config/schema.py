@@ -309,6 +309,16 @@ class Train:
         "auto",
         "auto: bf16 on GPUs, and on CPUs where it trains faster: measured once, as the run begins",
     )
+    parallel: Literal["auto", "ddp", "fsdp"] = setting(
+        "auto",
+        "with several processes (torchrun): a copy of all in each (ddp), or weights, moments and "
+        "EMA shared among them (fsdp); auto: fsdp where a copy would take over 60 % of a GPU",
+    )
+    recompute: bool = setting(
+        False,
+        "keep only what goes into each block and compute it again in the backward pass: less "
+        "memory, about a third more compute",
+    )
     compile: bool = setting(
         False, "compile the network with torch.compile; on a CPU it needs a C++ compiler"
     )

@@ -277,7 +277,7 @@ def _model(
     batch: int,
 ) -> Judged:
     folder = model_folder.find(source)
-    digests = model_folder.read_card(folder)["sha256"]
+    card = model_folder.read_card(folder)
     defaults = {name: getattr(loaded.spec.sampling, name) for name in SAMPLING}
     labels, rule = _labels(loaded, real, seed)
     run = model_folder.run_of(folder)
@@ -288,7 +288,7 @@ def _model(
         "sampling": {**defaults, **sampling, "labels": rule, "precision": loaded.precision},
         "weights": weights,
         "ema": trained.train.ema if trained and weights == "ema" else None,
-        "weights_sha256": digests.get(f"{weights}.safetensors", digests.get("model.safetensors")),
+        "weights_sha256": model_folder.digest_of(card, weights),
     }
     if loaded.vae is not None:
         about["vae_sha256"] = loaded.vae.digest

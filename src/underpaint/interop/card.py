@@ -27,7 +27,7 @@ from underpaint.data.digests import Sums
 from underpaint.errors import UserError, plain
 from underpaint.hub import PREFIX, Repository
 from underpaint.model import Model
-from underpaint.model_folder import read_card, read_weights, run_of
+from underpaint.model_folder import digest_of, read_card, read_weights, run_of
 from underpaint.training import identities, provenance
 from underpaint.training.checkpointing import read_progress
 
@@ -170,7 +170,7 @@ def _run_facts(model: Model, run: Path) -> dict[str, Any]:
     """What the run that the model came from says."""
     assert model.origin is not None
     recipe, start = config.load(run / "config.yaml"), provenance.start_of(run)
-    digests = read_card(model.origin.folder)["sha256"]
+    card, weights = read_card(model.origin.folder), model.origin.weights
     progress = read_progress(model.origin.folder)
     private = any(stage.dp for stage in recipe.stages.values())
     images = identities.read(run)
@@ -190,8 +190,8 @@ def _run_facts(model: Model, run: Path) -> dict[str, Any]:
         "parent": _named(start),
         "base": start if start and start.startswith("pretrained:") else None,
         "recipe": config_text(recipe),
-        "scores": _scores(run, recipe, digests[f"{model.origin.weights}.safetensors"]),
-        **_audit(run, digests, model.origin.weights),
+        "scores": _scores(run, recipe, digest_of(card, weights)),
+        **_audit(run, card["sha256"], weights),
     }
 
 

@@ -4,6 +4,8 @@
 RUN/.underpaint   the mark of a folder that we began: see `RunFolder.check`
 RUN/config.yaml  env.json  images.{json,bin}  metrics.jsonl  log.txt  samples/  report.html
 RUN/checkpoints/000000064000/{model,ema}.safetensors config.json optimizer.pt state.json
+RUN/checkpoints/000000064000/{model,ema,optimizer}/   in place of these files, where processes
+                  shared the weights: safetensors files, one of each process (`shards`)
 RUN/checkpoints/LATEST  BEST                    (BEST: of the stage's best check, with stop auto)
 RUN/privacy.log   a line for each step that a private stage began
 RUN/web/          the page of `underpaint app`
@@ -14,12 +16,14 @@ A checkpoint appears whole (see `io`) and only then LATEST names it. What is cle
 wrote, by these names and in a folder with our mark; whatever else is there is the user's and stays.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import re
 import shlex
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,11 +35,20 @@ from torch import Tensor
 from underpaint import config, io
 from underpaint.bounded import DAMAGE, Is, checked, open_regular, read_json
 from underpaint.errors import UserError
-from underpaint.model_folder import MODEL, Found, Weights, damage_of, newest, write_model
+from underpaint.model_folder import (
+    MODEL,
+    Found,
+    Weights,
+    damage_of,
+    newest,
+    whole_shards,
+    write_model,
+)
 
 WRITTEN = (  # in checkpoints and snapshots
     *MODEL,
     *("ema.safetensors", "narrow.safetensors", "wide.safetensors", "optimizer.pt", "state.json"),
+    *("model/", "ema/", "optimizer/"),  # of shards
 )
 FILES = (  # in a run's folder
     *("config.yaml", "env.json", "images.json", "images.bin", "metrics.jsonl", "privacy.log"),
@@ -224,23 +237,33 @@ class RunFolder:
         progress: Progress,
         keep: int,
     ) -> Path:
-        """Write a checkpoint and delete old ones (the last `keep`, the best, stage ends stay)."""
-        final = self.checkpoints / f"{progress.images:012d}"
+        """Write a checkpoint, as `saving`."""
+        with self.saving(progress, keep) as temporary:
+            write_model(temporary, spec, weights)
+            with (temporary / "optimizer.pt").open("wb") as file:  # a path hides the errno
+                torch.save(optimizer, file)
+        return self.checkpoints / f"{progress.images:012d}"
+
+    @contextlib.contextmanager
+    def saving(self, progress: Progress, keep: int) -> Iterator[Path]:
+        """A temporary folder for the tensors of a checkpoint after `progress`, as it is now.
+
+        When it is filled the checkpoint appears, LATEST names it, and old ones are deleted (the
+        last `keep`, the best and stage ends stay).
+        """
+        final, chosen = self.checkpoints / f"{progress.images:012d}", progress.best
+        state = json.dumps(asdict(progress), indent=1)
         with io.writing(self.checkpoints, self.advice):
             with io.appearing(final, WRITTEN) as temporary:
-                write_model(temporary, spec, weights)
-                with (temporary / "optimizer.pt").open("wb") as file:  # a path hides the errno
-                    torch.save(optimizer, file)
-                state = json.dumps(asdict(progress), indent=1)
+                yield temporary
                 (temporary / "state.json").write_text(state, encoding="utf-8")
             io.replace_text(self.checkpoints / "LATEST", final.name + "\n")
             best = self.checkpoints / "BEST"
-            if progress.best:
-                io.replace_text(best, f"{progress.best:012d}\n")
+            if chosen:
+                io.replace_text(best, f"{chosen:012d}\n")
             else:
                 best.unlink(missing_ok=True)
-            self._prune(final.name, keep, progress.best)
-        return final
+            self._prune(final.name, keep, chosen)
 
     def snapshot(
         self,
@@ -297,6 +320,8 @@ def _damage(checkpoint: Path) -> str:
         return reason
     try:
         read_progress(checkpoint)
+        if (checkpoint / "optimizer").is_dir():  # whose checksums `damage_of` has compared
+            return ""
         with open_regular(checkpoint / "optimizer.pt") as opened, zipfile.ZipFile(opened) as file:
             return "optimizer.pt is damaged" if file.testzip() else ""
     except UserError:
@@ -340,6 +365,8 @@ def _state(folder: Path, table: dict[str, Is]) -> dict[str, Any]:
 
 def read_optimizer(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
     """The optimiser's tensors of a checkpoint, by the parameters' names."""
+    if parts := whole_shards(checkpoint, "optimizer"):
+        return _by_name(importlib.import_module("underpaint.shards").read(parts), parts)
     path = checkpoint / "optimizer.pt"
     try:
         with open_regular(path) as opened, zipfile.ZipFile(opened) as members:
@@ -358,3 +385,14 @@ def read_optimizer(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: is missing or damaged ({reason})") from None
     return dict(state)
+
+
+def _by_name(tensors: dict[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
+    """What shards hold of an optimiser, by the parameters' names."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{folder}: '{key}' holds values that are not finite")
+        name, _, moment = key.rpartition("/")
+        found.setdefault(name, {})[moment] = tensor
+    return found

@@ -113,7 +113,9 @@ def _stage(
     device = pick_device(run.train.device)
     half = use_bf16(run.train.precision, device, run.network.width) and stage.dp is None
     bytes_per = 2 if half else 4
-    activations = backbone.activation_bytes(most, stage.mask, bytes_per)
+    activations = backbone.activation_bytes(
+        most, stage.mask, bytes_per, recompute=run.train.recompute
+    )
     weights = _parameters(backbone) * parameter_bytes(bytes_per)
     weights -= 4 * sum(p.numel() for p in muon_matrices(backbone, run.train))
     images = max(1, round(stage.images / stage.batch)) * stage.batch if stage.images else None

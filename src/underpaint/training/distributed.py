@@ -96,6 +96,19 @@ def start(device: str, timeout: float = 30.0) -> World:
     return World(rank, size, chosen)
 
 
+def restarted() -> bool:
+    """Whether `torchrun --max-restarts` has started all processes again after one was lost."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+
+
+def launch() -> str | None:
+    """What names this call of `torchrun`, also after its restarts; None without one."""
+    if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return None
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return f"{os.getppid()}" if name == "none" else name  # by default the agent's process
+
+
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdigit():

@@ -5,7 +5,7 @@ from underpaint.model_folder import find, read_fitting_spec, read_weights
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.stages import PreparedStage
-from underpaint.training.train_state import TrainState
+from underpaint.training.train_state import TrainState, prepare_state
 from underpaint.training.warm_start import adapt
 
 
@@ -13,7 +13,7 @@ def begin(
     run: config.Run, stages: list[PreparedStage], start: str | None, world: World
 ) -> tuple[TrainState, list[str]]:
     """The state that a run begins with, from drawn weights or those of `start`, and notes."""
-    state = TrainState(stages[0].spec, run.train, world)
+    state = prepare_state(stages[0].spec, run.train, world)
     if start is None:
         return state, []
     folder = find(start)
@@ -28,7 +28,8 @@ def enter(
     """The state for this stage: the same, or rebuilt where size or labels change; and notes."""
     notes: list[str] = []
     if state.spec != stage.spec:
-        entered = TrainState(stage.spec, run.train, state.world)
+        state.finish()
+        entered = prepare_state(stage.spec, run.train, state.world)
         adapted = {}
         for name, weights in state.weights().items():
             before = "the stage before"

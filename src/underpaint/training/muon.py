@@ -82,23 +82,40 @@ class Muon(Uncompiled):
         weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
         for alike in self._alike(weights):
             shape = _matrix(alike[0], self.matrices[alike[0]])
-            x = torch.cat([x.view(-1, *shape) for x in self._nesterov(alike)])  # [n, out, in]
+            whole = [self.whole(x, p) for x, p in zip(self._nesterov(alike), alike, strict=True)]
+            x = torch.cat([x.view(-1, *shape) for x in whole])  # [n, out, in]
             moves = orthogonalize(x, self.dtype).to(x.dtype).reshape(-1, *alike[0].shape)
             size = SCALE * max(shape) ** 0.5
             kept: float | Tensor = 1 - group["lr"] * group["weight_decay"]
             if self.found_inf is not None:
                 kept = torch.where(self.found_inf > 0, 1.0, kept)
                 moves = moves * (1 - self.found_inf)
-            torch._foreach_mul_(alike, kept)
-            torch._foreach_add_(alike, list(moves.unbind()), alpha=-group["lr"] * size)
+            mine = [self.local(p) for p in alike]
+            torch._foreach_mul_(mine, kept)
+            parts = [self.part(move, p) for move, p in zip(moves.unbind(), alike, strict=True)]
+            torch._foreach_add_(mine, parts, alpha=-group["lr"] * size)
+
+    # --- what another process may have a part of (`sharding`); here all is in this one -----------
+
+    def local(self, x: Tensor) -> Tensor:
+        """What this process has of a weight, a gradient or a momentum."""
+        return x
+
+    def whole(self, x: Tensor, weight: Tensor) -> Tensor:
+        """All of what `local` gives a part of."""
+        return x
+
+    def part(self, x: Tensor, weight: Tensor) -> Tensor:
+        """What `local` would give of the whole `x`."""
+        return x
 
     def _nesterov(self, weights: list[Tensor]) -> list[Tensor]:
         """X of each of these weights; their momentum M is moved."""
         for p in weights:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        momenta = [self.state[p]["momentum"] for p in weights]
-        gradients = [p.grad for p in weights if p.grad is not None]
+        momenta = [self.local(self.state[p]["momentum"]) for p in weights]
+        gradients = [self.local(p.grad) for p in weights if p.grad is not None]
         if self.found_inf is not None:  # a momentum moved towards itself stays
             stays = self.found_inf > 0
             pairs = zip(momenta, gradients, strict=True)
@@ -160,4 +177,4 @@ def flops(matrices: Mapping[Tensor, int]) -> int:
 
 def _matrix(weight: Tensor, number: int) -> tuple[int, int]:
     """Rows and columns of each of the `number` matrices in a weight."""
-    return weight.shape[0] // number, weight[0].numel()
+    return weight.shape[0] // number, weight.numel() // weight.shape[0]

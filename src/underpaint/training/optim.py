@@ -22,12 +22,14 @@ def build_optimizer(
     device: torch.device,
     undecayed: Iterable[Tensor] = (),
     bf16: bool = False,
+    kind: type[muon.Muon] = muon.Muon,
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in its fused form; or Muon, and AdamW for
     what Muon is not for.
 
     Weight decay acts on matrices alone, or on all tensors (`train.decay`); never on `undecayed`,
     tensors beside the model's. `bf16`: the type that Muon orthogonalises in, else float32.
+    `kind`: the Muon of sharded weights (`sharding`), or that of whole ones.
     Raises UserError if Muon is asked for and the model has no matrices for it.
     """
     matrices = muon_matrices(model, train)
@@ -47,7 +49,7 @@ def build_optimizer(
     if train.optimizer == "adamw":
         return adamw
     dtype = torch.bfloat16 if bf16 else torch.float32
-    return muon.Muon(matrices, adamw, train.weight_decay, dtype)
+    return kind(matrices, adamw, train.weight_decay, dtype)
 
 
 def muon_matrices(model: nn.Module, train: config.Train) -> dict[Tensor, int]:
@@ -128,10 +130,15 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float | Tensor) -> Tenso
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
+    scale_gradients(gradients, norm, limit)
+    return norm
+
+
+def scale_gradients(gradients: list[Tensor], norm: Tensor, limit: float | Tensor) -> None:
+    """Scale what has, or is a part of what has, this norm to a norm of at most `limit`."""
     if isinstance(limit, Tensor):
         limit = limit.to(norm)
     torch._foreach_mul_(gradients, ((norm + 1e-6).reciprocal() * limit).clamp(max=1.0))
-    return norm
 
 
 def step_where(
@@ -162,8 +169,11 @@ class EMA:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
         self.steps = steps
-        self._average: list[Tensor] = list(self.module.parameters())
-        self._weights: list[Tensor] = list(module.parameters())
+        self.bind(self.module.parameters(), module.parameters())
+
+    def bind(self, average: Iterable[Tensor], weights: Iterable[Tensor]) -> None:
+        """Update `average` by `weights`: where these are other tensors now than at the start."""
+        self._average, self._weights = list(average), list(weights)
 
     @torch.no_grad()
     def update(self) -> None:

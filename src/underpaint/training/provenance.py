@@ -18,6 +18,7 @@ from underpaint import config
 from underpaint._version import __version__
 from underpaint.bounded import Is, checked, read_json
 from underpaint.errors import UserError
+from underpaint.training.distributed import launch
 from underpaint.training.stages import PreparedStage
 from underpaint.training.train_state import TrainState
 
@@ -39,6 +40,8 @@ def describe(stages: list[PreparedStage], state: TrainState, start: str | None) 
             "cpu": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "processes": state.world.size,
+            "launch": launch(),
+            "sharded": state.sharded,
             "precision": "bf16" if state.bf16 else "fp32",
             "command": " ".join(["underpaint", *sys.argv[1:]]) if sys.argv[1:] else None,
             "start": start,
@@ -48,6 +51,15 @@ def describe(stages: list[PreparedStage], state: TrainState, start: str | None) 
         },
         indent=1,
     )
+
+
+def of_this_launch(folder: Path) -> bool:
+    """Whether the run in `folder` was begun by the same call of `torchrun`."""
+    try:
+        found = read_json(folder / "env.json").get("launch")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return found is not None and found == launch()
 
 
 def recorded(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from underpaint.training import counts
 from underpaint.training.batch import draw_batch, microbatch, request
 from underpaint.training.checkpointing import Progress
 from underpaint.training.feed import Request
-from underpaint.training.optim import clip_gradients, clip_limit, learning_rate, step_where
+from underpaint.training.optim import clip_limit, learning_rate, step_where
 from underpaint.training.stages import Level, PreparedStage
 from underpaint.training.tally import Tally
 from underpaint.training.train_state import TrainState
@@ -52,7 +52,7 @@ def step(stage: PreparedStage, run: config.Run, state: TrainState, progress: Pro
         errors += means.to(state.reads_on).double() / len(positions)
     # the norm is that of the average over all processes, so that each clips alike
     limit = clip_limit(settings, tally.norms)
-    norm = clip_gradients(state.backbone.parameters(), limit).to(state.reads_on)
+    norm = state.clip(limit).to(state.reads_on)
     world.add(errors)
     errors /= world.size
     finite = norm.isfinite() & errors[0].isfinite()

@@ -16,7 +16,7 @@ from underpaint.training import distributed
 from underpaint.training.checkpointing import Progress
 from underpaint.training.stages import PreparedStage
 from underpaint.training.step import step
-from underpaint.training.train_state import TrainState
+from underpaint.training.train_state import TrainState, prepare_state
 
 STEPS = 5  # timed at least
 BUSY = 4  # times the median of all steps: the machine did something else
@@ -43,7 +43,7 @@ def speed(
 
     By the mean of STEPS steps or more, without those in which the machine did something else.
     """
-    state = TrainState(stage.spec, run.train, world)
+    state = prepare_state(stage.spec, run.train, world)
     times = []
     for level in stage.levels:
         alone = dataclasses.replace(stage, levels=(dataclasses.replace(level, start=0),))

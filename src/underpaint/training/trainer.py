@@ -19,6 +19,7 @@ import torch
 from underpaint import config
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.hardware import keep_freed_memory
+from underpaint.io import numbered
 from underpaint.model_folder import pinned, read_fitting_spec
 from underpaint.progress import doing
 from underpaint.registry import wing
@@ -42,7 +43,7 @@ from underpaint.training.stages import PreparedStage, left, prepare_stages
 from underpaint.training.step import Diverged, settle
 from underpaint.training.step_rule import rule_of
 from underpaint.training.throughput import settle_precision
-from underpaint.training.train_state import TrainState
+from underpaint.training.train_state import TrainState, parallel_notes, prepare_state
 
 STEPS_UNREAD = 32  # at most, before the host waits for a GPU
 RETURNS = 3  # returns to a checkpoint in one stage before the run gives up
@@ -66,7 +67,8 @@ def train(
     """Train by the recipe `run` into the folder `out`, and return that folder.
 
     `start`: weights to begin with (as `model_folder.find`), else they are drawn.
-    `resume`: go on with the run in `out` by its own recipe; `run` may then be None.
+    `resume`: go on with the run in `out` by its own recipe; `run` may then be None. So does a
+    process that `torchrun --max-restarts` has started again.
     `make_check`: builds what is measured on held-out images as training goes on.
     `began`: the monotonic time from which the recipe's minutes count; None: now. `page`: writes
     the page of the run as it goes on (see `live_page`); then the minutes hold the time for a report
@@ -77,6 +79,9 @@ def train(
     """
     began = time.monotonic() if began is None else began
     folder = RunFolder(Path(out).expanduser())
+    if not resume and distributed.restarted() and provenance.of_this_launch(folder.path):
+        resume = bool(numbered(folder.checkpoints))
+        overwrite = not resume  # what it left before its first checkpoint
     if resume:
         if not (folder.path / "config.yaml").is_file():
             raise UserError(f"{out}: holds no run to resume; leave --resume out to begin one")
@@ -152,10 +157,11 @@ def train(
             notes += length_notes
             if world.first:
                 folder.create(overwrite)
-                folder.write("config.yaml", config.to_yaml(run))
                 folder.write("env.json", provenance.describe(stages, state, start))
+                folder.write("config.yaml", config.to_yaml(run))
                 identities.write(folder, identities.of(stages))
         world.barrier()
+        notes += parallel_notes(run, stages, world)
         total = sum(stage.images for stage in stages)
         log = Log(folder, total, world.first, quiet, partial(left, stages))
         closing.callback(log.close)
@@ -215,6 +221,7 @@ class Trainer:
                         self._step()
                         if reads := self._reads(before):
                             settle(self.state, self.progress)
+                            self.state.finish(wait=False)
                         self.progress.seconds += time.perf_counter() - began
                         ends, changed = self._report(before)
                         if ends:
@@ -227,6 +234,7 @@ class Trainer:
                             if sentence := self.rule.saved(self.progress):
                                 log.say(sentence)
                         if stopping and self.progress.stage < len(self.stages):
+                            self.state.finish()
                             images = self.progress.images
                             log.say(f"stopped after {images:,} images; go on{self.folder.advice}")
                             raise Interrupted
@@ -235,6 +243,7 @@ class Trainer:
                         entered = False
                 except Diverged as error:
                     self._go_back(str(error))
+            self.state.finish()
         progress = self.progress
         log.say(f"done: {progress.images:,} images in {progress.seconds:,.0f} s of training")
         return self.folder.path
@@ -315,6 +324,8 @@ class Trainer:
 
     def _look(self) -> None:
         """A check and a grid of the weights that the run starts from."""
+        if max(self.every.check, self.every.sample) >= 0:
+            self.state.fill_averaged()
         if self.every.check >= 0 and self.check is not None:
             monitor.run_check(self.check, self.stage, self.state, self.progress, self.log)
         if self.every.sample >= 0 and self.world.first:
@@ -349,6 +360,7 @@ class Trainer:
         if self._due(self.every.log, before):
             self.rule.log(progress, self.log, state)
         if self._due(self.every.check, before):
+            state.fill_averaged()
             if self.check is not None:
                 found = monitor.run_check(self.check, stage, state, progress, self.log)
             if self.run.train.stop == "auto" and self.rule.public:
@@ -361,10 +373,12 @@ class Trainer:
         if state.power and first and self._due(self.every.snapshot, before, ends):
             averages = state.power.state()
             self.folder.snapshot(state.spec, averages, progress.images, state.ema.steps)
-        if first and self._due(self.every.sample, before, ends):
-            monitor.draw_samples(
-                self.folder, self.run, state, progress, self.log, self.stage, self.check
-            )
+        if self._due(self.every.sample, before, ends):
+            state.fill_averaged()
+            if first:
+                monitor.draw_samples(
+                    self.folder, self.run, state, progress, self.log, self.stage, self.check
+                )
         if found is not None:
             monitor.say_finding(found, self.log)
         if ends:
@@ -422,16 +436,13 @@ class Trainer:
         state, progress = self.state, self.progress
         settle(state, progress)  # of steps before a Ctrl-C
         progress.metrics_bytes = self.log.size()
-        if self.world.first:
-            weights, optimizer = state.weights(), state.optimizer_state()
-            self.folder.save(state.spec, weights, optimizer, progress, self.run.train.keep)
-        self.world.barrier()
+        state.save(self.folder, progress, self.run.train.keep)
 
     def _restored(self) -> tuple[TrainState, Progress]:
         """State and progress of the newest checkpoint; metrics after it are forgotten."""
         checkpoint = self.folder.latest().folder
         progress = read_progress(checkpoint)
-        state = TrainState(read_fitting_spec(checkpoint, "model"), self.run.train, self.world)
+        state = prepare_state(read_fitting_spec(checkpoint, "model"), self.run.train, self.world)
         state.restore(checkpoint)
         last = progress.stage < len(self.stages) and self.stages[progress.stage].images
         if progress.stage > len(self.stages) or progress.stage_images > last:
@@ -451,6 +462,7 @@ class Trainer:
                 f"rate; lower --stages.{name}.learning_rate or raise its warmup"
             )
         self.state.feed.close()
+        self.state.finish()
         self.state, self.progress = self._restored()
         if self.world.first:
             self.folder.go_on(self.log.say)
