@@ -17,6 +17,7 @@ import json
 import runpy
 import statistics
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,7 +205,7 @@ def main() -> int:
         about = {"torch": torch.__version__, "device": name, "scale": given.scale}
         units.write_json(given.out, about | {"units": units.gather(UNITS, given.work)})
 
-    kinds = {"speed": SPEED, "losses": LOSSES}
+    kinds: dict[str, Collection[str]] = {"speed": SPEED, "losses": LOSSES}
     names = [unit for unit in given.only if given.kind is None or unit in kinds[given.kind]]
     code = units.conduct(
         names, given.work, lambda unit: do(unit, given.work, device, given.scale), write

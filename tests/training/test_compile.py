@@ -1,5 +1,6 @@
 """`train.compile`: one graph for each shape of the visible part, wherever it lies in the image."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,15 @@ def test_crops_are_one_graph_wherever_they_lie(
 def test_every_level_of_a_rate_is_compiled(
     recipe: config.Run, graphs: list[int], tmp_path: Path
 ) -> None:
-    """Eight levels and the whole image: more than the eight shapes at which torch gives up."""
+    """Six levels a stage, and the whole image: more than eight, where torch gives up."""
     run = compiled(recipe, "toy")
     stage = run.stages["masked"]
     stage.mask, stage.rate, stage.rate_end, stage.rate_schedule = "patch", 0.9, 0.1, "linear"
     stage.images = 64
+    again = dataclasses.replace(stage, rate=0.8, rate_end=0.3)
+    run.stages = {"masked": stage, "again": again, "whole": run.stages["whole"]}
     train(run, tmp_path / "run", quiet=True)
-    assert len(graphs) == 9
+    assert len(graphs) == 13
 
 
 def test_without_a_compiler_a_run_does_not_begin(

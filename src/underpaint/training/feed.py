@@ -22,7 +22,7 @@ class Request(NamedTuple):
     stage: PreparedStage
     rate: float  # of the masks
     position: int  # in the stage
-    count: int  # images
+    images: int
     seed: int
 
     def same(self, other: "Request") -> bool:
@@ -31,7 +31,7 @@ class Request(NamedTuple):
 
     def read(self) -> Gathered:
         """The images, on the CPU."""
-        ids = self.stage.order.at(self.position, self.count)
+        ids = self.stage.order.at(self.position, self.images)
         augment = self.stage.augment(self.position)
         return self.stage.training_set.gather(ids, self.rate, augment, self.seed)
 

@@ -159,8 +159,8 @@ class ImageSet:
         mask = None
         if self.stage.fixed:  # from each image alone, whatever the epoch
             pixels = (digest.tobytes() for digest in self.dataset.pixel_digests[ids])
-            own = fixed_masks.generators(self.mask_key, pixels)
-            mask = _mask(planes, self.space, self.spec.at(rate), own)
+            drawn_from = fixed_masks.generators(self.mask_key, pixels)
+            mask = _mask(planes, self.space, self.spec.at(rate), drawn_from)
         return Gathered(planes, torch.from_numpy(self.labels[ids]), condition, mask)
 
     def visible(self, gathered: Gathered, rate: float, generator: torch.Generator) -> Visible:
