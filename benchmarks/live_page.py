@@ -36,9 +36,9 @@ def main() -> int:
 
     pages: list[tuple[float, int]] = []
 
-    def follow(folder: Path, going: bool) -> Path:
+    def follow(run_dir: Path, going: bool) -> Path:
         began = time.process_time()
-        page = follow_page(folder, going)
+        page = follow_page(run_dir, going)
         pages.append((time.process_time() - began, page.stat().st_size))
         return page
 
