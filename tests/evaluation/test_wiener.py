@@ -20,7 +20,7 @@ from underpaint.core.masks import MaskSpec
 from underpaint.evaluation import wiener
 from underpaint.evaluation.early_stopping import judge
 from underpaint.evaluation.validation import OverfitCheck
-from underpaint.evaluation.verdict import verdict
+from underpaint.evaluation.verdict import answers, verdict
 from underpaint.evaluation.wiener import Wiener
 from underpaint.sealed.training_set import SealedExamples
 from underpaint.training.training_set import Array
@@ -296,6 +296,26 @@ def test_the_verdict_is_of_samples_error_and_time() -> None:
         "More training would make it worse: it is memorizing its training images."
     ]
     assert verdict([]) == []
+    young = verdict([*scaled(checks(FALLING, FALLING), -0.55), looks("good")])
+    assert young[0].startswith("Samples cannot be good yet: the network removes noise worse than")
+
+
+def test_a_page_answers_three_questions() -> None:
+    def grid(copied: float | None) -> dict[str, Any]:
+        health = {"verdict": "good", "sentence": None, "copied": copied}
+        return {"kind": "sample", "health": health}
+
+    nothing = answers([])
+    assert nothing.good == nothing.copies == "Not measured."
+    assert "two checks" in nothing.longer
+    found = answers([*scaled(checks(FALLING, FALLING), 0.62), grid(0.0)])
+    assert "as sharp as real images" in found.good
+    assert "62 % below a Wiener filter" in found.good
+    assert found.longer.startswith("More training would probably help")
+    assert found.copies == "No sample of the last grid is a near copy of a training image."
+    assert answers([grid(0.25)]).copies.startswith("25% of the samples of the last grid are near")
+    memorizing = checks([*FALLING, 0.19, 0.20], [*FALLING, 0.17, 0.15])
+    assert answers(memorizing).copies.startswith("It is memorizing")
 
 
 def test_the_report_shows_the_scale(tmp_path: Path) -> None:

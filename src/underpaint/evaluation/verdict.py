@@ -10,6 +10,7 @@ Records = Sequence[dict[str, Any]]
 
 NOISE = "samples are still noise"  # where training longer is no advice
 GOOD = "samples are as sharp as real images, without noise or copies; judge their shapes by eye"
+YOUNG = "samples cannot be good yet: the network removes noise worse than a linear filter does"
 LONGER = {
     "improving": "more training would probably help: the held-out error was still falling",
     "waiting": "more training may still help: the held-out error has only just stopped falling",
@@ -66,17 +67,26 @@ def _looks(records: Records) -> str | None:
         return None
     if health["verdict"] == "noise" and judge(records).answer in ("stop", "copying"):
         return NOISE
+    below = (_checked(records) or {}).get("below_wiener")
+    if health["verdict"] == "good" and below is not None and below < 0:
+        return YOUNG  # flat samples of flat images are as sharp as these from the start
     return str(health["sentence"] or GOOD)
 
 
 def _scale(records: Records) -> str | None:
     """How far the last check's error is below that of a Wiener filter."""
-    checks = [r for r in records if r["kind"] == "check"]
-    checks = [r for r in checks if r["mask"] == "whole"] or checks  # of sealed data none is
-    if not checks or not (scale := wiener.below(checks[-1])):
+    check = _checked(records)
+    if check is None or not (scale := wiener.below(check)):
         return None
     text = f"the held-out error is {scale}, the best linear denoiser"
-    return "; ".join(filter(None, [text, wiener.worse(checks[-1])]))
+    return "; ".join(filter(None, [text, wiener.worse(check)]))
+
+
+def _checked(records: Records) -> dict[str, Any] | None:
+    """The last check, of whole images where there are any."""
+    checks = [r for r in records if r["kind"] == "check"]
+    checks = [r for r in checks if r["mask"] == "whole"] or checks  # of sealed data none is
+    return checks[-1] if checks else None
 
 
 def _health(records: Records) -> dict[str, Any] | None:

@@ -40,9 +40,9 @@ from underpaint.progress import doing
 class Effort(NamedTuple):
     """How much an audit takes: what it can see, and how long it lasts.
 
-    QUICK is an audit of a model of 64×64 pixels in five minutes on one core. Its attacks find as
-    much as those of THOROUGH, within the width of an interval (`benchmarks/audit_effort.py`); what
-    fewer images cannot show is in the verdict, as the smallest AUC that would be seen.
+    QUICK is an audit of a model of 64×64 pixels in five minutes of one core. What fewer images
+    cannot show is in the verdict, as the smallest AUC that would be seen; what fewer noises and
+    masks cost the attacks is what `benchmarks/audit_effort.py` asks.
     """
 
     images: int  # of members, and of non-members
