@@ -24,7 +24,7 @@ from underpaint.core.spaces import from_uint8
 from underpaint.data import cache, digests, duplicates, split
 from underpaint.data.build import check_bad, decode_all
 from underpaint.data.decode import BITS, RESAMPLING, Options, parse_colour
-from underpaint.data.readers.base import Source
+from underpaint.data.readers.base import Contents, Source
 from underpaint.data.source import find
 from underpaint.errors import UserError
 from underpaint.handing_on import kept
@@ -154,37 +154,13 @@ def prepare(
     started = time.monotonic()
     workers = workers or os.cpu_count() or 1
     options = decoding(config)
-    data = find(config.source)
+    sources = [find(config.source)]
     held_out = held_out_source(config.held_out)
-    sources = [data, held_out] if isinstance(held_out, Source) else [data]
-
-    files = [_identify(source, workers) for source in sources]
-    each = (chain(["source"], found.texts()) for found in files)
-    key = digests.of_texts(chain([cache.FORMAT, repr(tuple(options))], *each))
-    folder = cache.root() / "images" / key
-
-    def build(part: Path) -> None:
-        parts = [(source.origin, source.open()) for source in sources]
-        with (part / "pixels.bin").open("wb") as pixels:
-            decoded = decode_all(parts, options, config.max_bad, workers, pixels.write)
-        for of in files:
-            changed = (digests.stamps(of.base, of.names) != of.stamps).any(1)
-            if changed.any():
-                file = Path(of.base, of.names[int(changed.argmax())])
-                raise UserError(
-                    f"data: '{file}' changed while it was read; run again when it is whole"
-                )
-        cache.save(part, **decoded)
-
-    load = partial(cache.load, every=True) if verify else cache.load
-    there = (folder / cache.INDEX).is_file() and not force
-    entry, reused = cache.built(folder, load, build, force)
-    damaged = [
-        f"what was remembered of {f.base} was damaged: hashed again" for f in files if f.damaged
-    ]
-    damaged += [f"the decoded images in {folder} were damaged: decoded again"] * (
-        there and not reused
-    )
+    sources += [held_out] if isinstance(held_out, Source) else []
+    entry, report = _decoded(sources, options, config.max_bad, workers, force, verify)
+    key = Path(report["cache"]).name
+    data, *others = sources
+    held_out = others[0] if others else held_out
     for part, source in enumerate(sources):
         bad = [b for b in entry.about["unreadable"] if b["part"] == part]
         check_bad(source.origin, bad, int((entry.part == part).sum()), config.max_bad)
@@ -210,9 +186,8 @@ def prepare(
                 f"data '{data.origin}': every image is nearly equal to one that is held out; leave "
                 "remove_duplicates out"
             )
-    report = _report(data, entry, options, side, train_ids)
-    report |= {"cache": str(folder), "reused": reused, "damaged": damaged}
-    report["seconds"] = time.monotonic() - started
+    report |= {"seconds": time.monotonic() - started}
+    report = _report(data, entry, options, side, train_ids) | report
     dataset = Dataset(
         images=np.asarray(entry.pixels),
         labels=entry.label,
@@ -228,6 +203,50 @@ def prepare(
     if known is not None:
         known[name] = dataset
     return dataset
+
+
+def _decoded(
+    sources: list[Source],
+    options: Options,
+    max_bad: float,
+    workers: int,
+    force: bool,
+    verify: bool,
+) -> tuple[cache.Entry, dict[str, Any]]:
+    """The cache entry of all images, built unless it is there, and what to report of it.
+
+    The names of files are forgotten: of a million they take much memory.
+    """
+    files = [_identify(source, workers) for source in sources]
+    each = (chain(["source"], found.texts()) for found in files)
+    key = digests.of_texts(chain([cache.FORMAT, repr(tuple(options))], *each))
+    folder = cache.root() / "images" / key
+
+    def build(part: Path) -> None:
+        parts = [(source.origin, source.open()) for source in sources]
+        with (part / "pixels.bin").open("wb") as pixels:
+            decoded = decode_all(parts, options, max_bad, workers, pixels.write)
+        for of in files:
+            changed = (digests.stamps(of.base, of.names) != of.stamps).any(1)
+            if changed.any():
+                file = Path(of.base, of.names[int(changed.argmax())])
+                raise UserError(
+                    f"data: '{file}' changed while it was read; run again when it is whole"
+                )
+        cache.save(part, **decoded)
+
+    load = partial(cache.load, every=True) if verify else cache.load
+    there = (folder / cache.INDEX).is_file() and not force
+    entry, reused = cache.built(folder, load, build, force)
+    damaged = [
+        f"what was remembered of {f.base} was damaged: hashed again" for f in files if f.damaged
+    ]
+    damaged += [f"the decoded images in {folder} were damaged: decoded again"] * (
+        there and not reused
+    )
+    for place, source in enumerate(sources):
+        sources[place] = source._replace(files=[], open=lambda: Contents(0, iter(())))
+    return entry, {"cache": str(folder), "reused": reused, "damaged": damaged}
 
 
 def decoding(config: settings.Data) -> Options:

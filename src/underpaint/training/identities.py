@@ -41,21 +41,21 @@ class Images(NamedTuple):
     def digest(self) -> str:
         """sha256 of all of them, and of which are which."""
         digest = hashlib.sha256(f"{len(self.trained)} {len(self.held_out)}\n".encode())
-        digest.update(self.trained.tobytes())
-        digest.update(self.held_out.tobytes())
+        digest.update(np.ascontiguousarray(self.trained).data)
+        digest.update(np.ascontiguousarray(self.held_out).data)
         return digest.hexdigest()
 
 
 def of(stages: list[PreparedStage]) -> Images:
     """The images of all stages. Sealed data add none: they do not know their files."""
-    sets = [stage.training_set for stage in stages]
+    sets = {id(data.train_ids): data for data in (stage.training_set for stage in stages)}.values()
     trained = _distinct([data.identities(data.train_ids).files for data in sets])
     held_out = _distinct([data.identities(data.held_out_ids).files for data in sets])
     return Images(trained, held_out[~digests.among(held_out, trained)])
 
 
 def _distinct(parts: list[Sums]) -> Sums:
-    sums = np.concatenate(parts)
+    sums = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return sums[np.unique(digests.keys(sums), return_index=True)[1]]
 
 
