@@ -34,7 +34,7 @@ from underpaint.training import (
 from underpaint.training.batch import microbatch
 from underpaint.training.checkpointing import Progress, RunFolder, read_progress
 from underpaint.training.log import Log, tracker_library
-from underpaint.training.minutes import freeze
+from underpaint.training.minutes import Deadline, freeze
 from underpaint.training.monitor import Check, MakeCheck
 from underpaint.training.stages import PreparedStage, left, prepare_stages
 from underpaint.training.step import Diverged
@@ -117,7 +117,7 @@ def train(
         early.check_stop(run, stages, make_check is not None)
         if any(stage.guarantee for stage in stages):
             notes += wing("dp").check_scope(stages, start, world.size)
-        state = None
+        state, deadline = None, None
         if resume:
             if world.first:
                 folder.lock()
@@ -128,7 +128,8 @@ def train(
             if world.first:
                 extending.check_moved(folder, stages)
             if added:
-                run, stages, length_notes = freeze(run, stages, world, began, make_check, report)
+                how = world, began, make_check, report
+                run, stages, length_notes, deadline = freeze(run, stages, *how)
                 notes += length_notes
             if (added or data is not None) and world.first:
                 extending.record(folder, run, stages)
@@ -140,7 +141,7 @@ def train(
             notes += precision_notes
             state, start_notes = handover.begin(run, stages, start, world)
             notes += start_notes
-            run, stages, length_notes = freeze(
+            run, stages, length_notes, deadline = freeze(
                 run, stages, world, began, make_check, report, start is not None
             )
             notes += length_notes
@@ -156,7 +157,8 @@ def train(
         log.track(run)
         for note in notes:
             log.say(note)
-        return Trainer(run, folder, world, stages, state, log, make_check, start is not None).fit()
+        started = start is not None
+        return Trainer(run, folder, world, stages, state, log, make_check, started, deadline).fit()
 
 
 @dataclass
@@ -171,6 +173,7 @@ class Trainer:
     log: Log
     make_check: MakeCheck | None
     started: bool = False  # from weights of another run
+    deadline: Deadline | None = None  # of a run of minutes, in the process that began it
 
     def __post_init__(self, begin: TrainState | None) -> None:
         self.resumed = begin is None
@@ -325,6 +328,9 @@ class Trainer:
                     monitor.say_finding(found, self.log)
                     found = None
                 self._follow(decision)
+        if self.deadline and progress.stage == len(self.stages) - 1 and not any(decision):
+            decision = early.Decision(cooldown=self.deadline.cooldown(stage, progress, self.world))
+            self._follow(decision)
         ends = decision.ends or self._at_end()
         if state.power and first and self._due(self.every.snapshot, before, ends):
             averages = state.power.state()
@@ -358,12 +364,13 @@ class Trainer:
         progress = self.progress
         if decision.gain:
             progress.best = progress.images
-        if not decision.back:
+        if not decision.back and not decision.cooldown:
             return
-        self.state.restore(self.folder.checkpoints / f"{decision.back:012d}")
-        progress.ema_steps = self.state.ema.steps
-        if self.world.first:
-            self.folder.forget(decision.back, self.folder.snapshots)
+        if decision.back:
+            self.state.restore(self.folder.checkpoints / f"{decision.back:012d}")
+            progress.ema_steps = self.state.ema.steps
+            if self.world.first:
+                self.folder.forget(decision.back, self.folder.snapshots)
         sentence = early.said(decision, self.stage, progress)
         record = decision._asdict() | {"sentence": sentence}
         self.log.metric("stop", stage=self.stage.name, images=progress.images, **record)
@@ -371,6 +378,8 @@ class Trainer:
         if decision.cooldown:
             progress.cooldown = (progress.stage_images, decision.cooldown)
             self.rule.stage = early.shortened(self.stage, *progress.cooldown)
+            stages = [self.rule.stage if s.index == self.stage.index else s for s in self.stages]
+            self.log.left = partial(left, stages)
 
     def _finish_stage(self) -> None:
         """The end of a stage: `progress` belongs to the next one."""
