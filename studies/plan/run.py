@@ -139,8 +139,8 @@ def seconds() -> dict[str, Any]:
         machine = timed(None)
         for arm in ("default", "plan", *FIXED):
             run = recipe(name, arm, 6, machine)
-            for stage in run.stages:
-                machine.an_image(run, None, stage, 0.0)
+            for part in run.stages:
+                machine.an_image(run, None, part, 0.0)
         for what, (run, _) in machine.asked.items():
             alone = candidates.changed(run, data=SETS[name], train=ALONE)
             (stage,) = prepare_stages(alone, lambda _: None)
