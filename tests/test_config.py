@@ -66,10 +66,13 @@ def test_presets_for_few_images_are_a_ladder() -> None:
         assert falling == sorted(falling, reverse=True)
         assert len(set(falling)) == 3
     assert not any(config.network_of(run).augment for run in runs)
-    # the steps that drew nearest in studies/small, for 300 and for 3,000 images
-    for run in runs:
-        steps = [(stage.batch, stage.learning_rate) for stage in run.stages.values()]
-        assert steps == [(16, 2e-3), (8, 2e-3)]
+    default = config.preset("default")
+    for run in runs:  # the rest is `default`'s
+        assert (run.noise, run.space, run.train) == (default.noise, default.space, default.train)
+        fewer = {"dropout": run.network.dropout, "label_drop": run.network.label_drop}
+        assert run.network == dataclasses.replace(default.network, **fewer)
+        (stage,), (same,) = run.stages.values(), default.stages.values()
+        assert stage == dataclasses.replace(same, images=stage.images, minutes=0.0)
 
 
 def test_published_warmups_are_in_images() -> None:

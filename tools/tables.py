@@ -85,8 +85,8 @@ def precision() -> str:
     apart = math.ceil(1000 * apart) / 1000
     distance = drawing["FD-MobileNetV2"]
     return (
-        f"On one thread of a CPU{' with AMX' * told['amx']}, {drawing['samples']} samples of the "
-        f"packaged weights took {drawing['seconds']['fp32']:.0f} s in float32 and "
+        f"On one thread of a CPU{' with AMX' * told['amx']}, {drawing['samples']} samples of an "
+        f"earlier DiT of heads took {drawing['seconds']['fp32']:.0f} s in float32 and "
         f"{drawing['seconds']['bf16']:.0f} s in bf16.\n"
         f"The median image differs by {drawing['mean_levels_apart']['median']:.1f} of 255 levels a "
         f"pixel, the one that differs most by {drawing['mean_levels_apart']['most']:.0f}; the "

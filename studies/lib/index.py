@@ -57,7 +57,7 @@ QUESTIONS = {
     "masks": "Which masked stage is best at 256 patches? (for `acceleration` and `default`)",
     "batches": "How many images a step? (for `quickstart`)",
     "times": "How should training times be drawn? (for all presets)",
-    "small": "Which batch and learning rate for few images? (for `small-*`)",
+    "small": "Which batch and learning rate for a DiT and few images?",
     "samplers": "Which sampler, in how many steps? (for `sampling` in all presets)",
     "minutes": "Which recipe in four and a half minutes of one core? (for `quickstart`)",
     "augment": "Does augmentation show in samples, and does it pay? (for `small-*` and `plan`)",

@@ -26,6 +26,7 @@ __all__ = [
     "committed",
     "conduct",
     "gather",
+    "heads",
     "made",
     "main",
     "restore",
@@ -155,6 +156,21 @@ def trained(run: Any, folder: Path, start: str | None = None) -> Result:
     else:
         api.train(run, folder, start=start, overwrite=True, quiet=True, write_report=False)
     return spent(folder)
+
+
+def heads(work: Path) -> str:
+    """The run of a DiT on drawn heads that the package had when studies began with its weights.
+
+    Trained where it is not there, which takes an hour or two of one core. Raises NotYet where
+    another process is at it.
+    """
+    folder = work / "heads"
+    with _claimed(work / "heads.lock") as mine:
+        if not mine:
+            raise NotYet
+        if not (folder / "result.json").is_file():
+            write_json(folder / "result.json", trained(base("heads"), folder))
+    return str(folder)
 
 
 def spent(folder: Path) -> Result:

@@ -103,7 +103,7 @@ def page(told: dict[str, Any]) -> Page:
             Section(
                 "How often is each step taken?",
                 [
-                    "The packaged weights repaint the centre of 64 held-out heads of 32×32. Time "
+                    "A DiT of drawn heads repaints the centre of 64 held-out heads of 32×32. Time "
                     "grows nearly as much as the number. `underpaint edit` takes each step 5 times."
                 ],
                 [Table(["times", "error", "feature distance"], often)],

@@ -19,7 +19,7 @@ and what was drawn is compared with what was there:
     features  distance of each whole repainted picture to the truth in MobileNetV2's features, mean
     frechet   Fréchet distance of all of them to all of the truths in the same features, no FID
 
-How often each step has to be taken is asked of the packaged weights (`resample-1` to `-10`): 64
+How often each step has to be taken is asked of a DiT of heads (`resample-1` to `-10`): 64
 held-out heads of 32×32, the centre.
 
 `filled` in the JSON is the same of the mean colour of what is kept: what needs no model. The effect
@@ -65,9 +65,7 @@ RESAMPLED_COUNT = 64
 def settings(unit: str) -> dict[str, Any]:
     """Everything that a unit sets."""
     if unit in RESAMPLED:
-        return {"model": "pretrained:lorelei", "count": RESAMPLED_COUNT, **HOW} | {
-            "resample": RESAMPLED[unit]
-        }
+        return {"model": "heads", "count": RESAMPLED_COUNT, **HOW} | {"resample": RESAMPLED[unit]}
     which, arm, seed = unit.split("-")
     found = ladder.settings(RECIPE)
     for changes in (SETS[which], ARMS[arm], {"train": {"seed": int(seed)}}):
@@ -108,7 +106,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     from underpaint.compare import split_scoring
 
     if unit in RESAMPLED:
-        return resampled(RESAMPLED[unit], scale)
+        return resampled(RESAMPLED[unit], work, scale)
     folder = work / unit
     spent = units.trained(recipe(unit, scale), folder)
     loaded = model.load(folder, device="cpu")
@@ -129,11 +127,11 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     return {**spent, "masks": found}
 
 
-def resampled(times: int, scale: float) -> dict[str, Any]:
-    """The packaged weights, each step taken so often."""
+def resampled(times: int, work: Path, scale: float) -> dict[str, Any]:
+    """A DiT of heads (`units.heads`), each step taken so often."""
     from underpaint import config, data, model
 
-    loaded = model.load("pretrained:lorelei", device="cpu")
+    loaded = model.load(units.heads(work), device="cpu")
     dataset = data.prepare(config.preset("quickstart").data)
     ids = dataset.held_out_ids[: max(8, round(RESAMPLED_COUNT * scale))]
     truth, labels = np.array(dataset.batch(ids)), [int(label) for label in dataset.labels[ids]]

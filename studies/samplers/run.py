@@ -1,10 +1,11 @@
-"""Which sampler, in how many steps? The packaged heads drawn in thirty ways.
+"""Which sampler, in how many steps? Heads of a DiT drawn in thirty ways.
 
     python -m studies.samplers.run              as many processes as there are cores
 
-`pretrained:lorelei` draws the same 500 seeds, with the labels of 500 held-out images, in every way:
-Euler (DDIM), Heun and DPM-Solver++ 2M at the uniform levels of the presets with at most 4 to 50
-evaluations of the network a picture, and at Karras's and at log-SNR levels with 20. Of each way:
+A DiT of heads (`units.heads`) draws the same 500 seeds, with the labels of 500 held-out images, in
+every way: Euler (DDIM), Heun and DPM-Solver++ 2M at the uniform levels of the presets with at most
+4 to 50 evaluations of the network a picture, and at Karras's and at log-SNR levels with 20. Of each
+way:
 
     calls       evaluations of the network for one picture
     frechet     distance (MobileNetV2 features, no FID) to these held-out images, `low` to `high`:
@@ -125,7 +126,7 @@ def _sampled(way: Way, work: Path, count: int, scale: float) -> NDArray[np.uint8
     path = work / f"{way.name}.npy"
     if not path.is_file():
         work.mkdir(parents=True, exist_ok=True)
-        loaded = model.load("pretrained:lorelei", device="cpu", precision="auto")
+        loaded = model.load(units.heads(work), device="cpu", precision="auto")
         how: dict[str, Any] = {"sampler": way.sampler, "steps": way.steps, "grid": way.grid}
         labels = [int(label) for label in _held_out(scale)[0][:count]]
         np.save(path, loaded.sample(count, seed=0, labels=labels, **how))

@@ -1,10 +1,10 @@
-"""What batch and learning rate suit the presets of few images, `small-300` and `small-3000`?
+"""What batch and learning rate suit a DiT and few images?
 
     python -m studies.small.run                 as many processes as there are cores
 
-Each preset is tried on as many images of a style (avatars:pixel-art, 32×32) as its name says, from
-the packaged weights of another style, its stages cut to a quarter, with two pairs of batch and
-learning rate:
+The presets `small-300` and `small-3000` as they were, with a DiT, are tried on as many images of a
+style (avatars:pixel-art, 32×32) as their names say, from weights of another style
+(`units.heads`), their stages cut to a quarter, with two pairs of batch and learning rate:
 
     large      32 images a step, at the rate the preset had (2e-4 and 5e-4)
     small      8 whole or 16 masked images a step at 2e-3, as in studies/transfer/run.py
@@ -65,7 +65,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     }
     run = config.from_dict(config.Run, changes, "small: ", units.base(f"small-{size}"))
     folder = work / unit
-    spent = units.trained(run, folder, "pretrained:lorelei")
+    spent = units.trained(run, folder, units.heads(work))
     scores = samples.scored(folder, spent["images"], COUNT)
     shutil.rmtree(folder / "checkpoints")
     return {**spent, **scores}

@@ -7,7 +7,7 @@ independently, or stratified: one in each of a batch's equally likely parts of t
 the four is tried with three seeds on two tasks:
 
     fresh   the quick start's network and stages on 10,000 heads, from nothing, 28,000 images
-    few     100 images of another style, from the packaged weights, 4,000 images in batches of 8
+    few     100 of another style, from weights of a DiT on heads, 4,000 images in batches of 8
 
 Scores: Fréchet distance of 500 samples to held-out images (MobileNetV2 features, no FID) and the
 error on held-out images, of half B; there is nothing to choose. Effects are ratios to independent
@@ -53,7 +53,6 @@ TASKS = {
         },
     },
 }
-STARTS = {"fresh": None, "few": "pretrained:lorelei"}
 SEEDS = (1, 2, 3)
 COUNT = 500  # samples, and images of a half
 UNITS = [f"{task}_{law}_{seed}" for seed in SEEDS for task in TASKS for law in LAWS]
@@ -70,7 +69,7 @@ def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     for stage in run.stages.values():
         stage.images = max(1, int(stage.images * scale) // stage.batch) * stage.batch
     folder = work / unit
-    spent = units.trained(run, folder, STARTS[task])
+    spent = units.trained(run, folder, units.heads(work) if task == "few" else None)
     scores = samples.scored(folder, spent["images"], COUNT)
     shutil.rmtree(folder / "checkpoints")
     return {**spent, **scores}

@@ -232,7 +232,7 @@ def test_the_packaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     text = written("pretrained:lorelei", tmp_path / "card", "org/heads")
     assert "It is `pretrained:lorelei`, which comes with underpaint. What is said of it" in text
     assert "| training images | the 9,500 of `avatars:lorelei` that are not held out |" in text
-    assert "1,580,080 parameters" in text
+    assert "932,620 parameters" in text
     assert "images of 32×32 pixels in colour, by label" in text
     assert "**No audit was made**" in text
     assert ModelCard(text).data.library_name == "underpaint"

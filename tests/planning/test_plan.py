@@ -233,6 +233,12 @@ def test_few_images_keep_to_a_small_network_and_few_epochs() -> None:
     assert (stage.images, stage.batch) == (same.images, same.batch)
     assert found.seconds < found.budget / 10
     assert plan_for(count=300, size=(32, 32), channels=1).start == ""  # the weights are coloured
+    for side, patch in ((64, 4), (28, 2), (48, 3)):  # as many patches, or patches as large
+        (network,) = candidates.packaged(Images("x", 300, 15, (side, side), 3))
+        assert (
+            candidates.recipe(Images("x", 300, 15, (side, side), 3), network).space.patch == patch
+        )
+    assert candidates.packaged(Images("x", 300, 15, (50, 50), 3)) == []
     more = plan_for(count=2000, on=H100, budget="10d")
     assert more.counted["stages"][-1]["images"] <= 2500 * 2000
     assert any("copying" in reason for reason in more.reasons)
@@ -241,9 +247,8 @@ def test_few_images_keep_to_a_small_network_and_few_epochs() -> None:
 @pytest.mark.parametrize("count", [300, 3000, 30_000])
 def test_small_presets_are_met_where_they_are(count: int) -> None:
     found, preset = candidates.small(count), config.preset(f"small-{count}")
-    masked, whole = preset.stages.values()
     given = (preset.network.dropout, preset.network.label_drop)
-    assert found == pytest.approx([*given, masked.images, whole.images])
+    assert found == pytest.approx([*given, preset.last.images])
 
 
 def test_a_gpu_that_is_not_here_is_computed_and_takes_larger_batches(
@@ -282,10 +287,10 @@ def test_this_machine_is_timed_by_real_steps(tmp_path: Path) -> None:
         data={"source": str(tmp_path / "x.npy"), "size": [8]},
         space={"patch": 2},
         network={"width": 16, "depth": 1, "heads": 2},
-        stages={"masked": {"images": 16}},
+        stages={"whole": {"images": 16}},
     )
     began, here = time.monotonic(), machine.find("cpu")
-    taken = here.an_image(run, Images("", 64, 0, (8, 8), 3), "masked", 0.05)
+    taken = here.an_image(run, Images("", 64, 0, (8, 8), 3), "whole", 0.05)
     assert 0 < 3 * 16 * taken < time.monotonic() - began  # three steps of 16 at least
     assert 0 < here.memory < 1.1 * machine.USABLE * machine.free_memory(here.device)
 

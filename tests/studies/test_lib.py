@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,3 +130,18 @@ def test_results_have_a_line_for_each_run(name: str) -> None:
     assert record.text(json.loads(text)) == text
     for run in index.runs(name).values():
         assert json.dumps(run, ensure_ascii=False) in text
+
+
+def test_weights_of_heads_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+
+    def trained(run: Any, folder: Path) -> dict[str, Any]:
+        runs.append(run)
+        return {"images": 1}
+
+    monkeypatch.setattr(units, "trained", trained)
+    assert units.heads(tmp_path) == units.heads(tmp_path) == str(tmp_path / "heads")
+    (run,) = runs
+    assert (run.network.kind, run.data.source) == ("dit", "avatars:lorelei")
+    with units._claimed(tmp_path / "heads.lock"), pytest.raises(units.NotYet):
+        units.heads(tmp_path)

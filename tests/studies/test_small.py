@@ -6,14 +6,11 @@ from typing import Any
 import pytest
 
 from studies.small import run as small
-from underpaint import config
 
 
 @pytest.mark.parametrize("size", [300, 3000])
-def test_presets_of_few_images_have_the_steps_and_lengths_that_were_measured(
-    size: int,
-) -> None:
-    stages = config.preset(f"small-{size}").stages
+def test_presets_of_few_images_had_the_steps_and_lengths_that_were_measured(size: int) -> None:
+    stages = small.units.base(f"small-{size}").stages
     for name, steps in small.steps("small", size).items():
         own = stages[name]
         assert {"batch": own.batch, "learning_rate": own.learning_rate} == steps
@@ -28,16 +25,17 @@ def test_small_presets_are_tried_with_other_steps_and_nothing_else(
     def trained(run: Any, folder: Path, start: str) -> dict[str, Any]:
         (folder / "checkpoints").mkdir(parents=True)
         seen[folder.name] = run
-        assert start == "pretrained:lorelei"
+        assert start == "weights of heads"
         return {"images": sum(stage.images for stage in run.stages.values())}
 
     monkeypatch.setattr(small.units, "trained", trained)
+    monkeypatch.setattr(small.units, "heads", lambda work: "weights of heads")
     monkeypatch.setattr(small.samples, "scored", lambda folder, images, count: {"of": images})
     for unit in small.UNITS:
         length = {"300": 24_000, "3000": 72_000}[unit.split("_")[1]]
         assert small.do(unit, tmp_path, 1.0) == {"images": length, "of": length}
     for size in (300, 3000):
-        preset = config.preset(f"small-{size}")
+        preset = small.units.base(f"small-{size}")
         steps = {}
         for arm in small.ARMS:
             run = seen[f"{arm}_{size}"]

@@ -20,6 +20,7 @@ def test_laws_of_times_differ_in_nothing_else(
         return {"images": sum(stage.images for stage in run.stages.values())}
 
     monkeypatch.setattr(times.units, "trained", trained)
+    monkeypatch.setattr(times.units, "heads", lambda work: "weights of heads")
     monkeypatch.setattr(
         times.samples, "scored", lambda folder, images, count: {"frechet_B": images / count}
     )
@@ -31,7 +32,7 @@ def test_laws_of_times_differ_in_nothing_else(
     assert noises == {(t, s) for t in ("logit-normal", "mixed") for s in (False, True)}
     for run, start in seen:
         few = run.data.source == "avatars:pixel-art"
-        assert start == ("pretrained:lorelei" if few else None)
+        assert start == ("weights of heads" if few else None)
         run.noise.time, run.noise.stratified = "logit-normal", False
         assert run == next(other for other, _ in seen if other.data == run.data)
 

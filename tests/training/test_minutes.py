@@ -1,22 +1,24 @@
-"""Minutes: everything until the report is in them, and all is decided once, before the first step.
+"""Minutes: everything until the report is in them, also where the machine gets slower.
 
-No clock is read: speeds and costs are given.
+No clock is read: speeds, costs and times are given.
 """
 
 import dataclasses
+import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from tests.training.runs import metrics
+from tests.training.runs import assert_same_run, metrics
 from underpaint import config
 from underpaint.core.masks import MaskSpec
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.model import Model
-from underpaint.training import minutes, throughput, train
+from underpaint.training import minutes, step_rule, throughput, train
 from underpaint.training.distributed import World
 from underpaint.training.minutes import OVERHEAD, Costs, Division, divide
 from underpaint.training.stages import prepare_stages
@@ -121,6 +123,62 @@ def test_the_lengths_fill_the_minutes(
     assert "4 min: 3:37 of training, checks and sample grids 18 s, start and report 5 s" in (
         (out / "log.txt").read_text()
     )
+
+
+@pytest.fixture
+def slower(timed: config.Run, measured: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Trains four minutes; after so many images steps take so many times as long as measured."""
+    stage = dataclasses.replace(timed.stages["whole"], minutes=4.0, cooldown=0.25)
+    timed.stages = {"whole": dataclasses.replace(stage, schedule="cooldown", warmup=8)}
+    timed.train.log_every, timed.train.checkpoint_every = 4, 40
+    timed.train.keep = 100
+
+    def begun(out: Path, after: int, times: float) -> tuple[Path, float]:
+        now = [0.0]
+        moved = step_rule.step
+
+        def step(stage: Any, run: Any, state: Any, progress: Any) -> None:
+            moved(stage, run, state, progress)
+            late = progress.stage_images > after
+            now[0] += stage.batch / (SPEEDS["whole"] / 100) * (times if late else 1.0)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(minutes, "time", SimpleNamespace(monotonic=lambda: now[0]))
+            patched.setattr(step_rule, "step", step)
+            train(timed, out, began=-4.0, quiet=True)  # a start of 4 of the 5 s
+        return out, now[0] + 4.0
+
+    return begun
+
+
+def test_a_machine_that_gets_slower_cools_down_early_and_ends_in_time(
+    slower: Any, tmp_path: Path
+) -> None:
+    kept, seconds = slower(tmp_path / "steady", 0, 1.0)
+    planned = config.load(kept / "config.yaml").stages["whole"].images
+    assert [r for r in metrics(kept) if r["kind"] == "stop"] == []
+    assert metrics(kept)[-1]["images"] == planned
+    assert seconds <= 240
+    out, seconds = slower(tmp_path / "slower", planned // 3, 2.0)
+    assert config.load(out / "config.yaml").stages["whole"].images == planned
+    (decided,) = [r for r in metrics(out) if r["kind"] == "stop"]
+    ends = metrics(out)[-1]["images"]
+    assert decided["images"] + decided["cooldown"] == ends < planned
+    assert decided["cooldown"] == pytest.approx(0.25 * ends, abs=8)  # the share that was planned
+    assert seconds == pytest.approx(240, rel=0.04)
+    assert "to end in time" in (out / "log.txt").read_text()
+    rates = {r["images"]: r["lr"] for r in metrics(out) if r["kind"] == "step"}
+    assert rates[decided["images"]] == max(rates.values())
+    assert rates[ends] == pytest.approx(8 / decided["cooldown"] * max(rates.values()))
+
+
+def test_what_was_decided_is_decided_when_the_run_goes_on(slower: Any, tmp_path: Path) -> None:
+    straight, _ = slower(tmp_path / "straight", 60, 2.0)
+    (decided,) = [r for r in metrics(straight) if r["kind"] == "stop"]
+    out = Path(shutil.copytree(straight, tmp_path / "again"))
+    (out / "checkpoints" / "LATEST").write_text(f"{decided['images']:012d}\n")
+    train(None, out, resume=True, quiet=True)
+    assert_same_run(straight, out)
 
 
 def test_a_resumed_run_measures_nothing(

@@ -55,14 +55,43 @@ def test_another_size_interpolates_positions_and_says_so() -> None:
 
 
 def test_presets_for_few_images_start_from_the_packaged_network() -> None:
-    network = read_spec(find("pretrained:lorelei")).network
-    old = build(spec(size=(32, 32), network=network))
+    packaged = read_spec(find("pretrained:lorelei"))
+    old = build(packaged)
     for count in (300, 3000, 30_000):
         run = config.preset(f"small-{count}")
-        new = build(spec(size=(64, 64), network=config.network_of(run), noise=run.noise))
+        of = {"space": run.space, "network": config.network_of(run), "noise": run.noise}
+        new = build(dataclasses.replace(packaged, size=(64, 64), **of))
         adapted, notes = adapt(old.denoiser.backbone.state_dict(), old.spec, new, "source")
-        assert notes == ["positions interpolated from 8×8 to 16×16 patches"]
+        assert notes == ["patches resampled from 2×2 to 4×4 pixels"]
         new.denoiser.backbone.load_state_dict(adapted)
+
+
+@pytest.mark.parametrize("kind", ["dit", "hourglass", "uvit"])
+def test_an_enlarged_image_in_larger_patches_is_the_same_to_the_network(kind: str) -> None:
+    network = config.Network(kind=kind, width=64, depth=1, heads=2)
+    noise = config.Noise(prediction="x0")
+    old = build(spec(network=network, noise=noise, space=config.Space(patch=2)))
+    torch.nn.init.normal_(old.denoiser.backbone.head.weight)  # type: ignore[union-attr]
+    image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    larger = image.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    labels = ["a", "b"]
+    small = old.denoise(image, 0.5, labels=labels)
+    new = build(spec(network=network, noise=noise, size=(32, 32), space=config.Space(patch=4)))
+    adapted, _ = adapt(old.denoiser.backbone.state_dict(), old.spec, new, "source")
+    new.denoiser.backbone.load_state_dict(adapted)
+    wanted = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(new.denoise(larger, 0.5, labels=labels), wanted)
+    back, _ = adapt(adapted, new.spec, build(old.spec), "source")
+    for name in ("embed.weight", "head.weight", "head.bias"):
+        torch.testing.assert_close(back[name], old.denoiser.backbone.state_dict()[name])
+
+
+def test_other_patches_on_another_grid_are_refused() -> None:
+    old, new = build(spec()), build(spec(size=(24, 24), space=config.Space(patch=3)))
+    with pytest.raises(
+        UserError, match=r"space\.patch is 4, the recipe's is 3; set --space\.patch 4"
+    ):
+        adapt(old.denoiser.backbone.state_dict(), old.spec, new, "source")
 
 
 @pytest.mark.parametrize(

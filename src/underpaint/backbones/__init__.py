@@ -11,7 +11,9 @@ from underpaint.backbones.base import is_augment_embedding as is_augment_embeddi
 from underpaint.backbones.base import is_label_table as is_label_table
 from underpaint.backbones.base import kinds as kinds
 from underpaint.backbones.base import position_ids as position_ids
+from underpaint.backbones.base import reads_patches as reads_patches
 from underpaint.backbones.base import register as register
+from underpaint.backbones.base import resample_patches as resample_patches
 from underpaint.backbones.dit import DiT as DiT
 from underpaint.backbones.hourglass import Hourglass as Hourglass
 from underpaint.backbones.maskdit import MaskDiT as MaskDiT

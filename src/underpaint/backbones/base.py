@@ -335,6 +335,33 @@ def interpolate_positions(
     return {name: _resampled(name, x, old_grid, new_grid) for name, x in state.items()}
 
 
+def reads_patches(state: State) -> bool:
+    """Whether `state` is of a network that reads and writes patches by one linear layer each."""
+    return all(name in state and state[name].ndim == 2 for name in ("embed.weight", "head.weight"))
+
+
+def resample_patches(state: State, old: int, new: int) -> State:
+    """A copy of `state` for patches of `new` × `new` pixels in place of `old` × `old`.
+
+    The layers that read and write patches are resampled by area. An image enlarged k times by
+    repeating its pixels becomes the same tokens as before, and each pixel that is written is
+    repeated; fewer pixels are written as averages (after FlexiViT: Beyer et al. 2023,
+    arXiv 2212.08013).
+    """
+    found = dict(state)
+    for name, axis, gain in (
+        ("embed.weight", 1, (old / new) ** 2),
+        ("head.weight", 0, 1.0),
+        ("head.bias", 0, 1.0),
+    ):
+        rows = state[name].float().movedim(axis, -1)  # [..., C·old²]
+        planes = rows.unflatten(-1, (-1, old, old)).flatten(0, -3)[:, None]
+        planes = F.interpolate(planes, size=(new, new), mode="area") * gain
+        rows = planes.reshape(*rows.shape[:-1], -1).movedim(-1, axis)
+        found[name] = rows.contiguous().to(state[name].dtype)
+    return found
+
+
 def is_augment_embedding(name: str) -> bool:
     """Whether the weight `name` tells the network of augmentation: zero before it is trained."""
     return name.split(".")[-2:] == ["augment_embedding", "weight"]

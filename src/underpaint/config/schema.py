@@ -223,7 +223,7 @@ class Stage:
     minutes: float = setting(
         0.0,
         "length in minutes, start, checks, grids and report included; measured once, then frozen "
-        "as images",
+        "as images, of which a machine that gets slower sees fewer",
     )
     mask: Literal["none", "patch", "block", "crop", "salient"] = setting(
         "none",

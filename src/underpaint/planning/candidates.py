@@ -25,7 +25,7 @@ MEASURED = 64  # pixels a side of the images of the ladder
 SMALL = ("small-300", "small-3000", "small-30000")
 FEW = 1000  # images: below, the packaged weights are a start, and epochs few
 LEAST_GRID, COARSEST = 16, 32  # patches an image at least; pixels a side of a patch at most
-PRETRAINED, START_GRID = "pretrained:lorelei", 256  # patches an image up to which it is a start
+PRETRAINED = "pretrained:lorelei"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def recipe(images: Images, network: Values) -> config.Run:
     run = changed(
         run,
         data={"source": images.source, "size": size, "channels": config.named(images.channels)},
-        space={"patch": patch if network["measured"] else run.space.patch},
+        space={"patch": patch},
         network={"dropout": dropout, "label_drop": label_drop},
         stages={"masked": None, "whole": {"images": run.stages["whole"].batch}},
     )
@@ -100,12 +100,14 @@ def recipe(images: Images, network: Values) -> config.Run:
 
 
 def packaged(images: Images) -> list[Values]:
-    """The network of the packaged weights, where they are a start for these images."""
-    spec, settings = read_spec(find(PRETRAINED)), config.to_dict(config.preset(SMALL[0]))
-    grid = [side / spec.space.patch for side in images.size]
-    fits = all(side.is_integer() for side in grid) and images.channels == spec.channels
-    fits = fits and LEAST_GRID <= math.prod(grid) <= START_GRID and images.count < FEW
-    return [{"settings": settings, "measured": []}] if fits else []
+    """The network of the packaged weights, where they are a start for these images: see `adapt`."""
+    spec, run = read_spec(find(PRETRAINED)), config.preset(SMALL[0])
+    if images.count >= FEW or images.channels != spec.channels:
+        return []
+    patch, theirs = patch_for(run, images.size), spec.space.patch
+    as_many = [theirs * side for side in images.size] == [patch * side for side in spec.size]
+    fits = patch == theirs or as_many
+    return [{"settings": config.to_dict(run), "measured": []}] if fits else []
 
 
 def masked(run: config.Run, cell: Values, unit: int) -> config.Run:
@@ -119,10 +121,9 @@ def masked(run: config.Run, cell: Values, unit: int) -> config.Run:
 
 
 def small(count: int) -> list[float]:
-    """Dropout, label drop; images of the stages `masked` and `whole`; by the presets."""
+    """Dropout, label drop, and images to see, by the presets."""
     runs = [(config.preset(name), int(name.rpartition("-")[2])) for name in SMALL]
-    network = ([getattr(run.network, k) for run, _ in runs] for k in ("dropout", "label_drop"))
-    epochs = ([run.stages[k].images / n for run, n in runs] for k in ("masked", "whole"))
+    columns = [(r.network.dropout, r.network.label_drop, r.last.images / n) for r, n in runs]
     at, counts = math.log(max(1, count)), [math.log(n) for _, n in runs]
-    found = [float(np.interp(at, counts, column)) for column in (*network, *epochs)]
-    return [*found[:2], *(count * each for each in found[2:])]
+    found = [float(np.interp(at, counts, column)) for column in zip(*columns, strict=True)]
+    return [*found[:2], count * found[2]]

@@ -197,7 +197,7 @@ def _lengths(
     evaluating = times * both or grid
     length, most, source = max(0.0, budget - evaluating), float(MOST * images.count), "MaskDM's"
     if images.count < FEW:
-        most, source = sum(candidates.small(images.count)[-len(parts) :]), "the presets for so few"
+        most, source = candidates.small(images.count)[-1], "the presets for so few"
     factor = min(
         1.0, round(most) / max(1.0, sum(share * length / s for s, share in parts.values()))
     )

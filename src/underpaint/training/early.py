@@ -66,6 +66,11 @@ def shortened(stage: PreparedStage, begin: int, length: int) -> PreparedStage:
 def said(decision: Decision, stage: PreparedStage, progress: Progress) -> str:
     """The decision in a sentence."""
     name, seen = stage.name, progress.stage_images
+    if decision.cooldown and not decision.back:
+        return (
+            f"stage {name}: steps take longer than when the minutes were divided; it cools down "
+            f"from now on, over {decision.cooldown:,} images, to end in time"
+        )
     if decision.cooldown:
         return (
             f"stage {name}: cools down over {decision.cooldown:,} images, from the weights after "

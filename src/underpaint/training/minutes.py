@@ -7,16 +7,22 @@ is frozen in `config.yaml`, so that a resumed run is the same run. Start, evalua
 sample grids) and report take OVERHEAD of the minutes at most: the fewer minutes, the fewer checks
 and grids and the fewer images in a check, down to one grid at the end. What a recipe says of checks
 and grids stays, and is subtracted. Stages given in images come on top of the minutes.
+
+A machine that others slow down later would make it late: the last stage then begins its cool-down
+as soon as this just fits into the time that is left (`Deadline`). What was decided is part of the
+run's state, so that going on from a checkpoint after it repeats it; a resumed run reads no clock.
 """
 
 import dataclasses
 import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from underpaint import config
 from underpaint.errors import UserError
 from underpaint.model import build
 from underpaint.progress import clock, doing, following
+from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.live_page import SHARE
 from underpaint.training.monitor import CHECKS, EVALUATIONS, MakeCheck
@@ -24,6 +30,8 @@ from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.throughput import speed
 
 OVERHEAD = 0.1  # of the minutes
+LATE = 0.02  # of the minutes: a delay that is not made up for
+RECENT = 8  # parts of a stage, in the last one or two of which its speed is taken
 MEASURING = 0.02  # of the minutes, for steps; 1.5 s a level at most
 REPORT, DRAWN = 1.5, 32  # the report: seconds, besides samples
 TRIES = 3  # of drawing
@@ -37,6 +45,37 @@ class Costs(NamedTuple):
     rest: float  # start and report
     grid: float
     checks: dict[int, float]  # by images a side, which may be chosen in this order
+    report: float = 0.0  # of `rest`
+
+
+@dataclass
+class Deadline:
+    """When the last step has to be made, on the monotonic clock, and how fast steps are."""
+
+    end: float
+    slack: float  # seconds after it that do not count
+    marks: tuple[tuple[int, float], tuple[int, float]] | None = None  # images of the stage, time
+
+    def cooldown(self, stage: PreparedStage, progress: Progress, world: World) -> int:
+        """Images of a cool-down that has to begin now, the same in all processes; 0: none.
+
+        As long a share of the stage as was planned; begun a step later it would end too late.
+        """
+        seen, settings, now = progress.stage_images, stage.settings, time.monotonic()
+        if self.marks is None or seen <= self.marks[1][0]:  # another stage, or gone back
+            self.marks = ((seen, now), (seen, now))
+        (begin, since), mark = self.marks
+        if seen - mark[0] >= stage.images / RECENT:
+            self.marks = (mark, (seen, now))
+        planned = stage.images * (1 - settings.cooldown)
+        free = settings.schedule == "cooldown" and not progress.cooldown[1]
+        if not free or not max(begin, settings.warmup) < seen < planned:
+            return 0
+        share = settings.cooldown / (1 - settings.cooldown)
+        length = max(1, round(share * seen / stage.batch)) * stage.batch
+        later = stage.batch + share * (seen + stage.batch)
+        late = now + later * (now - since) / (seen - begin) - self.end
+        return length if world.from_first([float(late > self.slack)])[0] else 0
 
 
 class Division(NamedTuple):
@@ -56,8 +95,8 @@ def freeze(
     make_check: MakeCheck | None = None,
     report: bool = False,
     started: bool = False,
-) -> tuple[config.Run, list[PreparedStage], list[str]]:
-    """Stages given in minutes, now in images, by the speed of this machine; and notes.
+) -> tuple[config.Run, list[PreparedStage], list[str], Deadline | None]:
+    """Stages given in minutes, now in images, by the speed of this machine; notes; and the end.
 
     `began`: the monotonic time from which the minutes count. `report`: whether they include one,
     and a page while the run goes on.
@@ -65,7 +104,7 @@ def freeze(
     """
     timed = [stage for stage in stages if stage.settings.minutes]
     if not timed:
-        return run, stages, []
+        return run, stages, [], None
     length = 60.0 * sum(stage.settings.minutes for stage in timed)
     seconds = min(1.5, MEASURING * length / sum(len(stage.levels) for stage in timed))
     with doing("measuring how fast this machine trains"):
@@ -102,7 +141,10 @@ def freeze(
     if (least := costs.rest + costs.grid) > OVERHEAD * length:
         what = "start, one sample grid and report"
         notes.append(f"{length / 60:.3g} min is short: {what} alone take {least:.0f} s")
-    return dataclasses.replace(run, stages=frozen, train=train), stages, notes
+    after = costs.report + costs.grid + (costs.checks[found.check_images] if found.parts else 0.0)
+    alone = len(timed) == len(stages) and stages[-1].guarantee is None
+    deadline = Deadline(began + length - after, LATE * length) if alone else None
+    return dataclasses.replace(run, stages=frozen, train=train), stages, notes, deadline
 
 
 def divide(run: config.Run, length: float, rate: float, costs: Costs) -> Division:
@@ -175,8 +217,8 @@ def measure(
             checks[limit] = max(checks[limit], seconds)
     written = report * (REPORT + DRAWN * sample)
     rest = time.monotonic() - began + written
-    found = world.from_first([rest, run.sampling.count * sample, *checks.values()])
-    return Costs(found[0], found[1], dict(zip(limits, found[2:], strict=True)))
+    found = world.from_first([rest, written, run.sampling.count * sample, *checks.values()])
+    return Costs(found[0], found[2], dict(zip(limits, found[3:], strict=True)), report=found[1])
 
 
 def within(run: config.Run, minutes: float) -> config.Run:

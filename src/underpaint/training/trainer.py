@@ -37,7 +37,7 @@ from underpaint.training.batch import microbatch
 from underpaint.training.checkpointing import Progress, RunFolder, read_progress
 from underpaint.training.live_page import LivePage, WritePage
 from underpaint.training.log import Log, tracker_library
-from underpaint.training.minutes import freeze
+from underpaint.training.minutes import Deadline, freeze
 from underpaint.training.monitor import Check, MakeCheck
 from underpaint.training.stages import PreparedStage, left, prepare_stages
 from underpaint.training.step import Diverged, settle
@@ -126,7 +126,7 @@ def train(
         early.check_stop(run, stages, make_check is not None)
         if any(stage.guarantee for stage in stages):
             notes += wing("dp").check_scope(stages, start, world.size)
-        state = None
+        state, deadline = None, None
         if resume:
             if world.first:
                 folder.lock()
@@ -137,9 +137,8 @@ def train(
             if world.first:
                 extending.check_moved(folder, stages)
             if added:
-                run, stages, length_notes = freeze(
-                    run, stages, world, began, make_check, page is not None
-                )
+                how = world, began, make_check, page is not None
+                run, stages, length_notes, deadline = freeze(run, stages, *how)
                 notes += length_notes
             if (added or data is not None) and world.first:
                 extending.record(folder, run, stages)
@@ -151,7 +150,7 @@ def train(
             notes += precision_notes
             state, start_notes = handover.begin(run, stages, start, world)
             notes += start_notes
-            run, stages, length_notes = freeze(
+            run, stages, length_notes, deadline = freeze(
                 run, stages, world, began, make_check, page is not None, start is not None
             )
             notes += length_notes
@@ -168,8 +167,10 @@ def train(
         log.track(run)
         for note in notes:
             log.say(note)
-        shown = LivePage(page, folder.path, log)
-        trainer = Trainer(run, folder, world, stages, state, log, shown, make_check, bool(start))
+        shown, started = LivePage(page, folder.path, log), start is not None
+        trainer = Trainer(
+            run, folder, world, stages, state, log, shown, make_check, started, deadline
+        )
         try:
             return trainer.fit()
         except (Interrupted, RunFailed):
@@ -190,6 +191,7 @@ class Trainer:
     page: LivePage
     make_check: MakeCheck | None
     started: bool = False  # from weights of another run
+    deadline: Deadline | None = None  # of a run of minutes, in the process that began it
 
     def __post_init__(self, begin: TrainState | None) -> None:
         self.resumed = begin is None
@@ -369,6 +371,9 @@ class Trainer:
                     monitor.say_finding(found, self.log)
                     found = None
                 self._follow(decision)
+        if self.deadline and progress.stage == len(self.stages) - 1 and not any(decision):
+            decision = early.Decision(cooldown=self.deadline.cooldown(stage, progress, self.world))
+            self._follow(decision)
         ends = decision.ends or self._at_end()
         if state.power and first and self._due(self.every.snapshot, before, ends):
             averages = state.power.state()
@@ -409,12 +414,13 @@ class Trainer:
         progress = self.progress
         if decision.gain:
             progress.best = progress.images
-        if not decision.back:
+        if not decision.back and not decision.cooldown:
             return
-        self.state.restore(self.folder.checkpoints / f"{decision.back:012d}")
-        progress.ema_steps = self.state.ema.steps
-        if self.world.first:
-            self.folder.forget(decision.back, self.folder.snapshots)
+        if decision.back:
+            self.state.restore(self.folder.checkpoints / f"{decision.back:012d}")
+            progress.ema_steps = self.state.ema.steps
+            if self.world.first:
+                self.folder.forget(decision.back, self.folder.snapshots)
         sentence = early.said(decision, self.stage, progress)
         record = decision._asdict() | {"sentence": sentence}
         self.log.metric("stop", stage=self.stage.name, images=progress.images, **record)
@@ -422,6 +428,8 @@ class Trainer:
         if decision.cooldown:
             progress.cooldown = (progress.stage_images, decision.cooldown)
             self.rule.stage = early.shortened(self.stage, *progress.cooldown)
+            stages = [self.rule.stage if s.index == self.stage.index else s for s in self.stages]
+            self.log.left = partial(left, stages)
 
     def _finish_stage(self) -> None:
         """The end of a stage: `progress` belongs to the next one."""

@@ -1,7 +1,8 @@
 """Weights for a run that another run began: `--from RUN|CHECKPOINT|pretrained:NAME`.
 
 The network, the space and the prediction must be the same. Another number of patches is met by
-interpolating the positions, other labels by matching their names.
+interpolating the positions, images of another size in as many patches by resampling the layers that
+read and write these, other labels by matching their names.
 """
 
 import dataclasses
@@ -38,16 +39,21 @@ def adapt(
 
     Raises UserError naming the first setting in which the two differ for good.
     """
-    ours = _fixed(model.spec)
+    ours, grid = _fixed(model.spec), model.space.grid
+    old_grid = factory.space(old.space, old.size, old.channels).grid
+    scaled = old_grid == grid and backbones.reads_patches(state)
     for place, theirs in _fixed(old).items():
+        if place == "space.patch" and scaled:
+            continue
         if theirs != ours[place]:
             raise UserError(
                 f"{source}: its {place} is {theirs}, the recipe's is {ours[place]}; "
                 f"set --{place} {theirs} or start from another model"
             )
-    notes = []
-    old_grid = factory.space(old.space, old.size, old.channels).grid
-    grid = model.space.grid
+    notes, patches = [], (old.space.patch, model.spec.space.patch)
+    if patches[0] != patches[1]:
+        state = backbones.resample_patches(state, *patches)
+        notes.append("patches resampled from {0}×{0} to {1}×{1} pixels".format(*patches))
     if old_grid != grid:
         state = backbones.interpolate_positions(state, old_grid, grid)
         notes.append(

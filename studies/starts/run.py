@@ -1,0 +1,113 @@
+"""Do the packaged weights help with few images, by the recipe of `default`?
+
+    python -m studies.starts.run                as many processes as there are cores
+
+The task and scores of studies/transfer, with the network that won since and one seed: 1,000 or 100
+heads of another style (avatars:pixel-art, 32×32), whole images at a constant learning rate, from
+`pretrained:lorelei` (`packaged`) or from nothing (`scratch`). In both the rate is the recipe's;
+nothing was tuned. Each run is scored at its points by 500 samples of its averaged weights, with
+labels, against 500 held-out images: half A chooses its best point, half B is reported.
+
+`photographs` asks for images of another size: 300 photographs of 64×64 (`python -m
+studies.lib.photographs`), for which the weights' patches are resampled from 2×2 to 4×4 pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from studies.lib import samples, units
+
+HERE = Path(__file__).parent
+PACKAGED = "pretrained:lorelei"
+COUNT = 500  # samples, and images of a half
+HEADS = {"source": "avatars:pixel-art", "size": 32, "held_out": "2000"}
+PHOTOGRAPHS = {
+    "source": "runs/data/photographs-64.zip",
+    "held_out": "runs/data/photographs-64-held-out.zip",
+    "size": 64,
+    "limit": 300,
+}
+TASKS: dict[str, tuple[dict[str, Any], int, tuple[int, ...]]] = {  # data, patch, points
+    "1000": (HEADS | {"limit": 1000}, 2, (8_000, 16_000)),
+    "100": (HEADS | {"limit": 100}, 2, (2_000, 4_000, 8_000)),
+    "photographs": (PHOTOGRAPHS, 4, (4_000, 8_000)),
+}
+ARMS = ("packaged", "scratch")
+UNITS = [f"{task}-{arm}" for task in TASKS for arm in ARMS]
+
+
+def recipe(unit: str, scale: float) -> tuple[Any, list[int]]:
+    """The run of a unit, and its points."""
+    from underpaint import config
+
+    data, patch, points = TASKS[unit.split("-")[0]]
+    run = config.preset("default")
+    batch = run.last.batch
+    scaled = [max(1, round(scale * point / batch)) * batch for point in points]
+    changes = {
+        "data": data,
+        "space": {"patch": patch},
+        "stages": {"whole": {"images": scaled[-1], "schedule": "constant"}},
+        "train": {
+            "threads": 1,
+            "seed": 1,
+            "precision": "fp32",
+            "sample_every": -1,
+            "check_every": -1,
+            "checkpoint_every": math.gcd(*scaled),
+            "keep": 1000,
+        },
+    }
+    return config.from_dict(config.Run, changes, "starts: ", run), scaled
+
+
+def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
+    """Train one, begun or gone on with, and score every point."""
+    run, points = recipe(unit, scale)
+    start = PACKAGED if unit.endswith("packaged") else None
+    spent = units.trained(run, work / unit, start)
+    curve = [{"images": n, **scored(work / unit, n)} for n in points]
+    shutil.rmtree(work / unit / "checkpoints")
+    best = min(curve, key=lambda point: point["frechet_A"])
+    found = {"best": best["images"], "frechet": best["frechet_B"], "error": best["held_out"]}
+    return {"images": spent["images"], "flops": spent["flops"], **found, "curve": curve}
+
+
+def scored(folder: Path, images: int) -> dict[str, float]:
+    """What `samples.scored` measures."""
+    return samples.scored(folder, images, COUNT)
+
+
+def answer(results: dict[str, dict[str, Any]]) -> str:
+    """The ratio of the distances of each task that is done, at best and at equal points."""
+    said = []
+    for task in TASKS:
+        if any(f"{task}-{arm}" not in results for arm in ARMS):
+            continue
+        one, other = (results[f"{task}-{arm}"] for arm in ARMS)
+        ratio = one["frechet"] / other["frechet"]
+        points = ", ".join(
+            f"{a['frechet_B'] / b['frechet_B']:.2f} after {a['images']:,}"
+            for a, b in zip(one["curve"], other["curve"], strict=True)
+        )
+        images = "300 photographs" if task == "photographs" else f"{int(task):,} heads"
+        said.append(
+            f"{images}: {ratio:.2f} of the distance from scratch ({one['frechet']:.1f} against "
+            f"{other['frechet']:.1f}; {points} images)"
+        )
+    return "; ".join(said) + ". One seed." if said else "Too few units are done."
+
+
+def write(work: Path, out: Path, scale: float) -> None:
+    """The JSON of all units that are done."""
+    results = units.gather(UNITS, work)
+    about = {**units.made(), "precision": "fp32", "scale": scale, "count": COUNT}
+    units.write_json(out, {**about, "answer": answer(results), "units": results})
+
+
+if __name__ == "__main__":
+    raise SystemExit(units.main(__doc__ or "", UNITS, HERE / "results.json", do, write))
