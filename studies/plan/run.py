@@ -104,7 +104,7 @@ def images_of(name: str) -> candidates.Images:
 def timed(taken: dict[str, float] | None) -> Timed:
     """This machine's CPU and memory."""
     here = find("cpu")
-    return Timed(here.name, here.device, here.memory, here.base, taken=taken)
+    return Timed(here.name, here.device, here.memory, taken=taken)
 
 
 def recipe(name: str, arm: str, minutes: float, machine: Timed) -> config.Run:

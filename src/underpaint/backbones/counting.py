@@ -56,7 +56,7 @@ def activation_bytes(
     """
     backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fused else [SDPBackend.MATH]
     with _without_memory(half), sdpa_kernel(backends):
-        network = kind(**dict(arguments))  # as it trains: with dropout's masks
+        network: Any = kind(**dict(arguments))  # as it trains: with dropout's masks
         # from two on: some copies of a batch are views where it has one image
         blocks = network.all_blocks() if recompute else []
         two, three = (

@@ -213,8 +213,8 @@ class ShardedState(TrainState):
         self.ema.steps, self._filled = read_progress(checkpoint).ema_steps, -1
         by_name: dict[str, Tensors] = {}
         for key, value in moments.items():
-            weight, _, moment = key.rpartition("/")
-            by_name.setdefault(weight, {})[moment] = value
+            name, _, moment = key.rpartition("/")
+            by_name.setdefault(name, {})[moment] = value
         super().load_optimizer(by_name)
 
     def _named(self) -> Tensors:
