@@ -13,12 +13,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from underpaint.errors import UserError
 
@@ -37,7 +41,7 @@ def write(tensors: dict[str, Tensor], folder: Path, group: dist.ProcessGroup) ->
     """
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(tensors, storage_writer=writer, process_group=group)
+        save_state(tensors, storage_writer=writer, process_group=group)
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from None
     return sorted(folder.glob(f"shard-{dist.get_rank(group) + 1:05d}-*"))
@@ -52,7 +56,7 @@ def load(tensors: dict[str, Tensor], folder: Path, group: dist.ProcessGroup | No
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is ")  # as it is meant
-            dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
+            load_state(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
     except (Exception, CheckpointException) as error:  # many types for a damaged file
         raise _damaged(folder, error) from None
 

@@ -32,7 +32,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """All tensors of the last checkpoint: weights, average, optimiser."""
     folder = find(run)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     names: tuple[Weights, ...] = ("model", "ema")
     for name in names:
         tensors |= {f"{name}/{k}": v for k, v in read_weights(folder, name).items()}

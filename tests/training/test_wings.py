@@ -8,7 +8,10 @@ import pytest
 
 from tests.training.runs import environment, metrics
 
-WINGS = ("dp", "sealed", "evaluation", "privacy", "compare", "planning", "report")
+WINGS = (
+    *("dp", "sealed", "evaluation", "privacy", "compare", "planning", "report"),
+    *("shards", "training.sharding"),
+)
 
 FRESH = f"""
 import sys

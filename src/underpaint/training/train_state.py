@@ -220,6 +220,4 @@ def recompute_blocks(backbone: backbones.Backbone) -> None:
     With the same random numbers: dropout drops the same. Names of weights stay.
     """
     for block in backbone.all_blocks():
-        block.forward = functools.partial(
-            recomputed, block.forward, use_reentrant=False
-        )
+        block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
