@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ def unet(channels: int, size: int) -> torch.nn.Module:
     """The network, of 1.6 million parameters, with new weights."""
     from diffusers import UNet2DModel
 
-    network: torch.nn.Module = UNet2DModel(
+    network: Any = UNet2DModel(
         sample_size=size,
         in_channels=channels,
         out_channels=channels,
@@ -81,13 +81,15 @@ def unet(channels: int, size: int) -> torch.nn.Module:
         down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
     )
+    assert isinstance(network, torch.nn.Module)
     return network
 
 
 def _batches(x0: Tensor) -> Iterator[Tensor]:
     """Batches without end, every image once in each pass."""
+    images = cast("torch.utils.data.Dataset[Tensor]", x0)  # a tensor has what a loader asks for
     while True:
-        yield from torch.utils.data.DataLoader(x0, batch_size=BATCH, shuffle=True, drop_last=True)
+        yield from torch.utils.data.DataLoader(images, BATCH, shuffle=True, drop_last=True)
 
 
 def keep(loop: Loop, path: Path) -> None:

@@ -26,6 +26,7 @@ which has chosen nothing. One seed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
 import shutil
@@ -140,13 +141,11 @@ def lengths(run: config.Run, length: float) -> config.Run:
     """The run in so many CPU seconds, its stages in the proportions of the recipe's images."""
     an_image, world = {}, distributed.start("cpu")
     try:
-        for stage in prepare_stages(run, lambda _: None):
-            state, progress = TrainState(stage.spec, run.train, world), Progress()
-
-            def timed(stage: Any = stage, state: Any = state, progress: Any = progress) -> float:
-                return step_seconds(stage, run, state, progress, time.process_time)
-
-            an_image[stage.name] = calibrated(timed) / stage.batch
+        for prepared in prepare_stages(run, lambda _: None):
+            state = TrainState(prepared.spec, run.train, world)
+            clock = time.process_time
+            timed = functools.partial(step_seconds, prepared, run, state, Progress(), clock)
+            an_image[prepared.name] = calibrated(timed) / prepared.batch
     finally:
         world.close()
     share = length / sum(an_image[name] * stage.images for name, stage in run.stages.items())
@@ -311,7 +310,8 @@ def picture(rows: dict[str, Path], path: Path) -> None:
         shown = Image.fromarray(strip[..., 0] if strip.shape[2] == 1 else strip).convert("RGB")
         shown = shown.resize((factor * shown.width, height), Image.Resampling.NEAREST)
         canvas.paste(shown, (0, top + label))
-    canvas.save(path, optimize=True)
+    with replacing(path) as part:
+        canvas.save(part, "PNG", optimize=True)
 
 
 def table(names: list[str]) -> str:
