@@ -6,7 +6,7 @@ token after its modulated norm. `detail` is a U of convolutions inside the patch
 in; its last layer starts at zero. After the patch detailer head of DiP (arXiv 2511.18822), whose
 patches are of 16×16. Nothing passes from patch to patch, so that masks mean what they meant.
 
-They are no part of underpaint: what they bring stands in the README beside this file.
+They are no part of underpaint, since they did not pay: see the README beside this file.
 """
 
 import math
