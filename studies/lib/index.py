@@ -58,6 +58,7 @@ QUESTIONS = {
     "batches": "How many images a step? (for `quickstart`)",
     "times": "How should training times be drawn? (for all presets)",
     "small": "Which batch and learning rate for a DiT and few images?",
+    "plan": "Does `plan` write a better recipe than `default`? (for `plan`)",
     "samplers": "Which sampler, in how many steps? (for `sampling` in all presets)",
     "minutes": "Which recipe in four and a half minutes of one core? (for `quickstart`)",
     "augment": "Does augmentation show in samples, and does it pay? (for `small-*` and `plan`)",
