@@ -5,7 +5,7 @@
 Writes so many PNGs of 8×8 pixels (below `--place`, deleted afterwards), prepares them once with an
 empty cache, then runs `underpaint train` to the end of its first step, in a process of its own each
 time: with everything in the cache, and on 60 images. Seconds are of the processor (user and system,
-of the process and all its threads) on one core with one thread; `wall` is beside them and says
+of the process and all its threads), with one thread; `wall` is beside them and says
 little where the machine does other work. Memory is the largest resident set, in MiB.
 
 Preparing is measured in pairs with the package in `--against` (the folder that holds `underpaint`),
