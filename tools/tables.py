@@ -254,6 +254,10 @@ def peers() -> str:
         seconds = f"{unit['cpu_seconds']:.0f}"
         return [seconds, f"{unit['images']:,}", f"{unit['learning_rate']:g}", distance]
 
+    def called(name: str) -> str:
+        which, _, arm = name.partition("-")
+        return f"{_PEERS[arm]} on {which}"
+
     def highest(name: str) -> bool:
         rates = [
             unit["settings"]["learning_rate"]
@@ -264,16 +268,22 @@ def peers() -> str:
 
     columns = "CPU s | images seen | learning rate | FD-MobileNetV2 (95 %)"
     rows = [[_PEERS[arm], *(cell for which in sets for cell in cells(which, arm))] for arm in arms]
-    edge = [f"`{name}`" for name in found if highest(name)]
-    left = [f"`{name}`" for name in told["reported"] if name not in found]
+    edge = [called(name) for name in found if highest(name)]
+    left = [called(name) for name in told["reported"] if name not in found]
+    notes = [
+        f"At the highest of the three learning rates, so that a higher one may be better still: "
+        f"{'; '.join(edge)}.\n"
+        if edge
+        else "",
+        f"Not measured yet: {'; '.join(left)}.\n" if left else "",
+    ]
     return "\n".join(
         [
             f"| trained with | {' | '.join(f'{which}: {columns}' for which in sets)} |",
             "| --- |" + " --- |" * 4 * len(sets),
             *(f"| {' | '.join(row)} |" for row in rows),
             "",
-            f"Best at the highest of three rates: {', '.join(edge) or 'none'}. "
-            f"Not measured yet: {', '.join(left) or 'none'}.",
+            *("\n".join(filter(None, notes)).splitlines()),
         ]
     )
 
