@@ -369,7 +369,8 @@ def test_plan_writes_a_recipe_that_trains(
     folder = underpaint.train(
         cut, tmp_path / "run", start=found["from"], write_report=False, quiet=True
     )
-    assert config.load(folder / "config.yaml").network.width == 128
+    network = config.load(folder / "config.yaml").network  # that of the packaged weights
+    assert (network.kind, network.width) == ("hourglass", 64)
 
 
 def test_plan_for_a_gpu_that_is_not_here(

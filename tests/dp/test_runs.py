@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tests.training.runs import metrics, weights
-from underpaint import api, config, factory, model_folder
+from underpaint import api, config, factory, model_folder, report
 from underpaint.cli import main
 from underpaint.dp import scope, step
 from underpaint.dp import stage as private
@@ -164,7 +164,7 @@ def test_going_back_to_an_earlier_checkpoint_buys_nothing(
     after = weights(out)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert metrics(out)[-1]["event"] == "end"
-    api.report.build(out)  # of a stage without steps
+    report.build(out)  # of a stage without steps
 
     (out / "checkpoints" / "LATEST").write_text(f"{progress.images:012d}\n")
     state = out / "checkpoints" / f"{progress.images:012d}" / "state.json"

@@ -225,6 +225,6 @@ def test_the_report_says_first_that_samples_are_noise(tmp_path: Path, verdict: s
     assert 'id="verdict"' in page
     assert ("still noise" in page) == bool(verdict)
     if verdict:
-        place = page.index("<b>Samples are still noise after 64,000 of 64,000 images")
+        place = page.index("<dd>Samples are still noise after 64,000 of 64,000 images")
         assert page.index("</h1>") < place < page.index("This model")
         assert place < page.index("held-out error 0.0631")

@@ -230,7 +230,11 @@ def assert_near(a: Path, b: Path) -> None:
     ours, theirs = weights(a), weights(b)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        torch.testing.assert_close(theirs[name], tensor, atol=1e-5, rtol=0, msg=name)
+        other = theirs[name]
+        if name.endswith("qkv.bias"):  # attention ignores the keys': theirs is rounding, normed
+            (q, _, v), (q_other, _, v_other) = tensor.chunk(3), other.chunk(3)
+            tensor, other = torch.cat([q, v]), torch.cat([q_other, v_other])
+        torch.testing.assert_close(other, tensor, atol=1e-5, rtol=0, msg=name)
 
 
 @pytest.mark.slow
