@@ -136,7 +136,8 @@ def test_units_are_timed_by_what_their_steps_depend_on(monkeypatch: pytest.Monke
         results = record.read(ladder.HERE / "results.json")["units"]
         if unit in results:
             an_image = results[unit]["flops"] / results[unit]["images"]
-            assert found[unit]["flops_an_image"] == pytest.approx(an_image)
+            # a stage's images are whole batches
+            assert found[unit]["flops_an_image"] == pytest.approx(an_image, rel=1e-4)
     # a fifth of the FLOPs on images of a quarter of the tokens
     assert found[half]["flops_an_image"] < found[ladder.BEST]["flops_an_image"]
 
