@@ -13,8 +13,8 @@ from tests.training.runs import metrics, weights
 from underpaint import config
 from underpaint.errors import RunFailed, UserError
 from underpaint.model import build, load
-from underpaint.training import step as stepping
 from underpaint.training import minutes, train, trainer
+from underpaint.training import step as stepping
 from underpaint.training.stages import prepare_stages
 
 
