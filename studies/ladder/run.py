@@ -134,6 +134,9 @@ def options(**changes: Any) -> dict[str, Any]:
 UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "dit": (None, DIT),
     "ddpm": ("dit", DDPM),
+    # the published recipe at a batch with which it learns in so short a time
+    "ddpm-batch-4": ("ddpm", whole(batch=4)),
+    "ddpm-batch-4-rate-1e-3": ("ddpm", whole(batch=4, learning_rate=1e-3)),
     # patch and prediction
     "patch-8": ("dit", {"space": {"patch": 8}, **X0, **whole(learning_rate=2e-3)}),
     "patch-8-min-snr": ("patch-8", {"noise": {"weighting": "min-snr"}}),
@@ -174,6 +177,9 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     f"{ADAMW}-masked": (ADAMW, MASKED),
     f"{ADAMW}-detail": (ADAMW, {"network": {"kind": "hourglass-detail"}}),
     f"{BEST}-ema-0.9995": (BEST, {"train": {"ema": 0.9995}}),
+    f"{BEST}-batch-8": (BEST, whole(batch=8, learning_rate=2.8e-3)),
+    f"{BEST}-rate-8e-3": (BEST, whole(learning_rate=8e-3)),
+    f"{BEST}-mixed": (BEST, {"noise": {"time": "mixed", "stratified": True}}),
     # where coarse tokens are many
     f"128-{ADAMW}": (ADAMW, AT_128),
     f"128-{ADAMW}-masked": (f"128-{ADAMW}", MASKED),

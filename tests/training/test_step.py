@@ -1,20 +1,18 @@
 """A step as a GPU wants it: nothing is read, all is made there, the next images are ready."""
 
+import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch._functorch import config as functorch
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import _disable_current_modes
+from torch import Tensor
 
 from tests import systems
 from tests.training.runs import assert_same_run, metrics
@@ -22,17 +20,15 @@ from tests.training.syncs import NoSync, Sync
 from tests.training.test_systems import SYSTEMS, changed
 from tests.training.test_trainer import poison
 from underpaint import config
-from underpaint.core import schedules
 from underpaint.errors import Interrupted
 from underpaint.training import step as steps
 from underpaint.training import train
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
-from underpaint.training.feed import Request
 from underpaint.training.stages import PreparedStage, prepare_stages
 from underpaint.training.step import Diverged, settle, step
 from underpaint.training.train_state import TrainState
-from underpaint.training.training_set import Gathered, ImageSet
+from underpaint.training.training_set import ImageSet
 
 CPU = torch.device("cpu")
 MUON = {"train": {"optimizer": "muon"}}
@@ -302,64 +298,27 @@ def test_a_wrong_guess_is_read_again(recipe: config.Run, tmp_path: Path) -> None
 class Elsewhere(torch.Generator):
     """A generator of a device that this build of torch does not have."""
 
-    place = CPU
+    place: torch.device
+
+    def __new__(cls, device: torch.device | str = "cpu") -> Self:
+        made = super().__new__(cls)
+        made.place = torch.device(device)
+        return made
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return self.place
 
 
-def moved(module: nn.Module, device: torch.device) -> nn.Module:
-    """`Module.to`, which cannot exchange parameters that have no memory: they are made anew."""
-    for part in module.modules():
-        for name, p in part.named_parameters(recurse=False):
-            setattr(part, name, nn.Parameter(p.detach().to(device), p.requires_grad))
-        for name, buffer in part.named_buffers(recurse=False):
-            setattr(part, name, buffer.to(device))
-    return module
-
-
 @contextmanager
-def without_memory(device: torch.device) -> Iterator[FakeTensorMode]:
-    """Tensors of `device` that have shapes alone; generators are there."""
-
-    original = schedules.build
-
-    def schedule(*arguments: Any, **settings: Any) -> schedules.Process:
-        with unset_fake_temporarily():  # numbers that are computed once
-            made = original(*arguments, **settings)
-            made.draw_t(1)
-        made.__deepcopy__ = lambda _: made  # type: ignore[attr-defined]
-        return made
-
-    def generator(at: torch.device | str = "cpu") -> torch.Generator:
-        made = Elsewhere()
-        made.place = torch.device(at)
-        return made
-
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        functorch.patch(fake_tensor_allow_meta=True),
-        FakeTensorMode(allow_non_fake_inputs=True) as mode,
-    ):
-        patch.setattr(schedules, "build", schedule)
-        patch.setattr(nn.Module, "to", moved)
+def without_memory() -> Iterator[None]:
+    """The device `meta`, whose tensors have shapes alone, has generators and a fused AdamW."""
+    with pytest.MonkeyPatch.context() as patch:
         fused = "_get_fused_kernels_supported_devices"
-        patch.setattr(sys.modules["torch.optim.optimizer"], fused, lambda: [device.type])
+        patch.setattr(sys.modules["torch.optim.optimizer"], fused, lambda: ["meta"])
         patch.setattr(steps, "autocast", lambda *_: nullcontext())  # which it does not have
-        patch.setattr(torch, "Generator", generator)
-        yield mode
-
-
-def sends(state: TrainState, mode: FakeTensorMode) -> None:
-    """The state's feed reads real images, and sends such as have no memory."""
-
-    def take(request: Request, then: Request | None = None) -> Gathered:
-        with _disable_current_modes(), torch._C.DisableTorchFunction():  # as another thread would
-            read = request.read()
-        return read._each(mode.from_tensor).to(state.feed.device)
-
-    state.feed.take = take  # type: ignore[method-assign]
+        patch.setattr(torch, "Generator", Elsewhere)
+        yield
 
 
 # what differs in the others is drawn by the host, or is not in a step
@@ -372,12 +331,27 @@ def test_a_step_is_made_on_one_device(name: str, recipe: config.Run, tmp_path: P
     """Forward, backward and the optimiser; torch's device `meta`, for want of another."""
     run, stages = prepared(recipe, name, tmp_path)
     device = torch.device("meta")
-    with without_memory(device) as mode:
+    with without_memory():
         state, progress = TrainState(stages[0].spec, run.train, World(0, 1, device)), Progress()
-        state.deferred, state.reads_on = True, device
-        sends(state, mode)
+        as_on_a_gpu(state).reads_on = device
         for group in state.optimizer.param_groups:
             group["fused"] = True  # as on a GPU
         for stage in stages:
             with NoSync():
                 step(stage, run, state, progress)
+        assert {w.device.type for w in state.model.denoiser.parameters()} == {"meta"}
+        state.feed.close()
+
+
+def test_what_is_made_on_the_host_is_found(
+    recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = steps.draw_batch
+
+    def draw(*arguments: Any) -> Any:
+        batch = original(*arguments)
+        return dataclasses.replace(batch, patches=batch.patches + torch.ones(batch.patches.shape))
+
+    monkeypatch.setattr(steps, "draw_batch", draw)
+    with pytest.raises(RuntimeError, match="not on the expected device"):
+        test_a_step_is_made_on_one_device("discrete", recipe, tmp_path)
