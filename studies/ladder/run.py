@@ -113,6 +113,7 @@ ADAMW = "hourglass-64-x0"  # the best so far without Muon
 BEST = f"{ADAMW}-muon"  # so far
 ENDS = {  # parent and budget, three seeds each
     "ddpm": ("ddpm", BUDGET),
+    "ddpm-batch-4": ("ddpm-batch-4", BUDGET),
     "dit": ("dit", BUDGET),
     f"{BEST}-tenth": (BEST, BUDGET / 10),
     f"{BEST}-quarter": (BEST, BUDGET / 4),
@@ -200,6 +201,7 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
             "study": MASKED["study"],
         },
     ),
+    "maskdm-batch-4": ("maskdm", {"stages": {"masked": {"batch": 16}, "whole": {"batch": 4}}}),
 }
 UNITS |= {
     f"end-{name}-{seed}": (

@@ -185,7 +185,7 @@ def conditions(told: dict[str, Any], cpu: str) -> str:
 def plain(done: Units) -> str:
     """The best plain DiT by AdamW: that of the ends, or the rung with the lowest error."""
     for parent, _ in ladder.ENDS.values():
-        if parent not in ("ddpm", "dit", BEST):
+        if parent != BEST and not parent.startswith(("ddpm", "dit")):
             return parent
     rungs = [unit for unit in done if unit.startswith(("dit", "patch-")) and "muon" not in unit]
     return min(rungs, key=lambda unit: float(done[unit]["error"]), default="dit")
@@ -230,6 +230,12 @@ def found(results: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
         {"title": title, "wanted": wanted, **compared(arm, against, done, slope)}
         for title, wanted, arm, against in (
             ("the best recipe against the published DDPM recipe", "aim: 0.1", BEST, "ddpm"),
+            (
+                "the best recipe against the published DDPM recipe, its batch 4",
+                "aim: 0.1",
+                BEST,
+                "ddpm-batch-4",
+            ),
             (f"the best recipe against {dit} of `acceleration`", "aim: 0.25", BEST, "dit"),
             (f"the best recipe against the best plain DiT, `{tuned}`", "–", BEST, tuned),
             ("masks in the hourglass, 64×64", "–", f"{ADAMW}-masked", ADAMW),
@@ -239,6 +245,12 @@ def found(results: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
                 "0.25 of the compute",
                 "maskdm",
                 "ddpm",
+            ),
+            (
+                "MaskDM against its own baseline, their batches 16 and 4",
+                "0.25 of the compute",
+                "maskdm-batch-4",
+                "ddpm-batch-4",
             ),
             (
                 f"the best recipe against {dit}, photographs",

@@ -203,9 +203,7 @@ def test_a_plan_of_minutes_is_the_default_recipe() -> None:
         default.noise,
         default.sampling,
     )
-    assert found.network == dataclasses.replace(
-        default.network, dropout=found.network.dropout, label_drop=found.network.label_drop
-    )
+    assert found.network == default.network  # too few epochs to copy: no dropout
     (stage,), (same,) = found.stages.values(), default.stages.values()
     length = {"images": stage.images, "minutes": 0.0, "warmup": stage.warmup}
     assert stage == dataclasses.replace(same, **length)
@@ -244,11 +242,21 @@ def test_few_images_keep_to_a_small_network_and_few_epochs() -> None:
     assert any("copying" in reason for reason in more.reasons)
 
 
+def test_dropout_goes_by_epochs() -> None:
+    """Images alone do not say whether a run has the time to copy them."""
+    assert candidates.drops(3.5) == candidates.drops(0.2) == (0.0, 0.1)
+    assert candidates.drops(1e6) == (0.1, 0.3)
+    few = [plan_for(count=300, size=(32, 32), budget=b).run.network.dropout for b in ("1m", "10d")]
+    assert few[0] < few[1] == 0.1
+
+
 @pytest.mark.parametrize("count", [300, 3000, 30_000])
 def test_small_presets_are_met_where_they_are(count: int) -> None:
-    found, preset = candidates.small(count), config.preset(f"small-{count}")
+    preset = config.preset(f"small-{count}")
+    images = candidates.length(count)
+    assert images == pytest.approx(preset.last.images)
     given = (preset.network.dropout, preset.network.label_drop)
-    assert found == pytest.approx([*given, preset.last.images])
+    assert candidates.drops(images / count) == pytest.approx(given)
 
 
 def test_a_gpu_that_is_not_here_is_computed_and_takes_larger_batches(

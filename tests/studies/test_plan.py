@@ -35,12 +35,13 @@ def test_all_arms_of_a_set_take_the_same_minutes(name: str, arms: tuple[str, ...
         assert run.data.held_out == study.SETS[name]["held_out"]
 
 
-def test_plan_differs_from_default_by_what_few_images_ask_for() -> None:
+def test_in_few_epochs_plan_writes_what_default_is() -> None:
     machine = study.measured("garments")
-    default, plan = (study.recipe("garments", arm, 6, machine) for arm in ("default", "plan"))
-    assert (default.network.dropout, plan.network.dropout) == (0.0, 0.05)
-    assert (default.network.label_drop, plan.network.label_drop) == (0.1, 0.2)
-    assert (default.space, default.noise) == (plan.space, plan.noise)
+    arms = {}
+    for arm in ("default", "plan", "by-images"):
+        arms[arm] = study.lengthened(study.recipe("garments", arm, 6, machine), 6, machine)
+    assert arms["plan"] == arms["default"]
+    assert (arms["by-images"].network.dropout, arms["default"].network.dropout) == (0.05, 0.0)
     fixed = study.recipe("garments", "patch-8", 6, machine)
     assert (fixed.network.kind, fixed.space.patch) == ("dit", 4)  # of 28 pixels
     assert fixed.noise.prediction == "x0"
@@ -49,17 +50,18 @@ def test_plan_differs_from_default_by_what_few_images_ask_for() -> None:
 def test_the_answer_follows_from_the_units() -> None:
     default: dict[str, Any] = {"frechet": 120.0}
     plan = {"frechet": 100.0, "difference_low": -30.0, "difference_high": -10.0}
-    units = {"garments-6-default": default, "garments-6-plan": plan}
-    units["garments-6-patch-8"] = {"frechet": 140.0}
-    said = study.answer(units)
-    assert said.startswith(
-        "Garments, 6 minutes: plan 100.0, default 120.0: better (-30.0 to -10.0)"
+    fixed = {"frechet": 140.0, "difference_low": 2.0, "difference_high": 3.0}
+    units = {"garments-6-default": default, "garments-6-plan": plan, "garments-6-patch-8": fixed}
+    assert study.answer(units) == (
+        "Garments, 6 minutes: default 120.0; plan 100.0: better (-30.0 to -10.0); "
+        "patch-8 140.0: worse (+2.0 to +3.0)."
     )
-    assert said.endswith("`patch-8` 140.")
     plan["difference_high"] = 1.0
     assert "undecided" in study.answer(units)
-    plan |= {"difference_low": 2.0, "difference_high": 3.0}
-    assert "worse (+2.0 to +3.0)" in study.answer(units)
+    same = units | {"garments-6-plan": {"same_as": "default"}}
+    assert study.answer(same).startswith(
+        "Garments, 6 minutes: default 120.0, which is what plan writes; patch-8"
+    )
     assert study.answer({"garments-6-default": default}) == "Too few units are done."
 
 

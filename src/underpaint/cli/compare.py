@@ -25,7 +25,27 @@ def arguments(parser: Parser, verb: str) -> None:
         "is, or studies/ and another name; of runs that exist comparison-NAMES beside the first)",
     )
     add("--overwrite", action="store_true", help="replace other results that are in --out")
-    add("--workers", type=int, default=0, metavar="N", help="runs at once (default: the cores)")
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="runs at once (default: the cores; with submitit 64 jobs)",
+    )
+    add(
+        "--launcher",
+        choices=("local", "submitit"),
+        default="local",
+        help="submitit: each run of a study is a SLURM job (docs/clusters.md)",
+    )
+    add(
+        "--job",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what a job asks for, in submitit's names: slurm_partition=gpu, gpus_per_node=1, "
+        "timeout_min=720 (default: a day)",
+    )
     add_output(parser)
 
 
@@ -37,9 +57,13 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         raise UserError(f"compare {args.sources[0]}: give a study, or two runs at least")
     if yamls and len(args.sources) > 1:
         raise UserError(f"compare takes one study alone; leave out all but {yamls[0]}")
+    if args.job and args.launcher != "submitit":
+        raise UserError("--job is for jobs; add --launcher submitit")
     out = Path(args.out) if args.out else None
+    if args.launcher == "submitit" and not yamls:
+        raise UserError("--launcher: runs that exist are compared here; leave it out")
     if yamls:
-        from underpaint.compare import runner, study
+        from underpaint.compare import jobs, runner, study
 
         chosen = study.load(yamls[0])
         path = Path(yamls[0])
@@ -47,9 +71,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         if out.exists() and not out.is_dir():
             raise UserError(f"{out}: is a file; choose another --out")
         stderr = console(stderr=True, quiet=args.quiet)
-        results = runner.conduct(
-            chosen, out, workers=args.workers, overwrite=args.overwrite, say=stderr.print
-        )
+        how = {"workers": args.workers, "overwrite": args.overwrite, "say": stderr.print}
+        if args.launcher == "submitit":
+            how["jobs"] = jobs.settings(args.job)
+        results = runner.conduct(chosen, out, **how)
     else:
         from underpaint.compare import compare_runs
         from underpaint.compare.runner import RESULTS

@@ -35,7 +35,7 @@ def gather(
     """
     if workers < 2:
         for task in tasks:
-            with _named(name(task)):
+            with named(name(task)):
                 result = work(task)
             done(task, result)
         return
@@ -49,7 +49,7 @@ def gather(
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
                 task = busy.pop(pipe)
-                with _named(name(task)):
+                with named(name(task)):
                     result = team.result(pipe)
                 if left:
                     busy[pipe] = left[0]
@@ -63,7 +63,7 @@ def gather(
 
 
 @contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
+def named(name: str) -> Iterator[None]:
     """Say which task an error is of."""
     try:
         yield
@@ -118,13 +118,16 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
             task = pipe.recv()
         except EOFError:
             return
-        result: Any
-        try:
-            result = work(task)
-        except (UserError, RunFailed, Interrupted) as error:
-            result = error
         with contextlib.suppress(BrokenPipeError):  # dismissed: nobody listens, and recv ends it
-            pipe.send(result)
+            pipe.send(refused(work, task))
+
+
+def refused(work: Callable[[Task], Result], task: Task) -> Result | Exception:
+    """What `work` gives, or the error of a user or of a run, to be raised where it is said."""
+    try:
+        return work(task)
+    except (UserError, RunFailed, Interrupted) as error:
+        return error
 
 
 def _cause(code: int) -> str:

@@ -4,6 +4,7 @@
 STUDY/.underpaint                the mark of a folder that a study began (a record is one, too)
 STUDY/tuning/ARM/learning_rate-0.002-batch-16  …   the trials, ordinary run folders
 STUDY/runs/ARM/0.25/seed-1  …    the runs that are reported
+STUDY/jobs/                      with --launcher submitit: what the jobs printed
 STUDY/results.json               a line for each run (record.py): all that need be kept
 ```
 
@@ -13,10 +14,11 @@ the same command continues a study.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import torch
 from underpaint import config, data
 from underpaint._version import __version__
 from underpaint.bounded import read_json
+from underpaint.compare import jobs as job_array
 from underpaint.compare import record, timing
 from underpaint.compare import study as studies
 from underpaint.compare.pool import gather
@@ -42,6 +45,7 @@ from underpaint.training import train
 Say = Callable[[str], None]
 
 RESULTS = ("results.json", "comparison.html")
+MOST_JOBS = 64  # at once, if nothing is said
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,30 @@ class Task:
 
 
 def conduct(
-    study: Study, out: Path, *, workers: int = 0, overwrite: bool = False, say: Say = print
+    study: Study,
+    out: Path,
+    *,
+    workers: int = 0,
+    overwrite: bool = False,
+    say: Say = print,
+    jobs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Do what is left of `study` in the folder `out`, and return its results.
 
-    `workers`: runs at once; 0: as many as cores. `overwrite`: write results also where files of
-    these names are in a folder that no study began. `say` gets a line for each finished run. Raises
-    UserError where the study cannot work, Interrupted after Ctrl-C.
+    `workers`: runs at once; 0: as many as cores, or MOST_JOBS jobs. `overwrite`: write results
+    also where files of these names are in a folder that no study began. `say` gets a line for each
+    finished run. `jobs`: each run is a job that submitit submits, with these of its parameters
+    (see `jobs`); None: a process of this machine. Raises UserError where the study cannot work,
+    Interrupted after Ctrl-C.
     """
     begun = is_marked(out, "study") or record.is_record(out / "results.json")
     if not begun:
         check_new([out / name for name in RESULTS], overwrite)
-    workers = workers or len(os.sched_getaffinity(0))
+    if jobs is None:
+        launch = functools.partial(gather, workers=workers or len(os.sched_getaffinity(0)))
+    else:
+        how = {"folder": out / "jobs", "asked": jobs}
+        launch = functools.partial(job_array.gather, workers=workers or MOST_JOBS, **how)
     before = record.read(out / "results.json")
     known = {out / name: run for name, run in record.runs_of(before).items()}
     # what cannot work is refused before anything is trained
@@ -99,7 +115,7 @@ def conduct(
             for name in study.arms
             for trial in studies.trials(study.tuning)
         ]
-        found = _all(trials, known, workers, say)
+        found = _all(trials, known, launch, say)
         trial_runs = [_line(task, out, found) for task in trials]
         for task in trials:
             score = {"score": found[task.folder]["score"]}
@@ -108,7 +124,7 @@ def conduct(
             best[name] = dict(min(scored, key=lambda trial: trial["score"]))
             del best[name]["score"]
         todo = _tasks(study, out, best)
-    found = _all(todo, known, workers, say)
+    found = _all(todo, known, launch, say)
     seconds, timed = _speeds(study, best, out, say, before)
     runs = []
     for task in todo:
@@ -220,7 +236,7 @@ def _same_images(study: Study) -> None:
 
 
 def _all(
-    todo: list[Task], known: dict[Path, dict[str, Any]], workers: int, say: Say
+    todo: list[Task], known: dict[Path, dict[str, Any]], launch: Callable[..., None], say: Say
 ) -> dict[Path, dict[str, Any]]:
     """Run and score every task that is not `known`; long ones first, so that no core waits."""
     found: dict[Path, dict[str, Any]] = {}
@@ -239,7 +255,7 @@ def _all(
             done(task, there)
         else:
             left.append(task)
-    gather(left, _one, workers, _name, done)
+    launch(left, _one, name=_name, done=done)
     return found
 
 

@@ -4,8 +4,8 @@
 - prediction: as measured; x0, with the velocity's weights, where a network has no more features
   than a patch has numbers. On heads of 32×32 in patches of 48 numbers (8,000 images, one seed) the
   error through 48 features was 0.083 with velocity and 0.051 with x0; through 64, 0.047 and 0.046.
-- dropout, label drop, and the lengths for few images: between those of the presets
-  small-300, small-3000 and small-30000, in the logarithm of the number of images.
+- dropout and label drop: between those of the presets small-300, small-3000 and small-30000, in
+  the logarithm of the epochs; the lengths for few images: in that of the number of images.
 """
 
 import math
@@ -84,13 +84,12 @@ def recipe(images: Images, network: Values) -> config.Run:
     """
     run = changed(config.preset("default"), **network["settings"])
     patch = patch_for(run, images.size)
-    dropout, label_drop = (float(f"{v:.2g}") for v in small(images.count)[:2])
     size = list(dict.fromkeys(images.size))
     run = changed(
         run,
         data={"source": images.source, "size": size, "channels": config.named(images.channels)},
         space={"patch": patch},
-        network={"dropout": dropout, "label_drop": label_drop},
+        network={"dropout": drops(math.inf)[0]},  # which takes memory; `plan` sets it by the epochs
         stages={"masked": None, "whole": {"images": run.stages["whole"].batch}},
     )
     backbone = cost.network(run, images.size, images.channels, images.classes)
@@ -120,10 +119,26 @@ def masked(run: config.Run, cell: Values, unit: int) -> config.Run:
     return replace(run, stages={"masked": first, "whole": whole})
 
 
-def small(count: int) -> list[float]:
-    """Dropout, label drop, and images to see, by the presets."""
-    runs = [(config.preset(name), int(name.rpartition("-")[2])) for name in SMALL]
-    columns = [(r.network.dropout, r.network.label_drop, r.last.images / n) for r, n in runs]
-    at, counts = math.log(max(1, count)), [math.log(n) for _, n in runs]
-    found = [float(np.interp(at, counts, column)) for column in zip(*columns, strict=True)]
-    return [*found[:2], count * found[2]]
+def length(count: int) -> float:
+    """Images to see of so many, by the presets."""
+    counts, epochs, _, _ = _presets()
+    return float(count * np.interp(math.log(max(1, count)), np.log(counts), epochs))
+
+
+def drops(epochs: float) -> tuple[float, float]:
+    """Dropout and label drop of a run of so many epochs, by the presets.
+
+    What keeps a network from copying hinders one that has no time to copy: 3.5 epochs of 3,000
+    photographs ended the better without dropout (studies/plan).
+    """
+    _, lengths, *columns = (column[::-1] for column in _presets())
+    at = math.log(max(1.0, epochs))
+    dropout, label_drop = (float(np.interp(at, np.log(lengths), column)) for column in columns)
+    return float(f"{dropout:.2g}"), float(f"{label_drop:.2g}")
+
+
+def _presets() -> list[tuple[float, ...]]:
+    """Images, epochs, dropout and label drop of the presets, fewest images first."""
+    runs = [(int(name.rpartition("-")[2]), config.preset(name)) for name in SMALL]
+    rows = [(n, r.last.images / n, r.network.dropout, r.network.label_drop) for n, r in runs]
+    return list(zip(*rows, strict=True))

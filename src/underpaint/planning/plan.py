@@ -122,7 +122,7 @@ def _plan(
 ) -> Plan:
     """The plan with this network. Raises UserError where it would see less than a batch."""
     known, measured = evidence.load(), network["measured"]
-    most = candidates.small(images.count)[-1] if images.count < FEW else MOST * images.count
+    most = candidates.length(images.count) if images.count < FEW else MOST * images.count
     tried = []
     for times in BATCHES if machine.gpu and not run.train.microbatch else (1,):
         grown = {k: times * getattr(run.stages["whole"], k) for k in ("batch", "images", "warmup")}
@@ -197,7 +197,7 @@ def _lengths(
     evaluating = times * both or grid
     length, most, source = max(0.0, budget - evaluating), float(MOST * images.count), "MaskDM's"
     if images.count < FEW:
-        most, source = candidates.small(images.count)[-1], "the presets for so few"
+        most, source = candidates.length(images.count), "the presets for so few"
     factor = min(
         1.0, round(most) / max(1.0, sum(share * length / s for s, share in parts.values()))
     )
@@ -217,6 +217,8 @@ def _lengths(
     train: Values = {"sample_every": every, "check_every": every if times else -1}
     if sum(stage.images // stage.batch for stage in run.stages.values()) >= LONG:
         train["ema"] = LONG_AVERAGE
+    dropout, label_drop = candidates.drops(seen / images.count)
+    run = changed(run, network={"dropout": dropout, "label_drop": label_drop})
     if factor < 1:
         epochs = f"{seen / images.count:,.0f} epochs, as {source}"
         reasons.append(f"length: {epochs}; the rest of the budget would go into copying the images")
