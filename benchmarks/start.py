@@ -1,16 +1,20 @@
 """From the command to the first step of training: seconds and memory.
 
     python benchmarks/start.py [--images 100000] [--folders 1000] [--place FOLDER] [--against SRC]
+                               [--steps 300]
 
 Writes so many PNGs of 8×8 pixels (below `--place`, deleted afterwards), prepares them once with an
 empty cache, then runs `underpaint train` to the end of its first step, in a process of its own each
 time: with everything in the cache, and on 60 images. Seconds are of the processor (user and system,
 of the process and all its threads), with one thread; `wall` is beside them and says
-little where the machine does other work. Memory is the largest resident set, in MiB.
+little where the machine does other work. Memory in MiB is the largest resident set (`mib`), and
+what of it at the end was pages of files (`mib_files`: code and the cache, which the system may
+drop) and what was not (`mib_anonymous`).
 
 Preparing is measured in pairs with the package in `--against` (the folder that holds `underpaint`),
-each first in every other pair. Bytecode is compiled before anything is timed, as an installation
-does. Adds to benchmarks/results/start.json, by the number of images.
+each first in every other pair. With `--steps` a run of so many is made, to the end of its report.
+Bytecode is compiled before anything is timed, as an installation does. Adds to
+benchmarks/results/start.json, by the number of images.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "start.json"
-SIDE, SMALL = 8, 60
+SIDE, SMALL, BATCH = 8, 60, 16
 CHILD = """
 import json, os, resource, sys, time
 began = time.perf_counter()
@@ -40,8 +44,11 @@ began = time.perf_counter()
 def end(**more):
     used = resource.getrusage(resource.RUSAGE_SELF)
     facts = {"cpu": used.ru_utime + used.ru_stime, "wall": time.perf_counter() - began}
-    heavy = ("torch._dynamo", "scipy.stats", "matplotlib", "jinja2", "pandas")
+    heavy = ("torch._dynamo", "scipy", "matplotlib", "jinja2", "pandas")
     facts |= {"mib": used.ru_maxrss / 1024, "heavy": [m for m in heavy if m in sys.modules]}
+    status = dict(line.split(":") for line in open("/proc/self/status"))
+    for name, line in (("anonymous", "RssAnon"), ("files", "RssFile")):
+        facts["mib_" + name] = int(status[line].split()[0]) / 1024
     print(json.dumps(facts), flush=True)
     os._exit(0)
 
@@ -52,6 +59,8 @@ if task == "prepare":
     end()
 from underpaint.cli import main
 from underpaint.training.trainer import Trainer
+if task == "train":
+    end(code=main(command))
 step = Trainer._step
 
 def first(self):
@@ -89,23 +98,31 @@ def write(place: Path, images: int, folders: int) -> Path:
     return place
 
 
-def command(source: Path, out: Path) -> list[str]:
-    """What is typed to train on these images."""
+def command(source: Path, out: Path, steps: int = 0) -> list[str]:
+    """What is typed to train on these images, as the default recipe does or for so many steps."""
     words = f"train --data {source} --size 8 --space.patch 2 --out {out} --overwrite --quiet"
-    return [*words.split(), "--train.precision", "fp32", "--train.threads", "1"]
+    words += " --train.precision fp32 --train.threads 1"
+    if steps:
+        words += f" --stages.whole.minutes 0 --stages.whole.images {BATCH * steps}"
+        words += f" --stages.whole.batch {BATCH}"
+    return words.split()
 
 
-def run(task: str, source: Path, cache: Path, src: Path = ROOT / "src") -> dict[str, Any]:
+def run(
+    task: str, source: Path, cache: Path, src: Path = ROOT / "src", steps: int = 0
+) -> dict[str, Any]:
     """What a process of its own took for it."""
     environment = dict(os.environ) | {"PYTHONPATH": str(src), "OMP_NUM_THREADS": "1"}
     environment |= {"UNDERPAINT_CACHE": str(cache / "cache")}
-    words = [sys.executable, "-c", CHILD, task, str(source), *command(source, cache / "run")]
+    words = [sys.executable, "-c", CHILD, task, str(source), *command(source, cache / "run", steps)]
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}
 
 
-def measure(images: Path, place: Path, against: Path | None, rounds: int) -> dict[str, Any]:
+def measure(
+    images: Path, place: Path, against: Path | None, rounds: int, steps: int
+) -> dict[str, Any]:
     """All figures; caches are below `place`."""
     small = write(place / "small", SMALL, 3)
     ours, theirs = place / "ours", place / "theirs"
@@ -132,6 +149,8 @@ def measure(images: Path, place: Path, against: Path | None, rounds: int) -> dic
     found["seconds_to_first_step_of_60"] = least["step_of_60"]
     memory = [median(r["mib"] for r in found[k]) for k in ("step_of_60", "step")]
     found["mib"], found["mib_above_60"] = round(memory[1]), round(memory[1] - memory[0])
+    if steps:
+        found["train"] = {"steps": steps} | run("train", images, ours, steps=steps)
     return found
 
 
@@ -142,6 +161,7 @@ def main() -> int:
     parser.add_argument("--place", type=Path, help="folder for images and caches (default: /tmp)")
     parser.add_argument("--against", type=Path, help="folder of another version of the package")
     parser.add_argument("--rounds", type=int, default=3, help="processes for each figure")
+    parser.add_argument("--steps", type=int, default=0, help="of a whole run (default: none)")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -150,7 +170,7 @@ def main() -> int:
         images = (given.place or Path(folder)) / f"images-{given.images}"
         write(images, given.images, given.folders)
         try:
-            found = measure(images, Path(folder), given.against, given.rounds)
+            found = measure(images, Path(folder), given.against, given.rounds, given.steps)
         finally:
             shutil.rmtree(images)
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Python {sys.version[:6]}"

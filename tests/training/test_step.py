@@ -21,8 +21,8 @@ from tests.training.test_systems import SYSTEMS, changed
 from tests.training.test_trainer import poison
 from underpaint import config
 from underpaint.errors import Interrupted
+from underpaint.training import counts, optim, train
 from underpaint.training import step as steps
-from underpaint.training import train
 from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.stages import PreparedStage, prepare_stages
@@ -76,6 +76,12 @@ def recipe(recipe: config.Run) -> config.Run:
     """Of the smallest networks, and without a look at them."""
     network = {"width": 64, "depth": 1, "heads": 2, "dropout": 0.1}
     return changed(recipe, {"network": network, "train": {"check_every": -1, "sample_every": -1}})
+
+
+@pytest.fixture(autouse=True)
+def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLOPs are counted on the host, once, and have tests of their own."""
+    monkeypatch.setattr(counts, "flops", lambda *_: 1)
 
 
 @contextmanager
@@ -188,12 +194,13 @@ def test_a_run_as_on_a_gpu_is_the_run_on_a_cpu(
     recipe: config.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Skipped steps, norms, averages, a learned weighting and all that is logged."""
+    monkeypatch.setattr(optim, "FIRST", 4)
     poison(monkeypatch, lambda stage, position, attempt: position in (8, 24, 32))
     changes = {
         "network": {"kind": "hourglass"},
         "space": {"patch": 2},
         "noise": {"learned_weights": True},
-        "stages": {"masked": {"clip_percentile": 40, "images": 176}},
+        "stages": {"masked": {"clip_percentile": 40, "images": 72}, "whole": {"images": 48}},
         "train": {"optimizer": "muon", "microbatch": 4, "snapshots": 64, "log_every": 48},
     }
     for more in (changes, {"train": {"log_every": 24, "weight_decay": 0.1}}):

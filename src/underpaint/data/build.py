@@ -116,8 +116,8 @@ def decode_all(
     }
     file_sha = np.frombuffer(file_shas, np.uint8).reshape(-1, 32)
     pixel_sha = np.frombuffer(pixel_shas, np.uint8).reshape(-1, 32)
-    of_data = digests.keys(pixel_sha[: part_of.count(0)])
-    about["duplicates"] = len(of_data) - len(np.unique(of_data))
+    of_data = pixel_sha[: part_of.count(0)]
+    about["duplicates"] = len(of_data) - len(digests.distinct(of_data)[0])
     return {
         "about": about,
         "names": names,

@@ -11,8 +11,10 @@ KEY hashes the bytes of all files, the options and FORMAT, so a changed image ma
 import contextlib
 import errno
 import math
+import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -50,13 +52,57 @@ Write = Callable[[memoryview], Any]
 class Entry(NamedTuple):
     """A cache entry: per image its pixels, and what is known of it."""
 
-    pixels: NDArray[np.uint8]  # [n, H, W, C], mapped
+    pixels: "Rows"  # uint8 [n, H, W, C]
     label: NDArray[np.int64]  # [n]; -1: none
     part: NDArray[np.uint8]  # [n]: 0 the data, 1 the source of held-out images
     file_sha: NDArray[np.uint8]  # [n, 32]
     pixel_sha: NDArray[np.uint8]  # [n, 32]
     names: Sequence[str]
     about: dict[str, Any]
+
+
+class Rows:
+    """An array in a file: mapped as a whole into memory, and single rows read.
+
+    Pages of a map that were used count as memory of the process as long as there is room: a run
+    would take as much as all its images. Of rows that are read nothing is left; who goes through
+    all of the map gives its pages back.
+    """
+
+    def __init__(self, path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
+        """Raises ValueError if the file has another length."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if path.stat().st_size != size:  # past its end one would read nothing but SIGBUS
+            raise ValueError(f"{path} has not {size:,} bytes")
+        self._opened = path, dtype, shape
+        self.array: NDArray[Any] = np.asarray(np.memmap(path, dtype, "r", shape=shape))
+        self._file = os.open(path, os.O_RDONLY)  # which stays when the entry is built anew
+        weakref.finalize(self, os.close, self._file)
+
+    def __reduce__(self) -> Any:
+        return type(self), self._opened
+
+    def take(self, ids: Iterable[int]) -> NDArray[Any]:
+        """A copy of these rows, [n, …]; in any thread. Raises OSError where they cannot be read."""
+        ids = list(ids)
+        rows = np.empty((len(ids), *self.array.shape[1:]), self.array.dtype)
+        for row, i in zip(rows, ids, strict=True):
+            if os.preadv(self._file, [row.data], i * row.nbytes) != row.nbytes:
+                raise OSError(errno.EIO, "has been cut", str(self._opened[0]))
+        return rows
+
+    def have(self, sums: digests.Sums, ids: Iterable[int]) -> bool:
+        """Whether the rows `ids` are those of these digests [n, 32]."""
+        return all(digests.of_array(self.take([i])[0]) == sums[i].tobytes() for i in ids)
+
+
+def give_back(array: NDArray[Any]) -> None:
+    """Of a mapped file hold no pages any more: they are mapped again when they are used."""
+    holder: Any = array
+    while isinstance(holder, np.ndarray):
+        holder = holder.base
+    if isinstance(holder, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        holder.madvise(mmap.MADV_DONTNEED)
 
 
 def root() -> Path:
@@ -107,12 +153,10 @@ def load(folder: Path, every: bool = False) -> Entry | None:
         names = index.Texts(arrays.pop("names"), arrays.pop("ends"))
         if len(names) != n or any(len(array) != n for array in arrays.values()):
             return None
-        pixels = mapped(folder / "pixels.bin", np.uint8, shape)
+        pixels = Rows(folder / "pixels.bin", np.uint8, shape)
         entry = Entry(pixels, names=names, about=about, **arrays)
-        for i in range(n) if every else some(n):
-            if digests.of_array(pixels[i]) != entry.pixel_sha[i].tobytes():
-                return None
-        return entry
+        there = pixels.have(entry.pixel_sha, range(n) if every else some(n))
+        return entry if there else None
     except DAMAGE:
         return None  # whatever is wrong with it, building it anew is the answer
 
@@ -121,14 +165,6 @@ def save(folder: Path, about: dict[str, Any], names: Sequence[str], **arrays: An
     """Write what an entry knows of its images, beside their pixels."""
     texts = index.Texts.of(names)
     index.write(folder / INDEX, arrays | {"names": texts.text, "ends": texts.ends}, about)
-
-
-def mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A file of an array, mapped into memory. Raises ValueError if it has another length."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    if path.stat().st_size != size:  # past its end one would read nothing but SIGBUS
-        raise ValueError(f"{path} has not {size:,} bytes")
-    return np.memmap(path, dtype, "r", shape=shape)
 
 
 def some(n: int) -> list[int]:

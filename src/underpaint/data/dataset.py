@@ -34,25 +34,32 @@ from underpaint.handing_on import kept
 class Latents:
     """Mean and spread of the latents of every image, mirrored and not."""
 
-    moments: NDArray[np.float16]  # [n, 2, 2, c, h, w], mapped
+    moments: NDArray[np.float16]  # [n, 2, 2, c, h, w]
     scale: float
     shift: float
+    stored: cache.Rows | None = None  # the moments, if they are in a file
 
     def draw(
         self, ids: NDArray[np.int64], rng: np.random.Generator, flip: bool
     ) -> NDArray[np.float32]:
         """Fresh latents [B, c, h, w] of the images `ids`; with `flip` half of them mirrored."""
         mirrored = rng.random(len(ids)) < 0.5 if flip else np.zeros(len(ids), bool)
-        moments = self.moments[ids, mirrored.astype(np.int64)].astype(np.float32)
+        both = _taken(self.moments, self.stored, ids)
+        moments = both[np.arange(len(ids)), mirrored.astype(np.int64)].astype(np.float32)
         mean, std = moments[:, 0], moments[:, 1]
         return self._scaled(mean + std * rng.standard_normal(mean.shape, np.float32))
 
     def means(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The middle of each image's latents [B, c, h, w]: nothing random."""
-        return self._scaled(self.moments[ids, 0, 0].astype(np.float32))
+        return self._scaled(_taken(self.moments, self.stored, ids)[:, 0, 0].astype(np.float32))
 
     def _scaled(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.float32(self.scale) * (z - np.float32(self.shift))
+
+
+def _taken(array: NDArray[Any], stored: cache.Rows | None, ids: NDArray[np.int64]) -> NDArray[Any]:
+    """A copy of these rows."""
+    return np.take(array, ids, axis=0) if stored is None else stored.take(ids.tolist())
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,6 +82,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     file_digests: NDArray[np.uint8]  # [n, 32]
     pixel_digests: NDArray[np.uint8]  # [n, 32]
     latents: Latents | None = None  # of an autoencoder, where the diffusion runs in its space
+    stored: cache.Rows | None = None  # the images, if they are in a file
 
     @property
     def size(self) -> tuple[int, int]:
@@ -129,7 +137,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """A copy of the images `ids`, [B, H, W, C]."""
-        return np.take(self.images, ids, axis=0)
+        return _taken(self.images, self.stored, ids)
 
 
 def prepare(
@@ -175,11 +183,11 @@ def prepare(
             f"data '{data.origin}': all its images are held out too; give other images to train on"
         )
     if config.limit:
-        by_hash = np.argsort(digests.keys(entry.file_sha[train_ids]), kind="stable")
+        by_hash = digests.order(entry.file_sha[train_ids])
         train_ids = np.sort(train_ids[by_hash[: config.limit]])
     held_out_ids = np.flatnonzero(side == split.HELD_OUT)
     if config.remove_duplicates:
-        first = duplicates.first_of_each(entry.pixels, key)
+        first = duplicates.first_of_each(entry.pixels.array, key)
         train_ids = duplicates.kept(train_ids, held_out_ids, first)
         if len(train_ids) == 0:
             raise UserError(
@@ -189,7 +197,7 @@ def prepare(
     report |= {"seconds": time.monotonic() - started}
     report = _report(data, entry, options, side, train_ids) | report
     dataset = Dataset(
-        images=np.asarray(entry.pixels),
+        images=entry.pixels.array,
         labels=entry.label,
         label_names=tuple(entry.about["label_names"]),
         names=entry.names,
@@ -199,6 +207,7 @@ def prepare(
         report=report,
         file_digests=entry.file_sha,
         pixel_digests=entry.pixel_sha,
+        stored=entry.pixels,
     )
     if known is not None:
         known[name] = dataset

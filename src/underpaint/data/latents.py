@@ -1,24 +1,22 @@
 """Latents on disk: an autoencoder's encoding of every image, computed once.
 
-    ROOT/latents/KEY/moments.bin   float16, n × 2 (as it is, mirrored) × 2 (mean, std) × c × h × w
-    ROOT/latents/KEY/index.npz     sha256 of the latents of each image
-    ROOT/latents/KEY/about.json    shape, scale and shift
+    ROOT/latents/KEY/moments.bin         float16, n × 2 (as it is, mirrored) × 2 (mean, std) ×
+                                         c × h × w
+    ROOT/latents/KEY/index.safetensors   sha256 of the latents of each image; shape, scale, shift
 
 Each step draws z = scale · (mean + std · n − shift) anew. KEY hashes the key of the decoded images,
 the autoencoder's weights and FORMAT.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from underpaint.bounded import DAMAGE, Is, checked, read_json
+from underpaint.bounded import DAMAGE, Is, checked
 from underpaint.core.spaces import from_uint8
-from underpaint.data import cache, digests
+from underpaint.data import cache, digests, index
 from underpaint.data.dataset import Dataset, Latents
 from underpaint.progress import doing
 from underpaint.vae import VAE
@@ -44,23 +42,20 @@ def prepare(
     key = digests.of_text(FORMAT, dataset.key, vae.digest)
     folder = cache.root() / "latents" / key
     moments, _ = cache.built(folder, _load, lambda part: _encode(part, dataset, vae, device), force)
-    report = dataset.report | {"latents": list(moments.shape[3:]), "latents_cache": str(folder)}
-    latents = Latents(moments, vae.scale, vae.shift)
+    report = dataset.report | {
+        "latents": list(moments.array.shape[3:]),
+        "latents_cache": str(folder),
+    }
+    latents = Latents(moments.array, vae.scale, vae.shift, moments)
     return dataclasses.replace(dataset, latents=latents, key=key, report=report)
 
 
-def _load(folder: Path) -> NDArray[np.float16] | None:
+def _load(folder: Path) -> cache.Rows | None:
     try:
-        about = checked(read_json(folder / "about.json"), ABOUT)
-        moments = cache.mapped(folder / "moments.bin", np.float16, tuple(about["shape"]))
-        with np.load(folder / "index.npz", allow_pickle=False) as index:
-            sums = index["sha"]
-        if sums.shape != (len(moments), 32):
-            return None
-        for i in cache.some(len(moments)):
-            if digests.of_array(moments[i]) != sums[i].tobytes():
-                return None
-        return np.asarray(moments)
+        arrays, about = index.read(folder / cache.INDEX)
+        n, *_ = shape = tuple(checked(about, ABOUT)["shape"])
+        moments, sums = cache.Rows(folder / "moments.bin", np.float16, shape), arrays["sha"]
+        return moments if sums.shape == (n, 32) and moments.have(sums, cache.some(n)) else None
     except DAMAGE:
         return None  # whatever is wrong with it, building it anew is the answer
 
@@ -83,5 +78,5 @@ def _encode(folder: Path, dataset: Dataset, vae: VAE, device: torch.device | str
             shape = tuple(both.shape[1:])
             at(min(start + BATCH, n))
     about = {"shape": [n, *shape], "scale": vae.scale, "shift": vae.shift}
-    np.savez(folder / "index.npz", sha=np.frombuffer(b"".join(sums), np.uint8).reshape(n, 32))
-    (folder / "about.json").write_text(json.dumps(about))
+    sha = np.frombuffer(b"".join(sums), np.uint8).reshape(n, 32)
+    index.write(folder / cache.INDEX, {"sha": sha}, about)

@@ -33,7 +33,7 @@ class Record(NamedTuple):
         """What these say, each digest once."""
         sha = np.concatenate([np.empty((0, 32), np.uint8), *(sha for sha, _ in parts)])
         side = np.concatenate([np.empty(0, np.int8), *(side for _, side in parts)])
-        first = np.unique(digests.keys(sha), return_index=True)[1]
+        first = digests.distinct(sha)[0]
         return cls(sha[first], side[first])
 
     def sides(self, file_sha: digests.Sums) -> NDArray[np.int8]:
@@ -55,7 +55,7 @@ def assign(
     fit into 10 % any more.
     """
     n = len(file_sha)
-    group = np.unique(digests.keys(pixel_sha), return_inverse=True)[1].reshape(n)  # [n]
+    group = digests.distinct(pixel_sha)[1]  # [n]
     groups = int(group.max(initial=-1)) + 1
     size = np.bincount(group, minlength=groups)
     known = (record or Record.of([])).sides(file_sha)
@@ -65,7 +65,7 @@ def assign(
     side = np.where(trained[group], TRAIN, np.where(held[group], HELD_OUT, -1)).astype(np.int8)
     side[(known == HELD_OUT) & trained[group]] = ASIDE
 
-    by_hash = np.argsort(digests.keys(file_sha), kind="stable")
+    by_hash = digests.order(file_sha)
     _, first = np.unique(group[by_hash], return_index=True)
     in_order = np.argsort(first, kind="stable")  # groups by their smallest file hash
     most = int(MOST * n) if wanted is None else wanted

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from underpaint.core.alpha import premultiplied
+from underpaint.data import cache
 
 Images = NDArray[np.uint8] | NDArray[np.float32]
 
@@ -30,7 +31,7 @@ NEXT = 50  # images after the nearest that make the background
 
 
 def nearest(
-    samples: Images, images: Images, ids: NDArray[np.int64], k: int = 1, *, memory: int = 1 << 26
+    samples: Images, images: Images, ids: NDArray[np.int64], k: int = 1, *, memory: int = 1 << 25
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The `k` nearest of `images[ids]` for each of `samples`, nearest first.
 
@@ -102,7 +103,9 @@ def _nearest(
     for start in range(0, len(ids), rows):
         block = ids[start : start + rows]
         b = _flat(images[block])
-        squares = squared_norms + np.square(b).sum(1) - 2 * (a @ b.T)  # [n, rows]
+        cache.give_back(images)
+        squares = squared_norms + np.einsum("rd,rd->r", b, b) - 2 * (a @ b.T)  # [n, rows]
+        del b  # before the next one is made
         # earlier blocks stand first and the sort is stable: that settles ties
         squares = np.concatenate([best, squares], 1)
         candidates = np.concatenate([best_ids, np.broadcast_to(block, (len(a), len(block)))], 1)

@@ -75,14 +75,13 @@ class Reference:
     def of(cls, data: TrainingSet, seed: int) -> Self | None:
         """Chosen by `seed`; None where images are too small to be judged, or not whole."""
         height, width = data.size
-        images = data.images
-        if images is None or min(height, width) < SMALLEST:
+        if data.images is None or min(height, width) < SMALLEST:
             return None
         each = height * width * data.channels
         ids = np.random.default_rng(seed).permutation(data.train_ids)
 
         def first(count: int) -> Images:
-            return np.take(images, np.sort(ids[:count]), axis=0)  # the cache is read forwards
+            return data.pixels(np.sort(ids[:count]))  # the cache is read forwards
 
         return cls(first(min(REAL, max(8, NUMBERS // each))), first(max(8, SEARCHED // each)))
 

@@ -45,7 +45,7 @@ class Drawn:
                 "train.check_samples: samples are compared with whole images, and sealed data hold "
                 "none; set it to 0"
             )
-        self.images, self.count = data.images, count
+        self.data, self.images, self.count = data, data.images, count
         rng = np.random.default_rng(seed)
         train, held_out = (rng.permutation(i) for i in (data.train_ids, data.held_out_ids))
         self.searched = np.sort(train[:SEARCHED])
@@ -76,7 +76,7 @@ class Drawn:
                 grounds = f" ({features.GROUNDS})" if samples.shape[3] == CHANNELS else ""
                 record["protocol"] = f"{self.extractor.distance} of {side:,} images a side{grounds}"
             if name not in self._found:
-                extracted = self.extractor(np.take(self.images, ids, axis=0))
+                extracted = self.extractor(self.data.pixels(ids))
                 self._found[name] = torch.from_numpy(extracted)
             record[f"frechet_{name}"] = float(metrics.frechet_distance(self._found[name], drawn))
         return record

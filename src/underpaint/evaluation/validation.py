@@ -17,6 +17,7 @@ state or changes it, so that a checked run is the run that was not checked.
 `below_wiener` = 1 − held-out error / that of a Wiener filter (`wiener`), on the same noisy images.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -69,7 +70,8 @@ class OverfitCheck:
         self.edges = log_snr_edges(process)
         self.whole = whole
         self.sampled: Drawn | None = None
-        self.reference: Reference | None = None  # what samples should look like
+        # what samples should look like
+        self.reference: Callable[[], Reference | None] = lambda: None
         self.fitted_to: Callable[[], Examples] = lambda: train  # images of the Wiener filter
         self.wiener: dict[MaskSpec | None, list[float]] = {}  # its errors by bin, once measured
         self.sides: list[tuple[Examples, np.ndarray | None]] = [(train, train_labels)]
@@ -99,10 +101,10 @@ class OverfitCheck:
             whole=data.images is not None,
         )
         each = math.prod(data.size) * data.channels
-        most = min(wiener.SAMPLE, max(64, wiener.NUMBERS // each))
+        most = min(wiener.FOR_EACH * limit, wiener.SAMPLE, max(64, wiener.NUMBERS // each))
         check.fitted_to = lambda: data.examples(_chosen(data.train_ids, most, seed))
         check.sampled = Drawn(data, samples, seed) if samples else None
-        check.reference = Reference.of(data, seed)
+        check.reference = functools.cache(lambda: Reference.of(data, seed))  # at the first grid
         return check
 
     def run(self, model: Model, spec: MaskSpec) -> list[dict[str, Any]]:
@@ -161,7 +163,8 @@ class OverfitCheck:
 
     def health(self, samples: np.ndarray, progress: tuple[int, int]) -> dict[str, Any] | None:
         """A record of how samples look beside real images (`sample_health`), if that is known."""
-        return None if self.reference is None else self.reference.record(samples, *progress)
+        reference = self.reference()
+        return None if reference is None else reference.record(samples, *progress)
 
     def finding(self, records: Sequence[dict[str, Any]]) -> Finding:
         """What the checks among `records` say about going on (`early_stopping.judge`)."""

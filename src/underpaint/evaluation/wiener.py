@@ -15,13 +15,13 @@ The check filters its own noisy held-out images rather than use the formula: wit
 and noises chance cancels, and filter and network are both judged on images that neither has seen.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.fft import dctn, idctn
 from torch import Tensor
 
 from underpaint.core.masks import MaskSpec
@@ -29,6 +29,7 @@ from underpaint.core.spaces import Space
 from underpaint.training.training_set import Examples
 
 SAMPLE, NUMBERS = 4096, 1 << 26  # training images it is fitted to, and numbers of these, at most
+FOR_EACH = 32  # training images for each of a check, so that it costs as much as it has images
 AT_ONCE = 1 << 20  # numbers
 MARGIN = 1.01  # times the filter's error: less is not called worse
 
@@ -47,7 +48,7 @@ class Wiener(NamedTuple):
         """Of images in `parts` [n, C, H, W], two in all; the first says which colours."""
         count, total, squares, colours = 0, np.zeros(()), np.zeros(()), np.zeros(())
         for part in parts:
-            z = dctn(part, axes=(2, 3), norm="ortho")
+            z = dct(part)
             if not count:
                 d = (z - z.mean(0)).swapaxes(0, 1).reshape(z.shape[1], -1)
                 colours = np.linalg.eigh(d @ d.T)[1]
@@ -61,9 +62,25 @@ class Wiener(NamedTuple):
     def denoise(self, x: Array, sigma: Array) -> Array:
         """x0 from planes `x` [n, C, H, W] at noise levels `sigma` [n], above 0."""
         mean, power, colours = (a.astype(x.dtype) for a in self)
-        z = _turned(colours.T, dctn(x, axes=(2, 3), norm="ortho"))
+        z = _turned(colours.T, dct(x))
         z = mean + power / (power + sigma[:, None, None, None] ** 2) * (z - mean)
-        return np.asarray(idctn(_turned(colours, z), axes=(2, 3), norm="ortho"))
+        return dct(_turned(colours, z), inverse=True)
+
+
+def dct(x: Array, inverse: bool = False) -> Array:
+    """The orthonormal DCT-II of planes [n, C, H, W], or what has this transform.
+
+    As scipy's, whose import takes longer than all transforms of a short run.
+    """
+    rows, columns = (_cosines(side).astype(x.dtype) for side in x.shape[2:])
+    return rows.T @ x @ columns if inverse else rows @ x @ columns.T
+
+
+@functools.cache
+def _cosines(n: int) -> NDArray[np.float64]:
+    """The transform of n numbers as a matrix [n, n], a frequency in each row."""
+    waves = np.cos(np.pi / n * np.arange(n)[:, None] * (np.arange(n) + 0.5))
+    return np.concatenate([waves[:1] / np.sqrt(n), waves[1:] * np.sqrt(2 / n)])
 
 
 def _turned(matrix: Array, x: Array) -> Array:

@@ -69,6 +69,9 @@ class SealedSet:
     def examples(self, ids: Ids) -> Examples:
         return SealedExamples(*self.sealed.batch(ids), self.spec, self.space.grid)
 
+    def pixels(self, ids: Ids) -> NDArray[np.uint8]:
+        raise ValueError("sealed data hold no whole images")
+
     def content(self, image: int) -> str:
         """The sha256 of the patches that are left of it."""
         return self.sealed.digest(image)

@@ -56,7 +56,7 @@ def of(stages: list[PreparedStage]) -> Images:
 
 def _distinct(parts: list[Sums]) -> Sums:
     sums = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return sums[np.unique(digests.keys(sums), return_index=True)[1]]
+    return sums[digests.distinct(sums)[0]]
 
 
 def write(folder: RunFolder, images: Images) -> None:

@@ -32,7 +32,7 @@ from underpaint.training.throughput import speed
 OVERHEAD = 0.1  # of the minutes
 LATE = 0.02  # of the minutes: a delay that is not made up for
 RECENT = 8  # parts of a stage, in the last one or two of which its speed is taken
-MEASURING = 0.02  # of the minutes, for steps; 1.5 s a level at most
+MEASURING, MOST = 0.02, 0.75  # of the minutes, for steps; and seconds a level at most
 REPORT, DRAWN = 1.5, 32  # the report: seconds, besides samples
 TRIES = 3  # of drawing
 SMALLER = (64, 32)  # images a side of a check, where fewer than ENOUGH checks fit with more
@@ -106,7 +106,7 @@ def freeze(
     if not timed:
         return run, stages, [], None
     length = 60.0 * sum(stage.settings.minutes for stage in timed)
-    seconds = min(1.5, MEASURING * length / sum(len(stage.levels) for stage in timed))
+    seconds = min(MOST, MEASURING * length / sum(len(stage.levels) for stage in timed))
     with doing("measuring how fast this machine trains"):
         speeds = world.from_first([speed(stage, run, world, seconds) for stage in timed])
         with following(None):

@@ -104,7 +104,6 @@ def train(
         wing("dp").library()
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
-    keep_freed_memory()
     with ExitStack() as closing:
         closing.enter_context(_alone())
         world = distributed.start(run.train.device, run.train.timeout)
@@ -122,6 +121,8 @@ def train(
         world.barrier()  # the first process fills the cache, the others read it
         if not world.first:
             stages = prepare_stages(run, lambda _: None)
+        known = None if resume or not world.first else identities.of(stages)
+        keep_freed_memory()  # of steps, not of what a million files take now and never again
         _check_batches(stages, run, world)
         early.check_stop(run, stages, make_check is not None)
         if any(stage.guarantee for stage in stages):
@@ -154,11 +155,12 @@ def train(
                 run, stages, world, began, make_check, page is not None, start is not None
             )
             notes += length_notes
-            if world.first:
+            if known is not None:
                 folder.create(overwrite)
                 folder.write("env.json", provenance.describe(stages, state, start))
                 folder.write("config.yaml", config.to_yaml(run))
-                identities.write(folder, identities.of(stages))
+                identities.write(folder, known)
+        del known  # 32 bytes an image
         world.barrier()
         notes += parallel_notes(run, stages, world)
         total = sum(stage.images for stage in stages)

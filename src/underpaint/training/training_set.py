@@ -103,6 +103,9 @@ class TrainingSet(Protocol):
     def examples(self, ids: Ids) -> Examples:
         """These images as they are, to measure on."""
 
+    def pixels(self, ids: Ids) -> NDArray[np.uint8]:
+        """A copy of whole images [b, H, W, C]. Raises ValueError where there are none."""
+
     def content(self, image: int) -> str:
         """Names one image by what is known of its pixels."""
 
@@ -175,6 +178,9 @@ class ImageSet:
 
     def examples(self, ids: Ids) -> Examples:
         return Array(self.dataset.batch(ids), self.space)
+
+    def pixels(self, ids: Ids) -> NDArray[np.uint8]:
+        return self.dataset.batch(ids)
 
     def content(self, image: int) -> str:
         """The sha256 of the pixels."""
