@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from underpaint.bounded import DAMAGE, Is, checked
 from underpaint.data import digests, index
+from underpaint.data.streamed import Images
 from underpaint.errors import RunFailed, UserError
 from underpaint.io import appearing, left, remove
 
@@ -50,7 +51,7 @@ Write = Callable[[memoryview], Any]
 class Entry(NamedTuple):
     """A cache entry: per image its pixels, and what is known of it."""
 
-    pixels: NDArray[np.uint8]  # [n, H, W, C], mapped
+    pixels: Images  # [n, H, W, C], mapped or streamed
     label: NDArray[np.int64]  # [n]; -1: none
     part: NDArray[np.uint8]  # [n]: 0 the data, 1 the source of held-out images
     file_sha: NDArray[np.uint8]  # [n, 32]
@@ -108,7 +109,7 @@ def load(folder: Path, every: bool = False) -> Entry | None:
         if len(names) != n or any(len(array) != n for array in arrays.values()):
             return None
         pixels = mapped(folder / "pixels.bin", np.uint8, shape)
-        entry = Entry(pixels, names=names, about=about, **arrays)
+        entry = Entry(np.asarray(pixels), names=names, about=about, **arrays)
         for i in range(n) if every else some(n):
             if digests.of_array(pixels[i]) != entry.pixel_sha[i].tobytes():
                 return None

@@ -82,7 +82,7 @@ class Reference:
         ids = np.random.default_rng(seed).permutation(data.train_ids)
 
         def first(count: int) -> Images:
-            return np.take(images, np.sort(ids[:count]), axis=0)  # the cache is read forwards
+            return images[np.sort(ids[:count])]  # the cache is read forwards
 
         return cls(first(min(REAL, max(8, NUMBERS // each))), first(max(8, SEARCHED // each)))
 

@@ -76,7 +76,7 @@ class Drawn:
                 grounds = f" ({features.GROUNDS})" if samples.shape[3] == CHANNELS else ""
                 record["protocol"] = f"{self.extractor.distance} of {side:,} images a side{grounds}"
             if name not in self._found:
-                extracted = self.extractor(np.take(self.images, ids, axis=0))
+                extracted = self.extractor(self.images[ids])
                 self._found[name] = torch.from_numpy(extracted)
             record[f"frechet_{name}"] = float(metrics.frechet_distance(self._found[name], drawn))
         return record

@@ -48,7 +48,7 @@ class Subset(NamedTuple):
     def pixels(self, loaded: model.Model) -> NDArray[np.uint8]:
         """[n, H, W, C]; of sealed images black where nothing was kept."""
         if self.images.images is not None:
-            return np.take(self.images.images, self.ids, axis=0)
+            return self.images.images[self.ids]
         return to_uint8(loaded.space.decode(self.patches(elsewhere=-1.0))).numpy()
 
     def patches(self, elsewhere: float = 0.0) -> Tensor:
