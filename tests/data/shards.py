@@ -13,6 +13,8 @@ import numpy as np
 
 from tests.data.pictures import png
 
+RANGE = r"bytes=(\d+)-(\d+)"
+
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +49,7 @@ class _Ranges(http.server.SimpleHTTPRequestHandler):
             self.send_error(404)
             return
         data = file.read_bytes()
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        asked = re.fullmatch(RANGE, self.headers.get("Range", ""))
         if asked:
             first, last = int(asked[1]), int(asked[2])
             self.send_response(206)

@@ -6,6 +6,7 @@ process would have; so neither the number of workers nor a kill changes anything
 
 import copy
 import dataclasses
+import itertools
 import os
 import signal
 import warnings
@@ -26,10 +27,9 @@ MOST = 8  # workers, unless more are asked for
 class Ahead:
     """Microbatches of one process in the order in which they will be asked for."""
 
-    def __init__(self, images: Streamed, order: Order, end: int, workers: int) -> None:
-        """`end`: position at which the stage ends; `workers`: at least one."""
-        self.images, self.order, self.end = images, copy.copy(order), end
-        self.workers = workers
+    def __init__(self, images: Streamed, order: Order, workers: int) -> None:
+        """`workers`: at least one."""
+        self.images, self.order, self.workers = images, copy.copy(order), workers
         self._due: tuple[int, int, int] | None = None
         self._batches: Iterator[Any] = iter(())
 
@@ -62,7 +62,7 @@ class Ahead:
         self._due, self._batches = None, iter(())
 
     def _begin(self, position: int, count: int, stride: int) -> Iterator[Any]:
-        places = range(position, max(self.end, position + 1), stride)
+        places = itertools.count(position, stride)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of more workers than cores: they wait for requests
             loader = torch.utils.data.DataLoader(

@@ -26,7 +26,8 @@ from underpaint.data import cache, digests, index, remote
 from underpaint.data.build import check_several, decode_all, label_ids, natural_order
 from underpaint.data.decode import Options
 from underpaint.data.readers import tar
-from underpaint.data.readers.base import Item, Source, folder_labels
+from underpaint.data.readers.base import Item, Source, folder_labels, head_of, kind_of
+from underpaint.data.readers.shards import check_plain
 from underpaint.data.streamed import AT_ONCE, Streamed
 from underpaint.errors import UserError
 from underpaint.progress import doing, following
@@ -124,6 +125,7 @@ def _index(path: Path, place: str, key: str, options: Options, workers: int) -> 
             yield item
 
     with _local(place) as file:
+        check_plain(place, kind_of(head_of(file)) in tar.OPENERS)
         contents = tar.contents(file, place, folders=False)
         items = [(place, contents._replace(items=noted(contents.items)))]
         found = decode_all(items, options, 1.0, workers, lambda _: None, fewest=1)

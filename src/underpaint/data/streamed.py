@@ -74,6 +74,8 @@ class Streamed:
                 with open_regular(place) as file:
                     file.seek(start)
                     data = file.read(length)
+                if len(data) < length:
+                    raise OSError("it was cut off")
         except OSError as error:
             raise self._failed(i, f"cannot be read ({error.strerror or error})") from None
         if hashlib.sha256(data).digest() != self.file_sha[i].tobytes():

@@ -131,7 +131,7 @@ def _prepared(
         )
     images = max(1, round(settings.images / settings.batch)) * settings.batch
     space = factory.space(spec.space, spec.size, spec.channels)
-    order, ahead = _order(run, index, training_set, data.window, images)
+    order, ahead = _order(run, index, training_set, data.window)
     stage = PreparedStage(
         index=index,
         name=name,
@@ -151,7 +151,7 @@ def _prepared(
 
 
 def _order(
-    run: config.Run, index: int, training_set: TrainingSet, window: int, images: int
+    run: config.Run, index: int, training_set: TrainingSet, window: int
 ) -> tuple[Order, Ahead | None]:
     """The order of a stage's images, and who decodes them ahead, if they are streamed."""
     ids, seed = training_set.train_ids, seed_from(run.train.seed, "order", index)
@@ -160,7 +160,7 @@ def _order(
         return Order(ids, seed), None
     order = Order(ids, seed, streamed.shard[ids], window)
     workers = workers_of(run.train.workers)
-    return order, Ahead(streamed, order, images, workers) if workers else None
+    return order, Ahead(streamed, order, workers) if workers else None
 
 
 def _images(

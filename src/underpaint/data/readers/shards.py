@@ -104,6 +104,15 @@ def _expanded(place: str) -> Iterator[str]:
         yield from sorted(glob.glob(place))
 
 
+def check_plain(place: str, packed: bool) -> None:
+    """Raise UserError for a shard that is packed."""
+    if packed:
+        raise UserError(
+            f"data '{place}' is compressed, and shards are read at many places; unpack it "
+            "(gunzip), since images are compressed as they are"
+        )
+
+
 def _checked(shards: Shards) -> Shards:
     """Raise UserError for no shards, one that is named twice, or one that is no plain tar."""
     origin, places = shards
@@ -113,11 +122,7 @@ def _checked(shards: Shards) -> Shards:
         twice = next(place for place in places if places.count(place) > 1)
         raise UserError(f"data '{origin}': the shard '{twice}' is named twice")
     for place in places:
-        if place.lower().endswith(PACKED):
-            raise UserError(
-                f"data '{place}' is compressed, and shards are read at many places; unpack it "
-                "(gunzip), since images are compressed as they are"
-            )
+        check_plain(place, place.lower().endswith(PACKED))
         if not place.lower().endswith(".tar"):
             raise UserError(f"data '{place}' is no .tar, and shards are; give 'set-*.tar'")
     return shards
