@@ -4,12 +4,14 @@ What is read follows from the order and a position alone, and what a worker has 
 process would have; so neither the number of workers nor a kill changes anything.
 """
 
+import atexit
 import copy
 import dataclasses
 import itertools
 import os
 import signal
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,7 +61,7 @@ class Ahead:
 
     def close(self) -> None:
         """End the workers; what they have read is forgotten."""
-        self._due, self._batches = None, iter(())
+        self._due, self._batches = None, iter(())  # torch ends those of an iterator that is gone
 
     def _begin(self, position: int, count: int, stride: int) -> Iterator[Any]:
         places = itertools.count(position, stride)
@@ -73,7 +75,19 @@ class Ahead:
                 worker_init_fn=_begin_worker,
                 generator=torch.Generator(),  # not torch's global one, from which dropout draws
             )
-            return iter(loader)
+            batches = iter(loader)
+        _begun.add(self)
+        atexit.unregister(_close_all)  # torch registers what waits for each worker, and then kills
+        atexit.register(_close_all)  # it; what is registered last is called first
+        return batches
+
+
+_begun: weakref.WeakSet[Ahead] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for ahead in [*_begun]:
+        ahead.close()
 
 
 class _Batches(torch.utils.data.Dataset[Any]):
@@ -90,8 +104,10 @@ class _Batches(torch.utils.data.Dataset[Any]):
 
 
 def _begin_worker(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # the process that trains decides when to end
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C, and a cluster's SIGTERM to all processes, are for the one that trains, which goes on
+    # to the end of a step; a second SIGTERM is its.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     batches: Any = torch.utils.data.get_worker_info().dataset  # type: ignore[union-attr]
     batches.images = dataclasses.replace(batches.images)  # without the threads of its parent
 
