@@ -3,6 +3,7 @@
 import gzip
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def test_forms_of_a_list(sixty: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         ("set-{5..1}.tar", "{5..1} is no range"),
         ("@twice.txt", "set-0000.tar' is named twice"),
         ("set-{0..9}.tar.gz", "is compressed, and shards are read at many places"),
-        ("https://x/y.parquet", "is no .tar, and shards are"),
+        ("https://x/y.parquet", "is no .tar, and only these are streamed"),
         ("nosuch://x/y.tar", "cannot be opened (Protocol not known: nosuch"),
         ("cut-*.tar", "data '{}/cut-1.tar' cannot be read as a tar ("),
         (
@@ -150,6 +151,12 @@ def test_what_is_refused(sixty: Path, photos: Path, tmp_path: Path) -> None:
         prepare(sixty, held_out=str(photos))
     with pytest.raises(UserError, match="remove_duplicates compares all images"):
         prepare(sixty, remove_duplicates=True)
+    bad = write_tar(tmp_path / "bad" / "a.tar", {**members(0, 9), "x.png": b"no image"}).parent
+    with pytest.raises(
+        UserError, match=r"1 of 10 files could not be read \(the first: 'a.tar/x.png'"
+    ):
+        prepare(bad)
+    assert len(prepare(bad, max_bad=0.1)) == 9
     with pytest.raises(UserError, match="only these are prepared in parts"):
         data.prepare_part(config.Data(source=str(photos)), 1, 2)
     one = write_tar(tmp_path / "one" / "a.tar", {"a.png": png(noise(1)[0])}).parent
@@ -277,9 +284,11 @@ def test_workers_read_what_this_process_would(kind: str, sixty: Path) -> None:
         order = Order(found.train_ids, 0, found.images.shard[found.train_ids], 16)
         found.images[0]  # its threads are not those of the workers
         ahead = Ahead(found.images, order, workers=2)
-        for position in (0, 8, 16, 24, 120, 128, 8, 200):  # and as at a restart
-            expected = found.batch(order.at(position, 4))
-            np.testing.assert_array_equal(ahead.take(position, 4, 8), expected)
+        with ThreadPoolExecutor(1) as thread:  # as where a GPU computes
+            for position in (0, 8, 16, 24, 120, 128, 8, 200):  # and as at a restart
+                expected = found.batch(order.at(position, 4))
+                taken = thread.submit(ahead.take, position, 4, 8).result()
+                np.testing.assert_array_equal(taken, expected)
         ahead.close()
 
 

@@ -124,5 +124,8 @@ def _checked(shards: Shards) -> Shards:
     for place in places:
         check_plain(place, place.lower().endswith(PACKED))
         if not place.lower().endswith(".tar"):
-            raise UserError(f"data '{place}' is no .tar, and shards are; give 'set-*.tar'")
+            raise UserError(
+                f"data '{place}' is no .tar, and only these are streamed; docs/streaming.md shows "
+                "how to repack a table, and what lies on this machine may be read by its path"
+            )
     return shards
