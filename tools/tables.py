@@ -144,8 +144,8 @@ def streaming() -> str:
             "(`python benchmarks/stream.py million`): at most",
             f"{million['largest_rss_mib']:,} MiB resident in any process, mapped files included. "
             f"The process that trained had {main['rss']:,} MiB",
-            f"({main['anonymous']:,} not of files), a worker {worker['rss']:,} MiB, in which what it "
-            "shares with that process is counted. Two",
+            f"({main['anonymous']:,} not of files), a worker {worker['rss']:,} MiB, in which "
+            "what it shares with that process is counted. Two",
             f"processes indexed them in {million['both_parts_seconds'] / 60:.0f} minutes, and "
             f"joining took {million['join']['seconds']:.0f} s, on 2 cores that other work shared.",
         ]

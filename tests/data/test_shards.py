@@ -241,6 +241,19 @@ def test_parts_leave_nothing_to_do(
     assert "give K/N" in capsys.readouterr().err
 
 
+def test_damage_is_noticed(sixty: Path, cache: Path) -> None:
+    before = prepare(sixty)
+    for file in (*(cache / "shards").rglob("*.safetensors"), Path(before.report["cache"])):
+        path = file / "index.safetensors" if file.is_dir() else file
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+    after = prepare(sixty)
+    assert after.key == before.key
+    assert "was damaged: built again" in after.remarks[0]
+    assert prepare(sixty).report["reused"]
+
+
 def test_a_shard_that_is_added_is_read_alone(sixty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, read = prepare(sixty), []
     index = shard_index._index

@@ -80,7 +80,10 @@ def _keys(places: list[str], options: Options) -> list[str]:
             else:
                 said = repr(stamp)
         except OSError as error:
-            raise UserError(f"shard '{place}' cannot be read ({error})") from None
+            raise UserError(
+                f"shard '{place}' cannot be read ({error}); bring it there, or name only shards "
+                "that are there"
+            ) from None
         return digests.of_text(FORMAT, cache.FORMAT, place, said, repr(tuple(options)))
 
     found = []
@@ -155,7 +158,9 @@ def _local(place: str) -> Iterator[Path]:
         try:
             remote.copy(place, file)
         except OSError as error:
-            raise UserError(f"shard '{place}' cannot be copied ({error})") from None
+            raise UserError(
+                f"shard '{place}' cannot be copied ({error}); run again, and it goes on there"
+            ) from None
         yield file
 
 
