@@ -67,6 +67,7 @@ def test_the_same_as_in_a_folder(kind: str, sixty: Path, tmp_path: Path) -> None
         pixels = found.batch(np.arange(60))
         np.testing.assert_array_equal(found.images[10:20], pixels[10:20])
         np.testing.assert_array_equal(found.images[59], pixels[59])
+        np.testing.assert_array_equal(found.images[np.arange(60) > 57], pixels[58:])
     assert isinstance(found.images, data.Streamed)
     assert found.images.shape == plain.images.shape == (60, 6, 4, 1)
     assert again.report["reused"]

@@ -27,7 +27,7 @@ AT_ONCE = 16  # requests of one process, where shards lie behind URLs
 class Streamed:
     """Images uint8 [n, H, W, C] that are read and decoded whenever they are asked for.
 
-    Indexed as an array is, by a number, a slice or numbers. Raises RunFailed, which names shard and
+    Indexed as an array is, by a number, a slice, numbers or bools [n]. Raises RunFailed, which names shard and
     image, for what cannot be read, or is not what it was.
     """
 
@@ -48,6 +48,8 @@ class Streamed:
     def __getitem__(self, ids: Any) -> NDArray[np.uint8]:
         if isinstance(ids, slice):
             return self._read(np.arange(*ids.indices(len(self))))
+        if getattr(ids, "dtype", None) == bool:
+            return self._read(np.flatnonzero(ids))
         wanted = np.asarray(ids, np.int64)
         return self._read(wanted) if wanted.ndim else self._read(wanted[None])[0]
 
