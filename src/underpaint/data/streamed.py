@@ -6,6 +6,7 @@ What is read must have the hash that it had.
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,14 +22,15 @@ from underpaint.data.decode import Options, decode
 from underpaint.errors import RunFailed
 
 AT_ONCE = 16  # requests of one process, where shards lie behind URLs
+TOGETHER = 256  # images whose files are in memory at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
     """Images uint8 [n, H, W, C] that are read and decoded whenever they are asked for.
 
-    Indexed as an array is, by a number, a slice, numbers or bools [n]. Raises RunFailed, which names shard and
-    image, for what cannot be read, or is not what it was.
+    Indexed as an array is, by a number, a slice, numbers or bools [n]. Raises RunFailed, which names
+    shard and image, for what cannot be read, or is not what it was.
     """
 
     shape: tuple[int, ...]  # n, H, W, C
@@ -48,24 +50,31 @@ class Streamed:
     def __getitem__(self, ids: Any) -> NDArray[np.uint8]:
         if isinstance(ids, slice):
             return self._read(np.arange(*ids.indices(len(self))))
-        if getattr(ids, "dtype", None) == bool:
-            return self._read(np.flatnonzero(ids))
-        wanted = np.asarray(ids, np.int64)
+        wanted = np.asarray(ids)
+        if wanted.dtype == np.bool_:
+            return self._read(np.flatnonzero(wanted))
+        wanted = wanted.astype(np.int64)
         return self._read(wanted) if wanted.ndim else self._read(wanted[None])[0]
 
     def _read(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         out = np.empty((len(ids), *self.shape[1:]), np.uint8)
+        for start in range(0, len(ids), TOGETHER):
+            self._read_into(out[start : start + TOGETHER], ids[start : start + TOGETHER])
+        return out
+
+    def _read_into(self, out: NDArray[np.uint8], ids: NDArray[np.int64]) -> None:
         found: Iterable[bytes]
         if any(remote.is_url(self.places[k]) for k in np.unique(self.shard[ids])):
             found = self._requests.map(self._bytes, ids.tolist())  # they wait, and not for a core
         else:
             found = map(self._bytes, ids.tolist())
-        for k, (i, data) in enumerate(zip(ids.tolist(), found, strict=True)):
-            try:
-                out[k] = decode(data, self.options)[0]
-            except Exception as error:  # what Pillow raises
-                raise self._failed(i, f"cannot be decoded ({error})") from None
-        return out
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of decoders; the index says what cannot be decoded
+            for k, (i, data) in enumerate(zip(ids.tolist(), found, strict=True)):
+                try:
+                    out[k] = decode(data, self.options)[0]
+                except Exception as error:  # what Pillow raises
+                    raise self._failed(i, f"cannot be decoded ({error})") from None
 
     def _bytes(self, i: int) -> bytes:
         place, start, length = self.places[self.shard[i]], int(self.offset[i]), int(self.length[i])
