@@ -29,7 +29,7 @@ TOGETHER = 256  # images whose files are in memory at a time
 class Streamed:
     """Images uint8 [n, H, W, C] that are read and decoded whenever they are asked for.
 
-    Indexed as an array is, by a number, a slice, numbers or bools [n]. Raises RunFailed, which names
+    Indexed as an array is: by a number, a slice, numbers or bools [n]. Raises RunFailed that names
     shard and image, for what cannot be read, or is not what it was.
     """
 
