@@ -139,9 +139,9 @@ def training(folder: Path, kind: str, rounds: int, out: Path) -> dict[str, Any]:
     sources = {"cache": f"{folder / kind}.tar", "shards": str(folder / kind)}
     for number in range(rounds):
         for way in [*sources][:: 1 if number % 2 == 0 else -1]:
-            stage = {"images": 1600, "batch": BATCH, "mask": "patch", "rate": 0.75}
+            stage = {"images": 960, "batch": BATCH, "mask": "patch", "rate": 0.75}
             how: dict[str, Any] = {"threads": 1, "precision": "fp32", "workers": 1}
-            how |= {"log_every": 320, "checkpoint_every": 1600}
+            how |= {"log_every": 64, "checkpoint_every": 960}
             run = config.from_dict(
                 config.Run,
                 {
@@ -321,7 +321,7 @@ def million(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("speed", "million"))
-    parser.add_argument("--images", type=int, default=2048, help="speed: images of each kind")
+    parser.add_argument("--images", type=int, default=1024, help="speed: images of each kind")
     parser.add_argument("--rounds", type=int, default=3, help="speed: paired rounds")
     parser.add_argument("--shards", type=int, default=1000, help="million: shards")
     parser.add_argument("--each", type=int, default=1000, help="million: images a shard")

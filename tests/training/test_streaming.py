@@ -66,12 +66,16 @@ def test_killed_and_resumed(sets: Path, tmp_path: Path) -> None:
     ):
         time.sleep(0.02)
     assert process.is_alive(), (tmp_path / "log").read_text()
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert workers
     process.kill()
     process.join()
     moved = tmp_path / "moved"
     (sets / "set").rename(moved)
     train(None, out, resume=True, data=moved, quiet=True)
     assert_same_run(straight, out)
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):  # else they never end
+        time.sleep(0.1)
     (moved / "set-0003.tar").unlink()
     with pytest.raises(UserError, match="the images have changed since the run began"):
         train(None, out, resume=True, quiet=True)

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import os
 import signal
+import sys
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from underpaint.data.streamed import Streamed
 from underpaint.errors import RunFailed
 
 MOST = 8  # workers, unless more are asked for
+FORK = "fork" if sys.platform == "linux" else None  # so that it ends when this process is killed
 
 
 class Ahead:
@@ -73,6 +75,7 @@ class Ahead:
                 sampler=(self.order.at(place, count) for place in places),
                 num_workers=self.workers,
                 worker_init_fn=_begin_worker,
+                multiprocessing_context=FORK,
                 generator=torch.Generator(),  # not torch's global one, from which dropout draws
             )
             batches = iter(loader)
