@@ -110,7 +110,8 @@ def streaming() -> str:
         read, trained = speed[kind]["reading"], speed[kind]["training"]
         each = " | ".join(f"{read[way]['images_per_s']:,.0f}" for way in ways)
         cost = read["shards, no worker"]["cpu_ms_per_image"]
-        rows.append(f"| {name} | {each} | {cost:.2f} | {trained['ratio']:.0%} |")
+        ratios = f"{trained['ratio']:.0%} | {trained['cpu_ratio']:.0%}"
+        rows.append(f"| {name} | {each} | {cost:.2f} | {ratios} |")
     cores = {
         name: speed[kind]["reading"]["cores_for_a_network_of_images_per_s"]
         for kind, name in names.items()
@@ -129,10 +130,11 @@ def streaming() -> str:
             "from the cache: one core",
             "computes, another decodes (`python benchmarks/stream.py speed`; medians of "
             f"{speed['rounds']} paired rounds on 2 cores",
-            "that other work shared):",
+            "that other work shared). *Its CPU* compares the CPU time of the process that computes:",
+            "what the ratio would be with a core that is free for decoding.",
             "",
-            f"| image files | {' | '.join(ways.values())} | CPU ms an image | run |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
+            f"| image files | {' | '.join(ways.values())} | CPU ms an image | run | its CPU |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
             f"The network of these runs took {fast:,.0f} images/s. *Computed* from the CPU time of "
