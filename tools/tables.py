@@ -130,7 +130,7 @@ def streaming() -> str:
             "from the cache: one core",
             "computes, another decodes (`python benchmarks/stream.py speed`; medians of "
             f"{speed['rounds']} paired rounds on 2 cores",
-            "that other work shared). *Its CPU* compares the CPU time of the process that computes:",
+            "that other work shared). *Its CPU* compares CPU time of the process that computes:",
             "what the ratio would be with a core that is free for decoding.",
             "",
             f"| image files | {' | '.join(ways.values())} | CPU ms an image | run | its CPU |",
