@@ -131,7 +131,7 @@ def streaming() -> str:
             "computes, another decodes (`python benchmarks/stream.py speed`; medians of "
             f"{speed['rounds']} paired rounds on 2 cores",
             "that other work shared). *Its CPU* compares CPU time of the process that computes:",
-            "what the ratio would be with a core that is free for decoding.",
+            "what the ratio would be with a core that is free for decoding; above 100 % is noise.",
             "",
             f"| image files | {' | '.join(ways.values())} | CPU ms an image | run | its CPU |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
