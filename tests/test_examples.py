@@ -22,7 +22,7 @@ PAGES = ["README.md", "CONTRIBUTING.md"] + [
     f"docs/{name}.md"
     for name in (
         *("architecture", "audit", "privacy-dp", "sealed", "systems", "trust", "use-your-model"),
-        *("studies", "your-images", "clusters"),
+        *("studies", "your-images", "clusters", "streaming"),
     )
 ]
 

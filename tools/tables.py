@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,61 @@ def precision() -> str:
         f"{audit['seconds']['fp32']:.0f} and {audit['seconds']['bf16']:.0f} s, with AUCs of "
         f"{min(one.values()):.2f} to {max(one.values()):.2f}\nthat differ by {apart:.3f} at most "
         "(`python benchmarks/precision.py`)."
+    )
+
+
+def streaming() -> str:
+    """Images from shards beside those from the cache: for docs/streaming.md."""
+    measured = _read("benchmarks/results/stream.json")
+    speed, million = measured["speed"], measured["million"]
+    names = {"png": "PNG, 64×64", "jpeg": "JPEG, 256×256, resized to 64×64"}
+    ways = {"cache": "cache", **{f"shards, {n}": n for n in ("no worker", "1 worker", "2 workers")}}
+    rows = []
+    for kind, name in names.items():
+        read, trained = speed[kind]["reading"], speed[kind]["training"]
+        each = " | ".join(f"{read[way]['images_per_s']:,.0f}" for way in ways)
+        cost = read["shards, no worker"]["cpu_ms_per_image"]
+        ratios = f"{trained['ratio']:.0%} | {trained['cpu_ratio']:.0%}"
+        rows.append(f"| {name} | {each} | {cost:.2f} | {ratios} |")
+    cores = {
+        name: speed[kind]["reading"]["cores_for_a_network_of_images_per_s"]
+        for kind, name in names.items()
+    }
+    fast = statistics.median(
+        one["images_per_s"] for kind in names for one in speed[kind]["training"]["cache"]
+    )
+    needed = "; ".join(
+        f"{name}: {each['1000']:.1f}, {each['5000']:.1f} and {each['20000']:.1f}"
+        for name, each in cores.items()
+    )
+    main, worker = million["train"]["main_mib"], million["train"]["largest_child_mib"]
+    return "\n".join(
+        [
+            f"Images/s in batches of {speed['batch']}, and a run's from shards beside the same "
+            "from the cache: one core",
+            "computes, another decodes (`python benchmarks/stream.py speed`; medians of "
+            f"{speed['rounds']} paired rounds on 2 cores",
+            "that other work shared). *Its CPU* compares CPU time of the process that computes:",
+            "what the ratio would be with a core that is free for decoding; above 100 % is noise.",
+            "",
+            f"| image files | {' | '.join(ways.values())} | CPU ms an image | run | its CPU |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            f"The network of these runs took {fast:,.0f} images/s. *Computed* from the CPU time of "
+            "an image, not measured, are",
+            f"the cores that decode for a network of 1,000, 5,000 and 20,000 images/s: {needed}.",
+            "Larger JPEGs cost more; shards of images that are resized already cost least.",
+            "",
+            f"A million images of 16×16 in {million['shards']:,} shards "
+            "(`python benchmarks/stream.py million`): at most",
+            f"{million['largest_rss_mib']:,} MiB resident in any process, mapped files included. "
+            f"The process that trained had {main['rss']:,} MiB",
+            f"({main['anonymous']:,} not of files), a worker {worker['rss']:,} MiB, in which "
+            "what it shares with that process is counted. Two",
+            f"processes indexed them in {million['both_parts_seconds'] / 60:.0f} minutes, and "
+            f"joining took {million['join']['seconds']:.0f} s, on 2 cores that other work shared.",
+        ]
     )
 
 
@@ -423,6 +479,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"peers": peers, "claims": claims, "step ratios": step_ratios, "systems": systems},
     "docs/your-images.md": {"precision": precision},
     "docs/use-your-model.md": {"completion": completion},
+    "docs/streaming.md": {"streaming": streaming},
     "docs/systems.md": {"systems in full": systems_in_full, "stability": stability},
 }
 

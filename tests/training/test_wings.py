@@ -16,7 +16,7 @@ WINGS = (
 FRESH = f"""
 import sys
 import underpaint.training
-print([name for name in sys.modules if name.startswith(tuple(
+print([name for name in sys.modules if name in ("fsspec", "aiohttp") or name.startswith(tuple(
     f"underpaint.{{wing}}" for wing in {WINGS}))])
 """
 

@@ -1,6 +1,7 @@
 """`underpaint prepare`: decode once, into the cache, and report."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "data",
         metavar="DATA",
-        help="images: a folder, .zip, .tar, .npy/.npz, IDX .gz, .csv, parquet/arrow, avatars:STYLE",
+        help="images: a folder, .zip, .tar, .npy/.npz, IDX .gz, .csv, parquet/arrow, "
+        "avatars:STYLE; shards that are streamed: 'set-{0000..0999}.tar', a folder of .tar, "
+        "@list.txt, URLs",
     )
     add_images(parser)
     add_images(parser, ("remove_duplicates",))
@@ -32,6 +35,13 @@ def arguments(parser: Parser, verb: str) -> None:
         help="write a page to look at (.html): images by label, duplicates, unusual ones",
     )
     add("--overwrite", action="store_true", help="replace the page that is there already")
+    add(
+        "--part",
+        type=_part,
+        metavar="K/N",
+        help="of shards index the K-th of N shares alone, as one of several processes or machines "
+        "that share the cache; then call prepare without it",
+    )
     add("--verify", action="store_true", help="hash all pixels in the cache (else of a few images)")
     add_output(parser)
 
@@ -40,6 +50,11 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     from underpaint import data
 
     wanted = images_of(args, (*IMAGES, "remove_duplicates"))
+    if args.part:
+        shards, images = data.prepare_part(wanted, *args.part)
+        found = {"part": "{}/{}".format(*args.part), "shards": shards, "images": images}
+        print_json(found) if args.json else print_facts({k: lines(v) for k, v in found.items()})
+        return
     page = _page(args)
     dataset = data.prepare(wanted, verify=args.verify)
     if args.latents:
@@ -49,9 +64,13 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
 
         encoder = vae.read(args.latents, dataset.channels)
         dataset = latents.prepare(dataset, encoder, device=pick_device())
-    first = data.duplicates.first_of_each(dataset.images, dataset.key)
-    groups = [[dataset.names[i] for i in group] for group in data.duplicates.groups(first)]
-    report = dataset.report | {"near_duplicates": groups}
+    report = dict(dataset.report)
+    if not isinstance(dataset.images, data.Streamed):
+        first = data.duplicates.first_of_each(dataset.images, dataset.key)
+        groups = [[dataset.names[i] for i in group] for group in data.duplicates.groups(first)]
+        report["near_duplicates"] = groups
+    elif page is not None:
+        raise UserError(f"--page shows all images, and {args.data} is streamed; leave --page out")
     if page is not None:
         from underpaint.report.data import write
 
@@ -62,6 +81,14 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         print_facts({key.replace("_", " "): lines(fact) for key, fact in report.items()})
         if sentence := data.transparency(wanted, dataset.report):
             print(sentence)
+
+
+def _part(text: str) -> tuple[int, int]:
+    """`3/16` → (3, 16)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError("give K/N with K from 1 to N, as 3/16")
+    return int(found[1]), int(found[2])
 
 
 def _page(args: argparse.Namespace) -> Path | None:

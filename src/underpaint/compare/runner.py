@@ -91,11 +91,13 @@ def conduct(
     begun = is_marked(out, "study") or record.is_record(out / "results.json")
     if not begun:
         check_new([out / name for name in RESULTS], overwrite)
+    launch: Callable[..., None]
     if jobs is None:
         launch = functools.partial(gather, workers=workers or len(os.sched_getaffinity(0)))
     else:
-        how = {"folder": out / "jobs", "asked": jobs}
-        launch = functools.partial(job_array.gather, workers=workers or MOST_JOBS, **how)
+        launch = functools.partial(
+            job_array.gather, workers=workers or MOST_JOBS, folder=out / "jobs", asked=jobs
+        )
     before = record.read(out / "results.json")
     known = {out / name: run for name, run in record.runs_of(before).items()}
     # what cannot work is refused before anything is trained

@@ -56,7 +56,8 @@ class Data:
     source: str = setting(
         "",
         "images: a folder, .zip, .tar, .npy/.npz, IDX .gz, .csv, a folder of parquet/arrow, "
-        "avatars:STYLE, or a file of underpaint seal (masked stages)",
+        "avatars:STYLE, a file of underpaint seal (masked stages), or shards to stream: "
+        "'set-{0000..0999}.tar', a folder of .tar, @list.txt, here or behind URLs",
     )
     size: tuple[int, ...] = setting(
         (), "pixels: one number for a square, or height and width; empty: the images' own size"
@@ -97,6 +98,9 @@ class Data:
     remove_duplicates: bool = setting(
         False,
         "of nearly equal images train on one, or on none if one of them is held out",
+    )
+    window: int = setting(
+        16_384, "images of shards that are shuffled together; 0: all of them", Range(0)
     )
     only: str = setting(
         "", "file of sha256 sums, one a line: train on these images alone, whatever is held out"
@@ -323,6 +327,12 @@ class Train:
         False, "compile the network with torch.compile; on a CPU it needs a C++ compiler"
     )
     threads: int = setting(0, "CPU threads; 0: as torch chooses", Range(0))
+    workers: int = setting(
+        -1,
+        "processes that read and decode images of shards ahead, for each process that trains; 0: "
+        "none; -1: the cores but one, at most 8",
+        Range(-1),
+    )
     log_every: int = setting(
         0, "images between two lines of metrics; 0: a 400th of the run", Range(0)
     )

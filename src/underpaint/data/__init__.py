@@ -1,10 +1,13 @@
 """Images: from folders, archives and tables to batches of uint8 pixels.
 
-`prepare` decodes once into a cache, `Dataset` reads from it, `Order` says which images come when.
+`prepare` decodes once into a cache, or indexes shards that are streamed; `Dataset` reads from
+there, `Order` says which images come when.
 """
 
 from underpaint.data.dataset import Dataset as Dataset
 from underpaint.data.dataset import prepare as prepare
+from underpaint.data.dataset import prepare_part as prepare_part
 from underpaint.data.dataset import transparency as transparency
 from underpaint.data.order import Order as Order
 from underpaint.data.order import augment as augment
+from underpaint.data.streamed import Streamed as Streamed

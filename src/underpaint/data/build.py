@@ -52,12 +52,13 @@ def decode_all(
     max_bad: float,
     workers: int,
     write: Write,
+    fewest: int = 2,
 ) -> dict[str, Any]:
     """Decode the data (first part) and a source of held-out images (second, if any).
 
     parts: origin and contents. Returns the arguments of `cache.save`. Raises UserError if more than
-    `max_bad` of a part is unreadable, for fewer than two images, or for several sizes if none is
-    asked.
+    `max_bad` of a part is unreadable, for fewer than `fewest` images, or for several sizes if none
+    is asked.
     """
     started = time.monotonic()
     total = sum(contents.total for _, contents in parts)
@@ -97,10 +98,9 @@ def decode_all(
                     at(done)
             check_bad(origin, bad_here, len(texts), max_bad)
             if part == 0:
-                if len(texts) < 2:
-                    raise UserError(f"data '{origin}' is one image; at least 2 are needed")
+                check_several(origin, len(texts), fewest)
                 label_names = contents.label_names or natural_order(texts)
-            labels += _label_ids(origin, texts, label_names, part)
+            labels += label_ids(origin, texts, label_names, part)
             bad += bad_here
     about: dict[str, Any] = {
         "shape": [len(names), *(options.size or ()), options.channels],
@@ -236,6 +236,12 @@ def check_bad(origin: str, bad: list[dict[str, Any]], good: int, max_bad: float)
     )
 
 
+def check_several(origin: str, images: int, fewest: int = 2) -> None:
+    """Raise UserError for too few images to train on."""
+    if images < fewest:
+        raise UserError(f"data '{origin}' is one image; at least 2 are needed")
+
+
 def natural_order(texts: list[str | None]) -> tuple[str, ...]:
     """Distinct labels, numbers inside them ordered by value: 2 before 10."""
 
@@ -246,9 +252,8 @@ def natural_order(texts: list[str | None]) -> tuple[str, ...]:
     return tuple(sorted({t for t in texts if t is not None}, key=key))
 
 
-def _label_ids(
-    origin: str, texts: list[str | None], names: tuple[str, ...], part: int
-) -> list[int]:
+def label_ids(origin: str, texts: list[str | None], names: tuple[str, ...], part: int) -> list[int]:
+    """The number of each label, −1 for none. Raises UserError for held-out ones that are new."""
     ids = {name: i for i, name in enumerate(names)}
     if part == 1 and not names:
         return [-1] * len(texts)  # the data have no labels, so those of the held-out say nothing

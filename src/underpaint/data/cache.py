@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from underpaint.bounded import DAMAGE, Is, checked
 from underpaint.data import digests, index
+from underpaint.data.streamed import Streamed
 from underpaint.errors import RunFailed, UserError
 from underpaint.io import appearing, left, remove
 
@@ -52,7 +53,7 @@ Write = Callable[[memoryview], Any]
 class Entry(NamedTuple):
     """A cache entry: per image its pixels, and what is known of it."""
 
-    pixels: "Rows"  # uint8 [n, H, W, C]
+    pixels: "Rows | Streamed"  # [n, H, W, C], in a file or streamed
     label: NDArray[np.int64]  # [n]; -1: none
     part: NDArray[np.uint8]  # [n]: 0 the data, 1 the source of held-out images
     file_sha: NDArray[np.uint8]  # [n, 32]
@@ -96,7 +97,7 @@ class Rows:
         return all(digests.of_array(self.take([i])[0]) == sums[i].tobytes() for i in ids)
 
 
-def give_back(array: NDArray[Any]) -> None:
+def give_back(array: object) -> None:
     """Of a mapped file hold no pages any more: they are mapped again when they are used."""
     holder: Any = array
     while isinstance(holder, np.ndarray):

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from underpaint import config as settings
 from underpaint.core.spaces import from_uint8
-from underpaint.data import cache, digests, duplicates, split
+from underpaint.data import cache, digests, duplicates, shard_index, split
 from underpaint.data.build import check_bad, decode_all
 from underpaint.data.decode import BITS, RESAMPLING, Options, parse_colour
 from underpaint.data.readers.base import Contents, Source
-from underpaint.data.source import find
+from underpaint.data.source import find, is_there
+from underpaint.data.streamed import Images, Streamed
 from underpaint.errors import UserError
 from underpaint.handing_on import kept
 
@@ -71,7 +72,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     `held_out_ids` say which are which: `torch.utils.data.Subset(dataset, dataset.train_ids)`.
     """
 
-    images: NDArray[np.uint8]  # [n, H, W, C], mapped into memory, read-only; RGBA is straight
+    images: Images  # [n, H, W, C], mapped into memory, or streamed; RGBA is straight
     labels: NDArray[np.int64]  # [n], -1 unlabelled
     label_names: tuple[str, ...]
     names: Sequence[str]  # path of each image inside its source
@@ -137,6 +138,8 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """A copy of the images `ids`, [B, H, W, C]."""
+        if isinstance(self.images, Streamed):
+            return self.images[ids]
         return _taken(self.images, self.stored, ids)
 
 
@@ -165,8 +168,13 @@ def prepare(
     sources = [find(config.source)]
     held_out = held_out_source(config.held_out)
     sources += [held_out] if isinstance(held_out, Source) else []
-    entry, report = _decoded(sources, options, config.max_bad, workers, force, verify)
-    key = Path(report["cache"]).name
+    if any(source.shards for source in sources):
+        _check_streamed(config, sources, verify)
+        entry, report = shard_index.prepared(sources, options, workers, force)
+        key = entry.about["content"]
+    else:
+        entry, report = _decoded(sources, options, config.max_bad, workers, force, verify)
+        key = Path(report["cache"]).name
     data, *others = sources
     held_out = others[0] if others else held_out
     for part, source in enumerate(sources):
@@ -186,8 +194,10 @@ def prepare(
         by_hash = digests.order(entry.file_sha[train_ids])
         train_ids = np.sort(train_ids[by_hash[: config.limit]])
     held_out_ids = np.flatnonzero(side == split.HELD_OUT)
+    stored = None if isinstance(entry.pixels, Streamed) else entry.pixels
+    images = entry.pixels if isinstance(entry.pixels, Streamed) else entry.pixels.array
     if config.remove_duplicates:
-        first = duplicates.first_of_each(entry.pixels.array, key)
+        first = duplicates.first_of_each(np.asarray(images), key)
         train_ids = duplicates.kept(train_ids, held_out_ids, first)
         if len(train_ids) == 0:
             raise UserError(
@@ -197,7 +207,7 @@ def prepare(
     report |= {"seconds": time.monotonic() - started}
     report = _report(data, entry, options, side, train_ids) | report
     dataset = Dataset(
-        images=entry.pixels.array,
+        images=images,
         labels=entry.label,
         label_names=tuple(entry.about["label_names"]),
         names=entry.names,
@@ -207,11 +217,46 @@ def prepare(
         report=report,
         file_digests=entry.file_sha,
         pixel_digests=entry.pixel_sha,
-        stored=entry.pixels,
+        stored=stored,
     )
     if known is not None:
         known[name] = dataset
     return dataset
+
+
+def prepare_part(config: settings.Data, k: int, n: int, *, workers: int = 0) -> tuple[int, int]:
+    """Index the k-th of n shares of the shards of `config.source`, from 1 on; `prepare` then joins.
+
+    For several processes or machines, which share the cache. Returns how many shards and images
+    these are. Raises UserError for data that are no shards.
+    """
+    config = settings.checked(config)
+    settings.check_data(config)
+    source = find(config.source)
+    if not source.shards:
+        raise UserError(
+            f"data '{config.source}' is no list of shards, and only these are prepared in parts; "
+            "give 'set-{0000..0999}.tar' or leave --part out"
+        )
+    workers = workers or os.cpu_count() or 1
+    return shard_index.prepare_part(source, decoding(config), workers, k, n)
+
+
+def _check_streamed(config: settings.Data, sources: list[Source], verify: bool) -> None:
+    """Raise UserError for what shards that are streamed cannot do."""
+    for source in sources:
+        if not source.shards:
+            raise UserError(
+                f"data '{source.origin}' is not streamed, and '{config.source}' and held-out "
+                f"'{config.held_out}' must both be shards or neither; pack it as .tar files"
+            )
+    if config.remove_duplicates:
+        raise UserError(
+            "data.remove_duplicates compares all images, and shards are not decoded at once; "
+            "leave it out"
+        )
+    if verify:
+        raise UserError("--verify hashes the pixels in the cache, and of shards none are kept")
 
 
 def _decoded(
@@ -284,7 +329,7 @@ def held_out_source(text: str) -> str | int | Source:
         return 0
     if text.isascii() and text.isdigit():
         return int(text)
-    if not text.startswith("avatars:") and not Path(text).expanduser().exists():
+    if not is_there(text):
         raise UserError(
             f"held-out '{text}': give auto, none, a number of images, or images of their own "
             "(there is no such file or folder)"

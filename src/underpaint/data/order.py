@@ -2,6 +2,9 @@
 
 Position p lies in epoch p // n at place p mod n, and each epoch is its own permutation of the n
 images: a pure function of (seed, position), so that processes share it and resuming needs no state.
+
+Images that are streamed are shuffled in windows: the shards of an epoch in a random order, and of
+what then follows on each other so many images at a time. So what is read lies in a few shards.
 """
 
 import numpy as np
@@ -9,13 +12,24 @@ from numpy.typing import NDArray
 
 
 class Order:
-    """The endless shuffled sequence of `ids`."""
+    """The endless shuffled sequence of `ids`.
 
-    def __init__(self, ids: NDArray[np.int64], seed: int) -> None:
+    `shard`: of each id the number of its shard, [n]; then `window` images are shuffled together,
+    of at most the shards that hold them. 0: all.
+    """
+
+    def __init__(
+        self,
+        ids: NDArray[np.int64],
+        seed: int,
+        shard: NDArray[np.int32] | None = None,
+        window: int = 0,
+    ) -> None:
         if len(ids) == 0:
             raise ValueError("an order needs at least one id")
         self.ids = np.asarray(ids, np.int64)
         self.seed = seed
+        self.shard, self.window = shard, window
         self._epoch = -1
         self._shuffled = self.ids
 
@@ -35,8 +49,16 @@ class Order:
             # Sorting raw draws, not Generator.permutation: numpy keeps only the former stream
             # the same in all its versions.
             seeds = np.random.SeedSequence([self.seed % 2**64, epoch])
-            draws = np.random.PCG64(seeds).random_raw(len(self.ids))
-            self._shuffled = self.ids[np.argsort(draws, kind="stable")]
+            bits = np.random.PCG64(seeds)
+            draws = bits.random_raw(len(self.ids))
+            if self.shard is None or not 0 < self.window < len(self.ids):
+                places = np.argsort(draws, kind="stable")
+            else:
+                of_shards = bits.random_raw(int(self.shard.max()) + 1)
+                places = np.argsort(of_shards[self.shard], kind="stable")  # shard after shard
+                windows = np.arange(len(places)) // self.window
+                places = places[np.lexsort((draws, windows))]
+            self._shuffled = self.ids[places]
             self._epoch = epoch
         return self._shuffled
 

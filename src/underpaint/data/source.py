@@ -3,13 +3,23 @@
 from pathlib import Path
 
 from underpaint.bounded import open_regular
-from underpaint.data.readers import arrays, csv, folder, tables, tar, zip
-from underpaint.data.readers.base import IMAGE_SUFFIXES, Reader, Source, head_of, kind_of
+from underpaint.data.readers import arrays, csv, folder, shards, tables, tar, zip
+from underpaint.data.readers.base import (
+    IMAGE_SUFFIXES,
+    Contents,
+    Reader,
+    Source,
+    head_of,
+    kind_of,
+)
 from underpaint.errors import UserError
 
 FOLDERS: tuple[Reader, ...] = (folder.find, arrays.find, tables.find)  # the first that answers
 FILES: tuple[Reader, ...] = (tar.find, csv.find, tables.find, arrays.find, zip.find)
-KINDS = "a folder, .zip, .tar, .npy, .npz, IDX .gz, .csv, .parquet or avatars:STYLE"
+KINDS = (
+    "a folder, .zip, .tar, .npy, .npz, IDX .gz, .csv, .parquet, avatars:STYLE or shards "
+    "('set-{0000..0999}.tar')"
+)
 SEALED = b"UPSEALED"  # the first bytes of a sealed file, see `underpaint.sealed.format`
 
 
@@ -21,6 +31,8 @@ def find(text: str) -> Source:
         return zip.avatars(text)
     path = Path(text).expanduser()
     if not path.exists():
+        if found := shards.find(text):
+            return _streamed(found)
         raise UserError(f"data '{text}': there is no such file or folder; give {KINDS}")
     path = path.resolve()
     if not (path.is_dir() or path.is_file()):
@@ -33,6 +45,8 @@ def find(text: str) -> Source:
     for reader in FOLDERS if path.is_dir() else FILES:
         if source := reader(path):
             return source
+    if found := shards.find(text):
+        return _streamed(found)
     if path.is_dir():
         raise UserError(
             f"data '{text}': the folder holds no images; expected PNG, JPEG, WebP, BMP, GIF or "
@@ -41,6 +55,22 @@ def find(text: str) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES or kind_of(head_of(path)) in ("image", "heif", "avif"):
         raise UserError(f"data '{text}' is a single image; give the folder of all your images")
     raise UserError(f"data '{text}' is of no known kind; give {KINDS}")
+
+
+def _streamed(found: shards.Shards) -> Source:
+    return Source(found.origin, "", [], lambda: Contents(0, iter(())), shards=found.places)
+
+
+def absolute(text: str) -> str:
+    """Data by a name that does not hang on the folder in which one is."""
+    return shards.absolute(text)
+
+
+def is_there(text: str) -> bool:
+    """Whether data can be read from `text`, as far as its name says."""
+    if text.startswith("avatars:") or Path(text).expanduser().exists():
+        return True
+    return shards.is_list(text)
 
 
 def is_sealed(path: str | Path) -> bool:

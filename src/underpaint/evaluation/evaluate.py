@@ -21,6 +21,7 @@ from underpaint import config, data, model, model_folder
 from underpaint._version import __version__
 from underpaint.core import alpha, samplers
 from underpaint.data import Dataset, cache
+from underpaint.data.source import is_there
 from underpaint.errors import UserError
 from underpaint.evaluation import feature_cache, features
 from underpaint.evaluation.feature_cache import Store
@@ -189,7 +190,7 @@ def _is_model(source: str | Path) -> bool:
 
 def _images(source: str | Path, size: tuple[int, ...], channels: config.Channels) -> config.Data:
     """Images to score, in the size that both sides shall have if one is given."""
-    if not str(source).startswith("avatars:") and not Path(source).expanduser().exists():
+    if not is_there(str(source)):
         raise UserError(f"{source}: there is no such run or folder of images")
     return config.Data(source=str(source), size=size, held_out="none", channels=channels)
 

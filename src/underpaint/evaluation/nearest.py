@@ -23,23 +23,30 @@ from numpy.typing import NDArray
 
 from underpaint.core.alpha import premultiplied
 from underpaint.data import cache
+from underpaint.data.streamed import Streamed
 
 Images = NDArray[np.uint8] | NDArray[np.float32]
+Searched = Images | Streamed
 
 THIRD = 1 / 3
 NEXT = 50  # images after the nearest that make the background
 
 
 def nearest(
-    samples: Images, images: Images, ids: NDArray[np.int64], k: int = 1, *, memory: int = 1 << 25
+    samples: Images,
+    images: Searched,
+    ids: NDArray[np.int64],
+    k: int = 1,
+    *,
+    memory: int = 1 << 25,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The `k` nearest of `images[ids]` for each of `samples`, nearest first.
 
-    `samples` uint8 [n, H, W, C]; `images` uint8 [m, H, W, C], may be mapped from a file; or float32
-    features [n, D] and [m, D]. `ids`: the rows of `images` to search. Returns Euclidean distances,
-    of pixels in grey levels (with transparency: of premultiplied colours and alpha), [n, k] and ids
-    [n, k]; among equal distances the one that comes first in `ids`. `memory`: bytes for a block of
-    each.
+    `samples` uint8 [n, H, W, C]; `images` uint8 [m, H, W, C], may be mapped from a file, or
+    streamed; or float32 features [n, D] and [m, D]. `ids`: the rows of `images` to search. Returns
+    Euclidean distances, of pixels in grey levels (with transparency: of premultiplied colours and
+    alpha), [n, k] and ids [n, k]; among equal distances the one that comes first in `ids`.
+    `memory`: bytes for a block of each.
     Raises ValueError for other shapes and for k beyond the number of ids.
     """
     if samples.shape[1:] != images.shape[1:]:
@@ -70,7 +77,7 @@ class Ratios(NamedTuple):
 
 def distance_ratios(
     samples: Images,
-    images: Images,
+    images: Searched,
     ids: NDArray[np.int64],
     *,
     background: int = NEXT,
@@ -94,7 +101,7 @@ def distance_ratios(
 
 
 def _nearest(
-    a: NDArray[np.float64], images: Images, ids: NDArray[np.int64], k: int, rows: int
+    a: NDArray[np.float64], images: Searched, ids: NDArray[np.int64], k: int, rows: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Squared distances and ids of the nearest of `a` [n, d]."""
     best = np.empty((len(a), 0))

@@ -115,7 +115,7 @@ def find_copies(
 def search(
     samples: nearest.Images,
     held_out: nearest.Images | None,
-    images: nearest.Images,
+    images: nearest.Searched,
     ids: NDArray[np.int64],
 ) -> Copies:
     """Look for copies of `images[ids]`, all different, among `samples` [n, H, W, C] (or [n, D]).
@@ -142,7 +142,7 @@ def search(
     return Copies(result, _ordered(np.arange(len(samples)), ratios, ratios.second, order, images))
 
 
-def near_duplicates(images: nearest.Images, ids: NDArray[np.int64]) -> Nearest:
+def near_duplicates(images: nearest.Searched, ids: NDArray[np.int64]) -> Nearest:
     """Training images that stand out as near to another: d1/mean(d2 … d51) below 1/3.
 
     Of more than SEARCHED images a random SEARCHED are compared with all.
@@ -163,7 +163,7 @@ def _ordered(
     ratios: Ratios,
     values: NDArray[np.float64],
     order: NDArray[np.int64],
-    images: nearest.Images,
+    images: nearest.Searched,
 ) -> Nearest:
     rms = ratios.distances[order] / np.sqrt(np.prod(images.shape[1:]))
     return Nearest(which[order], ratios.ids[order], values[order], rms)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from underpaint.core.alpha import premultiplied
 from underpaint.data import Dataset, duplicates
 from underpaint.data.build import CONSTANT
+from underpaint.data.streamed import Images
 from underpaint.report.html import render, write_page
 
 LABELS, EACH = 12, 16  # labels that are shown, images of each
@@ -71,7 +72,7 @@ def write(dataset: Dataset, first: NDArray[np.int64], path: Path) -> Path:
     return write_page(path, page)
 
 
-def _measured(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _measured(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Of each image its mean, and the largest standard deviation of a channel: [n], of 255."""
     light, spread = [], []
     for start in range(0, len(images), BLOCK):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from underpaint import config
 from underpaint import model as models
 from underpaint.data import Dataset, prepare
+from underpaint.data.streamed import Streamed
 from underpaint.errors import UserError
 from underpaint.evaluation.nearest import nearest
 from underpaint.sealed import format as sealed
@@ -84,8 +85,13 @@ def draw(
         )
         return gallery
     _choose_real(gallery, images)
-    if gallery.samples and gallery.samples[0].shape == images.images.shape[1:]:
-        _find_nearest(gallery, images)
+    if isinstance(images.images, Streamed):
+        gallery.missing.append(
+            "The images are streamed from shards, and reading all of them to find those nearest to "
+            "the samples would take too long here; underpaint audit does."
+        )
+    elif gallery.samples and gallery.samples[0].shape == images.images.shape[1:]:
+        _find_nearest(gallery, images.images, images)
     return gallery
 
 
@@ -117,16 +123,16 @@ def _choose_real(gallery: Gallery, dataset: Dataset) -> None:
     ]
 
 
-def _find_nearest(gallery: Gallery, dataset: Dataset) -> None:
+def _find_nearest(gallery: Gallery, images: NDArray[np.uint8], dataset: Dataset) -> None:
     samples = np.stack(gallery.samples[:PAIRS])
     scale = np.sqrt(samples[0].size)
-    distances, ids = nearest(samples, dataset.images, dataset.train_ids, 1)
+    distances, ids = nearest(samples, images, dataset.train_ids, 1)
     gallery.pairs = [
-        (sample, dataset.images[i], float(distance / scale))
+        (sample, images[i], float(distance / scale))
         for sample, (distance,), (i,) in zip(samples, distances, ids, strict=True)
     ]
     held_out = np.random.default_rng(0).permutation(dataset.held_out_ids)[:HELD_OUT]
     if len(held_out):
-        distances, _ = nearest(dataset.batch(held_out), dataset.images, dataset.train_ids, 1)
+        distances, _ = nearest(dataset.batch(held_out), images, dataset.train_ids, 1)
         gallery.usual = float(np.median(distances) / scale)
         gallery.held_out_used = len(held_out)

@@ -16,6 +16,7 @@ from underpaint import config, factory
 from underpaint.core import masks, spaces
 from underpaint.core.masks import Mask, MaskSpec
 from underpaint.data.digests import Identities
+from underpaint.data.streamed import Images
 from underpaint.errors import UserError
 from underpaint.sealed.format import Sealed, read
 from underpaint.training.training_set import Examples, Gathered, Ids, Visible
@@ -56,9 +57,16 @@ class SealedSet:
         self.size, self.channels = sealed.size, sealed.channels
         self.labels, self.label_names = sealed.labels, sealed.label_names
         self.held_out_ids, self.key = sealed.held_out_ids, sealed.key
-        self.images: NDArray[np.uint8] | None = None
+        self.images: Images | None = None
 
-    def gather(self, ids: Ids, rate: float, augment: float, seed: int) -> Gathered:
+    def gather(
+        self,
+        ids: Ids,
+        rate: float,
+        augment: float,
+        seed: int,
+        pixels: NDArray[np.uint8] | None = None,
+    ) -> Gathered:
         patches, mask = self.examples(ids).batch(slice(None), self.spec, torch.Generator())
         return Gathered(patches, torch.from_numpy(self.labels[ids]), mask=mask)
 

@@ -66,6 +66,11 @@ def seal(
         raise UserError(f"'{out}' exists; give another name, or delete it first")
     options, wanted = decoding(data), _wanted(data.held_out)
     source = find(data.source)
+    if source.shards:
+        raise UserError(
+            f"data '{data.source}' are shards, which are streamed and not sealed; unpack them into "
+            "a folder"
+        )
     key = secrets.token_bytes(32) if key is None else key
     with writing(path), replacing(path) as temporary:
         with temporary.open("w+b") as file:

@@ -50,11 +50,20 @@ def draw_batch(
 
 
 def request(
-    stage: PreparedStage, run: config.Run, rate: float, position: int, count: int, attempt: int
+    stage: PreparedStage,
+    run: config.Run,
+    rate: float,
+    position: int,
+    count: int,
+    attempt: int,
+    processes: int = 0,
 ) -> Request:
-    """What the images of the microbatch at `position` follow from."""
+    """What the images of the microbatch at `position` follow from.
+
+    `processes` that share a step: then it is one of a sequence, which is read ahead.
+    """
     seed = seed_from(run.train.seed, stage.index, position, attempt)
-    return Request(stage, rate, position, count, seed)
+    return Request(stage, rate, position, count, seed, count * processes)
 
 
 def noised(

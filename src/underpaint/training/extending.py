@@ -13,8 +13,9 @@ from pathlib import Path
 
 from underpaint import config
 from underpaint.bounded import read_json
+from underpaint.data.source import absolute, is_there
 from underpaint.errors import UserError
-from underpaint.training import identities, provenance
+from underpaint.training import identities
 from underpaint.training.checkpointing import RunFolder, read_progress
 from underpaint.training.stages import PreparedStage
 
@@ -49,7 +50,7 @@ def moved(run: config.Run, folder: RunFolder, data: str | Path | None) -> config
     Raises UserError where the data of a stage's own are gone, or no stage has other ones.
     """
     sources = {name: stage.data.source for name, stage in run.stages.items() if stage.data}
-    gone = [name for name, source in sources.items() if not provenance.is_there(source)]
+    gone = [name for name, source in sources.items() if not is_there(source)]
     if gone or (data is not None and len(sources) == len(run.stages)):
         name = (gone or [*sources])[0]
         why = "are not there any more" if gone else "are its own: --data does not say where"
@@ -59,7 +60,7 @@ def moved(run: config.Run, folder: RunFolder, data: str | Path | None) -> config
         )
     if data is None:
         return run
-    place = str(Path(data).expanduser().absolute())
+    place = absolute(str(data))
     return dataclasses.replace(run, data=dataclasses.replace(run.data, source=place))
 
 

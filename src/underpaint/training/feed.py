@@ -2,7 +2,8 @@
 
 What is read is a function of the `Request` alone. The next one is guessed, and read again if the
 guess was wrong: at the end of a stage, after a return to a checkpoint. So nothing depends on what a
-feed has read ahead, and a checkpoint knows of steps that were made, not of these.
+feed has read ahead, and a checkpoint knows of steps that were made, not of these. Images that are
+streamed are decoded by processes further ahead (`data.ahead`), on a CPU, too.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ class Request(NamedTuple):
     position: int  # in the stage
     images: int
     seed: int
+    stride: int = 0  # images from this microbatch to the next one of this process
 
     def same(self, other: "Request") -> bool:
         """Whether they are answered alike."""
@@ -32,8 +34,10 @@ class Request(NamedTuple):
     def read(self) -> Gathered:
         """The images, on the CPU."""
         ids = self.stage.order.at(self.position, self.images)
-        augment = self.stage.augment(self.position)
-        return self.stage.training_set.gather(ids, self.rate, augment, self.seed)
+        augment, pixels = self.stage.augment(self.position), None
+        if self.stage.ahead is not None and self.stride:
+            pixels = self.stage.ahead.take(self.position, self.images, self.stride)
+        return self.stage.training_set.gather(ids, self.rate, augment, self.seed, pixels)
 
 
 class Feed:
@@ -46,12 +50,14 @@ class Feed:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._reader: ThreadPoolExecutor | None = None
         self._next: tuple[Request, Future[Sent]] | None = None
+        self._last: Request | None = None
 
     def take(self, request: Request, then: Request | None = None) -> Gathered:
         """The images asked for, on the device; those of `then` are read from now on.
 
         Raises what reading raises, of what is asked for.
         """
+        self._last = request
         if not self.ahead:
             return request.read().to(self.device)
         if self._reader is None:
@@ -71,11 +77,13 @@ class Feed:
         return gathered
 
     def close(self) -> None:
-        """End the thread; what it has read ahead is forgotten."""
+        """End thread and processes; what they have read ahead is forgotten."""
         self._next = None
         if self._reader is not None:
             self._reader.shutdown(cancel_futures=True)
             self._reader = None
+        if self._last is not None and self._last.stage.ahead is not None:
+            self._last.stage.ahead.close()
 
     def _sent(self, request: Request) -> Sent:
         gathered = request.read()

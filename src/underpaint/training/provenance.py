@@ -17,6 +17,7 @@ import torch
 from underpaint import config
 from underpaint._version import __version__
 from underpaint.bounded import Is, checked, read_json
+from underpaint.data.source import absolute, is_there
 from underpaint.errors import UserError
 from underpaint.training.distributed import launch
 from underpaint.training.stages import PreparedStage
@@ -86,7 +87,7 @@ def data_of(run: config.Run, data: str | None, whose: object) -> config.Data:
     """
     found = run.data_of(run.last)
     if data is not None:
-        found = dataclasses.replace(found, source=str(Path(data).expanduser().absolute()))
+        found = dataclasses.replace(found, source=absolute(data))
         if not (
             found.held_out in ("auto", "none")
             or found.held_out.isdecimal()
@@ -100,11 +101,6 @@ def data_of(run: config.Run, data: str | None, whose: object) -> config.Data:
             else f"--data {data}: there are no images"
         )
     return found
-
-
-def is_there(source: str) -> bool:
-    """Whether data can be read from `source`."""
-    return source.startswith("avatars:") or Path(source).expanduser().exists()
 
 
 def _device_name(device: torch.device) -> str:

@@ -13,7 +13,9 @@ from underpaint import backbones, config, factory, vae
 from underpaint.core import masks, spaces
 from underpaint.core.masks import MaskSpec
 from underpaint.data import Dataset, Order, fixed_masks, latents, prepare, transparency
+from underpaint.data.ahead import Ahead, workers_of
 from underpaint.data.source import is_sealed
+from underpaint.data.streamed import Streamed
 from underpaint.errors import UserError
 from underpaint.hardware import pick_device
 from underpaint.registry import wing
@@ -46,6 +48,7 @@ class PreparedStage:
     images: int  # a multiple of the batch
     levels: tuple[Level, ...]
     guarantee: Any = None  # of a differentially private stage: dp.accounting.Guarantee
+    ahead: Ahead | None = None  # of images that are streamed, where processes decode them
 
     @property
     def batch(self) -> int:
@@ -128,6 +131,7 @@ def _prepared(
         )
     images = max(1, round(settings.images / settings.batch)) * settings.batch
     space = factory.space(spec.space, spec.size, spec.channels)
+    order, ahead = _order(run, index, training_set, data.window)
     stage = PreparedStage(
         index=index,
         name=name,
@@ -135,14 +139,28 @@ def _prepared(
         spec=spec,
         space=space,
         training_set=training_set,
-        order=Order(ids, seed_from(run.train.seed, "order", index)),
+        order=order,
         images=images,
         levels=_levels(name, settings, training_set.spec, space.grid, images, run.train.compile),
+        ahead=ahead,
     )
     if settings.dp is not None:
         guarantee = wing("dp").guarantee(name, settings, settings.dp, len(ids), images)
         stage = dataclasses.replace(stage, guarantee=guarantee)
     return stage
+
+
+def _order(
+    run: config.Run, index: int, training_set: TrainingSet, window: int
+) -> tuple[Order, Ahead | None]:
+    """The order of a stage's images, and who decodes them ahead, if they are streamed."""
+    ids, seed = training_set.train_ids, seed_from(run.train.seed, "order", index)
+    streamed = training_set.images
+    if not isinstance(streamed, Streamed) or isinstance(training_set, LatentSet):
+        return Order(ids, seed), None
+    order = Order(ids, seed, streamed.shard[ids], window)
+    workers = workers_of(run.train.workers)
+    return order, Ahead(streamed, order, workers) if workers else None
 
 
 def _images(

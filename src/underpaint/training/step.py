@@ -38,9 +38,8 @@ def step(stage: PreparedStage, run: config.Run, state: TrainState, progress: Pro
     errors = torch.zeros(2, dtype=torch.float64, device=state.reads_on)  # loss, x0's
     for position in positions:
         more = position != positions[-1]
-        asked = request(stage, run, level.rate, position, count, progress.attempt)
-        after = positions[positions.index(position) + 1] if more else positions[0] + stage.batch
-        gathered = state.feed.take(asked, _next(stage, run, progress, after, count))
+        asked = request(stage, run, level.rate, position, count, progress.attempt, world.size)
+        gathered = state.feed.take(asked, _next(stage, run, progress, asked))
         batch = draw_batch(
             stage, run, state.model, level.rate, position, count, progress.attempt, gathered
         )
@@ -64,13 +63,15 @@ def step(stage: PreparedStage, run: config.Run, state: TrainState, progress: Pro
 
 
 def _next(
-    stage: PreparedStage, run: config.Run, progress: Progress, position: int, count: int
+    stage: PreparedStage, run: config.Run, progress: Progress, asked: Request
 ) -> Request | None:
     """What will most likely be asked for after this microbatch."""
+    position, count = asked.position + asked.stride, asked.images
     step = position // stage.batch * stage.batch
     if step >= stage.images:
         return None
-    return request(stage, run, stage.level(step).rate, position, count, progress.attempt)
+    rate, processes = stage.level(step).rate, asked.stride // count
+    return request(stage, run, rate, position, count, progress.attempt, processes)
 
 
 def settle(state: TrainState, progress: Progress) -> None:

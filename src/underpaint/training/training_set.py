@@ -19,6 +19,7 @@ from underpaint.core.masks import Mask, MaskSpec
 from underpaint.data import Dataset, augment, fixed_masks
 from underpaint.data.dataset import Latents
 from underpaint.data.digests import Identities
+from underpaint.data.streamed import Images
 from underpaint.training.seeding import seed_from
 
 Ids = NDArray[np.int64]
@@ -85,13 +86,21 @@ class TrainingSet(Protocol):
     train_ids: Ids
     held_out_ids: Ids
     key: str  # names the content
-    images: NDArray[np.uint8] | None  # [n, H, W, C] whole images, where there are some
+    images: Images | None  # [n, H, W, C] whole images, where there are some
 
-    def gather(self, ids: Ids, rate: float, augment: float, seed: int) -> Gathered:
+    def gather(
+        self,
+        ids: Ids,
+        rate: float,
+        augment: float,
+        seed: int,
+        pixels: NDArray[np.uint8] | None = None,
+    ) -> Gathered:
         """The images `ids` for a step, on the CPU; in any thread.
 
-        `rate` of fixed masks; `augment`: probability of each change. A pure function of its
-        arguments: augmentation follows from `seed`.
+        `rate` of fixed masks; `augment`: probability of each change; `pixels`: of the images [B, H,
+        W, C], where they have been read. A pure function of its arguments: augmentation follows
+        from `seed`.
         """
 
     def visible(self, gathered: Gathered, rate: float, generator: torch.Generator) -> Visible:
@@ -155,14 +164,21 @@ class ImageSet:
         self.labels, self.label_names = dataset.labels, dataset.label_names
         self.train_ids, self.held_out_ids = dataset.train_ids, dataset.held_out_ids
         self.key = dataset.key
-        self.images: NDArray[np.uint8] | None = dataset.images
+        self.images: Images | None = dataset.images
 
-    def gather(self, ids: Ids, rate: float, augment: float, seed: int) -> Gathered:
-        planes, condition = self._planes(ids, augment, np.random.default_rng(seed), seed)
+    def gather(
+        self,
+        ids: Ids,
+        rate: float,
+        augment: float,
+        seed: int,
+        pixels: NDArray[np.uint8] | None = None,
+    ) -> Gathered:
+        planes, condition = self._planes(ids, pixels, augment, np.random.default_rng(seed), seed)
         mask = None
         if self.stage.fixed:  # from each image alone, whatever the epoch
-            pixels = (digest.tobytes() for digest in self.dataset.pixel_digests[ids])
-            drawn_from = fixed_masks.generators(self.mask_key, pixels)
+            known = (digest.tobytes() for digest in self.dataset.pixel_digests[ids])
+            drawn_from = fixed_masks.generators(self.mask_key, known)
             mask = _mask(planes, self.space, self.spec.at(rate), drawn_from)
         return Gathered(planes, torch.from_numpy(self.labels[ids]), condition, mask)
 
@@ -190,11 +206,17 @@ class ImageSet:
         return Identities(self.dataset.file_digests[ids], self.dataset.pixel_digests[ids])
 
     def _planes(
-        self, ids: Ids, p: float, rng: np.random.Generator, seed: int
+        self,
+        ids: Ids,
+        pixels: NDArray[np.uint8] | None,
+        p: float,
+        rng: np.random.Generator,
+        seed: int,
     ) -> tuple[Tensor, Tensor | None]:
         """The augmented images in [-1, 1], float32 [B, C, H, W], and how they were augmented."""
         stage = self.stage
-        planes = spaces.from_uint8(augment(self.dataset.batch(ids), rng, stage.flip, stage.shift))
+        pixels = self.dataset.batch(ids) if pixels is None else pixels
+        planes = spaces.from_uint8(augment(pixels, rng, stage.flip, stage.shift))
         if not p:
             return planes, None
         # draws of their own: what flip and shift do does not depend on augment
@@ -213,7 +235,12 @@ class LatentSet(ImageSet):
     """Latents of an autoencoder, drawn anew at each step."""
 
     def _planes(
-        self, ids: Ids, p: float, rng: np.random.Generator, seed: int
+        self,
+        ids: Ids,
+        pixels: NDArray[np.uint8] | None,
+        p: float,
+        rng: np.random.Generator,
+        seed: int,
     ) -> tuple[Tensor, Tensor | None]:
         return torch.from_numpy(self._latents.draw(ids, rng, self.stage.flip)), None
 

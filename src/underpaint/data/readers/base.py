@@ -34,6 +34,7 @@ class Item(NamedTuple):
     name: str
     read: Callable[[], bytes | NDArray[np.uint8]]
     label: str | None  # None: unlabelled
+    place: tuple[int, int] = (0, 0)  # of a file in a tar: where its bytes begin, how many they are
 
 
 Unread = dict[str, list[str]]  # why or of which kind → names
@@ -59,6 +60,7 @@ class Source(NamedTuple):
     open: Callable[[], Contents]
     unread: Unread = {}  # noqa: RUF012  (never changed here)
     outside: list[str] = []  # noqa: RUF012  (files that a table names outside its folder)
+    shards: list[str] = []  # noqa: RUF012  (paths or URLs of tars that are streamed: no files then)
 
 
 Reader = Callable[[Path], Source | None]
@@ -210,7 +212,7 @@ def folder_labels(names: Sequence[str]) -> list[str | None]:
     return [label[folder] for folder in folders]
 
 
-def check_distinct(origin: Path, names: Iterable[str]) -> None:
+def check_distinct(origin: object, names: Iterable[str]) -> None:
     """Raise UserError for two members of an archive with one name: one would hide the other."""
     seen: set[str] = set()
     for name in names:

@@ -59,7 +59,7 @@ def find(path: Path) -> Source | None:
     named = path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"))
     if not named and kind_of(head_of(path)) != "tar" and not _is_packed(path):
         return None
-    return Source(str(path), str(path.parent), [path.name], partial(_open, path))
+    return Source(str(path), str(path.parent), [path.name], partial(contents, path))
 
 
 def _is_packed(path: Path) -> bool:
@@ -72,12 +72,17 @@ def _is_packed(path: Path) -> bool:
         return False
 
 
-def _open(path: Path) -> Contents:
-    """Read twice from front to back (names, then images): a compressed one is never rewound."""
+def contents(path: Path, origin: str | None = None, folders: bool = True) -> Contents:
+    """Read twice from front to back (names, then images): a compressed one is never rewound.
+
+    `origin`: what errors name, if not `path`. `folders`: whether they are labels where there are no
+    others.
+    """
+    origin = origin or str(path)
     beside: dict[str, bytes] = {}
     heads: dict[str, bytes] = {}
     links: list[str] = []
-    for name, data in _members(path, _beside, HEAD):
+    for name, data, _ in _members(path, origin, _beside, HEAD):
         if data is None:
             links.append(name)
         elif _beside(name):
@@ -87,20 +92,26 @@ def _open(path: Path) -> Contents:
     names, unread = choose(heads, heads.__getitem__)
     unread |= {"link": links} if links else {}
     if not names:
-        raise UserError(f"data '{path}': the archive holds no images (PNG, JPEG, WebP, ...)")
-    wanted = dict(zip(names, _labels(path, names, beside), strict=True))
+        raise UserError(f"data '{origin}': the archive holds no images (PNG, JPEG, WebP, ...)")
+    labels = _labels(origin, names, beside)
+    if labels is None:
+        labels = folder_labels(names) if folders else [None] * len(names)
+    wanted = dict(zip(names, labels, strict=True))
     items = (
-        Item(name, partial(bytes, data), wanted[name])
-        for name, data in _members(path, wanted.__contains__, 0)
+        Item(name, partial(bytes, data), wanted[name], (offset, len(data)))
+        for name, data, offset in _members(path, origin, wanted.__contains__, 0)
         if name in wanted and data is not None
     )
     return Contents(len(names), items, unread=unread)
 
 
 def _members(
-    path: Path, whole: Callable[[str], bool], most: int
-) -> Iterator[tuple[str, bytes | None]]:
-    """All files of a tar in their order: their bytes if wanted whole, else `most`; None: a link."""
+    path: Path, origin: str, whole: Callable[[str], bool], most: int
+) -> Iterator[tuple[str, bytes | None, int]]:
+    """All files of a tar in their order: their bytes if wanted whole, else `most`; None: a link.
+
+    And where their bytes begin in the unpacked tar.
+    """
     try:
         with open_regular(path) as raw:
             size = path.stat().st_size
@@ -108,28 +119,28 @@ def _members(
             raw.seek(0)
             stream = _Forward(Stream(opener(raw), size)) if opener else _Forward(raw, raw)
             with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as files:
-                yield from _read(path, files, whole, most, None if opener else size)
+                yield from _read(origin, files, whole, most, None if opener else size)
                 if any(any(part) for part in iter(partial(stream.read, PIECE), b"")):
                     raise tarfile.ReadError("more follows its end: are these several in one file?")
     except DAMAGE as error:
         reason = str(error) or type(error).__name__
         raise UserError(
-            f"data '{path}' cannot be read as a tar ({reason}); copy it again"
+            f"data '{origin}' cannot be read as a tar ({reason}); copy it again"
         ) from None
 
 
 def _read(
-    path: Path,
+    origin: str,
     files: tarfile.TarFile,
     whole: Callable[[str], bool],
     most: int,
     size: int | None,
-) -> Iterator[tuple[str, bytes | None]]:
+) -> Iterator[tuple[str, bytes | None, int]]:
     seen: list[str] = []
     for member in files:
         files.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
         if member.islnk() or member.issym():
-            yield member.name, None
+            yield member.name, None, 0
         if not member.isfile():
             continue
         seen.append(member.name)
@@ -139,8 +150,8 @@ def _read(
         file = files.extractfile(member)
         assert file is not None  # it is a file
         wanted = member.size if whole(member.name) else min(most, member.size)
-        yield member.name, file.read(wanted)
-    check_distinct(path, seen)
+        yield member.name, file.read(wanted), member.offset_data
+    check_distinct(origin, seen)
 
 
 class _Forward(io.RawIOBase):
@@ -184,12 +195,12 @@ def _beside(name: str) -> bool:
     return name.endswith((".cls", ".json"))
 
 
-def _labels(path: Path, names: list[str], beside: dict[str, bytes]) -> list[str | None]:
-    """The label of each image: from the files beside them, or of the folders if there are none."""
-    texts = {name: _label(path, name, data) for name, data in beside.items()}
+def _labels(origin: str, names: list[str], beside: dict[str, bytes]) -> list[str | None] | None:
+    """The label of each image, from the files beside them; None if these say none."""
+    texts = {name: _label(origin, name, data) for name, data in beside.items()}
     given = {name: text for name, text in texts.items() if text is not None}
     if not given:
-        return folder_labels(names)
+        return None
     exact: dict[str, set[str]] = {}
     keys: dict[str, set[str]] = {}
     for name, text in given.items():
@@ -201,7 +212,7 @@ def _labels(path: Path, names: list[str], beside: dict[str, bytes]) -> list[str 
         files = keys.get(_key(name), set())
         if len(labels) > 1 or (not labels and len(files) > 1):
             raise UserError(
-                f"data '{path}': '{name}' has several labels beside it, as in '{min(files)}' and "
+                f"data '{origin}': '{name}' has several labels beside it, as in '{min(files)}' and "
                 f"'{max(files)}'; name each label as its image"
             )
         found.append(min(labels) if labels else given[min(files)] if files else None)
@@ -214,14 +225,14 @@ def _key(name: str) -> str:
     return f"{folder}/{base.partition('.')[0]}"
 
 
-def _label(path: Path, name: str, data: bytes) -> str | None:
+def _label(origin: str, name: str, data: bytes) -> str | None:
     try:
         text = data.decode().strip()
         if name.endswith(".cls"):
             return text or None
         record = json.loads(text)
     except (ValueError, RecursionError):
-        raise UserError(f"data '{path}': '{name}' is not valid text or JSON") from None
+        raise UserError(f"data '{origin}': '{name}' is not valid text or JSON") from None
     if not isinstance(record, dict):
         return None
     value = record.get("label", record.get("cls"))

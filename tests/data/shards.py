@@ -1,0 +1,82 @@
+"""Tar shards, and a server that answers range requests."""
+
+import contextlib
+import http.server
+import io
+import re
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tests.data.pictures import png
+
+RANGE = r"bytes=(\d+)-(\d+)"
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            archive.addfile(about, io.BytesIO(data))
+    return path
+
+
+def write_shards(
+    folder: Path, images: np.ndarray, each: int, labels: list[str] | None = None
+) -> Path:
+    """folder/set-0000.tar …: `each` images a shard, 000.png and, with labels, 000.cls."""
+    for start in range(0, len(images), each):
+        members: dict[str, bytes] = {}
+        for i in range(start, min(start + each, len(images))):
+            members[f"{i:03}.png"] = png(images[i])
+            if labels:
+                members[f"{i:03}.cls"] = labels[i].encode()
+        write_tar(folder / f"set-{start // each:04}.tar", members)
+    return folder
+
+
+class _Ranges(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; `Range: bytes=a-b` as S3 does."""
+
+    def do_GET(self) -> None:
+        file = Path(self.translate_path(self.path))
+        if not file.is_file():
+            self.send_error(404)
+            return
+        data = file.read_bytes()
+        asked = re.fullmatch(RANGE, self.headers.get("Range", ""))
+        if asked:
+            first, last = int(asked[1]), int(asked[2])
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+            data = data[first : last + 1]
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The URL at which the files of `folder` are, for the while."""
+
+    def handler(*args: object) -> _Ranges:
+        return _Ranges(*args, directory=str(folder))  # type: ignore[arg-type]
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
