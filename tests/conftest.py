@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# containers often set it: then each of hundreds of processes compiles torch anew, which takes 8 s
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["HF_HUB_OFFLINE"] = "1"  # which is read when the library is imported: none is asked
 
-from underpaint import hardware
-from underpaint.cli import main
+from underpaint import hardware  # noqa: E402
+from underpaint.cli import main  # noqa: E402
 
 SMALL = """\
 network: {width: 64, depth: 3, heads: 2}
