@@ -41,8 +41,10 @@ def ctrl_c() -> None:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache."""
-    monkeypatch.setenv("UNDERPAINT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    """No test reads or writes the user's cache; all processes of a test run share one."""
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    monkeypatch.setenv("UNDERPAINT_CACHE", str(place / "cache"))
 
 
 @pytest.fixture(autouse=True, scope="session")
