@@ -15,7 +15,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ["HF_HUB_OFFLINE"] = "1"  # which is read when the library is imported: none is asked
 
-from underpaint import hardware  # noqa: E402
+from underpaint import hardware, screen  # noqa: E402
 from underpaint.cli import main  # noqa: E402
 
 SMALL = """\
@@ -94,8 +94,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def wrong(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
     """Run a command that must be refused in one line; returns the line."""
+    monkeypatch.setattr(screen, "FIRST", 1e9)  # however slow: no lines of progress
 
     def run(*arguments: object) -> str:
         assert main([str(argument) for argument in arguments]) == 2

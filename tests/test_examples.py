@@ -82,9 +82,7 @@ def test_the_notebook(tmp_path: Path) -> None:
     pictures = [o for o in shown if "image/png" in o.get("data", {})]
     texts = [o["data"]["text/plain"] for o in shown if "text/plain" in o.get("data", {})]
     assert len(pictures) == 2
-    assert texts[0] == (
-        "<Dataset 24 images of 32×32×3, 2 labels, 23 to train on, 1 held out>"
-    )
+    assert texts[0] == "<Dataset 24 images of 32×32×3, 2 labels, 23 to train on, 1 held out>"
     assert texts[-1] == "(torch.Size([16, 3, 32, 32]), torch.Size([16]))"
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
 
