@@ -7,6 +7,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # modules are compiled when they are first imported: most never are
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# containers set it, and then every command compiles all of torch anew
+unexport PYTHONDONTWRITEBYTECODE
 OUT ?= runs/quickstart
 MINUTES ?= 4.5
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# containers often set it: then each of hundreds of processes compiles torch anew, which takes 8 s
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["HF_HUB_OFFLINE"] = "1"  # which is read when the library is imported: none is asked
 
-from underpaint import hardware
-from underpaint.cli import main
+from underpaint import hardware, screen  # noqa: E402
+from underpaint.cli import main  # noqa: E402
 
 SMALL = """\
 network: {width: 64, depth: 3, heads: 2}
@@ -37,8 +41,10 @@ def ctrl_c() -> None:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache."""
-    monkeypatch.setenv("UNDERPAINT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    """No test reads or writes the user's cache; all processes of a test run share one."""
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    monkeypatch.setenv("UNDERPAINT_CACHE", str(place / "cache"))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -88,8 +94,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def wrong(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
     """Run a command that must be refused in one line; returns the line."""
+    monkeypatch.setattr(screen, "FIRST", 1e9)  # however slow: no lines of progress
 
     def run(*arguments: object) -> str:
         assert main([str(argument) for argument in arguments]) == 2

@@ -391,7 +391,7 @@ def test_plan_for_a_gpu_that_is_not_here(
     assert main(["plan", *flags]) == 0
     text = capsys.readouterr().out
     assert "computed, not measured" in text
-    assert "patches an image" in text  # the evidence is cited
+    assert "patches per image" in text  # the evidence is cited
     assert f"train --config {out} --from pretrained:lorelei" in text  # 24 images are few
     assert "\n- no masked stage" in text
     assert main(["plan", *flags, "--overwrite", "--explain"]) == 0

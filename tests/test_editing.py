@@ -11,8 +11,9 @@ import torch
 import underpaint as up
 from tests.heard import Heard
 from tests.privacy.known import GRID, Known, Memoriser, Normal
-from underpaint import config, editing, model
+from underpaint import config, model
 from underpaint.core import alpha, spaces
+from underpaint.editing import repainting, variation
 from underpaint.errors import UserError
 from underpaint.progress import following
 
@@ -92,7 +93,7 @@ def test_a_seam_is_hidden_in_the_erased_part_alone() -> None:
     keep = np.zeros((1, 5, 12), np.bool_)
     keep[:, :, :4] = True
     difference = torch.where(torch.from_numpy(keep), 0.3, torch.nan)[:, None]
-    added = editing._seam(difference, keep, 3)[0, 0]
+    added = repainting._seam(difference, keep, 3)[0, 0]
     expected = [0.0] * 4 + [0.3 * (1 - d / 4) for d in (1, 2, 3)] + [0.0] * 5
     torch.testing.assert_close(added, torch.tensor(expected).expand(5, 12))
 
@@ -101,7 +102,7 @@ def test_erased_pixels_are_filled_by_the_nearest() -> None:
     images = torch.arange(12.0).view(1, 1, 2, 6)
     keep = np.zeros((1, 2, 6), np.bool_)
     keep[0, 0, 1] = keep[0, 1, 5] = True
-    filled = editing._nearest(images.where(torch.from_numpy(keep), torch.nan), keep)
+    filled = repainting._nearest(images.where(torch.from_numpy(keep), torch.nan), keep)
     assert filled[0, 0].tolist() == [[1, 1, 1, 1, 11, 11], [1, 1, 1, 11, 11, 11]]
 
 
@@ -140,7 +141,7 @@ def test_wider_pictures_hold_the_picture(
 def test_windows_fill_the_canvas_from_what_is_known(place: tuple[int, int]) -> None:
     canvas, size = np.zeros((16, 20), np.bool_), (6, 8)
     canvas[place[0] : place[0] + 6, place[1] : place[1] + 8] = True
-    order = editing._windows(canvas, size)
+    order = repainting._windows(canvas, size)
     for y, x in order:
         window = canvas[y : y + 6, x : x + 8]
         assert window.shape == size
@@ -181,11 +182,11 @@ def test_variations_go_from_the_picture_to_a_sample(sampler: str) -> None:
 
 def test_strength_is_the_share_of_the_steps() -> None:
     levels = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0])
-    assert editing._from(levels, 1.0).tolist() == [8, 4, 2, 1, 0]
-    assert editing._from(levels, 0.5).tolist() == [2, 1, 0]
-    between = editing._from(levels, 0.625).tolist()
+    assert variation._from(levels, 1.0).tolist() == [8, 4, 2, 1, 0]
+    assert variation._from(levels, 0.5).tolist() == [2, 1, 0]
+    between = variation._from(levels, 0.625).tolist()
     assert between == pytest.approx([math.sqrt(8), 2, 1, 0])
-    assert editing._from(levels, 0.125).tolist() == [0.5, 0]
+    assert variation._from(levels, 0.125).tolist() == [0.5, 0]
 
 
 # --- interpolation ---------------------------------------------------------------------------
@@ -194,15 +195,15 @@ def test_strength_is_the_share_of_the_steps() -> None:
 def test_the_sphere_is_not_left() -> None:
     a, b = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     b = b / b.norm() * a.norm()
-    points = [editing.slerp(a, b, t / 10) for t in range(11)]
+    points = [variation.slerp(a, b, t / 10) for t in range(11)]
     assert torch.equal(points[0], a)
     assert torch.equal(points[-1], b)
     for point in points:
         assert float(point.norm()) == pytest.approx(float(a.norm()))
     steps = [float((q - p).norm()) for p, q in pairwise(points)]
     assert steps == pytest.approx([steps[0]] * 10)
-    assert float(editing.slerp(a, 3 * b, 0.5).norm()) == pytest.approx(2 * float(a.norm()))
-    torch.testing.assert_close(editing.slerp(a, a, 0.3), a)
+    assert float(variation.slerp(a, 3 * b, 0.5).norm()) == pytest.approx(2 * float(a.norm()))
+    torch.testing.assert_close(variation.slerp(a, a, 0.3), a)
 
 
 def test_between_two_seeds() -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import underpaint as up
+from tests.conftest import write_pictures
 from underpaint import config
 from underpaint.cli import VERBS, parser
 
@@ -73,14 +74,15 @@ def test_the_notebook(tmp_path: Path) -> None:
     )
     (length,) = (cell for cell in book.cells if cell.source == "minutes = 3")
     length.source = brief
+    (place,) = (cell for cell in book.cells if "avatars:pixel-art" in cell.source)
+    folder = write_pictures(tmp_path / "images")
+    place.source = place.source.replace("avatars:pixel-art", str(folder))
     nbclient.NotebookClient(book, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in book.cells for output in cell.get("outputs", [])]
     pictures = [o for o in shown if "image/png" in o.get("data", {})]
     texts = [o["data"]["text/plain"] for o in shown if "text/plain" in o.get("data", {})]
     assert len(pictures) == 2
-    assert texts[0] == (
-        "<Dataset 10,000 images of 32×32×3, 8 labels, 9,500 to train on, 500 held out>"
-    )
+    assert texts[0] == "<Dataset 24 images of 32×32×3, 2 labels, 23 to train on, 1 held out>"
     assert texts[-1] == "(torch.Size([16, 3, 32, 32]), torch.Size([16]))"
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
 

@@ -58,7 +58,7 @@ def test_training_and_loaded_models_keep_it(
     def tell() -> None:
         raise Told
 
-    for module in ("training.trainer", "model"):
+    for module in ("training.run", "model"):
         monkeypatch.setattr(f"underpaint.{module}.keep_freed_memory", tell)
     with pytest.raises(Told):
         train(config.preset("quickstart"), tmp_path / "run")

@@ -29,7 +29,16 @@ def test_minutes_are_shared() -> None:
 def test_interrupted_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C in the first run, on a machine of another speed at each run."""
+    """Ctrl-C in the first run, on a machine of another speed at each run; a small network."""
+    preset = config.preset
+
+    def small(name: str) -> config.Run:
+        run = preset(name)
+        run.network.width, run.network.depth, run.network.heads = 32, 1, 2
+        run.sampling.count = 8
+        return run
+
+    monkeypatch.setattr(config, "preset", small)
     speeds = iter((100.0, 60.0, 60.0))  # of the first run's two stages and of the transfer
     monkeypatch.setattr(minutes, "speed", lambda *_: next(speeds))
     costs = minutes.Costs(rest=0.0, grid=0.0, checks={128: 1e3})  # too dear to be made

@@ -180,7 +180,7 @@ def claims() -> str:
             "one seed, untuned",
         ),
         ("training on parts protects privacy (MaskDM)", "not measured", *_privacy()),
-        ("asked by us: how many patches an image it takes for masks to pay", "–", *_where()),
+        ("asked by us: how many patches per image it takes for masks to pay", "–", *_where()),
     ]
     ladder = _read("studies/ladder/verdicts.json")
     rows += [

@@ -23,6 +23,7 @@ from underpaint.io import filling, replacing, writing
 NARROWEST, WIDEST = 600, 1000  # pixels of a sheet
 GAP = 4
 CAPTION = 15  # font size
+MOST_COLUMNS = 10  # of labels
 GRIDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PAPER, INK = (255, 255, 255), (60, 60, 60)
 SQUARE, LIGHT, DARK = 8, 255, 204  # of the chequerboard: pixels of the sheet, and greys
@@ -65,6 +66,15 @@ def grid(images: Images, columns: int = 0, labels: Sequence[str] | None = None) 
             middle = GAP + column * (width + GAP) + width / 2
             draw.text((middle, GAP), _fitting(label, width, font), INK, font, anchor="ma")
     return sheet
+
+
+def columns(n: int, labels: Sequence[str] | None) -> tuple[int, list[str] | None]:
+    """Columns of a grid of `n`: labels repeat along a row where they are few, else a square."""
+    square = max(1, round(math.sqrt(n)))
+    if not labels or len(labels) > MOST_COLUMNS or n < len(labels):
+        return square, None
+    times = max(1, round(square / len(labels)))
+    return len(labels) * times, [*labels] * times
 
 
 def save_grid(

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
-import subprocess
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +17,8 @@ import torch
 import yaml
 from scipy import linalg
 
-from tests.training.runs import command, environment
 from underpaint import config
+from underpaint.cli import main
 from underpaint.compare import runner as conducting
 from underpaint.compare import split_scoring, study, timing
 from underpaint.compare.runner import _verdicts, conduct
@@ -243,22 +245,22 @@ def test_speeds_are_measured_where_the_record_has_none_of_these_settings(
 
 
 @pytest.mark.slow
-def test_ctrl_c_and_the_same_command_again(images: Path, tmp_path: Path) -> None:
+def test_ctrl_c_and_the_same_command_again(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Two runs beside each other, of one thread each; what is done is not done again."""
     path, out = write(tmp_path, images, points=[1.0]), tmp_path / "out"
-    process = subprocess.Popen(
-        command("compare", path, "--out", out, "--workers", "2"),
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("1 of 4: "):
-            process.send_signal(signal.SIGINT)
-            break
-    errors = process.stderr.read()
-    assert process.wait() == 130
+
+    def press() -> None:
+        while not list(out.rglob("study.json")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press, daemon=True)
+    thread.start()
+    assert main(["compare", str(path), "--out", str(out), "--workers", "2"]) == 130
+    thread.join()
+    errors = capfd.readouterr().err  # of the runs' processes, too
     assert "the same command goes on with it" in errors
     assert "Traceback" not in errors
     done = {path: path.stat().st_mtime_ns for path in out.rglob("study.json")}

@@ -58,7 +58,7 @@ def test_training_images_are_copies_and_at_distance_0() -> None:
     assert found["copies"] == 1.0
     assert found["frechet_train"] == pytest.approx(0, abs=1e-3)
     assert found["frechet_held_out"] > 1
-    assert found["protocol"] == "FD-pixels of 80 images a side"
+    assert found["protocol"] == "FD-pixels of 80 images per side"
     near = IMAGES[TRAIN].astype(int) + rng.integers(-2, 3, (N, 4, 4, 1))
     assert measured(near.clip(0, 255).astype(np.uint8))["copies"] == 1.0
 

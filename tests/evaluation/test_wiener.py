@@ -20,7 +20,7 @@ from underpaint.core.masks import MaskSpec
 from underpaint.evaluation import wiener
 from underpaint.evaluation.early_stopping import judge
 from underpaint.evaluation.validation import OverfitCheck
-from underpaint.evaluation.verdict import answers, verdict
+from underpaint.evaluation.verdict import GOOD, answers, verdict
 from underpaint.evaluation.wiener import Wiener
 from underpaint.sealed.training_set import SealedExamples
 from underpaint.training.training_set import Array
@@ -315,8 +315,16 @@ def test_a_page_answers_three_questions() -> None:
         return {"kind": "sample", "health": health}
 
     nothing = answers([])
-    assert nothing.good == nothing.copies == "Not measured."
+    assert nothing.good == nothing.copies == "Not measured so far."
     assert "two checks" in nothing.longer
+    short = answers([grid(0.0) | {"images": 2208}])
+    assert "shapes take longer than 2,208 images: train longer" in short.good
+    tuned = answers([grid(0.0) | {"images": n} for n in (0, 2208)])  # began with other weights
+    assert tuned.good == f"{GOOD[0].upper()}{GOOD[1:]}."
+    blind = [check | {"held_out_mean": None} for check in scaled(checks(FALLING, FALLING), 0.6)]
+    assert (
+        "no images were held out" in answers([{**c, "held_out_images": None} for c in blind]).longer
+    )
     found = answers([*scaled(checks(FALLING, FALLING), 0.62), grid(0.0)])
     assert "as sharp as real images" in found.good
     assert "62 % below a Wiener filter" in found.good

@@ -186,7 +186,7 @@ def test_scores_of_these_weights_with_their_protocol(run: Path, tmp_path: Path) 
     text = written(run, tmp_path / "card")
     assert "| FD-MobileNetV2 | 12.35 (11 to 13.5) | 12.35 (11 to 13.5) |" in text
     assert "| KD-MobileNetV2 | 0.0123 | 0.0123 |" in text
-    assert "64 images a side; samples against the images of its own run; “real images”:" in text
+    assert "64 images per side; samples against the images of its own run; “real images”:" in text
     assert "`heun`, `10` steps, guidance `1.0`, seeds 0 to 63, weights `ema`" in text
     assert "Fewer images than features (1280) bias them upwards." in text
     assert "No scores are kept" in written(run, tmp_path / "model", weights="model")

@@ -121,7 +121,7 @@ def test_the_noise_may_be_given(tmp_path: Path) -> None:
     latents = spaces.to_planes(noise, (4, 4), 2)
     found = load(tmp_path / "out")(latents=latents, labels=[1]).images
     assert (np.stack([np.asarray(x) for x in found]) == model.sample(2, labels=[1])).all()
-    with pytest.raises(ValueError, match="latents of 3×4×4 an image: this model takes 3×8×8"):
+    with pytest.raises(ValueError, match="latents of 3×4×4 per image: this model takes 3×8×8"):
         load(tmp_path / "out")(latents=latents[:, :, :4, :4])
 
 

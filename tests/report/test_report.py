@@ -12,16 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 
 from tests.report.synthetic import model, write_images, write_run
-from underpaint import backbones, config, report, serving
+from underpaint import config, report, serving
+from underpaint.backbones import base
 from underpaint.cli import report as cli_report
 from underpaint.core import masks, preconditioning, schedules, spaces
+from underpaint.data import prepare
 from underpaint.errors import UserError
 from underpaint.evaluation import records as metrics
-from underpaint.report import gallery, summary
+from underpaint.report import charts, gallery, summary
 from underpaint.report.html import sentences
 from underpaint.report.plots import Band, Line, chart, smooth
+from underpaint.training import identities
+from underpaint.training.checkpointing import RunFolder
 
 SECTIONS = ["samples", "progress", "nearest", "stages", "curves", "repeat"]
 LABELS = ("0", "1", "2", "3")
@@ -31,6 +36,17 @@ VOID = {"meta", "img", "br", "link", "input"}
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDERPAINT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Charts are drawn, which takes most of a page's time; elsewhere they are blank."""
+
+
+@pytest.fixture(autouse=True)
+def blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(charts, "chart", lambda *_, **__: Markup('<svg role="img"></svg>'))
 
 
 @pytest.fixture
@@ -74,7 +90,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.mark.usefixtures("trained")
+@pytest.mark.usefixtures("trained", "drawn")
 def test_a_whole_run_has_every_section_and_needs_nothing_else(tmp_path, source):
     path = report.build(write_run(tmp_path / "run", source), title="My run")
     assert path == tmp_path / "run" / "report.html"
@@ -134,7 +150,7 @@ def test_copies_are_shown_beside_what_they_were_copied_from(tmp_path, source):
     assert all(np.array_equal(sample, image) for sample, image in copies)
     # independent uniform noise: differences of variance 2·(256² − 1)/12, the nearest a bit closer
     assert 80 < drawn.usual < np.sqrt(2 * (256**2 - 1) / 12)
-    assert [drawn.columns, len(drawn.real), drawn.captions] == [4, 16, LABELS]
+    assert [drawn.columns, len(drawn.real), drawn.captions] == [8, 32, LABELS + LABELS]
 
 
 @pytest.mark.usefixtures("trained")
@@ -205,6 +221,7 @@ def test_before_the_first_step(tmp_path, source):
     assert "No stage has begun" in page.text
 
 
+@pytest.mark.usefixtures("drawn")
 def test_names_are_text_and_never_markup(tmp_path, source, monkeypatch):
     evil = "<script>alert(1)</script>"
     images = np.load(source)["images"]
@@ -228,6 +245,22 @@ def test_when_the_images_are_gone(tmp_path, source):
     assert {"samples", "progress", "stages", "curves", "repeat"} <= set(page.ids)
 
 
+@pytest.mark.usefixtures("trained")
+def test_images_that_have_moved_are_found(tmp_path, source):
+    """Those that were held out are held out still, whatever the recipe says now."""
+    run_dir = write_run(tmp_path / "run", source)
+    images = prepare(config.Data(source=source, held_out="20"))
+    sums = [images.file_digests[ids] for ids in (images.train_ids, images.held_out_ids)]
+    identities.write(RunFolder(run_dir), identities.Images(*sums))
+    moved = str(Path(source).rename(tmp_path / "moved.npz"))
+    page = Page(report.build(run_dir, data=moved))
+    assert "nearest" in page.ids
+    assert "learned from 40 images" in page.text
+    with pytest.raises(UserError, match="--data nowhere: there are no images"):
+        report.build(run_dir, data="nowhere")
+
+
+@pytest.mark.usefixtures("drawn")
 def test_several_runs_side_by_side(tmp_path, source):
     main = write_run(tmp_path / "run", source)
     transfer = write_run(
@@ -281,7 +314,8 @@ def test_what_the_network_sees(changes, words):
 
 def test_every_setting_has_words():
     """Of networks, masks, processes and predictions; none is left as the recipe spells it."""
-    assert sentences().NETWORKS.keys() == backbones.kinds().keys()
+    ours = {k for k, (cls, _) in base._KINDS.items() if cls.__module__.startswith("underpaint.")}
+    assert sentences().NETWORKS.keys() == ours  # studies and tests register others
     assert sentences().MASKS.keys() == {*masks.KINDS} - {"none"}
     assert sentences().PROCESSES.keys() == schedules.TIME_LAWS.keys()
     assert sentences().PREDICTIONS.keys() == preconditioning.SCHEDULES.keys()
@@ -397,7 +431,7 @@ def test_the_page_draws_what_was_drawn_and_where_a_stage_ended(tmp_path: Path, s
     run = write_run(tmp_path / "run", source)
     lines = [
         {"kind": "scores", "stage": "whole", "images": images, "samples": 64, "copies": share}
-        | {"protocol": "FD-MobileNetV2 of 64 images a side"}
+        | {"protocol": "FD-MobileNetV2 of 64 images per side"}
         | {"frechet_train": 30.0 - images / 1e4, "frechet_held_out": 31.0}
         for images, share in ((40_000, 0.0), (64_000, 0.25))
     ]
@@ -409,7 +443,7 @@ def test_the_page_draws_what_was_drawn_and_where_a_stage_ended(tmp_path: Path, s
     page = Page(report.build(run))
     for text in (
         "Samples against real images",
-        "FD-MobileNetV2 of 64 images a side: lower is better",
+        "FD-MobileNetV2 of 64 images per side: lower is better",
         "Near copies",
         "Of 64 samples at each check",
         f"After 64,000 images: {sentence}.",
@@ -438,7 +472,7 @@ def test_a_run_is_followed_while_it_goes_on(tmp_path: Path, source: str) -> None
     run = write_run(tmp_path / "run", source)
     found = report.live(run, 10)
     assert '<meta http-equiv="refresh" content="10">' in found
-    assert "The run has ended: 64,000 of 64,000 images, 100\xa0%. This page loads" in found
+    assert "The run has ended: 64,000 of 64,000 images, 100\xa0%. This page reloads" in found
     assert "Samples and real images" not in found  # nothing is drawn
     assert not (run / "report.html").exists()
     with serving.bound(functools.partial(cli_report.Live, run=run), 18400) as server:

@@ -11,11 +11,6 @@ from underpaint import config
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNDERPAINT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """60 images of 16×16 with two labels, the left or the right half bright."""

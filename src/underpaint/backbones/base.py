@@ -99,7 +99,7 @@ class Backbone(nn.Module):
     # --- what it costs: counted when it is asked for, which imports torch's compiler ----------
 
     def flops(self, visible: int, mask: str = "patch") -> int:
-        """FLOPs an image of a forward pass on `visible` patches under a mask of this kind.
+        """FLOPs per image of a forward pass on `visible` patches under a mask of this kind.
 
         2 a multiply-add of linear layers, convolutions and attention; training costs three times
         this.

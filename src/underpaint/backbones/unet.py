@@ -9,7 +9,7 @@ saves nothing. Every pixel comes with three channels beside its colours:
     row       2 (i + 1/2)/H − 1, its place in the whole image, also inside a crop
     column    2 (j + 1/2)/W − 1
 
-- `width` is that of the first level, `depth` the residual blocks a level (DDPM: 2), `heads` those
+- `width` is that of the first level, `depth` the residual blocks per level (DDPM: 2), `heads` those
   of the narrowest attention (DDPM: 1). `mlp_ratio` has no meaning here.
 - `multipliers`: each level's width over the first one's; between levels the sides are halved, so
   the sides of images and crops are multiples of 2^(levels − 1) pixels (`stride`).

@@ -40,7 +40,7 @@ def arguments(parser: Parser, verb: str) -> None:
         "-n",
         type=int,
         metavar="N",
-        help="images a side (default: as many as are held out, at most 10,000)",
+        help="images per side (default: as many as are held out, at most 10,000)",
     )
     add(
         "--features",
@@ -151,7 +151,7 @@ def _twice_line(found: dict[str, Any], distance: str) -> str:
 
 def _protocol_line(protocol: dict[str, Any]) -> str:
     parts = [
-        f"{protocol['count']:,} images a side of {protocol['reference']['source']}",
+        f"{protocol['count']:,} images per side of {protocol['reference']['source']}",
         f"{protocol['extractor']} {protocol['extractor_sha256'][:8]}",
     ]
     parts += [protocol["grounds"]] if protocol.get("grounds") else []

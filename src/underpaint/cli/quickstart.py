@@ -103,7 +103,7 @@ def train(
                 folders[name],
                 start=str(out) if name == "transfer" else None,
                 overwrite=overwrite,
-                write_report=False,
+                write_report=name == "main",  # from the start; that of all three takes its place
                 began=began if name == "main" else None,
             )
         except Interrupted:

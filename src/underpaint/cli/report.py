@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from underpaint.cli.parser import Parser, print_json
+from underpaint.cli.settings import MOVED
 from underpaint.errors import UserError
 from underpaint.serving import Quiet, check_port, serve
 
@@ -26,6 +27,7 @@ def arguments(parser: Parser, verb: str) -> None:
         action="store_false",
         help="a page that can be given away without them",
     )
+    add("--data", metavar="DATA", help=MOVED)
     add("--live", action="store_true", help="follow a run that goes on, in the browser")
     add(
         "--port",
@@ -46,10 +48,11 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         report.live(place, EVERY)  # refuses what is no run
         serve(functools.partial(Live, run=place), args.port, _said(args), not args.no_browser)
         return
-    path = report.build(place, training_images=args.training_images)
+    path = report.build(place, training_images=args.training_images, data=args.data)
     recipe = config.load(place / "config.yaml")
     sources = sorted({(stage.data or recipe.data).source for stage in recipe.stages.values()})
-    if sources and args.training_images and not args.json:  # a stranger's may name a folder of ours
+    if sources and args.training_images and not (args.json or args.data):
+        # a stranger's may name a folder of ours
         print(f"shows images of {', '.join(sources)}, as its config.yaml says", file=sys.stderr)
     print_json({"report": str(path)}) if args.json else print(path)
 

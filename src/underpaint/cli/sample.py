@@ -1,7 +1,6 @@
 """`underpaint sample`: images from a trained model, as a grid, a folder or an array."""
 
 import argparse
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +13,6 @@ from underpaint.progress import doing
 
 if TYPE_CHECKING:
     from underpaint.model import Model
-
-
-MOST_COLUMNS = 10  # of labels in a grid
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -84,7 +80,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     elif kind == ".npz":
         pictures.save_npz(out, images, seeds, drawn, about)
     else:
-        columns, captions = _columns(args.n, labels)
+        columns, captions = pictures.columns(args.n, labels)
         chunks = about | ({"labels": ", ".join(labels)} if labels else {})
         pictures.save_grid(out, images, columns, captions, chunks)
     if args.json:
@@ -114,12 +110,3 @@ def labels_of(model: "Model", args: argparse.Namespace) -> list[str] | None:
         if name not in known:
             raise UserError(f"--label {name}: this model does not know it; {closest(name, known)}")
     return args.label or known
-
-
-def _columns(n: int, labels: list[str] | None) -> tuple[int, list[str] | None]:
-    """Columns of a grid: labels repeat along a row where there are few, else about a square."""
-    square = max(1, round(math.sqrt(n)))
-    if not labels or len(labels) > MOST_COLUMNS or n < len(labels):
-        return square, None
-    times = max(1, round(square / len(labels)))
-    return len(labels) * times, labels * times

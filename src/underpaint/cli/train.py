@@ -6,9 +6,10 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from underpaint import config
+from underpaint.cli.contradictions import check_saved
 from underpaint.cli.parser import Parser, add_output, console, print_json, print_table, width
 from underpaint.cli.settings import REVISION, add_setting, as_help
 from underpaint.config.plain import Plain
@@ -62,7 +63,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--microbatch",
         metavar="N|auto",
-        help="images a forward pass (default: the recipe's); auto: halved until it fits in memory",
+        help="images per forward pass (default: the recipe's); auto: halved until they fit",
     )
     add("--timeout", type=float, metavar="M", help="minutes to wait for other processes (torchrun)")
     add("--resume", action="store_true", help="continue the run in --out, with its saved settings")
@@ -213,7 +214,7 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     if args.out is None and not source:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with")
     out = args.out or _default_out(config.Run(data=config.Data(source=source)), args.verb)
-    _check_saved(Path(out).expanduser(), args, given, others)
+    check_saved(Path(out).expanduser(), args, given, others)
     more = {"images": args.images, "minutes": args.minutes}
     for name, value in more.items():
         if value is not None and not 0 < value < float("inf"):
@@ -224,93 +225,6 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     how |= {"data": args_data} if (args_data := given.get("data.source")) else {}
     folder = api.resume(out, quiet=args.quiet, began=args.began, **how)
     _finish(folder, args)
-
-
-SETTLED = {  # when a run begins: lengths by its minutes, the rest by the machine and the images
-    *("stages.*.images", "stages.*.minutes", "stages.*.warmup", "train.precision"),
-    *("train.check_every", "train.sample_every", "train.check_images", "train.microbatch"),
-    *("data.size", "space.patch"),
-}
-
-
-def _check_saved(
-    folder: Path, args: argparse.Namespace, given: dict[str, Any], others: list[str]
-) -> None:
-    """Raise UserError where flags, a preset or a file contradict the recipe that the run has."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return  # `api.resume` says it
-    saved = config.load(path)
-    flagged = saved
-    for name, value in given.items():
-        if name != "data.source":
-            section, _, key = name.partition(".")
-            flagged = config.from_dict(config.Run, {section: {key: value}}, "--", flagged)
-    asked = config.apply_flags(flagged, others)
-    measured: tuple[Any, ...] = ("auto", -1, 0, [])
-    different = [
-        change
-        for change in _differences(asked, saved)
-        if not (_settled(change.name) and change.asked in measured)
-        and not change.name.endswith(".minutes")
-    ]
-    if args.preset or args.config:
-        base = config.preset(args.preset) if args.preset else None
-        named = config.load(args.config, base) if args.config else base
-        flags = {change.name for change in different} | given.keys()
-        recipe = f"--config {args.config}" if args.config else f"--preset {args.preset}"
-        different += [
-            change._replace(source=recipe)
-            for change in _differences(named, saved)
-            if not _settled(change.name) and change.name not in flags | {"data.source"}
-        ]
-    if args.start is not None:
-        from underpaint.model_folder import pinned
-        from underpaint.training import provenance
-
-        start, began = str(pinned(args.start, args.revision)), provenance.recorded(folder)["start"]
-        if began != start:
-            different.append(Change("from", start, began))
-    if different:
-        change = different[0]
-        flag = f"--{_flag(change.name) if change.name in given else change.name}"
-        where = flag if change.source is None else f"{change.source}: {change.name}"
-        raise UserError(
-            f"{where} {_shown(change.asked)}: the run in {folder} has {_shown(change.saved)}, and "
-            "a resumed run keeps its settings; leave that out, or begin another run with other "
-            "settings (--from to start with these weights)"
-        )
-
-
-def _flag(name: str) -> str:
-    """`remove-duplicates` of `data.remove_duplicates`, which has a flag of its own."""
-    return name.rpartition(".")[2].replace("_", "-")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(str, value)) or "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-class Change(NamedTuple):
-    """A setting by its dotted name, as it is asked for and as a run has it."""
-
-    name: str
-    asked: Any
-    saved: Any
-    source: str | None = None  # what asked for it, where that is no flag
-
-
-def _settled(name: str) -> bool:
-    return re.sub(r"^stages\.\w+", "stages.*", name) in SETTLED
-
-
-def _differences(asked: Any, saved: config.Run) -> list[Change]:
-    """The settings that differ, of stages that the run has."""
-    one, two = (config.flat(run) for run in (asked, saved))
-    names = [name for name in one if not name.startswith("stages.") or name in two]
-    return [Change(n, one[n], two.get(n)) for n in names if one[n] != two.get(n)]
 
 
 def _finish(folder: Path, args: argparse.Namespace) -> None:

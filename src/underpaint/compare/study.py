@@ -1,6 +1,6 @@
 """A study: arms of one recipe, run at the same budgets with the same seeds and trials.
 
-    images of a stage = share of the stage · budget / training FLOPs an image
+    images of a stage = share of the stage · budget / training FLOPs per image
 
 Each arm is run at every ladder point, a share of the budget, as a whole run: its stages, warm-up
 and cool-down are scaled to the point, for the middle of a longer run, whose learning rate has not
@@ -53,7 +53,7 @@ class Tuning:
     trials: int = setting(0, "trials an arm; 0: no tuning")
     point: float = setting(1.0, "share of the budget that a trial gets")
     learning_rate: tuple[float, ...] = setting((), "peak learning rates, of all stages")
-    batch: tuple[int, ...] = setting((), "images a step, of all stages")
+    batch: tuple[int, ...] = setting((), "images per step, of all stages")
     patch: tuple[int, ...] = setting((), "sides of a patch")
 
 

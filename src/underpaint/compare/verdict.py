@@ -236,7 +236,7 @@ def _sentence(v: Verdict, arm: str, score: str, against: str, cost: str) -> str:
     if v.more_seeds:
         advice = f"run {v.more_seeds} more seed{'s' if v.more_seeds != 1 else ''}"
     elif v.relation == "=":
-        advice = f"not even {MOST_SEEDS} seeds would tell a difference this small"
+        advice = f"not even {MOST_SEEDS} seeds would show a difference this small"
     else:
         advice = "add ladder points beyond those there are"
     return f"undecided: {text}; {advice}"

@@ -1,6 +1,6 @@
 """What settings cannot work together: one sentence each, before anything is done.
 
-Each setting's own range stands with it in `schema`; `check_ranges` holds it to that.
+Ranges of single settings stand in `schema` and `model_spec`; `check_ranges` holds them to those.
 """
 
 import dataclasses
@@ -9,18 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from underpaint.config.schema import (
-    CHANNELS,
-    DP,
-    HIDDEN_SHARE,
-    Data,
-    ModelSpec,
-    Range,
-    Run,
-    Space,
-    Stage,
-    image_size,
-)
+from underpaint.config.fields import HIDDEN_SHARE, Range
+from underpaint.config.model_spec import ModelSpec, Space
+from underpaint.config.schema import CHANNELS, DP, Data, Run, Stage, image_size
 from underpaint.errors import UserError
 
 

@@ -1,51 +1,22 @@
-"""The settings of a run as dataclasses: names, types, defaults, and a sentence on each."""
+"""The settings of a run as dataclasses: names, types, defaults, and a sentence on each.
+
+Those of which a model is made: `model_spec`.
+"""
 
 import dataclasses
-import math
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
+from underpaint.config.fields import FRACTION, HIDDEN_SHARE, POSITIVE, SEED, Range, setting
+from underpaint.config.model_spec import Network, Noise, Sampling, Space
 from underpaint.errors import UserError
 
-
-@dataclass(frozen=True)
-class Range:
-    """The values that a setting may have, and how to ask for them."""
-
-    least: float
-    most: float = math.inf
-    wanted: str = ""  # after "give"
-    open: str = ""  # which ends are left out: "least", "most", "both"
-
-    def refusal(self, value: float) -> str:
-        """Why `value` is not in it; empty if it is. Infinity never is, nor is not-a-number."""
-        above = value > self.least if self.open in ("least", "both") else value >= self.least
-        below = value < self.most if self.open in ("most", "both") else value <= self.most
-        if above and below and not math.isinf(value):
-            return ""
-        return f"{value:g}: give {self.wanted or f'a number from {self.least:g} up'}"
-
-
-SEED = Range(0, 2**63 - 1, "a whole number from 0 to 2^63 - 1")
-POSITIVE = Range(0, wanted="a number above 0", open="least")
-FRACTION = Range(0, 1, "a number from 0 to below 1", "most")
-HIDDEN_SHARE = Range(0, 1, "the hidden share, from 0 to below 1", "most")
-
-
-def setting(default: Any, help: str, allowed: Range | None = None) -> Any:
-    """A field with its default, the sentence that `--help` and docs/recipes.md print, its range."""
-    metadata = {"help": help, "allowed": allowed}
-    if isinstance(default, dict) or dataclasses.is_dataclass(default):
-        return field(default_factory=type(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
 Channels: TypeAlias = Literal[1, 3, "rgba"]
-CHANNELS: dict[Channels, int] = {1: 1, 3: 3, "rgba": 4}  # numbers a pixel
+CHANNELS: dict[Channels, int] = {1: 1, 3: 3, "rgba": 4}  # numbers per pixel
 
 
 def named(channels: int) -> Channels:
-    """The setting of images of so many numbers a pixel."""
+    """The setting of images of so many numbers per pixel."""
     return next(name for name, count in CHANNELS.items() if count == channels)
 
 
@@ -108,95 +79,6 @@ class Data:
 
 
 @dataclass(kw_only=True, slots=True)
-class Space:
-    """The space in which the diffusion runs."""
-
-    kind: str = setting("pixels", "pixels, wavelets or latents")
-    patch: int = setting(
-        4,
-        "side of a patch in pixels (wavelets: in coefficients, each 2^levels pixels wide); height "
-        "and width must be divisible by it",
-        Range(1),
-    )
-    levels: int = setting(1, "levels of the Haar transform (wavelets)", Range(1))
-    vae: str = setting(
-        "", "folder of a diffusers AutoencoderKL or AutoencoderTiny, which you have (latents)"
-    )
-    factor: int = setting(8, "pixels a side that one latent stands for (latents)", Range(1))
-    latent_channels: int = setting(4, "channels of the autoencoder's latents (latents)", Range(1))
-
-
-@dataclass(kw_only=True, slots=True)
-class Network:
-    """The network that sees patches at positions."""
-
-    kind: str = setting("dit", "dit, uvit, maskdit, unet or hourglass")
-    width: int = setting(128, "features of a token")
-    depth: int = setting(
-        5, "transformer blocks (uvit: an even number has its middle block extra)", Range(1)
-    )
-    heads: int = setting(4, "attention heads; width must be divisible by it")
-    mlp_ratio: float = setting(4.0, "hidden width of the MLP over the token width", POSITIVE)
-    dropout: float = setting(0.0, "dropout probability", FRACTION)
-    qk_norm: bool = setting(
-        False,
-        "RMS-normalise the queries and keys of attention (uvit, dit, maskdit; an "
-        "hourglass always does)",
-    )
-    augment: bool = setting(
-        False, "condition on augmentation; on where a stage's augment is above 0"
-    )
-    labels: bool = setting(True, "learn the labels of the data, if it has any")
-    label_drop: float = setting(
-        0.1,
-        "probability that a training label is replaced by the null label (for guidance)",
-        Range(0, 1, "a number from 0 to 1"),
-    )
-    options: dict[str, Any] = setting({}, "settings that only this kind of network has")
-
-
-@dataclass(kw_only=True, slots=True)
-class Noise:
-    """The noise process, what the network predicts and how errors are weighted."""
-
-    process: Literal["vp-linear", "vp-cosine", "flow", "edm", "ve"] = setting(
-        "flow", "variance preserving (linear or cosine), flow matching, EDM, or variance exploding"
-    )
-    prediction: Literal["eps", "x0", "v", "flow", "score", "edm"] = setting(
-        "flow", "target of the network; v needs vp-*, flow needs flow, score and edm need edm or ve"
-    )
-    steps: int = setting(
-        0, "discrete training grid (DDPM: 1000; ve: geometric levels); 0: continuous time", Range(0)
-    )
-    time: Literal["uniform", "logit-normal", "mixed", "log-normal", "log-uniform"] = setting(
-        "mixed",
-        "distribution of the training time: uniform (vp, flow), logit-normal (flow), mixed (flow: "
-        "logit-normal, a fifth uniform), log-normal sigma (edm), log-uniform sigma (ve)",
-    )
-    stratified: bool = setting(
-        True, "spread the times of a batch over their law: one in each of B equally likely parts"
-    )
-    shift: float = setting(
-        1.0, "resolution shift of the flow's time; above 1: more noise", POSITIVE
-    )
-    sigma_data: float = setting(0.5, "standard deviation of the data (edm, ve)", POSITIVE)
-    weighting: Literal["output", "x0", "min-snr", "velocity"] = setting(
-        "output",
-        "squared error of the network's output, of x0, of x0 weighted min(SNR, gamma), or of the "
-        "velocity",
-    )
-    gamma: float = setting(5.0, "gamma of the min-snr weighting", POSITIVE)
-    learned_weights: bool = setting(
-        False, "divide the error at each noise level by its size there, learned as training goes on"
-    )
-    hidden_weight: float = setting(
-        0.0,
-        "weight of MaskDiT's loss on hidden patches (its paper: 0.1); needs a decoder",
-        Range(0),
-    )
-
-
-@dataclass(kw_only=True, slots=True)
 class DP:
     """Differential privacy of a stage's images (extra `dp`; docs/privacy-dp.md)."""
 
@@ -252,7 +134,7 @@ class Stage:
     fixed_key: str = setting(
         "", "key file of underpaint seal: fixed masks are then those of the sealed data"
     )
-    batch: int = setting(32, "images a step, over all devices", Range(1))
+    batch: int = setting(32, "images per step, over all devices", Range(1))
     learning_rate: float = setting(1e-3, "peak learning rate", POSITIVE)
     warmup: int = setting(0, "images over which the learning rate rises linearly", Range(0))
     schedule: Literal["constant", "cosine", "cooldown"] = setting(
@@ -292,8 +174,8 @@ class Train:
     seed: int = setting(0, "seed of everything random", SEED)
     microbatch: int = setting(
         0,
-        "images a forward pass and device; 0: batch / devices; -1: the same, halved until it fits "
-        "into memory",
+        "images per forward pass and device; 0: batch / devices; -1: the same, halved until it "
+        "fits into memory",
         Range(-1),
     )
     timeout: float = setting(
@@ -352,8 +234,8 @@ class Train:
     )
     stop: Literal["none", "auto"] = setting(
         "none",
-        "auto: end a stage where its checks (then 16 a stage) stop gaining or show copying, after "
-        "its cool-down if it has one, and keep the weights of its best check",
+        "auto: end a stage where its checks (then 16 per stage) stop gaining or show copying, "
+        "after its cool-down if it has one, and keep the weights of its best check",
     )
     sample_every: int = setting(
         0,
@@ -373,31 +255,6 @@ class Train:
     track: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
         "none", "also send metrics to this tracker"
     )
-
-
-@dataclass(kw_only=True, slots=True)
-class Sampling:
-    """How the run draws its sample grids, and the defaults of `underpaint sample`."""
-
-    count: int = setting(32, "samples in a grid", Range(1))
-    sampler: Literal["euler", "heun", "dpm++", "ancestral", "churn", "langevin", "pc"] = setting(
-        "heun", "sampling method"
-    )
-    steps: int = setting(20, "sampling steps", Range(1))
-    grid: Literal["karras", "uniform", "log-snr"] = setting("uniform", "noise levels of the steps")
-    guidance: float = setting(1.0, "classifier-free guidance; 1: none", Range(0))
-    clip: Literal["none", "static", "dynamic"] = setting("static", "clipping of x0 while sampling")
-    eta: float = setting(1.0, "noise of the ancestral sampler (0: DDIM)", Range(0))
-    corrections: int = setting(1, "Langevin steps at each noise level (langevin, pc)", Range(0))
-    snr: float = setting(
-        0.16, "size of a Langevin step: it adds 2·snr of the level's noise", POSITIVE
-    )
-    churn: float = setting(
-        40.0, "noise that the churn sampler adds over all steps (EDM's S_churn)", Range(0)
-    )
-    churn_min: float = setting(0.05, "noise level from which it adds some (churn)", Range(0))
-    churn_max: float = setting(50.0, "noise level up to which it adds some (churn)", Range(0))
-    churn_noise: float = setting(1.003, "scale of the added noise (churn)", POSITIVE)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -423,19 +280,6 @@ class Run:
         """The images of a stage, its own or the run's, at the stage's size."""
         data = stage.data or self.data
         return dataclasses.replace(data, size=stage.size) if stage.size else data
-
-
-@dataclass(kw_only=True, slots=True)
-class ModelSpec:
-    """What is needed to build a network for weights: a checkpoint's `config.json`."""
-
-    size: tuple[int, int] = setting((32, 32), "height and width in pixels")
-    channels: int = setting(3, "numbers a pixel: 1, 3, or 4 with transparency")
-    label_names: tuple[str, ...] = setting((), "names of the classes; empty: unconditional")
-    space: Space = setting(Space(), "space of the diffusion")
-    network: Network = setting(Network(), "network")
-    noise: Noise = setting(Noise(), "noise process")
-    sampling: Sampling = setting(Sampling(), "defaults for sampling")
 
 
 def network_of(run: Run) -> Network:

@@ -144,7 +144,7 @@ def draw(
 
 
 def visible_count(spec: MaskSpec, grid: tuple[int, int]) -> int:
-    """V, the number of visible patches an image.
+    """V, the number of visible patches per image.
 
     Raises ValueError for an unknown kind, a rate outside [0, 1), a rate that leaves no patch, a
     grid smaller than a block, and one that is not of whole units, or of one.

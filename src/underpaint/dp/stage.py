@@ -1,6 +1,6 @@
 """The rule of a differentially private stage: steps that cost privacy, and what is said of them.
 
-No loss, no norm and no check, and no time either, which tells how many images a step has met.
+No loss, no norm and no check, and no time either, which tells how many images per step has met.
 """
 
 import dataclasses

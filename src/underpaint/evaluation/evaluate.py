@@ -33,9 +33,9 @@ from underpaint.progress import doing
 from underpaint.training import distributed, identities, provenance
 from underpaint.training.checkpointing import read_progress
 
-LEAST = 64  # images a side
+LEAST = 64  # images per side
 TWICE = 256  # samples that are drawn in twice the steps as well, and half of all at most
-MOST = 10_000  # images a side, unless more are asked for
+MOST = 10_000  # images per side, unless more are asked for
 FILLED = {  # what is done for the features of each
     "samples": "samples",
     "twice": "samples in twice the steps",
@@ -79,7 +79,7 @@ def evaluate(
     """Score `source`, a model (as `model_folder.find`) or images, against the images `reference`.
 
     `reference` None: the run's own data, which lie in `data` if they have moved, split as the run
-    recorded. `n` images a side; None: as many as are held out (at most
+    recorded. `n` images per side; None: as many as are held out (at most
     MOST). `sampling`: what differs from the model's own settings, by the names in SAMPLING. `vae`
     and `precision`: as in `model.load`. `channels`: of images that are scored, None: 3; a model
     has its own.

@@ -44,6 +44,7 @@ NUMBERS = 1 << 21  # of the images measured
 SEARCHED = 1 << 23  # numbers of the training images among which copies are looked for
 ROUGHER, GRAIN = 1.25, 10.0  # times the real grain, and grey levels
 SHARPER, ROUNDING = 0.5, 1.0  # of the real detail, and grey levels
+BEGUN = 1000  # images, before which a network has hardly changed
 
 
 class Texture(NamedTuple):
@@ -144,6 +145,8 @@ def _mean3(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def sentence(health: Health, seen: int, total: int) -> str | None:
     """What is wrong with the samples after `seen` of `total` images, and what to do about it."""
     after = f"after {seen:,} of {total:,} images"
+    if health.verdict in ("noise", "blurred") and total <= seen < BEGUN:
+        return f"{seen:,} images seen are hardly a beginning: train longer (--minutes)"
     match health.verdict:
         case "noise" if 2 * seen < total:
             return f"samples are still noise {after}; if they stay so, train longer (--minutes)"
@@ -158,5 +161,9 @@ def sentence(health: Health, seen: int, total: int) -> str | None:
                 "or for less time"
             )
         case "blurred":
-            return f"samples are still blurred {after}: they lack the fine detail of real images"
+            advice = "; train longer (--minutes)" if 2 * seen >= total else ""
+            return (
+                f"samples are still blurred {after}: they lack the fine detail of real images"
+                f"{advice}"
+            )
     return None

@@ -28,7 +28,7 @@ from underpaint.evaluation.nearest import distance_ratios
 from underpaint.model import Model
 from underpaint.training.training_set import TrainingSet
 
-LEAST = 64  # images a side of a Fréchet distance, as in `evaluate`
+LEAST = 64  # images per side of a Fréchet distance, as in `evaluate`
 SEARCHED = 20_000  # training images among which copies are looked for
 EXTRACTOR = "mobilenetv2"
 
@@ -74,7 +74,9 @@ class Drawn:
             if drawn is None:
                 drawn = torch.from_numpy(self.extractor(samples[:side]))
                 grounds = f" ({features.GROUNDS})" if samples.shape[3] == CHANNELS else ""
-                record["protocol"] = f"{self.extractor.distance} of {side:,} images a side{grounds}"
+                record["protocol"] = (
+                    f"{self.extractor.distance} of {side:,} images per side{grounds}"
+                )
             if name not in self._found:
                 extracted = self.extractor(self.data.pixels(ids))
                 self._found[name] = torch.from_numpy(extracted)
@@ -97,7 +99,7 @@ def recorded(run: Path) -> list[dict[str, Any]]:
                     "kind": "scores",
                     "images": protocol["images"],
                     "samples": protocol["count"],
-                    "protocol": f"{protocol['scores'][0]} of {protocol['count']:,} images a side "
+                    "protocol": f"{protocol['scores'][0]} of {protocol['count']:,} images per side "
                     f"of {protocol['reference']['source']} ({sampling})",
                     "frechet_train": by_side["train"]["frechet"],
                     "frechet_held_out": by_side.get("held_out", {}).get("frechet"),

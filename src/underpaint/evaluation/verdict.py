@@ -8,8 +8,14 @@ from underpaint.evaluation.early_stopping import judge
 
 Records = Sequence[dict[str, Any]]
 
-NOISE = "samples are still noise"  # where training longer is no advice
+# where training longer is no advice
+STILL = {
+    "noise": "samples are still noise",
+    "blurred": "samples are still blurred: they lack the fine detail of real images",
+}
 GOOD = "samples are as sharp as real images, without noise or copies; judge their shapes by eye"
+FEW = 10_000  # images: from nothing, shapes take some ten thousand (studies/ladder, benchmarks)
+SOON = "samples are sharp and without noise, but shapes take longer than {:,} images: train longer"
 YOUNG = "samples cannot be good yet: the network removes noise worse than a linear filter does"
 LONGER = {
     "improving": "more training would probably help: the held-out error was still falling",
@@ -17,9 +23,10 @@ LONGER = {
     "stop": "more training with these settings would not help: the held-out error no longer falls",
     "copying": "more training would make it worse: it is memorizing its training images",
 }
-EARLY = "not known: that takes two checks on held-out images"
+EARLY = "not known: that takes two checks on held-out images, and short runs have none or one"
+BLIND = "not known: no images were held out, which would show it"
 MEMORIZING = "it is memorizing: held-out images get worse while training images get better"
-UNKNOWN = "not measured"
+UNKNOWN = "not measured so far"
 
 
 class Answers(NamedTuple):
@@ -46,7 +53,7 @@ def answers(records: Records) -> Answers:
     copies = [_copied(records), MEMORIZING if answer == "copying" else None]
     return Answers(
         " ".join(map(_sentence, good or [UNKNOWN])),
-        _sentence(LONGER.get(answer, EARLY)),
+        _sentence(LONGER.get(answer, BLIND if _is_blind(records) else EARLY)),
         " ".join(_sentence(text) for text in copies if text) or _sentence(UNKNOWN),
     )
 
@@ -65,11 +72,14 @@ def _looks(records: Records) -> str | None:
     """How the last grid looks, in a sentence."""
     if not (health := _health(records)):
         return None
-    if health["verdict"] == "noise" and judge(records).answer in ("stop", "copying"):
-        return NOISE
-    below = (_checked(records) or {}).get("below_wiener")
-    if health["verdict"] == "good" and below is not None and below < 0:
+    looks, check = health["verdict"], _checked(records)
+    if looks in STILL and judge(records).answer in ("stop", "copying"):
+        return STILL[looks]
+    below = (check or {}).get("below_wiener")
+    if looks == "good" and below is not None and below < 0:
         return YOUNG  # flat samples of flat images are as sharp as these from the start
+    if looks == "good" and check is None and 0 < (seen := _seen(records)) < FEW:
+        return SOON.format(seen)
     return str(health["sentence"] or GOOD)
 
 
@@ -87,6 +97,18 @@ def _checked(records: Records) -> dict[str, Any] | None:
     checks = [r for r in records if r["kind"] == "check"]
     checks = [r for r in checks if r["mask"] == "whole"] or checks  # of sealed data none is
     return checks[-1] if checks else None
+
+
+def _is_blind(records: Records) -> bool:
+    """Whether the checks had no held-out images."""
+    check = _checked(records)
+    return check is not None and check["held_out_mean"] is None
+
+
+def _seen(records: Records) -> int:
+    """Images that a run has seen that began from nothing; 0 for others."""
+    grids = [r["images"] for r in records if r["kind"] == "sample" and "images" in r]
+    return grids[-1] if grids and grids[0] > 0 else 0
 
 
 def _health(records: Records) -> dict[str, Any] | None:

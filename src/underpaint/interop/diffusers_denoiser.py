@@ -63,7 +63,7 @@ class ImageDenoiser(ModelMixin, ConfigMixin):
         """Planes [B, c, h, w] of numbers, as they are cut into patches → patches [B, N, P]."""
         if planes.shape[1:] != self.space.cut:
             given, wanted = ("×".join(map(str, s)) for s in (planes.shape[1:], self.space.cut))
-            raise ValueError(f"latents of {given} an image: this model takes {wanted}")
+            raise ValueError(f"latents of {given} per image: this model takes {wanted}")
         return spaces.to_patches(planes, self.space.patch)
 
     def planes(self, patches: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from underpaint.model import Model
 from underpaint.model_folder import find, read_card
 
 HERE = Path(__file__).parent
-PAGE = HERE / "page"  # copied as it is
+PAGE = HERE / "page"  # copied as it is, with the theme that it shares with reports
+THEME = HERE.parent / "theme.css"
 ORT = "ort.wasm.bundle.min.mjs"  # copied as .js, which every server knows to be a script
 RUNTIME = {  # of onnxruntime-web 1.30.0: file: sha256 of what is in it, unpacked
     ORT: "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
@@ -43,7 +44,7 @@ def check(model: Model) -> None:
 def write(model: Model, folder: Path, half: bool) -> dict[str, Any]:
     """Fill `folder` with the page, the runtime, the graph and the manifest; returns facts."""
     facts = onnx.write_graph(model, folder, half)
-    for file in sorted(PAGE.iterdir()):
+    for file in (*sorted(PAGE.iterdir()), THEME):
         shutil.copyfile(file, folder / file.name)
     (folder / "ort").mkdir()
     for name in RUNTIME:

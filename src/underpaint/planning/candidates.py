@@ -24,7 +24,7 @@ from underpaint.training import cost
 MEASURED = 64  # pixels a side of the images of the ladder
 SMALL = ("small-300", "small-3000", "small-30000")
 FEW = 1000  # images: below, the packaged weights are a start, and epochs few
-LEAST_GRID, COARSEST = 16, 32  # patches an image at least; pixels a side of a patch at most
+LEAST_GRID, COARSEST = 16, 32  # patches per image at least; pixels a side of a patch at most
 PRETRAINED = "pretrained:lorelei"
 
 

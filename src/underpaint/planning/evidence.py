@@ -20,6 +20,9 @@ import numpy as np
 Values = dict[str, Any]
 
 
+FOUND = {"pays": "a gain", "undecided": "no clear gain", "does not pay": "no gain"}
+
+
 @cache
 def load() -> Values:
     """The evidence that this version of the package has."""
@@ -55,7 +58,8 @@ def nearest(cells: list[Values], patches: float) -> Values:
 
 def sentence(cell: Values) -> str:
     """What was found, for a person."""
-    at, block = f"at {cell['patches']} patches mask {cell['mask']}", cell["block"]
-    ratio = f", {cell['low']:.2f} to {cell['high']:.2f} of the compute" if cell["low"] else ""
-    found = f"{f' {block}×{block}' if block > 1 else ''} at {cell['rate']:g}: {cell['verdict']}"
-    return f"{at}{found}{ratio} ({cell['seeds']} seeds; {cell['source']})"
+    block = f" {cell['block']}×{cell['block']}" if cell["block"] > 1 else ""
+    masks = f"mask {cell['mask']}{block}, {cell['rate']:.0%} hidden"
+    needed = f"needed {cell['low']:.2f} to {cell['high']:.2f} of the compute" if cell["low"] else ""
+    found = f"at {cell['patches']} patches, masking ({masks}) {needed or 'was tried'}"
+    return f"{found}: {FOUND[cell['verdict']]} ({cell['seeds']} seeds; {cell['source']})"

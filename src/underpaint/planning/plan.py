@@ -166,7 +166,7 @@ def _masks(
     backbone = cost.network(run, images.size, images.channels, images.classes)
     tokens = math.prod(backbone.grid) // backbone.unit**2
     cell = evidence.nearest(evidence.load()["masks"], tokens)
-    what, studied = f"for {tokens} patches an image", f"in our studies {evidence.sentence(cell)}"
+    what, studied = f"for {tokens} patches per image", f"in our studies {evidence.sentence(cell)}"
     if cell["verdict"] == "pays":
         tried = _in_memory(candidates.masked(run, cell, backbone.unit), images, machine)
         flops = [stage["flops_per_image"] for stage in machine.counted(tried, images)["stages"]]
@@ -180,8 +180,7 @@ def _masks(
             share = times[0] / sum(times)
             parts = {"masked": (first, share), "whole": (whole, 1 - share)}
             return tried, parts, math.sqrt(low * high), cell, f"masked stage, {what}: {studied}"
-    answer = {"undecided": "it is undecided whether masking pays"}.get(cell["verdict"])
-    why = f"no masked stage: {what} {answer or 'masking will not pay'}; {studied}"
+    why = f"no masked stage: {what} masking brings {evidence.FOUND[cell['verdict']]}; {studied}"
     return run, {"whole": (whole, 1.0)}, 1.0, cell, why
 
 

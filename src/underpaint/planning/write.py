@@ -28,7 +28,7 @@ def text(plan: Plan, name: str) -> str:
         f"# Train by it: underpaint train --config {name}{plan.start}",
     ]
     comments = {
-        "patch": f"{plan.counted['stages'][-1]['patches']} patches an image",
+        "patch": f"{plan.counted['stages'][-1]['patches']} patches per image",
         "width": f"{plan.counted['parameters']:,} parameters",
     }
     for section, values in run.items():

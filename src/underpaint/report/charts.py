@@ -75,7 +75,12 @@ def of_run(records: Records, stages: list[StageFacts], brief: bool = False) -> l
         lines = [replace(line, y=[100 * y for y in line.y])]
         about = say.about_copies(searched[-1]["samples"])
         add("copies", "Near copies", "% of the samples", lines, about, zero=True)
-    about = "Images trained on in a second: where patches are hidden there is less to compute."
+    about = "Images trained on in a second"
+    about += (
+        ": where patches are hidden there is less to compute."
+        if any(s.masked for s in stages)
+        else "."
+    )
     speeds = _by_stage(records, stages, "images_per_s", 3)
     add("speed", "Speed", "images/s", speeds, about, zero=True)
     if steps := of_kind(records, "step"):

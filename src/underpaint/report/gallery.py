@@ -3,7 +3,7 @@
 Needs the run's weights and its images. What is not there any more is left out, with a sentence.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from underpaint.data.streamed import Streamed
 from underpaint.errors import UserError
 from underpaint.evaluation.nearest import nearest
 from underpaint.sealed import format as sealed
+from underpaint.training import identities, provenance
 
 Image = NDArray[np.uint8]  # [H, W, C]
 COLUMNS, ROWS = 8, 4
@@ -42,11 +43,16 @@ class Gallery:
 
 
 def draw(
-    run_dir: Path, run: config.Run, stage: str | None, training_images: bool = True
+    run_dir: Path,
+    run: config.Run,
+    stage: str | None,
+    training_images: bool = True,
+    moved: str | None = None,
 ) -> Gallery:
     """All images of a run whose last stage with any training was `stage`.
 
-    `training_images` False: none of these, and none nearest to the samples.
+    `training_images` False: none of these, and none nearest to the samples. `moved`: where they are
+    now, if not where they were; raises UserError where they are not.
     """
     gallery = Gallery()
     try:
@@ -62,13 +68,22 @@ def draw(
         )
         return gallery
     data = run.data_of(recipe) if recipe else run.data
+    if moved is not None:
+        data = provenance.data_of(run, moved, run_dir)
     images: Dataset | sealed.Sealed
     try:
         images = sealed.read(data.source) if sealed.is_sealed(data.source) else prepare(data)
+        recorded = (run_dir / "images.json").is_file()
+        if moved is not None and recorded and isinstance(images, Dataset):  # held out as it was
+            split = identities.split_of(run_dir, images.file_digests, data.source)
+            images = replace(images, train_ids=split.train_ids, held_out_ids=split.held_out_ids)
+            gallery.missing += [f"{split.lacking}."] if split.lacking else []
     except UserError as error:
+        if moved is not None:
+            raise
         gallery.missing.append(
             "The images of this run were not found, so the real images and the nearest training "
-            f"images are missing here ({error})."
+            f"images are missing here ({error}). If they have moved: underpaint report --data DATA."
         )
         return gallery
     gallery.counts = (len(images.train_ids), len(images.held_out_ids))
@@ -97,9 +112,10 @@ def draw(
 
 def _draw_samples(gallery: Gallery, model: models.Model) -> None:
     if model.label_names:
-        gallery.captions = model.label_names[:10]
+        labels = model.label_names[:10]
+        gallery.captions = labels * max(1, COLUMNS // len(labels))
         gallery.columns = len(gallery.captions)
-    n = gallery.columns * (ROWS if gallery.columns > 3 else 3 * ROWS // gallery.columns)
+    n = gallery.columns * ROWS
     gallery.samples = list(model.sample(n, seed=0, labels=list(gallery.captions) or None))
 
 
@@ -113,14 +129,11 @@ def _choose_real(gallery: Gallery, dataset: Dataset) -> None:
         return
     names = dataset.label_names
     of_label = {
-        name: list(ids[dataset.labels[ids] == names.index(name)][:rows]) if name in names else []
+        name: iter(ids[dataset.labels[ids] == names.index(name)] if name in names else [])
         for name in gallery.captions
     }
-    gallery.real = [
-        dataset.images[of_label[name][row]] if row < len(of_label[name]) else None
-        for row in range(rows)
-        for name in gallery.captions
-    ]
+    chosen = [next(of_label[name], None) for _ in range(rows) for name in gallery.captions]
+    gallery.real = [None if i is None else dataset.images[i] for i in chosen]
 
 
 def _find_nearest(gallery: Gallery, images: NDArray[np.uint8], dataset: Dataset) -> None:

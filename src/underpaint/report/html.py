@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,6 +17,7 @@ from underpaint.data.decode import Unreadable, open_image
 from underpaint.io import replace_text, writing
 from underpaint.report import summary
 
+HERE = Path(__file__).parent
 LARGE = 400_000  # bytes of a PNG above which it is embedded as WebP
 
 
@@ -34,7 +35,7 @@ def sentences() -> Any:
 @functools.cache
 def _templates() -> Environment:
     templates = Environment(
-        loader=PackageLoader("underpaint.report", ""),
+        loader=FileSystemLoader([HERE, HERE.parent]),  # theme.css stands above
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -22,7 +22,7 @@ from underpaint.report.gallery import Gallery, draw
 from underpaint.report.html import embedded, render, write_page
 
 GRIDS = 8  # sample grids shown
-EVERY = 30  # seconds after which the page of a run that goes on loads itself anew
+EVERY = 30  # seconds after which the page of a run that goes on reloads
 
 
 def build(
@@ -31,16 +31,17 @@ def build(
     title: str | None = None,
     also: Sequence[tuple[str, Path]] = (),
     training_images: bool = True,
+    data: str | None = None,
 ) -> Path:
     """Write `report.html` into a run's folder and return its path.
 
     `title`: the headline, else the folder's name. `also`: further runs by name, which are shown
     side by side; a single one is compared with the run itself. `training_images`: whether some of
-    them are in the page.
+    them are in the page. `data`: where they are now, if they have moved.
     Raises UserError if the folder holds no run, or its files are damaged or cannot be written.
     """
     run_dir = Path(run_dir).expanduser()
-    page = _text(run_dir, title=title, also=also, training_images=training_images)
+    page = _text(run_dir, title=title, also=also, training_images=training_images, data=data)
     return write_page(run_dir / "report.html", page)
 
 
@@ -68,11 +69,12 @@ def _text(
     title: str | None = None,
     also: Sequence[tuple[str, Path]] = (),
     training_images: bool = True,
+    data: str | None = None,
     every: int = 0,
     gallery: bool = True,
     brief: bool = False,
 ) -> str:
-    """The page. `every`: seconds after which it loads itself anew; `gallery`: draw samples for it;
+    """The page. `every`: seconds after which it reloads; `gallery`: draw samples for it;
     `brief`: as of `follow`."""
     run, records, environment = _read(run_dir)
     if any(stage.dp for stage in run.stages.values()):
@@ -82,7 +84,7 @@ def _text(
     pictures = Gallery()
     if gallery:
         last = stages[-1].name if stages else None
-        pictures = draw(run_dir, run, last, training_images)
+        pictures = draw(run_dir, run, last, training_images, data)
     compared = list(also) if len(also) != 1 else [(name, run_dir), *also]
     stopping = early_stopping.judge(records)
     finished = len(stages) == len(run.stages) and all(stage.finished for stage in stages)
@@ -97,7 +99,7 @@ def _text(
         answers=answers(records),
         total=sum(stage.images for stage in run.stages.values()),
         finished=finished,
-        next=_next(run_dir, finished, bool(every), stopping.answer),
+        next=_next(run_dir, finished, bool(every), records),
         stopping=stopping,
         stages=stages,
         checked=_last(records, "check", mask="whole"),
@@ -168,14 +170,17 @@ def _last(records: list[Record], kind: str, **values: Any) -> Record:
     return next(found, {})
 
 
-def _next(run_dir: Path, finished: bool, going: bool, answer: str) -> str:
+def _next(run_dir: Path, finished: bool, going: bool, records: list[Record]) -> str:
     """The one command that the answers ask for."""
-    folder = shlex.quote(str(run_dir))
+    folder, answer = shlex.quote(str(run_dir)), early_stopping.judge(records).answer
+    if going and not of_kind(records, "sample"):
+        return f"underpaint report {folder} --live"
     if going:
         return f"underpaint sample {folder} -n 64 --out grid.png"
     if not finished:
         return f"underpaint train --resume --out {folder}"
-    if answer in ("improving", "waiting"):
+    short = answer == "unknown" and not of_kind(records, "check")
+    if answer in ("improving", "waiting") or short:
         return f"underpaint train --resume --out {folder} --minutes 10"
     if answer == "copying":
         return f"underpaint audit {folder}"

@@ -209,7 +209,7 @@ def _inline(svg: str, key: str, describe: str, kind: str) -> Markup:
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
-            # matplotlib's style element would hold for the whole page; page.css has it for charts
+            # matplotlib's style element would hold for the whole page; report.css has it for charts
             if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
                 parent.remove(child)
     for element in root.iter():

@@ -2,5 +2,5 @@
 
 from underpaint.training.monitor import Check as Check
 from underpaint.training.monitor import MakeCheck as MakeCheck
-from underpaint.training.trainer import train as train
+from underpaint.training.run import train as train
 from underpaint.training.warm_start import adopt as adopt

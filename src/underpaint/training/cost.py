@@ -1,6 +1,6 @@
 """What a recipe costs, before anything is trained.
 
-    FLOPs an image    3 · forward(V) + optimiser / batch: the backward pass costs twice the forward
+    FLOPs per image    3 · forward(V) + optimiser / batch: the backward pass costs twice the forward
     memory            `parameter_bytes` a parameter + batch · activations(V)
 
 with V the visible patches of N. FLOPs and activations are counted (`backbones.counting`) on

@@ -1,6 +1,6 @@
 """FLOPs of networks, remembered in the cache: counting them imports torch's compiler, for seconds.
 
-    ROOT/counts/KEY.json   FLOPs an image of a forward pass
+    ROOT/counts/KEY.json   FLOPs per image of a forward pass
 
 KEY hashes torch's version, the sources of the networks, the network's arguments and the mask. Only
 the package's networks are remembered: nobody knows on what others depend.

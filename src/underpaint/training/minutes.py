@@ -35,7 +35,7 @@ RECENT = 8  # parts of a stage, in the last one or two of which its speed is tak
 MEASURING, MOST = 0.02, 0.75  # of the minutes, for steps; and seconds a level at most
 REPORT, DRAWN = 1.5, 32  # the report: seconds, besides samples
 TRIES = 3  # of drawing
-SMALLER = (64, 32)  # images a side of a check, where fewer than ENOUGH checks fit with more
+SMALLER = (64, 32)  # images per side of a check, where fewer than ENOUGH checks fit with more
 ENOUGH = 4
 
 
@@ -44,7 +44,7 @@ class Costs(NamedTuple):
 
     rest: float  # start and report
     grid: float
-    checks: dict[int, float]  # by images a side, which may be chosen in this order
+    checks: dict[int, float]  # by images per side, which may be chosen in this order
     report: float = 0.0  # of `rest`
 
 

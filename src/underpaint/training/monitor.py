@@ -1,5 +1,6 @@
 """What a run shows while it trains: metrics, overfit checks and sample grids."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
@@ -57,7 +58,7 @@ CHECKS = 16  # of a stage that may end early
 EVALUATIONS = 8  # checks and grids of a run
 SNAPSHOTS = 32  # of a run, enough for widths from 0.05 on (training/posthoc.py)
 
-# Builds a stage's check: its images, the averaged model, the run's seed, images a side, samples.
+# Builds a stage's check: its images, the averaged model, the run's seed, images per side, samples.
 MakeCheck: TypeAlias = Callable[[TrainingSet, Model, int, int, int], Check | None]
 
 
@@ -94,11 +95,13 @@ def draw_samples(
 ) -> None:
     """A grid of samples, and what `check` says of how they look."""
     name = f"images_{progress.images:012d}.png"
-    names = state.averaged.label_names
-    columns = min(len(names), 10) or 8
+    names = state.averaged.label_names[: pictures.MOST_COLUMNS]
+    columns, captions = 8, None
+    if names:  # which repeat along a row where they are few
+        captions = [*names] * max(1, round(math.sqrt(run.sampling.count) / len(names)))
+        columns = len(captions)
     rows = max(1, run.sampling.count // columns)
-    labels = list(range(columns)) if names else None
-    captions = list(names[:columns]) if names else None
+    labels = None if captions is None else [i % len(names) for i in range(columns)]
     with doing("sample grid"):
         images = state.averaged.sample(rows * columns, seed=0, labels=labels)
         health = None if check is None else check.health(images, (progress.images, log.total))

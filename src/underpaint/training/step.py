@@ -111,7 +111,7 @@ def move(
 
 
 def training_flops(state: TrainState, visible: int, mask: str) -> float:
-    """FLOPs an image under a mask of this kind: forward, and twice as much backward."""
+    """FLOPs per image under a mask of this kind: forward, and twice as much backward."""
     backbone = state.model.backbone
     return 3.0 * counts.flops(*backbone.built, visible, backbone.counted_kind(visible, mask))
 
@@ -119,7 +119,7 @@ def training_flops(state: TrainState, visible: int, mask: str) -> float:
 def compute(
     stage: PreparedStage, state: TrainState, level: Level, draws: int = 1
 ) -> dict[str, float]:
-    """FLOPs an image at this level, and of a whole one; known after a step, which counts them.
+    """FLOPs per image at this level, and of a whole one; known after a step, which counts them.
 
     Each with its share of the optimiser's.
     """

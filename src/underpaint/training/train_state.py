@@ -119,6 +119,17 @@ class TrainState:
         else:
             yield
 
+    def leave(self) -> None:
+        """Let go of the group of processes while that is still there; no step can follow.
+
+        Were the reducer the last to hold it, as when `self` is freed after the group was closed,
+        it would end gloo's thread with Python's lock held, for which that thread may be waiting:
+        the process would hang at its end (seen with torch 2.13).
+        """
+        if isinstance(self.loss, DistributedDataParallel):
+            wrapped, self.loss = self.loss, self.loss.module
+            del wrapped.reducer, wrapped.logger
+
     def clip(self, limit: float | Tensor) -> Tensor:
         """Scale the gradients to a norm of at most `limit`; returns the norm before."""
         return clip_gradients(self.backbone.parameters(), limit)

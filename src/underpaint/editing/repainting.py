@@ -1,13 +1,4 @@
-"""Editing images with a trained model: repaint a part, widen, vary, go from one to another.
-
-    inpaint      what is erased is drawn anew, given what is kept     RePaint, arXiv 2201.09865
-    outpaint     what lies beyond the edges                           the same, window by window
-    restore      what sealed data do not hold                         the same
-    vary         the image noised to a level, and drawn from there  SDEdit, arXiv 2108.01073
-    interpolate  from one seed's noise to another's, along the sphere
-
-Images are uint8 [n, H, W, C]. What is kept comes back as it was given, bit for bit, and nothing
-of what is erased is read. Image i is drawn with its own seed, whatever the batch.
+"""A part of images drawn anew: `inpaint`, `outpaint` and `restore`.
 
 The space decides where the known part is put in: pixels as they are; wavelets through their inverse
 (white noise of coefficients is white noise of pixels, 2^levels as large); latents where none of a
@@ -18,8 +9,7 @@ drawn, less and less with the distance to the edge.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -28,62 +18,22 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from underpaint.core import alpha, inpainting, samplers, spaces
-from underpaint.core.samplers import Denoise, Draw, Sampling, SeededNoise
+from underpaint.core import alpha, inpainting, spaces
+from underpaint.core.samplers import Draw
+from underpaint.editing.drawing import Drawing, Pictures, checked
 from underpaint.errors import UserError
-from underpaint.progress import At
-from underpaint.vae import VAE
 
 RESAMPLE = 5  # times that each step is taken
 SOFT = 2  # pixels in which a seam is hidden
 
-Pictures = NDArray[np.uint8]  # [n, H, W, C]
 Keep = NDArray[np.bool_]  # [n, H, W]: True where an image stays
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """All that a model needs to draw n images; `Model` makes it."""
-
-    seeds: Sequence[int]  # [n]
-    space: spaces.Space
-    vae: VAE | None
-    sampling: Sampling
-    sigmas: Tensor  # [steps + 1]
-    denoise: Callable[[range], Denoise]  # of some of the images, with their labels
-    images: Callable[[Tensor], Tensor]  # patches → [B, C, H, W], through the autoencoder
-    device: torch.device
-    batch: int
-    at: At  # how far it is
-
-    def parts(self) -> Iterator[tuple[range, SeededNoise, Tensor]]:
-        """Batches: which images, their noise, and its first draw [B, N, P]."""
-        n, shape = len(self.seeds), (math.prod(self.space.grid), self.space.patch_dim)
-        for start in range(0, n, self.batch):
-            part = range(start, min(start + self.batch, n))
-            source = SeededNoise([self.seeds[i] for i in part])
-            yield part, source, source.initial(shape).to(self.device)
-
-    def counter(self, steps: int) -> Callable[[], None]:
-        """To be called after each step; `steps`: of one batch. `at` hears of all of them."""
-        total, done = steps * -(-len(self.seeds) // self.batch), 0
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            self.at(done, total)
-
-        return step
-
-
-# --- a part drawn anew -----------------------------------------------------------------------
 
 
 def inpaint(
     drawing: Drawing, images: Pictures, keep: NDArray[np.bool_], resample: int, soft: int
 ) -> Pictures:
     """Draw what `keep` leaves out: see `Model.inpaint`."""
-    images = _checked(drawing, images)
+    images = checked(drawing, images)
     kept = _kept(keep, len(images), drawing.space)
     step = drawing.counter(_steps(drawing, resample))
     found = np.empty_like(images)
@@ -103,7 +53,7 @@ def outpaint(
 ) -> Pictures:
     """Draw margins (top, right, bottom, left) around images: see `Model.outpaint`."""
     top, right, bottom, left = margins
-    images = _checked(drawing, images, any_size=True)
+    images = checked(drawing, images, any_size=True)
     if min(margins) < 0 or max(margins) == 0:
         raise UserError(
             f"outpaint by {top}, {right}, {bottom} and {left} pixels (top, right, bottom, left): "
@@ -275,105 +225,6 @@ def _windows(known: NDArray[np.bool_], size: tuple[int, int]) -> list[tuple[int,
     return order
 
 
-# --- whole images --------------------------------------------------------------------------
-
-
-def vary(drawing: Drawing, images: Pictures, strength: float) -> Pictures:
-    """Noise images to a level, and draw them from there: see `Model.vary`."""
-    images = _checked(drawing, images)
-    if not 0 < strength <= 1:
-        raise UserError(
-            f"strength {strength:g}: give a number above 0 (the image as it is), up to 1 "
-            "(nothing of it is left)"
-        )
-    levels = _from(drawing.sigmas, strength)
-    step = drawing.counter(len(levels) - 1)
-    found = np.empty_like(images)
-    for part, source, first in drawing.parts():
-        chosen, x = slice(part.start, part.stop), first * float(levels[0])
-        if strength < 1:
-            x = x + _encoded(drawing, spaces.from_uint8(images[chosen]).to(drawing.device))
-        found[chosen] = _sampled(drawing, part, x, levels, source.step, step)
-    return found
-
-
-def interpolate(drawing: Drawing, seed_a: int, seed_b: int) -> Pictures:
-    """Images between those of two seeds, whatever `drawing.seeds`: see `Model.interpolate`."""
-    if drawing.sampling.sampler in samplers.NOISY:
-        raise UserError(
-            f"sampler {drawing.sampling.sampler} adds noise of its own at every step, between "
-            "which nothing can be interpolated; use euler, heun or dpm++"
-        )
-    for seed in (seed_a, seed_b):
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed {seed}: give a whole number from 0 to 2^63 - 1")
-    n = len(drawing.seeds)
-    if n < 2:
-        raise UserError(f"{n} images to interpolate two seeds: both ends alone are 2; give more")
-    shape = (math.prod(drawing.space.grid), drawing.space.patch_dim)
-    a, b = (SeededNoise([seed]).initial(shape)[0] for seed in (seed_a, seed_b))
-    noise = torch.stack([slerp(a, b, i / (n - 1)) for i in range(n)])
-    step = drawing.counter(len(drawing.sigmas) - 1)
-    found = np.empty((n, *drawing.space.size, drawing.space.channels), np.uint8)
-    for part, source, _ in drawing.parts():
-        chosen = slice(part.start, part.stop)
-        x = noise[chosen].to(drawing.device) * float(drawing.sigmas[0])
-        found[chosen] = _sampled(drawing, part, x, drawing.sigmas, source.step, step)
-    return found
-
-
-def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """From a (t = 0) to b (t = 1) along the sphere; the norm goes evenly from a's to b's.
-
-    Where the noise of a straight line would be too small: by √½ in its middle.
-    """
-    if t in (0, 1):
-        return b if t else a
-    norms = a.norm(), b.norm()
-    u, v = a / norms[0], b / norms[1]
-    angle = torch.acos((u * v).sum().clamp(-1, 1))
-    if angle < 1e-4:  # the line and the sphere are the same there
-        found = (1 - t) * u + t * v
-    else:
-        found = (torch.sin((1 - t) * angle) * u + torch.sin(t * angle) * v) / torch.sin(angle)
-    return found / found.norm() * ((1 - t) * norms[0] + t * norms[1])
-
-
-def _from(sigmas: Tensor, strength: float) -> Tensor:
-    """The levels from the one at which the last `strength` of the steps begin.
-
-    A level between two of the grid is found between their logarithms, below the last one linearly.
-    """
-    place = (1 - strength) * (len(sigmas) - 1)
-    i = min(int(place), len(sigmas) - 2)
-    rest, (high, low) = place - i, sigmas[i : i + 2].tolist()
-    start = high ** (1 - rest) * low**rest if low > 0 else high * (1 - rest)
-    return torch.cat([sigmas.new_tensor([start]), sigmas[i + 1 :]])
-
-
-def _sampled(
-    drawing: Drawing, part: range, x: Tensor, levels: Tensor, draw: Draw, step: Callable[[], None]
-) -> Pictures:
-    """x [B, N, P] at the first level, drawn to the end."""
-    x0 = samplers.sample(
-        drawing.denoise(part),
-        x,
-        levels,
-        drawing.sampling,
-        noise=draw,
-        callback=lambda i, x, x0: step(),
-    )
-    return spaces.to_uint8(drawing.images(x0)).numpy()
-
-
-def _encoded(drawing: Drawing, planes: Tensor) -> Tensor:
-    """Images [B, C, H, W] in [-1, 1] → patches [B, N, P], through the autoencoder if any."""
-    return drawing.space.encode(planes if drawing.vae is None else drawing.vae.latents(planes))
-
-
-# --- what was given --------------------------------------------------------------------------
-
-
 def _steps(drawing: Drawing, resample: int) -> int:
     """Steps of a batch. Raises UserError for a sampler or a number of times that cannot be."""
     try:
@@ -381,24 +232,6 @@ def _steps(drawing: Drawing, resample: int) -> int:
         return len(inpainting.steps(drawing.sigmas, resample))
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def _checked(drawing: Drawing, images: Pictures, any_size: bool = False) -> Pictures:
-    """The images, if they are the model's."""
-    (H, W), C = drawing.space.size, drawing.space.channels
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != C:
-        size = "H, W" if any_size else f"{H}, {W}"
-        raise UserError(
-            f"images {images.dtype} {list(images.shape)} were given; this model takes uint8 "
-            f"[n, {size}, {C}]"
-        )
-    if not any_size and images.shape[1:3] != (H, W):
-        raise UserError(
-            f"images of {images.shape[1]}×{images.shape[2]} pixels were given; this model takes "
-            f"{H}×{W}"
-        )
-    return images
 
 
 def _kept(keep: NDArray[np.bool_], n: int, space: spaces.Space) -> Keep:
