@@ -276,7 +276,7 @@ def found(results: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
         for arm, of in lineage()
         if {arm, of} <= done.keys() and done[of]["error"] < FAR * done[arm]["error"]
     ]
-    return {"slope": slope, "verdicts": rows, "parts": parts, "gain": gain(rows[:3], parts)}
+    return {"slope": slope, "verdicts": rows, "parts": parts, "gain": gain(rows[:4], parts)}
 
 
 def main() -> None:
