@@ -17,7 +17,7 @@ TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 def style_sheet() -> str:
     """That of the package's pages."""
-    return (resources.files("underpaint.report") / "page.css").read_text(encoding="utf-8")
+    return (resources.files("underpaint") / "theme.css").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
