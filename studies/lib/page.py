@@ -17,7 +17,9 @@ TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 def style_sheet() -> str:
     """That of the package's pages."""
-    return (resources.files("underpaint") / "theme.css").read_text(encoding="utf-8")
+    package = resources.files("underpaint")
+    files = (package / "theme.css", package / "report" / "report.css")
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 @dataclass(frozen=True)
