@@ -68,7 +68,9 @@ def test_captions_stand_over_their_columns() -> None:
     images = np.zeros((4, 8, 8, 3), np.uint8)
     plain = np.asarray(grid(images, 2))
     sheet = np.asarray(grid(images, 2, ["a", ""]))
-    top = CAPTION + 3 * GAP
+    top = plain.shape[1] // 40 + 3 * GAP
+    long = np.asarray(grid(images, 2, ["a" * 99, ""]))  # which fits in no size, and is cut
+    assert len(long) - len(plain) == CAPTION + 2 * GAP
     assert np.array_equal(sheet[top:], plain[GAP:])
     head = (sheet[:top] != PAPER).any(axis=(0, 2))
     assert head[: len(head) // 2].any()  # ink over the first column

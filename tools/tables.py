@@ -425,7 +425,7 @@ def systems_in_full() -> str:
     return "\n".join(
         [
             "| system | trained | parameters | FLOPs | images (hidden) | held-out error | "
-            "FD-MobileNetV2 (95 %) | KD-MobileNetV2 | images/s a stage |",
+            "FD-MobileNetV2 (95 %) | KD-MobileNetV2 | images/s per stage |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
             *rows,
         ]

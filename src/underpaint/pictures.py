@@ -22,7 +22,7 @@ from underpaint.io import filling, replacing, writing
 
 NARROWEST, WIDEST = 600, 1000  # pixels of a sheet
 GAP = 4
-CAPTION = 15  # font size
+CAPTION = 15  # font size at least
 MOST_COLUMNS = 10  # of labels
 GRIDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PAPER, INK = (255, 255, 255), (60, 60, 60)
@@ -50,7 +50,8 @@ def grid(images: Images, columns: int = 0, labels: Sequence[str] | None = None) 
     if columns * W * factor + gaps < NARROWEST:  # 8 columns of 64: 548 or 1060
         factor += 1
     height, width = H * factor, W * factor
-    top = GAP if labels is None else CAPTION + 3 * GAP
+    caption = 0 if labels is None else _caption(labels, width, columns * width)
+    top = caption + 3 * GAP if caption else GAP
     size = (GAP + columns * (width + GAP), top + rows * (height + GAP))
     sheet = Image.new("RGB", size, PAPER)
     for i, pixels in enumerate(images):
@@ -61,7 +62,7 @@ def grid(images: Images, columns: int = 0, labels: Sequence[str] | None = None) 
             sheet.paste(_chequerboard(width, height), place)
         sheet.paste(shown, place, shown if shown.mode == "RGBA" else None)
     if labels is not None:
-        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(CAPTION)
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(caption)
         for column, label in enumerate(labels):
             middle = GAP + column * (width + GAP) + width / 2
             draw.text((middle, GAP), _fitting(label, width, font), INK, font, anchor="ma")
@@ -169,6 +170,18 @@ def _chequerboard(width: int, height: int) -> Image.Image:
     y, x = np.ogrid[:height, :width]
     dark = (y // SQUARE + x // SQUARE) % 2
     return Image.fromarray(np.where(dark, DARK, LIGHT).astype(np.uint8))
+
+
+def _caption(labels: Sequence[str], width: int, whole: int) -> int:
+    """The font size, from CAPTION up, at which all captions fit columns `width` pixels wide.
+
+    A sheet `whole` pixels wide is often shown at half its size.
+    """
+    for size in range(whole // 40, CAPTION, -1):
+        font = ImageFont.load_default(size)
+        if all(font.getlength(label) <= width for label in labels):
+            return size
+    return CAPTION
 
 
 def _fitting(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

@@ -188,7 +188,7 @@ def test_without_held_out_images(tmp_path, source):
     page = Page(report.build(write_run(tmp_path / "run", source, held_out=False)))
     assert set(SECTIONS) <= set(page.ids)
     assert "learned from 60 images" in page.text
-    assert "held out to judge" not in page.text
+    assert "more were held out" not in page.text
     assert "memorizing cannot be seen here" in page.text
     assert "There are no held-out images to say what distance is usual" in page.text
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, print_json
 from underpaint.cli.settings import RUN
+from underpaint.progress import doing
 from underpaint.serving import Quiet, check_port, serve
 
 PORT = 8010
@@ -29,7 +30,8 @@ def arguments(parser: Parser, verb: str) -> None:
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
     check_port(args.port)
-    from underpaint.interop import web
+    with doing("starting"):
+        from underpaint.interop import web
 
     def say(text: str) -> None:
         if not args.quiet:

@@ -7,6 +7,7 @@ from typing import Any
 
 from underpaint.cli.parser import Parser, add_output, console, print_json, print_table
 from underpaint.errors import UserError, plain
+from underpaint.progress import doing
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     if args.launcher == "submitit" and not yamls:
         raise UserError("--launcher: runs that exist are compared here; leave it out")
     if yamls:
-        from underpaint.compare import jobs, runner, study
+        with doing("starting"):
+            from underpaint.compare import jobs, runner, study
 
         chosen = study.load(yamls[0])
         path = Path(yamls[0])
@@ -76,9 +78,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
             how["jobs"] = jobs.settings(args.job)
         results = runner.conduct(chosen, out, **how)
     else:
-        from underpaint.compare import compare_runs
-        from underpaint.compare.runner import RESULTS
-        from underpaint.io import check_new, check_place, is_marked, mark, writing
+        with doing("starting"):
+            from underpaint.compare import compare_runs
+            from underpaint.compare.runner import RESULTS
+            from underpaint.io import check_new, check_place, is_marked, mark, writing
 
         out = out or beside(args.sources)
         ours = is_marked(out, "comparison")
@@ -88,9 +91,10 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
             mark(out, "comparison")
-    from underpaint.report import comparison
+    with doing("writing the page"):
+        from underpaint.report import comparison
 
-    page = comparison.write(results, out)
+        page = comparison.write(results, out)
     if args.json:
         print_json({**results, "page": str(page)})
     else:

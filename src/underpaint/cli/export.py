@@ -5,6 +5,7 @@ import argparse
 from underpaint.cli.parser import Parser, add_output, print_json
 from underpaint.cli.settings import REVISION, RUN, WEIGHTS
 from underpaint.errors import UserError
+from underpaint.progress import doing
 
 END = """\
 FORM is one of
@@ -34,9 +35,10 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    from underpaint.hub import PREFIX
-    from underpaint.interop.export import export
-    from underpaint.model_folder import pinned
+    with doing("starting"):
+        from underpaint.hub import PREFIX
+        from underpaint.interop.export import export
+        from underpaint.model_folder import pinned
 
     if args.to.startswith(PREFIX):
         _upload(args)

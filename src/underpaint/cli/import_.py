@@ -59,7 +59,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--labels",
         metavar="FILE",
-        help="names of the classes, one a line, in their order (default: numbers)",
+        help="names of the classes, one per line, in their order (default: numbers)",
     )
     add(
         "--weights",

@@ -14,6 +14,7 @@ from underpaint.errors import UserError, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -136,7 +137,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: in
         table.add_column(plain(column), justify="left" if i < words else "right", no_wrap=i == 0)
     for row in rows:
         table.add_row(*map(plain, row))
-    console().print(table)
+    _print(table)
 
 
 def print_facts(facts: Mapping[str, str] | Mapping[str, list[str]]) -> None:
@@ -149,7 +150,16 @@ def print_facts(facts: Mapping[str, str] | Mapping[str, list[str]]) -> None:
     for name, fact in facts.items():
         lines = [fact] if isinstance(fact, str) else fact
         table.add_row(name, "\n".join(map(plain, lines)))
-    console().print(table)
+    _print(table)
+
+
+def _print(table: "Table") -> None:
+    """Its lines without the spaces at their ends."""
+    out = console()
+    with out.capture() as printed:
+        out.print(table)
+    for line in printed.get().splitlines():
+        print(line.rstrip())
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> "Console":

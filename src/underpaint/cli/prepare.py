@@ -10,6 +10,7 @@ from underpaint.cli.settings import IMAGES, add_images, images_of
 from underpaint.errors import UserError
 
 MOST = 12
+WRONG = ("unreadable", "unread", "outside", "hints", "damaged")  # said where there is some
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     if args.json:
         print_json(report)
     else:
-        print_facts({key.replace("_", " "): lines(fact) for key, fact in report.items()})
+        said = {key: fact for key, fact in report.items() if fact or key not in WRONG}
+        print_facts({key.replace("_", " "): lines(fact) for key, fact in said.items()})
         if sentence := data.transparency(wanted, dataset.report):
             print(sentence)
 

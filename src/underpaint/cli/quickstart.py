@@ -13,6 +13,7 @@ from pathlib import Path
 from underpaint import config
 from underpaint.cli.parser import Parser, print_json
 from underpaint.errors import Interrupted, RunFailed, UserError
+from underpaint.progress import doing
 
 SHARES = {"main": 4 / 6, "transfer": 1 / 6, "scratch": 1 / 6}  # of the minutes
 
@@ -78,8 +79,9 @@ def train(
     `resume`: go on where one stopped. `began`: when `minutes` began, as of `api.train`.
     Raises UserError for wrong use, Interrupted after Ctrl-C.
     """
-    from underpaint import api, report
-    from underpaint.training.checkpointing import RunFolder
+    with doing("starting"):
+        from underpaint import api, report
+        from underpaint.training.checkpointing import RunFolder
 
     out = Path(out).expanduser()
     parts = recipes(minutes, seed)
@@ -111,14 +113,12 @@ def train(
             again += shlex.quote(str(out))
             raise Interrupted(f"go on with all of the quick start: {again}") from None
     _write_web(out)
-    return report.build(
-        out,
-        title="Quick start",
-        also=[
-            ("transfer to 1,000 images of another style", folders["transfer"]),
-            ("the same images from scratch", folders["scratch"]),
-        ],
-    )
+    also = [
+        ("transfer to 1,000 images of another style", folders["transfer"]),
+        ("the same images from scratch", folders["scratch"]),
+    ]
+    with doing("writing the report"):
+        return report.build(out, title="Quick start", also=also)
 
 
 def _write_web(run: Path) -> None:
@@ -128,6 +128,7 @@ def _write_web(run: Path) -> None:
     if onnx.missing():
         return
     try:
-        web.made(run)
+        with doing("writing the page that draws"):
+            web.made(run)
     except (UserError, RunFailed) as error:  # the runs are whole: their report comes all the same
         print(f"no page for the browser: {error}", file=sys.stderr)

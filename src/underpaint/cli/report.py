@@ -11,6 +11,7 @@ from typing import Any
 from underpaint.cli.parser import Parser, print_json
 from underpaint.cli.settings import MOVED
 from underpaint.errors import UserError
+from underpaint.progress import doing
 from underpaint.serving import Quiet, check_port, serve
 
 PORT = 8030
@@ -40,7 +41,8 @@ def arguments(parser: Parser, verb: str) -> None:
 
 
 def run(args: argparse.Namespace, others: list[str]) -> None:
-    from underpaint import config, report
+    with doing("starting"):
+        from underpaint import config, report
 
     place = Path(args.run).expanduser()
     if args.live:
@@ -48,7 +50,8 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         report.live(place, EVERY)  # refuses what is no run
         serve(functools.partial(Live, run=place), args.port, _said(args), not args.no_browser)
         return
-    path = report.build(place, training_images=args.training_images, data=args.data)
+    with doing("writing the report"):
+        path = report.build(place, training_images=args.training_images, data=args.data)
     recipe = config.load(place / "config.yaml")
     sources = sorted({(stage.data or recipe.data).source for stage in recipe.stages.values()})
     if sources and args.training_images and not (args.json or args.data):

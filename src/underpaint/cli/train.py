@@ -87,7 +87,8 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
         raise UserError(
             "--images adds to a finished run: give --resume too, or --stages.NAME.images"
         )
-    chosen = recipe(args, others)
+    with doing("starting"):  # what fits patches to the images is imported, too
+        chosen = recipe(args, others)
     if args.dry_run:
         _dry_run(chosen, args)
         return
@@ -219,7 +220,8 @@ def _resume(args: argparse.Namespace, others: list[str]) -> None:
     for name, value in more.items():
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} {value:g}: give a number above 0")
-    from underpaint import api
+    with doing("starting"):
+        from underpaint import api
 
     how = {name: value for name, value in more.items() if value is not None}
     how |= {"data": args_data} if (args_data := given.get("data.source")) else {}

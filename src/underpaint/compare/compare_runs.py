@@ -49,13 +49,13 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
     overview = [_summary(path, start) for path, (_, _, start) in zip(paths, recipes, strict=True)]
     arms: dict[str, dict[int, list[Point]]] = {}
     known: dict[tuple[str, str], str] = {}  # recipe without its seed, start → arm
-    notes, runs = [NOTE], []
+    notes, runs = list[str](), []
     for path, (recipe, _, start) in zip(paths, recipes, strict=True):
         seed, points = recipe.train.seed, _points(path)
         if not points:
             notes.append(
-                f"{path} has measured no held-out images, so it is in no verdict; train it with "
-                "train.check_every"
+                f"{path} has no checks on held-out images, so it is in no verdict; longer runs "
+                "have them (--minutes), or --train.check_every N"
             )
             continue
         recipe.train = dataclasses.replace(recipe.train, seed=0)
@@ -89,7 +89,7 @@ def compare(folders: list[str | Path]) -> dict[str, Any]:
             for name, scores in arms.items()
             if name != base
         },
-        "notes": notes,
+        "notes": [NOTE, *notes] if len(arms) > 1 else notes,
     }
 
 

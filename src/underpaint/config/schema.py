@@ -58,7 +58,7 @@ class Data:
         Range(8, 16, "a number of bits from 8 to 16"),
     )
     held_out: str = setting(
-        "auto", "images kept for judging: auto (5 %), a number, none, or another data source"
+        "auto", "images kept for evaluation: auto (5 %), a number, none, or another data source"
     )
     audit_split: float = setting(
         0.0,
@@ -74,7 +74,7 @@ class Data:
         16_384, "images of shards that are shuffled together; 0: all of them", Range(0)
     )
     only: str = setting(
-        "", "file of sha256 sums, one a line: train on these images alone, whatever is held out"
+        "", "file of sha256 sums, one per line: train on these images alone, whatever is held out"
     )
 
 
@@ -228,7 +228,7 @@ class Train:
     )
     check_samples: int = setting(
         0,
-        "samples drawn at a check for their Fréchet distance to training and held-out images "
+        "samples drawn at each check for their Fréchet distance to training and held-out images "
         "(64 of each at least) and the share of near copies; 0: none",
         Range(0),
     )

@@ -388,7 +388,7 @@ def _listed(path: str, entry: cache.Entry) -> NDArray[np.int8]:
         listed = listed.reshape(-1, 32)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"data.only '{path}': expected a file of sha256 sums, one a line ({error})"
+            f"data.only '{path}': expected a file of sha256 sums, one per line ({error})"
         ) from None
     missing = int((~digests.among(listed, entry.file_sha)).sum())
     if missing:

@@ -349,7 +349,7 @@ def _count(asked: int | None, train: int, held: int, samples: int | None) -> tup
     else:
         notes.append(
             f"{held or 'no'} held-out images: fewer than {LEAST} are not scored, so copying cannot "
-            "be told from quality here"
+            "be separated from quality here"
         )
     if samples is not None:
         limits["images to score"] = samples

@@ -16,6 +16,7 @@ from underpaint import model as models
 from underpaint import model_folder
 from underpaint.errors import UserError
 from underpaint.io import added, appearing, check_place, form_of, is_marked, mark, writing
+from underpaint.progress import doing
 
 FORMS = {  # --to: module of this package
     "folder": "folder",
@@ -63,7 +64,7 @@ def export(
     form = importlib.import_module(f"underpaint.interop.{FORMS[to]}")
     model = models.load(source, weights=weights, device="cpu", vae=vae)
     form.check(model)
-    with writing(folder):
+    with writing(folder), doing(f"writing {to}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with appearing(folder, kind="export") as temporary:
             facts = form.write(model, temporary, half)

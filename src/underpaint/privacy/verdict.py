@@ -66,7 +66,7 @@ def _reasons(result: dict[str, Any]) -> list[str]:
     blind, reference = (result["controls"]["null"][k] for k in ("blind", "reference"))
     positive = result["controls"]["positive"]
     if not blind["passed"]:
-        reasons.append("members and non-members can be told apart without asking the model")
+        reasons.append("members and non-members can be separated without asking the model")
     if reference and not reference["passed"]:
         reasons.append("the attacks succeed on a reference model that saw neither side")
     if positive is not None and not positive["passed"]:

@@ -49,10 +49,13 @@ def _sheet(run: Path) -> tuple[str, str] | None:
         model = models.load(run)
     except UserError:
         return None
-    columns = len(model.label_names[:COLUMNS]) or COLUMNS
-    labels = list(model.label_names[:COLUMNS]) or None
+    labels = list(model.label_names[:COLUMNS])
+    labels *= max(1, COLUMNS // 2 // max(1, len(labels)))  # few repeat along a row
+    columns = len(labels) or COLUMNS // 2
     rows = max(1, SAMPLES // columns)
-    drawn = pictures.grid(model.sample(rows * columns, seed=0, labels=labels), columns, labels)
+    drawn = pictures.grid(
+        model.sample(rows * columns, seed=0, labels=labels or None), columns, labels or None
+    )
     return run.name, picture(np.asarray(drawn))
 
 
