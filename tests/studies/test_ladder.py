@@ -38,6 +38,6 @@ def test_recorded_units_are_those_of_the_script() -> None:
         parent, changes = ladder.UNITS[name]
         assert unit["settings"] == json.loads(json.dumps({"parent": parent, **changes}))
         # as published, a recipe makes too few steps in this budget to learn anything
-        published = name in ("ddpm", "maskdm") or name.startswith("end-ddpm-")
+        published = name.startswith(("ddpm", "maskdm", "end-ddpm-"))
         assert (0 < unit["error"] < 0.1) or (published and unit["frechet"] > 400)
         assert unit["flops"] == pytest.approx(ladder.settings(name)["study"]["budget"], rel=0.02)
