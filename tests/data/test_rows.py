@@ -62,6 +62,10 @@ def test_what_is_read_stays_in_no_memory(rows: Rows, tmp_path: Path) -> None:
     give_back(rows.array[3:5])
     assert resident(path) == 0
     give_back(np.ones(3))  # of no file
+    written = np.memmap(path, np.uint8, "c")  # whose pages are this process's alone
+    written[:] = 7
+    give_back(np.asarray(written))
+    assert written.min() == 7
 
 
 def test_a_data_set_reads_its_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,9 +98,11 @@ class Rows:
 
 
 def give_back(array: object) -> None:
-    """Of a mapped file hold no pages any more: they are mapped again when they are used."""
+    """Of a file that is mapped to be read hold no pages any more: they come back when used."""
     holder: Any = array
     while isinstance(holder, np.ndarray):
+        if holder.flags.writeable:  # what was written would be lost
+            return
         holder = holder.base
     if isinstance(holder, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         holder.madvise(mmap.MADV_DONTNEED)

@@ -59,8 +59,9 @@ class Latents:
 
 
 def _taken(array: NDArray[Any], stored: cache.Rows | None, ids: NDArray[np.int64]) -> NDArray[Any]:
-    """A copy of these rows."""
-    return np.take(array, ids, axis=0) if stored is None else stored.take(ids.tolist())
+    """A copy of these rows: of the file, if `array` is the map of one."""
+    mapped = stored is not None and stored.array is array
+    return stored.take(ids.tolist()) if stored and mapped else np.take(array, ids, axis=0)
 
 
 @dataclass(frozen=True, repr=False)
