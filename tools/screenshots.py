@@ -34,7 +34,7 @@ def main(chromium: str) -> None:
         page = browser.new_page(viewport={"width": 1120, "height": 1010}, color_scheme="light")
         page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
         page.wait_for_function(IDLE, timeout=120_000)
-        page.evaluate("document.getElementById('status').textContent = '9 pictures.'")  # no time
+        page.evaluate("document.getElementById('status').textContent = '9 images.'")  # no time
         save(Image.open(io.BytesIO(page.screenshot())), "app.png")
         save(row(repainting(page)), "app-repaint.png")
         server.shutdown()

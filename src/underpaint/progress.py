@@ -12,11 +12,13 @@ printed from time to time: after ten seconds at first, each minute in the end.
 
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 class At(Protocol):
@@ -83,6 +85,17 @@ def shown(quiet: bool = False) -> Iterator[None]:
         screen = Screen()
         with following(screen), contextlib.closing(screen):
             yield
+
+
+def counted(call: Callable[P, T], after: Callable[[], None]) -> Callable[P, T]:
+    """`call`, after each of whose calls `after` is called."""
+
+    def counting(*args: P.args, **kwargs: P.kwargs) -> T:
+        found = call(*args, **kwargs)
+        after()
+        return found
+
+    return counting
 
 
 def console(quiet: bool = False) -> "Console":

@@ -184,8 +184,8 @@ def test_the_sentence_says_what_to_do() -> None:
     assert early.startswith("samples are still noise after 2,500 of 10,000 images")
     assert "train longer (--minutes), or on smaller images (--size)" in late
     assert "train on more images" in (said("copies", 7_500) or "")
-    assert "real images; train longer" in (said("blurred", 7_500) or "")
-    assert (said("blurred", 2_500) or "").endswith("fine detail of real images")
+    assert "real images; train longer" in (said("blurred", 10_000) or "")
+    assert (said("blurred", 7_500) or "").endswith("fine detail of real images")
     short = sentence(Health("blurred", 0, 0, 0, 0, None), 16, 16)
     assert short == "16 images seen are hardly a beginning: train longer (--minutes)"
     assert said("good", 7_500) is None

@@ -16,12 +16,15 @@ import pytest
 from PIL import Image
 
 from tests.interop.small import build
+from tests.report.synthetic import model as stand_in_model
+from tests.report.synthetic import write_images, write_run
 from underpaint import model as models
-from underpaint import serving
+from underpaint import report, serving
 from underpaint.cli import app
 from underpaint.core import samplers
 from underpaint.interop import export
 from underpaint.model import Model
+from underpaint.report import gallery
 
 CHROMIUM = os.environ.get("UNDERPAINT_CHROMIUM", "")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="in a browser: make browser")
@@ -331,6 +334,28 @@ def test_a_phone(scheme: str, lorelei: Path, chromium: Any) -> None:
     assert dark == (scheme == "dark")
     assert site.errors == []
     site.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_report_is_as_wide_as_the_screen(
+    width: int, chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many labels and grids, too: what is wider scrolls by itself, and no image is tiny."""
+    source = write_images(tmp_path / "images.npz", labels=9)
+    names = tuple(f"a label of some length {i}" for i in range(9))
+    stand_in = stand_in_model(names, np.load(source)["images"])
+    monkeypatch.setattr(gallery.models, "load", lambda _: stand_in)
+    page = report.build(write_run(tmp_path / "run", str(source), labels=names))
+    context = chromium.new_context(viewport={"width": width, "height": 900})
+    shown = context.new_page()
+    shown.goto(page.as_uri())
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    sizes = shown.evaluate("[...document.images].map((i) => i.getBoundingClientRect().width)")
+    assert len(sizes) > 50
+    assert min(sizes) >= 48
+    shown.locator(".wall img").first.click()
+    assert shown.locator(".wall img").first.bounding_box()["width"] >= 0.9 * min(width, 900) - 1
+    context.close()
 
 
 def test_a_file_that_is_missing_is_said(lorelei: Path, chromium: Any, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.heard import Heard
 from tests.privacy.known import GRID, Memoriser, Normal, draws, nan_hidden, shared_mask
 from underpaint import config
 from underpaint.core import masks
 from underpaint.errors import UserError
 from underpaint.model import build
 from underpaint.privacy import attacks, statistics
+from underpaint.progress import following
 
 SIGMAS = [0.2, 0.4, 0.8]
 MEMBERS, OTHERS = draws(40, 1), draws(40, 2)
@@ -43,6 +45,17 @@ def test_parts_of_images_are_enough_and_hidden_ones_are_not_read(attack: str) ->
     found = attacks.scores(model, nan_hidden(BOTH, mask), [attack], SIGMAS, mask=mask)[attack]
     assert np.isfinite(found).all()
     assert best(found) > 0.95
+
+
+@pytest.mark.parametrize("names", [*([name] for name in attacks.ATTACKS), list(attacks.ATTACKS)])
+def test_each_call_of_the_network_is_progress(names: list[str]) -> None:
+    heard = Heard()
+    with following(heard):
+        attacks.scores(Memoriser(MEMBERS), BOTH[:64], names, SIGMAS, batch=32)
+    done = [at for _, at, _ in heard.said]
+    assert done == sorted(done)
+    assert done.count(64) == 1  # at the last call, and not before
+    assert np.allclose(np.diff(done), done[1])
 
 
 def test_loss_is_that_of_its_definition() -> None:

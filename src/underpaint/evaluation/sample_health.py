@@ -161,7 +161,7 @@ def sentence(health: Health, seen: int, total: int) -> str | None:
                 "or for less time"
             )
         case "blurred":
-            advice = "; train longer (--minutes)" if 2 * seen >= total else ""
+            advice = "; train longer (--minutes)" if seen >= total else ""
             return (
                 f"samples are still blurred {after}: they lack the fine detail of real images"
                 f"{advice}"

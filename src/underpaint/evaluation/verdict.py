@@ -14,8 +14,8 @@ STILL = {
     "blurred": "samples are still blurred: they lack the fine detail of real images",
 }
 GOOD = "samples are as sharp as real images, without noise or copies; judge their shapes by eye"
-FEW = 10_000  # images: from nothing, shapes take some ten thousand (studies/ladder, benchmarks)
-SOON = "samples are sharp and without noise, but shapes take longer than {:,} images: train longer"
+FEW = 5000  # images: heads of 32×32 pixels were heads after 8,000, sharp blobs after 2,000
+SOON = "samples are sharp and without noise, but {:,} images seen are few for shapes: train longer"
 YOUNG = "samples cannot be good yet: the network removes noise worse than a linear filter does"
 LONGER = {
     "improving": "more training would probably help: the held-out error was still falling",

@@ -16,6 +16,7 @@ the same masks are used for every image, so that a score is a function of the im
 alone.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,7 +32,7 @@ from underpaint.core.masks import Mask, MaskSpec, draw, from_visible, gather
 from underpaint.core.schedules import Process
 from underpaint.errors import UserError
 from underpaint.model import evaluating
-from underpaint.progress import doing
+from underpaint.progress import counted, doing
 from underpaint.training.seeding import seed_from
 
 ATTACKS = {
@@ -103,13 +104,19 @@ def scores(
     fixed = torch.randn(noises, 1, N, P, generator=generator).to(device)  # the same for all images
     parts = _parts(mask, ensemble or Ensemble(), denoiser, seed)
     result = {name: np.empty((n, len(sigmas))) for name in names}
+    asked, calls = itertools.count(1), _calls(names, len(sigmas), noises, parts)
     with evaluating(denoiser), doing(what, n) as at:
+
+        def seen() -> None:
+            at(n * min(1.0, next(asked) / (calls * -(-n // batch))))
+
+        ask = counted(denoiser.eps, seen)
         for start in range(0, n, batch):
             part = slice(start, min(start + batch, n))
             shown = rows(mask, part, device)
             condition = None if labels is None else labels[part].to(device)
             x0 = gather(patches[part].to(device).float(), shown.visible)  # [B, V, P]
-            eps = partial(denoiser.eps, labels=condition, mask=shown)
+            eps = partial(ask, labels=condition, mask=shown)
             clean = eps(x0, denoiser.process.sigma_min) if {"secmi", "pia"} & {*names} else x0
             for name in names:
                 if name == "secmi":
@@ -119,13 +126,19 @@ def scores(
                 elif name == "sima":
                     values = _sima(eps, denoiser.process, x0, sigmas)
                 elif name == "masks" and parts is not None:
-                    ask = partial(denoiser.eps, labels=condition)
-                    values = _masks(ask, x0, shown, parts, fixed, sigmas)
+                    under = partial(ask, labels=condition)
+                    values = _masks(under, x0, shown, parts, fixed, sigmas)
                 else:
                     values = _loss(eps, x0, _at(fixed, shown, len(x0)), sigmas)
                 result[name][part] = torch.stack(values, 1).double().cpu().numpy()
-            at(part.stop)
     return result
+
+
+def _calls(names: Sequence[str], levels: int, noises: int, parts: Mask | None) -> int:
+    """How often the network is asked about each image."""
+    masked = noises if parts is None or parts.visible is None else len(parts.visible)
+    each = {"loss": levels * noises, "secmi": 1 + 2 * levels, "masks": levels * masked}
+    return sum(each.get(name, levels) for name in names) + bool({"secmi", "pia"} & {*names})
 
 
 # --- from x0 [B, V, P] and the noise eps(x, sigma) that is seen in it to scores [B] ---------------

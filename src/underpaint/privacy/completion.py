@@ -11,6 +11,7 @@ somewhat; one that remembers an image completes that one better than images it n
 Masks and noises are the same for every image. The interval is Welch's.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -48,11 +49,12 @@ def complete(
     noise: Callable[[], Tensor],
     labels: Tensor | None = None,
     repeats: int = 1,
+    seen: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Whole images [B, N, P] from the patches of `patches` [B, N, P] at `visible` [B, V].
 
     `noise` gives standard normal tensors [1 or B, N, P]; `sigmas` [steps + 1] falling to 0.
-    Hidden patches are never read.
+    Hidden patches are never read. `seen` is called after each step.
     """
     mask = Mask(denoiser.backbone.grid)  # type: ignore[arg-type]
     known = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
@@ -73,6 +75,7 @@ def complete(
         mix,
         noise=sample_noise,
         resample=repeats,
+        callback=seen,
     )
     return mix(found, patches)
 
@@ -99,7 +102,12 @@ def errors(
         raise ValueError("an image of one patch has no half")
     levels = samplers.sigmas(denoiser.process, steps, "karras")
     result = np.zeros((draws, n))
+    asked, calls = itertools.count(1), -(-n // batch) * draws * _calls(levels, repeats)
     with evaluating(denoiser), doing("completion", n) as at:
+
+        def seen() -> None:
+            at(n * min(1.0, next(asked) / calls))
+
         for start in range(0, n, batch):
             x0 = patches[start : start + batch].to(device).float()
             condition = None if labels is None else labels[start : start + batch].to(device)
@@ -111,11 +119,15 @@ def errors(
                 # begun anew for each batch, so that every image meets the same noises
                 g = torch.Generator().manual_seed(seed_from(seed, "completion", "noise", i))
                 noise = partial(torch.randn, 1, N, P, generator=g)
-                completed = complete(denoiser, x0, visible, levels, noise, condition, repeats)
+                completed = complete(denoiser, x0, visible, levels, noise, condition, repeats, seen)
                 squares = (gather(completed, hidden) - gather(x0, hidden)).square().mean((1, 2))
                 result[i, start : start + batch] = squares.double().cpu().numpy()
-            at(min(start + batch, n))
     return result
+
+
+def _calls(sigmas: Tensor, repeats: int) -> int:
+    """How often the network is asked about each image that is completed."""
+    return len(inpainting.steps(sigmas, repeats))
 
 
 def advantage(members: NDArray[np.float64], non_members: NDArray[np.float64]) -> dict[str, Any]:
