@@ -26,7 +26,7 @@ def dataset(train: np.ndarray = TRAIN, held_out: np.ndarray = HELD_OUT) -> Any:
         labels=np.arange(len(IMAGES)) % 3,
         train_ids=train,
         held_out_ids=held_out,
-        batch=lambda ids: IMAGES[ids],
+        pixels=lambda ids: IMAGES[ids],
     )
 
 
