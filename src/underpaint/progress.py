@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 if TYPE_CHECKING:
     from rich.console import Console
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class At(Protocol):
@@ -85,6 +86,14 @@ def shown(quiet: bool = False) -> Iterator[None]:
         screen = Screen()
         with following(screen), contextlib.closing(screen):
             yield
+
+
+def note(text: str) -> None:
+    """A line for whoever waits, above what moves; nothing where nobody does."""
+    from underpaint.screen import Screen
+
+    if isinstance(_listener, Screen):
+        _listener.console.print(text, soft_wrap=True)
 
 
 def counted(call: Callable[P, T], after: Callable[[], None]) -> Callable[P, T]:
