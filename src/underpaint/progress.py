@@ -88,6 +88,14 @@ def shown(quiet: bool = False) -> Iterator[None]:
             yield
 
 
+def note(text: str) -> None:
+    """A line for whoever waits, above what moves; nothing where nobody does."""
+    from underpaint.screen import Screen
+
+    if isinstance(_listener, Screen):
+        _listener.console.print(text, soft_wrap=True)
+
+
 def counted(call: Callable[P, T], after: Callable[[], None]) -> Callable[P, T]:
     """`call`, after each of whose calls `after` is called."""
 

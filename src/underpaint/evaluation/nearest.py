@@ -16,6 +16,9 @@ is below 1/3 for a near copy (Yoon et al. 2023; Carlini et al. 2023, arXiv 2301.
 mean of the next 50).
 """
 
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 from underpaint.core.alpha import premultiplied
 from underpaint.data import cache
 from underpaint.data.streamed import Streamed
+from underpaint.progress import doing
 
 Images = NDArray[np.uint8] | NDArray[np.float32]
 Searched = Images | Streamed
@@ -56,9 +60,19 @@ def nearest(
     rows = max(1, memory // (8 * int(np.prod(images.shape[1:]))))
     squares = np.empty((len(samples), k))
     found = np.empty((len(samples), k), np.int64)
-    for start in range(0, len(samples), rows):
-        part = slice(start, start + rows)
-        squares[part], found[part] = _nearest(_flat(samples[part]), images, ids, k, rows)
+    blocks, done = -(-len(samples) // rows) * -(-len(ids) // rows), itertools.count(1)
+    with ExitStack() as closing:
+        # one block takes no time worth showing
+        at = closing.enter_context(doing("comparing images", blocks)) if blocks > 1 else None
+
+        def compared() -> None:
+            if at is not None:
+                at(next(done))
+
+        for start in range(0, len(samples), rows):
+            part = slice(start, start + rows)
+            one = _flat(samples[part])
+            squares[part], found[part] = _nearest(one, images, ids, k, rows, compared)
     return np.sqrt(np.maximum(squares, 0)), found  # below 0 by rounding of features alone
 
 
@@ -101,9 +115,14 @@ def distance_ratios(
 
 
 def _nearest(
-    a: NDArray[np.float64], images: Searched, ids: NDArray[np.int64], k: int, rows: int
+    a: NDArray[np.float64],
+    images: Searched,
+    ids: NDArray[np.int64],
+    k: int,
+    rows: int,
+    compared: Callable[[], None],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Squared distances and ids of the nearest of `a` [n, d]."""
+    """Squared distances and ids of the nearest of `a` [n, d]; `compared` after each block."""
     best = np.empty((len(a), 0))
     best_ids = np.empty((len(a), 0), np.int64)
     squared_norms = np.square(a).sum(1, keepdims=True)
@@ -119,6 +138,7 @@ def _nearest(
         order = np.argsort(squares, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(squares, order, 1)
         best_ids = np.take_along_axis(candidates, order, 1)
+        compared()
     return best, best_ids
 
 

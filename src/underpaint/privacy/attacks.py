@@ -104,7 +104,7 @@ def scores(
     fixed = torch.randn(noises, 1, N, P, generator=generator).to(device)  # the same for all images
     parts = _parts(mask, ensemble or Ensemble(), denoiser, seed)
     result = {name: np.empty((n, len(sigmas))) for name in names}
-    asked, calls = itertools.count(1), _calls(names, len(sigmas), noises, parts)
+    asked, calls = itertools.count(1), calls_of(names, len(sigmas), noises, parts)
     with evaluating(denoiser), doing(what, n) as at:
 
         def seen() -> None:
@@ -134,7 +134,7 @@ def scores(
     return result
 
 
-def _calls(names: Sequence[str], levels: int, noises: int, parts: Mask | None) -> int:
+def calls_of(names: Sequence[str], levels: int, noises: int, parts: Mask | None) -> int:
     """How often the network is asked about each image."""
     masked = noises if parts is None or parts.visible is None else len(parts.visible)
     each = {"loss": levels * noises, "secmi": 1 + 2 * levels, "masks": levels * masked}

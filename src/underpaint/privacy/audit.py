@@ -22,6 +22,7 @@ from underpaint.privacy import (
     cdi,
     completion,
     controls,
+    duration,
     membership,
     shadows,
     statistics,
@@ -34,7 +35,7 @@ from underpaint.privacy.calibration import (
 )
 from underpaint.privacy.copies import ImagePair, find_copies
 from underpaint.privacy.membership import FEWEST, Subset, subsample
-from underpaint.progress import doing
+from underpaint.progress import doing, note
 
 
 class Effort(NamedTuple):
@@ -140,6 +141,10 @@ def audit(
             seed,
             batch,
         )
+        whole = subsets[0].whole
+        parts = effort.completed * whole, samples * whole, effort.planted * control
+        if not shadow_models and (seconds := duration.estimate(setup, *parts)) > 60:
+            note(f"this audit takes about {seconds / 60:.0f} min")
         other = None if reference is None else load_reference(reference, setup)
         one, two = (subset.pixels(loaded) for subset in subsets)
         blind = controls.blind(one, two, seed)
@@ -163,7 +168,6 @@ def audit(
             calibrated, shadow = calibrate_by_shadows(scores, trained, setup)
         tried |= calibrated
     counts = len(subsets[0].ids), len(subsets[1].ids)
-    whole = subsets[0].whole
     tests = verdict.count_tests(len(tried), 1 + (network is not None) if whole else 0)
     with clock("statistics"), doing("statistics"):
         rates = tuple(fpr) or tuple(statistics.REQUIRED)

@@ -30,6 +30,7 @@ from underpaint.privacy.statistics import auc
 from underpaint.progress import doing
 from underpaint.training.seeding import seed_from
 
+DRAWS, STEPS, REPEATS = 2, 20, 2  # masks of each image, levels, how often each is stepped from
 EULER = samplers.Sampling("euler", clip="none")
 
 
@@ -86,9 +87,9 @@ def errors(
     *,
     labels: Tensor | None = None,
     seed: int = 0,
-    draws: int = 2,
-    steps: int = 20,
-    repeats: int = 2,
+    draws: int = DRAWS,
+    steps: int = STEPS,
+    repeats: int = REPEATS,
     batch: int = 64,
 ) -> NDArray[np.float64]:
     """Squared error of the hidden patches of each of `patches` [n, N, P], by mask: [draws, n].
@@ -102,7 +103,7 @@ def errors(
         raise ValueError("an image of one patch has no half")
     levels = samplers.sigmas(denoiser.process, steps, "karras")
     result = np.zeros((draws, n))
-    asked, calls = itertools.count(1), -(-n // batch) * draws * _calls(levels, repeats)
+    asked, calls = itertools.count(1), -(-n // batch) * draws * calls_of(levels, repeats)
     with evaluating(denoiser), doing("completion", n) as at:
 
         def seen() -> None:
@@ -125,7 +126,7 @@ def errors(
     return result
 
 
-def _calls(sigmas: Tensor, repeats: int) -> int:
+def calls_of(sigmas: Tensor, repeats: int) -> int:
     """How often the network is asked about each image that is completed."""
     return len(inpainting.steps(sigmas, repeats))
 
