@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # containers set it, and then every command compiles all of torch anew
 unexport PYTHONDONTWRITEBYTECODE
 OUT ?= runs/quickstart
-MINUTES ?= 4.5
+MINUTES ?= 5.5
 
 .PHONY: setup fid quickstart test test-long browser fuzz check lint types docs pages wheel clean help
 

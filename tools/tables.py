@@ -77,6 +77,28 @@ def _compiled(measured: dict[str, Any]) -> str:
     )
 
 
+def start() -> str:
+    """What preparing takes once, and each later run until its first step."""
+    measured = sorted(_read("benchmarks/results/start.json").items(), key=lambda item: int(item[0]))
+    last = measured[-1][1]
+    few = last["step_of_60"]
+    rows = [f"| 60 | – | {last['seconds_to_first_step_of_60']:.1f} s | {few[0]['mib']:.0f} MiB |"]
+    rows += [
+        f"| {int(count):,} | {found['first_prepare'][0]['cpu']:.0f} s | "
+        f"{found['seconds_to_first_step']:.1f} s | {found['mib']} MiB |"
+        for count, found in measured
+    ]
+    return "\n".join(
+        [
+            "| images of 8×8 pixels | preparing them, once | later runs: to the first step | memory |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+            "Seconds of one core, by `python benchmarks/start.py`.",
+        ]
+    )
+
+
 def precision() -> str:
     """What bf16 saves and changes in drawing and in attacks: for docs/your-images.md."""
     told = _read("benchmarks/results/precision.json")
@@ -477,7 +499,7 @@ def completion() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"peers": peers, "claims": claims, "step ratios": step_ratios, "systems": systems},
-    "docs/your-images.md": {"precision": precision},
+    "docs/your-images.md": {"precision": precision, "start": start},
     "docs/use-your-model.md": {"completion": completion},
     "docs/streaming.md": {"streaming": streaming},
     "docs/systems.md": {"systems in full": systems_in_full, "stability": stability},

@@ -29,7 +29,7 @@ from underpaint.errors import UserError
 from underpaint.hub import PREFIX, Repository
 from underpaint.io import SHARD, numbered
 
-FORMAT = 2  # of a model's folder
+FORMAT = 3  # of a model's folder
 MODEL = ("config.json", "model.safetensors")  # files of a model that stands alone
 SAVED = (*MODEL, "README.md", "samples.png")  # with its card
 

@@ -38,6 +38,9 @@ DONE = [
     "Ratios of compute, and how they were extrapolated where that is said: `verdicts.py`. Its "
     "slope is that of the tuned plain DiT between 3e13 and 6e13 FLOPs: at other budgets and of "
     "other networks it is an assumption. The error of the seconds is not in the intervals.",
+    "Since these units were trained the hourglass has lost the average of its blocks' values with "
+    "the first block's (a unit without it had the same scores) and has GELU itself instead of its "
+    "approximation by tanh, which takes longer on a CPU: `-again` is the best recipe with it.",
     "To repeat: `python -m studies.lib.draw`, `python -m studies.ladder.run` (`--table`: what "
     "there is to do), `python -m studies.ladder.speed` on a quiet machine, `make docs`.",
 ]

@@ -97,7 +97,7 @@ def attended(network: Hourglass, x: Tensor, c: Tensor, seen: Tensor) -> Tensor:
     angles = (place[:, :, None] * omega).flatten(1)  # [T, d/2] of rows, then of columns
     turn = torch.polar(torch.ones_like(angles), angles)
     hidden = ~seen.flatten(1)[:, None, None, :]
-    x, first = x.flatten(1, 2), None
+    x = x.flatten(1, 2)
     for block in network.blocks:
         shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(c).chunk(6, dim=1)
         own = block.attention
@@ -111,9 +111,6 @@ def attended(network: Hourglass, x: Tensor, c: Tensor, seen: Tensor) -> Tensor:
             pairs = torch.complex(*part.chunk(2, dim=-1)) * turn
             turned.append(torch.cat([pairs.real, pairs.imag], dim=-1))
         weights = turned[0] @ turned[1].mT / math.sqrt(d)
-        if network.value_residual:
-            first = v if first is None else first
-            v = (v + first) / 2  # of the first block: itself
         mixed = weights.masked_fill(hidden, -math.inf).softmax(-1) @ v
         x = x + gate1[:, None] * own.out(mixed.transpose(1, 2).flatten(2))
         x = x + gate2[:, None] * block.mlp(modulate(x, shift2, scale2))
@@ -123,7 +120,7 @@ def attended(network: Hourglass, x: Tensor, c: Tensor, seen: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"levels": 2}, {"local_depth": 2, "value_residual": False, "depth": 3}],
+    [{}, {"levels": 2}, {"local_depth": 2, "depth": 3}],
 )
 def test_it_is_the_network_on_whole_grids_with_hidden_places_masked(kind, changes):
     network, (patches, c_noise) = build(**changes), inputs()
@@ -242,11 +239,11 @@ def test_queries_and_keys_are_always_normed():
     torch.manual_seed(0)
     attention, x = Attention(16, 2, qkv_bias=True, qk_norm=True), torch.randn(2, 5, 16)
     turn = torch.ones(1, 1, 5, 4), torch.zeros(1, 1, 5, 4)
-    before, _ = attention.with_values(x, turn)
+    before = attention(x, turn)
     with torch.no_grad():
         attention.qkv.weight[:32] *= 100.0
         attention.qkv.bias[:32] *= 100.0
-    torch.testing.assert_close(attention.with_values(x, turn)[0], before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(attention(x, turn), before, rtol=1e-4, atol=1e-4)
 
 
 # --- local blocks --------------------------------------------------------------------------------
@@ -314,20 +311,6 @@ def test_convolutions_are_a_small_part_of_a_whole_images_cost():
     assert convolutions / network.flops(256) == pytest.approx(0.0024, abs=5e-5)
 
 
-def test_values_of_later_blocks_are_averaged_with_the_first_ones():
-    (patches, c_noise), mask = inputs(), masks.Mask(GRID)
-
-    def difference(depth: int) -> float:
-        one, two = (build(depth=depth, value_residual=r) for r in (True, False))
-        two.load_state_dict(one.state_dict())
-        with torch.no_grad():
-            a, b = (n(patches, c_noise, LABELS, mask).visible for n in (one, two))
-        return float((a - b).abs().max())
-
-    assert difference(1) == 0
-    assert difference(2) > 1e-3
-
-
 # --- wrong use -----------------------------------------------------------------------------------
 
 
@@ -342,7 +325,6 @@ def test_values_of_later_blocks_are_averaged_with_the_first_ones():
         ({}, {"levels": "two"}, r"network\.options\.levels: expected a value like 1, got 'two'"),
         ({}, {"levels": 1.5}, r"network\.options\.levels: expected a value like 1, got 1\.5"),
         ({}, {"local_depth": True}, r"local_depth: expected a value like 1, got True"),
-        ({}, {"value_residual": 1}, r"value_residual: expected a value like True, got 1"),
         ({}, {"level": 2}, r"'level' is not an option of hourglass; did you mean 'levels'"),
     ],
 )

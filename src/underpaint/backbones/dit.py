@@ -43,7 +43,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Block(nn.Module):
     """Attention and MLP, each between a modulated norm and a gate.
 
-    `condition` is the width of what modulates them; None: that of the tokens.
+    `condition` is the width of what modulates them; None: that of the tokens. `gelu` as in `MLP`.
     """
 
     def __init__(
@@ -54,26 +54,23 @@ class Block(nn.Module):
         dropout: float,
         qk_norm: bool,
         condition: int | None = None,
+        gelu: str = "tanh",
     ) -> None:
         super().__init__()
         self.modulation = nn.Linear(condition or width, 6 * width)
         self.attention = Attention(width, heads, qkv_bias=True, qk_norm=qk_norm)
-        self.mlp = MLP(width, hidden, "tanh")
+        self.mlp = MLP(width, hidden, gelu)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Tokens [B, T, width], silu of the condition [B, condition] → [B, T, width]."""
-        return self.with_values(x, c)[0]
+    def forward(self, x: Tensor, c: Tensor, turn: Turn | None = None) -> Tensor:
+        """Tokens [B, T, width], silu of the condition [B, condition] → [B, T, width].
 
-    def with_values(
-        self, x: Tensor, c: Tensor, turn: Turn | None = None, first: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The same, and the values; `turn` and `first` as in `Attention`."""
+        `turn` as in `Attention`.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=1)
-        mixed, values = self.attention.with_values(modulate(x, shift1, scale1), turn, first)
+        mixed = self.attention(modulate(x, shift1, scale1), turn)
         x = x + gate1[:, None] * self.dropout(mixed)
-        x = x + gate2[:, None] * self.dropout(self.mlp(modulate(x, shift2, scale2)))
-        return x, values
+        return x + gate2[:, None] * self.dropout(self.mlp(modulate(x, shift2, scale2)))
 
 
 @register("dit", "transformer modulated by time and label (adaLN-zero)")

@@ -17,8 +17,6 @@ et al. 2024, arXiv 2401.11605; U-DiT: Tian et al. 2024, arXiv 2405.02730).
   grow with row and column (RoPE, Su et al. 2021, arXiv 2104.09864; by axis, frequencies from 1 to
   1/100: Heo et al. 2024, arXiv 2403.13298), so that q·k depends on the distance of two tokens.
 - q and k are divided by their root mean square, always.
-- Values of later blocks are averaged with the first block's (Zhou et al. 2024, arXiv 2410.17897):
-  `value_residual`.
 - Masks come in squares of 2^levels × 2^levels patches, a coarsest token each (`unit`). Local blocks
   see visible tokens alone: the convolution runs on the whole grid with zeros at hidden places, as
   beyond the edges. That part does not get cheaper with masks: 0.24 % of a whole image's FLOPs at
@@ -85,7 +83,7 @@ class LocalBlock(nn.Module):
         self.levels = levels
         self.modulation = nn.Linear(condition, 3 * width)
         self.convolution = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.mlp = MLP(width, hidden, "tanh")
+        self.mlp = MLP(width, hidden, "none")
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, c: Tensor, units: tuple[int, int], shown: Tensor | None) -> Tensor:
@@ -108,19 +106,6 @@ class LocalBlock(nn.Module):
         image = unnest(x, grid, self.levels).permute(0, 3, 1, 2)  # [B, width, h, w]
         x = nest(self.convolution(image).permute(0, 2, 3, 1), self.levels)
         return gather(x, shown)
-
-
-class CoarseBlock(Block):
-    """A dit's block that takes and gives what `Attention` mixes in.
-
-    It is called as a module, which sharding and recomputing need.
-    """
-
-    def forward(  # type: ignore[override]
-        self, x: Tensor, c: Tensor, turn: Turn | None = None, first: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As `with_values`."""
-        return self.with_values(x, c, turn, first)
 
 
 @register("hourglass", "local blocks on fine tokens, attention on coarse ones")
@@ -147,11 +132,10 @@ class Hourglass(Backbone):
         augment: bool = False,
         levels: int = 1,
         local_depth: int = 1,
-        value_residual: bool = True,
     ) -> None:
         super().__init__(grid, patch_dim, classes)
         self.unit = _checked_unit(grid, width, heads, levels, local_depth)
-        self.levels, self.value_residual = levels, value_residual
+        self.levels = levels
         self.embed = nn.Linear(patch_dim, width)
         self.positions = SinCosPositions(grid, width)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
@@ -171,7 +155,7 @@ class Hourglass(Backbone):
         coarse = width << levels
         self.head_width = coarse // heads
         self.blocks = nn.ModuleList(
-            CoarseBlock(coarse, heads, int(coarse * mlp_ratio), dropout, True, width)
+            Block(coarse, heads, int(coarse * mlp_ratio), dropout, True, width, "none")
             for _ in range(depth)
         )
         self.split = nn.ModuleList(
@@ -223,11 +207,9 @@ class Hourglass(Backbone):
                 x = block(x, c, units, shown)
             skips.append(x)
             x = merge(x.unflatten(1, (-1, 4)).flatten(2))  # [B, T, C] → [B, T/4, 2C]
-        turn, first = self._turn(shown), None
+        turn = self._turn(shown)
         for block in self.blocks:
-            x, values = block(x, c, turn, first)
-            if self.value_residual and first is None:
-                first = values
+            x = block(x, c, turn)
         for blocks, split in zip(reversed(self.up), reversed(self.split), strict=True):
             x = split(x).unflatten(2, (4, -1)).flatten(1, 2) + skips.pop()
             for block in blocks:  # type: ignore[attr-defined]

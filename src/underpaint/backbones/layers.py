@@ -74,17 +74,8 @@ class Attention(nn.Module):
         self.norm_q = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
         self.norm_k = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [B, T, width] → [B, T, width]."""
-        return self.with_values(x)[0]
-
-    def with_values(
-        self, x: Tensor, turn: Turn | None = None, first: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The same, and the values [B, heads, T, d].
-
-        `turn`: q and k are turned by these angles; `first`: the values are averaged with these.
-        """
+    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
+        """Tokens [B, T, width] → [B, T, width]; `turn`: q and k are turned by these angles."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # [B, T, 3, heads, d]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, T, d]
         # norms and angles in float32 also under autocast: lengths are what is being tamed
@@ -92,10 +83,8 @@ class Attention(nn.Module):
             q, k = self.norm_q(q.float()), self.norm_k(k.float())
         if turn is not None:
             q, k = rotate(q.float(), turn), rotate(k.float(), turn)
-        if first is not None:
-            v = (v + first) / 2
         mixed = attend(q.to(v.dtype), k.to(v.dtype), v)
-        return self.out(mixed.transpose(1, 2).flatten(2)), v
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 def rotate(x: Tensor, turn: Turn) -> Tensor:
@@ -118,7 +107,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Linear, GELU ("none": with the error function; "tanh": its approximation), linear."""
+    """Linear, GELU ("none": with the error function; "tanh": its approximation), linear.
+
+    On a CPU torch computes the approximation in 2.5 to 4 times the seconds.
+    """
 
     def __init__(self, width: int, hidden: int, gelu: str) -> None:
         super().__init__()

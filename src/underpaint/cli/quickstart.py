@@ -15,7 +15,7 @@ from underpaint.cli.parser import Parser, print_json
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.progress import doing
 
-SHARES = {"main": 4 / 6, "transfer": 1 / 6, "scratch": 1 / 6}  # of the minutes
+SHARES = {"main": 0.76, "transfer": 0.12, "scratch": 0.12}  # of the minutes
 
 
 def arguments(parser: Parser, verb: str) -> None:
@@ -23,7 +23,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--minutes",
         type=float,
-        default=4.5,
+        default=5.5,
         help="in all, report included (default: %(default)s)",
     )
     add("--out", default="runs/quickstart", metavar="RUN", help="folder (default: %(default)s)")
