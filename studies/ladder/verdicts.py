@@ -22,6 +22,7 @@ ratio times seconds a FLOP over those of the other (speed.py), whose error is no
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -276,7 +277,9 @@ def found(results: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
         for arm, of in lineage()
         if {arm, of} <= done.keys() and done[of]["error"] < FAR * done[arm]["error"]
     ]
-    return {"slope": slope, "verdicts": rows, "parts": parts, "gain": gain(rows[:4], parts)}
+    told = {"slope": slope, "verdicts": rows, "parts": parts, "gain": gain(rows[:4], parts)}
+    # nine digits: the last of a float differ from processor to processor
+    return json.loads(json.dumps(told), parse_float=lambda digits: float(f"{float(digits):.9g}"))
 
 
 def main() -> None:
