@@ -30,6 +30,7 @@ __all__ = [
     "made",
     "main",
     "restore",
+    "shared",
     "spent",
     "trained",
     "write_json",
@@ -161,15 +162,21 @@ def trained(run: Any, folder: Path, start: str | None = None) -> Result:
 def heads(work: Path) -> str:
     """The run of a DiT on drawn heads that the package had when studies began with its weights.
 
-    Trained where it is not there, which takes an hour or two of one core. Raises NotYet where
-    another process is at it.
+    Training it takes an hour or two of one core.
     """
-    folder = work / "heads"
-    with _claimed(work / "heads.lock") as mine:
+    return shared(base("heads"), work / "heads")
+
+
+def shared(run: Any, folder: Path) -> str:
+    """`folder`, with a run that several units begin with, trained where it is not there.
+
+    Raises NotYet where another process is at it.
+    """
+    with _claimed(folder.with_name(f"{folder.name}.lock")) as mine:
         if not mine:
             raise NotYet
         if not (folder / "result.json").is_file():
-            write_json(folder / "result.json", trained(base("heads"), folder))
+            write_json(folder / "result.json", trained(run, folder))
     return str(folder)
 
 

@@ -4,12 +4,14 @@
 
 The task and scores of studies/transfer, with the network that won since and one seed: 1,000 or 100
 heads of another style (avatars:pixel-art, 32×32), whole images at a constant learning rate, from
-`pretrained:lorelei` (`packaged`) or from nothing (`scratch`). In both the rate is the recipe's;
-nothing was tuned. Each run is scored at its points by 500 samples of its averaged weights, with
-labels, against 500 held-out images: half A chooses its best point, half B is reported.
+`pretrained:lorelei` (`packaged`), from 32,000 images of photographs at 32×32 by the same recipe
+(`camera`; `python -m studies.lib.photographs`) or from nothing (`scratch`). In all the rate is the
+recipe's; nothing was tuned. Each run is scored at its points by 500 samples of its averaged
+weights, with labels, against 500 held-out images: half A chooses its best point, half B is
+reported.
 
-`photographs` asks for images of another size: 300 photographs of 64×64 (`python -m
-studies.lib.photographs`), for which the weights' patches are resampled from 2×2 to 4×4 pixels.
+`photographs` asks for images of another size: 300 photographs of 64×64, for which the weights'
+patches are resampled from 2×2 to 4×4 pixels.
 """
 
 from __future__ import annotations
@@ -32,12 +34,16 @@ PHOTOGRAPHS = {
     "limit": 300,
 }
 TASKS: dict[str, tuple[dict[str, Any], int, tuple[int, ...]]] = {  # data, patch, points
-    "1000": (HEADS | {"limit": 1000}, 2, (8_000, 16_000)),
-    "100": (HEADS | {"limit": 100}, 2, (2_000, 4_000, 8_000)),
+    "1000": (HEADS | {"limit": 1000}, 2, (8_000, 16_000, 32_000)),
+    "100": (HEADS | {"limit": 100}, 2, (2_000, 4_000, 8_000, 16_000)),
     "photographs": (PHOTOGRAPHS, 4, (4_000, 8_000)),
 }
 ARMS = ("packaged", "scratch")
-UNITS = [f"{task}-{arm}" for task in TASKS for arm in ARMS]
+CAMERA = "camera"  # the weights of another subject
+LEARNED = 32_000  # images that they have seen
+UNITS = [f"{task}-{arm}" for task in TASKS for arm in ARMS] + [
+    f"{task}-{CAMERA}" for task in ("1000", "100")
+]
 
 
 def recipe(unit: str, scale: float) -> tuple[Any, list[int]]:
@@ -65,10 +71,27 @@ def recipe(unit: str, scale: float) -> tuple[Any, list[int]]:
     return config.from_dict(config.Run, changes, "starts: ", run), scaled
 
 
+def camera(work: Path, scale: float) -> str:
+    """The run whose weights `camera` begins with, trained where it is not there."""
+    from underpaint import config
+
+    batch = config.preset("default").last.batch
+    changes = {
+        "data": {"source": PHOTOGRAPHS["source"], "held_out": "1000", "size": 32},
+        "space": {"patch": 2},
+        "stages": {"whole": {"images": max(1, round(scale * LEARNED / batch)) * batch}},
+        "train": {"threads": 1, "precision": "fp32", "sample_every": -1, "check_every": -1},
+    }
+    run = config.from_dict(config.Run, changes, "starts: ", config.preset("default"))
+    return units.shared(run, work / CAMERA)
+
+
 def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     """Train one, begun or gone on with, and score every point."""
     run, points = recipe(unit, scale)
     start = PACKAGED if unit.endswith("packaged") else None
+    if unit.endswith(CAMERA):
+        start = camera(work, scale)
     spent = units.trained(run, work / unit, start)
     curve = [{"images": n, **scored(work / unit, n)} for n in points]
     shutil.rmtree(work / unit / "checkpoints")
@@ -86,19 +109,21 @@ def answer(results: dict[str, dict[str, Any]]) -> str:
     """The ratio of the distances of each task that is done, at best and at equal points."""
     said = []
     for task in TASKS:
-        if any(f"{task}-{arm}" not in results for arm in ARMS):
-            continue
-        one, other = (results[f"{task}-{arm}"] for arm in ARMS)
-        ratio = one["frechet"] / other["frechet"]
-        points = ", ".join(
-            f"{a['frechet_B'] / b['frechet_B']:.2f} after {a['images']:,}"
-            for a, b in zip(one["curve"], other["curve"], strict=True)
-        )
-        images = "300 photographs" if task == "photographs" else f"{int(task):,} heads"
-        said.append(
-            f"{images}: {ratio:.2f} of the distance from scratch ({one['frechet']:.1f} against "
-            f"{other['frechet']:.1f}; {points} images)"
-        )
+        scratch = results.get(f"{task}-scratch")
+        for arm, weights in (("packaged", "heads"), (CAMERA, "photographs")):
+            one = results.get(f"{task}-{arm}")
+            if one is None or scratch is None:
+                continue
+            points = ", ".join(
+                f"{a['frechet_B'] / b['frechet_B']:.2f} after {a['images']:,}"
+                for a, b in zip(one["curve"], scratch["curve"], strict=True)
+            )
+            images = "300 photographs" if task == "photographs" else f"{int(task):,} heads"
+            said.append(
+                f"{images}, from weights of {weights}: "
+                f"{one['frechet'] / scratch['frechet']:.2f} of the distance from scratch "
+                f"({one['frechet']:.1f} against {scratch['frechet']:.1f}; {points} images)"
+            )
     return "; ".join(said) + ". One seed." if said else "Too few units are done."
 
 
