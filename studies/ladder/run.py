@@ -19,9 +19,10 @@ other pictures: `python -m studies.lib.draw --size 128`, `python -m studies.lib.
 Debian's dataset-fashion-mnist. All in float32, so that units of several machines may stand
 beside each other; seconds are measured apart, on a quiet machine.
 
-Units of the hourglass were trained by one that had the tanh approximation of GELU, which is slow on
-CPUs, and averaged the values of later blocks with the first block's (arXiv 2410.17897), which changed
-neither score in a unit of its own and is gone. `-again` is the best recipe by the network of today.
+Units of the hourglass were trained by one that had the tanh approximation of GELU, which is slow
+on CPUs, and averaged the values of later blocks with the first block's (arXiv 2410.17897), which
+changed neither score in a unit of its own and is gone. `-again` is the best recipe by the network
+of today.
 """
 
 from __future__ import annotations
