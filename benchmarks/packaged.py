@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from underpaint import config, data, model
+from underpaint import config, data, model, model_folder
 from underpaint.evaluation import features, metrics
 from underpaint.pictures import grid
 
@@ -36,12 +36,15 @@ ENDS = ("", "_low", "_high")
 
 
 def before(folder: Path) -> Path:
-    """The weights of that commit, unpacked."""
+    """The weights of that commit, unpacked; a DiT of format 2 is one of today's format."""
     packed = subprocess.run(
         ["git", "archive", BEFORE, PLACE], check=True, capture_output=True, cwd=RESULTS.parents[1]
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
+    card = folder / PLACE / "config.json"
+    told = json.loads(card.read_text(encoding="utf-8")) | {"format": model_folder.FORMAT}
+    card.write_text(json.dumps(told), encoding="utf-8")
     return folder / PLACE
 
 
@@ -52,7 +55,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of Heun's sampler")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    heads, network = data.prepare(config.preset("quickstart").data), features.load("mobilenetv2")
+    heads = data.prepare(config.Data(source="avatars:lorelei", size=(32,)))
+    network = features.load("mobilenetv2")
     ids = heads.held_out_ids[: given.count]
     real, labels = network(heads.batch(ids)), [int(label) for label in heads.labels[ids]]
     seen = np.random.default_rng(0).permutation(heads.train_ids)[: given.count]
