@@ -4,7 +4,7 @@
 
 Runs `underpaint quickstart` in a process of its own, on a quiet machine, and `underpaint evaluate`
 on what it trained: the Fréchet distance of 1,000 samples to the 1,000 held-out heads in MobileNetV2
-features (never an FID), and that of real images for scale. Writes benchmarks/results/quickstart.json
+features (never an FID), and that of real images. Writes benchmarks/results/quickstart.json
 and the pictures of README: docs/quickstart.png, docs/quickstart-transfer.png. Goals: at most 7
 minutes with set-up, a distance of at most 30.
 """
