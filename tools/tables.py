@@ -90,7 +90,7 @@ def start() -> str:
     ]
     return "\n".join(
         [
-            "| images of 8×8 pixels | preparing them, once | later runs: to the first step | memory |",
+            "| images of 8×8 pixels | preparing, once | later runs: to the first step | memory |",
             "| --- | --- | --- | --- |",
             *rows,
             "",

@@ -63,7 +63,7 @@ def rung(unit: str, done: Units, speeds: dict[str, Any], slope: float) -> list[s
     error, equal, stays = own["error"], "–", "–"
     one, two = (ladder.settings(name) for name in (unit, parent or unit))
     same = one["data"] == two["data"] and one["study"]["images"] == two["study"]["images"]
-    if parent in done and same:
+    if parent in done and same and changes:
         pace = speed.by_flops(speeds, unit, parent)
         later = error * (pace or 1) ** slope  # after as many seconds
         equal = f"{later:.4f}" if pace else "–"
@@ -74,7 +74,7 @@ def rung(unit: str, done: Units, speeds: dict[str, Any], slope: float) -> list[s
     flops = f"{own['flops'] / own['images'] / 1e9:.2f}"
     scores = [f"{error:.4f}", equal, f"{own['frechet']:.0f}"]
     return [
-        *(unit, ", ".join(change(changes)) or "pictures", *scores),
+        *(unit, ", ".join(change(changes)) or ("pictures" if changes else "nothing"), *scores),
         *(flops, " / ".join(seconds) or "–", stays),
     ]
 

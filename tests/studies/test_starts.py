@@ -42,6 +42,9 @@ def test_the_answer_follows_from_the_units() -> None:
 
     done = {"100-packaged": unit(30.0, 20.0), "100-scratch": unit(60.0, 50.0)}
     said = starts.answer(done)
-    assert "100 heads: 0.40 of the distance from scratch (20.0 against 50.0" in said
+    assert (
+        "100 heads, from weights of heads: 0.40 of the distance from scratch (20.0 against 50.0"
+        in said
+    )
     assert "0.50 after 1,000, 0.40 after 2,000 images" in said
     assert starts.answer({"100-packaged": unit(1.0)}) == "Too few units are done."
