@@ -45,8 +45,8 @@ def step_ratios() -> str:
     threads = "one thread" if full["threads"] == 1 else f"{full['threads']} threads"
     return "\n".join(
         [
-            f"A training step of the network of `default` ({full['parameters']:,} parameters, "
-            f"{full['patches']} patches",
+            f"A training step of the preset `{full['preset']}`, a DiT "
+            f"({full['parameters']:,} parameters, {full['patches']} patches",
             f"an image, batch {full['rows'][0]['batch']}) on {threads} of a "
             f"{full['device'].upper()}{' with AMX' * full['amx']}, by `python benchmarks/step.py`:",
             "",
