@@ -207,6 +207,8 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
         },
     ),
     "maskdm-batch-4": ("maskdm", {"stages": {"masked": {"batch": 16}, "whole": {"batch": 4}}}),
+    "maskdm-batch-4-quarter": ("maskdm-batch-4", {"study": {"budget": BUDGET / 4}}),
+    "maskdm-batch-4-tenth": ("maskdm-batch-4", {"study": {"budget": BUDGET / 10}}),
 }
 UNITS |= {
     f"end-{name}-{seed}": (

@@ -10,7 +10,8 @@ seed's baseline is off the geometric mean of all seeds, and asked for that mean)
     r_s = log(C_s / B)        ratio = exp(mean r), from exp(mean r ± t(0.975, S − 1) sd(r) / √S)
 
 Beyond its budgets a curve goes on with the slope from its first to its last; `below` and `above`
-count the seeds of which that is so. Where ends are missing, and for what has one seed:
+count the seeds of which that is so. A recipe with a `-tenth` and a `-quarter` is such a curve of
+one seed. Where ends are missing, and for what has one seed:
 
     ratio = FLOPs / FLOPs of the other · (error / error of the other)^(1 / slope)
 
@@ -89,6 +90,11 @@ def by_slope(one: dict[str, Any], two: dict[str, Any], slope: float) -> float:
     return float(one["flops"] / two["flops"] * (one["error"] / two["error"]) ** (1 / slope))
 
 
+def _curve(arm: str, done: Units) -> list[str]:
+    """The units of a recipe of one seed, at budgets that ascend."""
+    return [name for name in (f"{arm}-tenth", f"{arm}-quarter", arm) if name in done]
+
+
 def compared(arm: str, against: str, done: Units, slope: float) -> dict[str, Any]:
     """Ratios by score, what they rest on, and the units that are missing."""
     asked = {
@@ -116,6 +122,12 @@ def compared(arm: str, against: str, done: Units, slope: float) -> dict[str, Any
                 for of in (arm, against)
             )
             told[score] = reached(curves, {s: base[-1] for s, base in bases.items()})
+    elif against in done and len(shorter := _curve(arm, done)) > 1:
+        base = done[against]
+        told |= {"seeds": 1, "budget": base["flops"]}
+        for score in ("error", "frechet"):
+            curve = [(done[name]["flops"], done[name][score]) for name in shorter]
+            told[score] = reached({1: curve}, {1: (base["flops"], base[score])})
     elif {arm, against} <= done.keys():
         told |= {"seeds": 0, "budget": done[against]["flops"]}
         errors = [done[unit]["error"] for unit in (arm, against)]
