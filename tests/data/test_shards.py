@@ -121,7 +121,7 @@ def test_forms_of_a_list(sixty: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         ("set-{5..1}.tar", "{5..1} is no range"),
         ("@twice.txt", "set-0000.tar' is named twice"),
         ("set-{0..9}.tar.gz", "is compressed, and shards are read at many places"),
-        ("https://x/y.parquet", "is no .tar, and only these are streamed"),
+        ("https://x/y.zip", "is neither .tar nor .parquet, and only these are streamed"),
         ("nosuch://x/y.tar", "cannot be opened (Protocol not known: nosuch"),
         ("cut-*.tar", "data '{}/cut-1.tar' cannot be read as a tar ("),
         (

@@ -27,6 +27,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    began: int = 1  # processes that the run began with
 
     @property
     def first(self) -> bool:
@@ -127,7 +128,13 @@ def lost() -> Iterator[None]:
         ):
             raise
         reason = str(error).strip().partition("\n")[0][:200]
+        left = _number("TORCHELASTIC_MAX_RESTARTS", 0) - _number("TORCHELASTIC_RESTART_COUNT", 0)
+        then = (
+            "torchrun starts all again, and the run goes on from its last checkpoint"
+            if left > 0
+            else "the last checkpoint is whole: look at what that process said, then start all "
+            "again with --resume"
+        )
         raise RunFailed(
-            f"another process of this run is gone or hangs ({reason}); the last checkpoint is "
-            "whole: look at what that process said, then start all again with --resume"
+            f"another process of this run is gone or hangs ({reason}); {then}"
         ) from None

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -114,6 +115,8 @@ def train(
             stages = prepare_stages(run, lambda _: None)
         known = None if resume or not world.first else identities.of(stages)
         keep_freed_memory()  # of steps, not of what a million files take now and never again
+        recorded = provenance.recorded(folder.path) if resume else {}
+        world = dataclasses.replace(world, began=recorded.get("processes", 1))
         _check_batches(stages, run, world)
         early.check_stop(run, stages, make_check is not None)
         if any(stage.guarantee for stage in stages):
@@ -123,7 +126,6 @@ def train(
             if world.first:
                 folder.lock()
                 folder.go_on(notes.append)
-            recorded = provenance.recorded(folder.path)
             added = {s.name for s in stages[-1:] if more_images or more_minutes}
             _same_data(folder, [s for s in stages if s.name not in added], recorded["data"])
             if world.first:
@@ -195,7 +197,7 @@ def _alone() -> Iterator[None]:
 
 def _check_batches(stages: list[PreparedStage], run: config.Run, world: distributed.World) -> None:
     for stage in stages:
-        count = microbatch(stage.settings, run.train, world.size)
+        count = microbatch(stage.settings, run.train, world)
         if stage.batch % (count * world.size):
             raise UserError(
                 f"stages.{stage.name}.batch: {stage.batch} cannot be shared by {world.size} "
