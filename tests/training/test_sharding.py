@@ -54,7 +54,7 @@ class Case:
 NETWORKS: dict[str, dict[str, Any]] = {
     "dit": {},
     "hourglass": {},
-    "maskdit": {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "maskdit": {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2},
     "uvit": {"final_conv": True},
     "unet": {"multipliers": [1, 2], "attention": [1]},
 }

@@ -6,6 +6,8 @@ Without `torchrun` there is one process and every call here is free. Gloo connec
 import contextlib
 import os
 import re
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -93,8 +95,37 @@ def start(device: str, timeout: float = 30.0) -> World:
         torch.cuda.set_device(chosen)
     backend, waits = "nccl" if chosen.type == "cuda" else "gloo", timedelta(minutes=timeout)
     with lost():
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=waits)
+        store, _, _ = next(dist.rendezvous("env://", timeout=waits))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = dist.PrefixStore(_agreed(store, rank, size, timeout), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=waits)
     return World(rank, size, chosen)
+
+
+def _agreed(store: dist.Store, rank: int, size: int, timeout: float) -> str:
+    """A name that these processes alone have agreed on, and none that were lost before them.
+
+    The store of torchrun's agent outlives a restart, and with it the addresses of processes that
+    are gone, to which others would connect (torch 2.13; github.com/pytorch/pytorch/issues/135712;
+    machines count restarts each by itself). So each process says a name of its own, and the first
+    answers that with one for all until it has heard from each.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"here/{rank}", own)
+        name = store.get(f"agreed/{own}").decode()
+        store.set(f"{name}/{rank}", "")
+        return name
+    missing, last = set(range(1, size)), time.monotonic() + 60 * timeout
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"here/{other}"]):  # of this attempt, or of one before
+                store.set(f"agreed/{store.get(f'here/{other}').decode()}", own)
+        missing = {other for other in missing if not store.check([f"{own}/{other}"])}
+        if time.monotonic() > last:
+            raise RuntimeError(f"timed out, waiting for process {min(missing)}")
+        time.sleep(0.05)
+    return own
 
 
 def restarted() -> bool:
