@@ -64,8 +64,8 @@ def kit(images: Path, case: Case) -> config.Run:
     """Dropout, learned weights, clipped gradients, and microbatches that are added up."""
     run = small_recipe(images)
     run.network = dataclasses.replace(run.network, kind=case.kind, options=NETWORKS[case.kind])
-    if case.kind == "unet":
-        run.network.width, run.network.depth = 32, 1
+    if case.kind == "unet":  # whose masks of dropout go by the strides of a single image
+        run.network.width, run.network.depth, run.network.dropout = 32, 1, 0.0
     if case.kind == "maskdit":
         run.noise.hidden_weight = 0.1
     run.train = dataclasses.replace(

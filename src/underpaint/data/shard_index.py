@@ -287,15 +287,21 @@ def _load(folder: Path, options: Options, places: list[str]) -> cache.Entry | No
         names = index.Texts(arrays.pop("names"), arrays.pop("ends"))
         if len(names) != n or any(len(array) != n for array in arrays.values()):
             return None
-        where = {name: arrays.pop(name) for name in ("shard", "offset", "length")}
-        sized = options._replace(size=(shape[1], shape[2]))
-        columns = [str(c) for c in about.get("columns", [""] * len(places))]
+        shard, offset, length = (arrays.pop(name) for name in ("shard", "offset", "length"))
+        columns = [str(column) for column in about.get("columns", [""] * len(places))]
         if len(columns) != len(places):
             return None
-        row_bytes = float(about.get("row_bytes", 0))
-        of_tables = {"columns": columns, "row_bytes": row_bytes}
         pixels = Streamed(
-            shape, sized, places, names, file_sha=arrays["file_sha"], **where, **of_tables
+            shape=shape,
+            options=options._replace(size=(shape[1], shape[2])),
+            places=places,
+            names=names,
+            shard=shard,
+            offset=offset,
+            length=length,
+            file_sha=arrays["file_sha"],
+            columns=columns,
+            row_bytes=float(about.get("row_bytes", 0)),
         )
         return cache.Entry(pixels, names=names, about=about, **arrays)
     except DAMAGE:

@@ -113,7 +113,7 @@ def _opened(origin: str, folder: Path | None, files: list[Path]) -> tuple[Conten
             f"data '{origin}' needs the datasets library to read it: "
             "pip install 'underpaint[parquet]'"
         ) from None
-    places = files if folder else [origin]  # of a shard behind a URL the file is a copy
+    places = [str(file) for file in files] if folder else [origin]  # of a shard behind a URL the file is a copy
     parts = [_open_file(datasets, *both) for both in zip(files, places, strict=True)]
     features = parts[0].features
     image = _image_column(datasets, features, origin)
@@ -157,7 +157,7 @@ def _opened(origin: str, folder: Path | None, files: list[Path]) -> tuple[Conten
     return Contents(total, items(), labels, unread, outside), image
 
 
-def _open_file(datasets: Any, file: Path, place: str | Path) -> Rows:
+def _open_file(datasets: Any, file: Path, place: str) -> Rows:
     try:
         if file.suffix == ".arrow":
             rows = datasets.Dataset.from_file(str(file))  # memory-mapped
@@ -181,7 +181,7 @@ def _open_file(datasets: Any, file: Path, place: str | Path) -> Rows:
         raise _unreadable(place, error) from None
 
 
-def _unreadable(place: str | Path, error: Exception) -> UserError:
+def _unreadable(place: str, error: Exception) -> UserError:
     text = " ".join(str(error).split())[:200]
     return UserError(f"data '{place}' cannot be read as a table ({text})")
 
