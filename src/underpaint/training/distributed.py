@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from underpaint.errors import RunFailed, UserError
 from underpaint.hardware import pick_device
@@ -95,14 +97,14 @@ def start(device: str, timeout: float = 30.0) -> World:
         torch.cuda.set_device(chosen)
     backend, waits = "nccl" if chosen.type == "cuda" else "gloo", timedelta(minutes=timeout)
     with lost():
-        store, _, _ = next(dist.rendezvous("env://", timeout=waits))
+        store, _, _ = next(rendezvous("env://", timeout=waits))
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            store = dist.PrefixStore(_agreed(store, rank, size, timeout), store)
+            store = PrefixStore(_agreed(store, rank, size, timeout), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=waits)
     return World(rank, size, chosen)
 
 
-def _agreed(store: dist.Store, rank: int, size: int, timeout: float) -> str:
+def _agreed(store: Store, rank: int, size: int, timeout: float) -> str:
     """A name that these processes alone have agreed on, and none that were lost before them.
 
     The store of torchrun's agent outlives a restart, and with it the addresses of processes that

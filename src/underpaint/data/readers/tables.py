@@ -113,7 +113,8 @@ def _opened(origin: str, folder: Path | None, files: list[Path]) -> tuple[Conten
             f"data '{origin}' needs the datasets library to read it: "
             "pip install 'underpaint[parquet]'"
         ) from None
-    places = [str(file) for file in files] if folder else [origin]  # of a shard behind a URL the file is a copy
+    # a shard's file may be a copy of what lies behind a URL
+    places = [str(file) for file in files] if folder else [origin]
     parts = [_open_file(datasets, *both) for both in zip(files, places, strict=True)]
     features = parts[0].features
     image = _image_column(datasets, features, origin)
