@@ -1,6 +1,7 @@
 """Images that are streamed from parquet files are those that are decoded into the cache."""
 
 import dataclasses
+import multiprocessing
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -152,4 +153,6 @@ def test_workers_read_what_this_process_would(kind: str, sixty: Path) -> None:
                 expected = found.batch(order.at(position, 4))
                 taken = thread.submit(ahead.take, position, 4, 8).result()
                 np.testing.assert_array_equal(taken, expected)
+        workers = multiprocessing.active_children()
         ahead.close()
+    assert [worker.exitcode for worker in workers] == [0, 0]

@@ -1,6 +1,7 @@
 """Images that are streamed from tar shards are those that are decoded into the cache."""
 
 import gzip
+import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -303,7 +304,9 @@ def test_workers_read_what_this_process_would(kind: str, sixty: Path) -> None:
                 expected = found.batch(order.at(position, 4))
                 taken = thread.submit(ahead.take, position, 4, 8).result()
                 np.testing.assert_array_equal(taken, expected)
+        workers = multiprocessing.active_children()
         ahead.close()
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_an_error_in_a_worker_is_one_line(sixty: Path) -> None:

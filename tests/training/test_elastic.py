@@ -97,6 +97,37 @@ def test_interrupted_after_a_checkpoint(written: Path, tmp_path: Path) -> None:
     assert_same_run(straight, out)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "size", "says"),
+    [
+        ("batch", 3, "stages.masked.batch: 8 cannot be shared by 3 processes"),
+        ("snapshots", 2, "leave one of the two out"),
+        ("dp", 2, "stages.masked.dp: works with one process so far, not 2"),
+    ],
+)
+def test_what_processes_cannot_share_is_one_line(
+    case: str, size: int, says: str, written: Path, tmp_path: Path
+) -> None:
+    run = config.load(written)
+    if case == "snapshots":
+        run.train.snapshots = 80
+    if case == "dp":
+        pytest.importorskip("opacus")
+        run.network.dropout = 0.0
+        how = {"epsilon": 8, "multiplicity": 1}
+        run.stages["masked"].dp = config.from_dict(config.DP, how, "test: ")
+    changed, log = tmp_path / "recipe.yaml", tmp_path / "log"
+    changed.write_text(config.to_yaml(run))
+    out = tmp_path / "run"
+    join(launched(out, log, "--config", changed, size=size), log, 2)
+    said = [line for line in log.read_text().splitlines() if line.startswith("underpaint: ")]
+    assert len(said) == 1
+    assert says in said[0]
+    assert "Traceback" not in log.read_text()
+    assert not out.exists()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("size", [2, 1])
 def test_four_processes_are_resumed_by_fewer(written: Path, tmp_path: Path, size: int) -> None:
