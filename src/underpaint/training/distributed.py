@@ -109,25 +109,25 @@ def _agreed(store: Store, rank: int, size: int, timeout: float) -> str:
 
     The store of torchrun's agent outlives a restart, and with it the addresses of processes that
     are gone, to which others would connect (torch 2.13; github.com/pytorch/pytorch/issues/135712;
-    machines count restarts each by itself). So each process says a name of its own, and the first
-    answers that with one for all until it has heard from each.
+    machines count restarts each by itself). So each process says a name, and the first answers
+    that with one for all until it has heard from each.
     """
-    own = uuid.uuid4().hex
+    mine = uuid.uuid4().hex
     if rank:
-        store.set(f"here/{rank}", own)
-        name = store.get(f"agreed/{own}").decode()
+        store.set(f"here/{rank}", mine)
+        name = store.get(f"agreed/{mine}").decode()
         store.set(f"{name}/{rank}", "")
         return name
     missing, last = set(range(1, size)), time.monotonic() + 60 * timeout
     while missing:
         for other in sorted(missing):
             if store.check([f"here/{other}"]):  # of this attempt, or of one before
-                store.set(f"agreed/{store.get(f'here/{other}').decode()}", own)
-        missing = {other for other in missing if not store.check([f"{own}/{other}"])}
+                store.set(f"agreed/{store.get(f'here/{other}').decode()}", mine)
+        missing = {other for other in missing if not store.check([f"{mine}/{other}"])}
         if time.monotonic() > last:
             raise RuntimeError(f"timed out, waiting for process {min(missing)}")
         time.sleep(0.05)
-    return own
+    return mine
 
 
 def restarted() -> bool:
