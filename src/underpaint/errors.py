@@ -3,6 +3,9 @@
 Anything else that is raised is a defect of the software and keeps its traceback.
 """
 
+import contextlib
+import os
+from collections.abc import Iterator
 from unicodedata import category
 
 
@@ -16,6 +19,17 @@ class RunFailed(Exception):
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM, after a checkpoint was written. Exit code 130."""
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Of wrong use that all processes of a run meet alike one line is said, by the first."""
+    try:
+        yield
+    except UserError:
+        if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
+            raise
+        raise UserError("") from None
 
 
 def plain(text: str) -> str:

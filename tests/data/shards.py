@@ -1,4 +1,4 @@
-"""Tar shards, and a server that answers range requests."""
+"""Shards, tar and parquet, and a server that answers range requests."""
 
 import contextlib
 import http.server
@@ -37,6 +37,22 @@ def write_shards(
             if labels:
                 members[f"{i:03}.cls"] = labels[i].encode()
         write_tar(folder / f"set-{start // each:04}.tar", members)
+    return folder
+
+
+def write_tables(
+    folder: Path, images: np.ndarray, each: int, labels: list[str] | None = None, group: int = 3
+) -> Path:
+    """folder/set-0000.parquet …: `each` images a file, in row groups of `group`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(images), each):
+        files = [{"bytes": png(pixels), "path": None} for pixels in images[start : start + each]]
+        columns = {"image": files} | ({"label": labels[start : start + each]} if labels else {})
+        path = folder / f"set-{start // each:04}.parquet"
+        pq.write_table(pa.table(columns), path, row_group_size=group)
     return folder
 
 

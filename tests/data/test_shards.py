@@ -1,6 +1,7 @@
 """Images that are streamed from tar shards are those that are decoded into the cache."""
 
 import gzip
+import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -121,7 +122,7 @@ def test_forms_of_a_list(sixty: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         ("set-{5..1}.tar", "{5..1} is no range"),
         ("@twice.txt", "set-0000.tar' is named twice"),
         ("set-{0..9}.tar.gz", "is compressed, and shards are read at many places"),
-        ("https://x/y.parquet", "is no .tar, and only these are streamed"),
+        ("https://x/y.zip", "is neither .tar nor .parquet, and only these are streamed"),
         ("nosuch://x/y.tar", "cannot be opened (Protocol not known: nosuch"),
         ("cut-*.tar", "data '{}/cut-1.tar' cannot be read as a tar ("),
         (
@@ -303,7 +304,9 @@ def test_workers_read_what_this_process_would(kind: str, sixty: Path) -> None:
                 expected = found.batch(order.at(position, 4))
                 taken = thread.submit(ahead.take, position, 4, 8).result()
                 np.testing.assert_array_equal(taken, expected)
+        workers = multiprocessing.active_children()
         ahead.close()
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_an_error_in_a_worker_is_one_line(sixty: Path) -> None:

@@ -5,17 +5,19 @@ import os
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.training.runs import begin, metrics, weights
 from underpaint import config
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.model_folder import newest
-from underpaint.training import train
+from underpaint.training import distributed, train
 
 
 def pair(*arguments: str | Path, logs: tuple[Path, Path]) -> list[BaseProcess]:
@@ -71,6 +73,19 @@ def test_two_processes_equal_two_microbatches(
     images = recipe.stages["masked"].images
     assert said.count(f"stage masked: {images} images") == 1  # only the first process speaks
     assert (two / "report.html").exists()
+
+
+def test_names_of_lost_processes_are_not_taken() -> None:
+    """Of three processes, with what an attempt before has left in the store."""
+    store, names = dist.HashStore(), set[str]()
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as threads:
+            found = {threads.submit(distributed._agreed, store, k, 3, 1.0) for k in range(3)}
+            (name,) = {one.result() for one in found}
+        assert name not in names
+        names.add(name)
+    with pytest.raises(RuntimeError, match="timed out, waiting for process 1"):
+        distributed._agreed(dist.HashStore(), 0, 3, 0.0)
 
 
 @pytest.mark.slow

@@ -5,10 +5,7 @@ import json
 import os
 import shutil
 import signal
-import socket
 import time
-from collections.abc import Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +16,16 @@ from torch import Tensor
 
 import underpaint
 from tests.training.conftest import draw_images, small_recipe
-from tests.training.runs import SERVER, assert_same_run, begin, environment, metrics, weights
+from tests.training.runs import (
+    SERVER,
+    assert_near,
+    assert_same_run,
+    begin,
+    environment,
+    join,
+    launched,
+    world,
+)
 from underpaint import config, io
 from underpaint.errors import UserError
 from underpaint.model_folder import damage_of, find, newest, read_card, read_weights
@@ -29,46 +35,53 @@ from underpaint.training.stages import prepare_stages
 from underpaint.training.step import step
 from underpaint.training.train_state import prepare_state
 
-Optimizer = Literal["adamw", "muon"]
 STEPS = 5
-
-
-def world(size: int) -> list[dict[str, str]]:
-    """What torchrun says to each of so many processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-
-
-def join(processes: Sequence[BaseProcess], log: Path) -> None:
-    for process in processes:
-        process.join()
-    said = log.read_text() if log.exists() else ""
-    assert [process.exitcode for process in processes] == [0] * len(processes), said
 
 
 # --- steps ---------------------------------------------------------------------------------------
 
 
-def kit(images: Path, optimizer: Optimizer) -> config.Run:
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network and its optimiser, in so many processes."""
+
+    kind: str
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    size: int = 2
+    within: float = 1e-6
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "dit": {},
+    "hourglass": {},
+    "maskdit": {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2},
+    "uvit": {"final_conv": True},
+    "unet": {"multipliers": [1, 2], "attention": [1]},
+}
+
+
+def kit(images: Path, case: Case) -> config.Run:
     """Dropout, learned weights, clipped gradients, and microbatches that are added up."""
     run = small_recipe(images)
-    kind = {"adamw": "dit", "muon": "hourglass"}[optimizer]
-    run.network = dataclasses.replace(run.network, kind=kind)
-    run.train = dataclasses.replace(run.train, optimizer=optimizer, microbatch=1, parallel="fsdp")
+    run.network = dataclasses.replace(run.network, kind=case.kind, options=NETWORKS[case.kind])
+    if case.kind == "unet":  # whose masks of dropout go by the strides of a single image
+        run.network.width, run.network.depth, run.network.dropout = 32, 1, 0.0
+    if case.kind == "maskdit":
+        run.noise.hidden_weight = 0.1
+    run.train = dataclasses.replace(
+        run.train, optimizer=case.optimizer, microbatch=1, parallel="fsdp"
+    )
     run.train.checkpoint_every = 10**6
     run.noise.learned_weights = True
     run.stages["masked"].clip = 0.5
     return run
 
 
-def several_steps(images: Path, optimizer: Optimizer, out: Path, said: dict[str, str]) -> None:
+def several_steps(images: Path, case: Case, out: Path, said: dict[str, str]) -> None:
     """STEPS steps, a checkpoint, one step more while that is written; then back to it."""
     os.environ.update(environment(**said))
     torch.set_num_threads(1)
-    run = kit(images, optimizer)
+    run = kit(images, case)
     here = distributed.start("cpu")
     stage = prepare_stages(run, lambda _: None)[0]
     state, progress, folder = prepare_state(stage.spec, run.train, here), Progress(), RunFolder(out)
@@ -102,21 +115,27 @@ def flat(nested: Any, place: str = "") -> dict[str, Tensor]:
     return found
 
 
+long = pytest.mark.long
+CASES = [
+    Case("dit"),
+    Case("hourglass", "muon", within=1e-4),
+    Case("maskdit"),
+    pytest.param(Case("uvit"), marks=long),
+    pytest.param(Case("unet", within=2e-6), marks=long),
+    pytest.param(Case("dit", size=4), marks=long),
+    pytest.param(Case("hourglass", "muon", 4, 1e-4), marks=long),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("optimizer", "within", "size"),
-    [
-        ("adamw", 1e-6, 2),
-        ("muon", 1e-4, 2),
-        pytest.param("adamw", 1e-6, 4, marks=pytest.mark.long),
-        pytest.param("muon", 1e-4, 4, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-{case.size}")
 def test_steps_of_several_processes_are_those_of_one(
-    images: Path, tmp_path: Path, optimizer: Optimizer, within: float, size: int
+    images: Path, tmp_path: Path, case: Case
 ) -> None:
     """And what is written is what was there then, whatever steps are taken meanwhile."""
-    run = kit(images, optimizer)
+    if case.kind == "unet":
+        pytest.importorskip("diffusers")
+    run = kit(images, case)
     stage = prepare_stages(run, lambda _: None)[0]
     state, progress = prepare_state(stage.spec, run.train, distributed.start("cpu")), Progress()
     begun = {name: w.clone() for name, w in state.weights()["model"].items()}
@@ -125,8 +144,8 @@ def test_steps_of_several_processes_are_those_of_one(
     expected: dict[str, Any] = {"weights": state.weights(), "optimizer": state.optimizer_state()}
     out = tmp_path / "run"
     processes = [
-        SERVER.Process(target=several_steps, args=(images, optimizer, out, said))
-        for said in world(size)
+        SERVER.Process(target=several_steps, args=(images, case, out, said))
+        for said in world(case.size)
     ]
     for process in processes:
         process.start()
@@ -135,7 +154,7 @@ def test_steps_of_several_processes_are_those_of_one(
     ours, theirs = (flat({k: x[k] for k in expected}) for x in (expected, found))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        torch.testing.assert_close(theirs[name], tensor, atol=within, rtol=0, msg=name)
+        torch.testing.assert_close(theirs[name], tensor, atol=case.within, rtol=0, msg=name)
     moved = max(float((expected["weights"]["model"][k] - begun[k]).abs().max()) for k in begun)
     assert moved > 1e-3  # the steps did something
     assert found["norm"] == pytest.approx(progress.sums["grad_norm"], rel=1e-5)
@@ -147,9 +166,11 @@ def test_steps_of_several_processes_are_those_of_one(
     stored = flat(written)
     assert stored.keys() == theirs.keys()
     assert all(torch.equal(stored[name], theirs[name]) for name in stored)
+    loaded = underpaint.load(out).backbone.state_dict()
+    assert all(torch.equal(loaded[name], written["weights"]["ema"][name]) for name in loaded)
     step(stage, run, state, progress)
     for name, tensor in state.averaged.denoiser.backbone.state_dict().items():
-        torch.testing.assert_close(found["next"][name], tensor, atol=within, rtol=0)
+        torch.testing.assert_close(found["next"][name], tensor, atol=case.within, rtol=0)
 
 
 # --- whole runs ----------------------------------------------------------------------------------
@@ -168,18 +189,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def launched(out: Path, log: Path, *arguments: str | Path, **extra: str) -> list[BaseProcess]:
-    words = ("train", *arguments, "--out", out, "--quiet")
-    return [begin(*words, log=log, **said, **extra) for said in world(2)]
-
-
 @pytest.fixture(scope="module")
 def straight(written: Path) -> Path:
     """The sharded run of that recipe which nothing stops."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNDERPAINT_CACHE", str(written.parent / "cache"))
         out, log = written.parent / "straight", written.parent / "log"
-        join(launched(out, log, "--config", written), log)
+        join(launched(out, log, "--config", written, "--quiet"), log)
     return out
 
 
@@ -189,7 +205,7 @@ def test_killed_it_goes_on_by_itself_when_torchrun_starts_it_again(
 ) -> None:
     out, log = tmp_path / "killed", tmp_path / "log"
     torchrun = {"TORCHELASTIC_RUN_ID": "job"}
-    command = ("--config", written)
+    command = ("--config", written, "--quiet")
     first, other = launched(out, log, *command, **torchrun, TORCHELASTIC_RESTART_COUNT="0")
     while not (out / "checkpoints" / f"{160:012d}").exists():
         assert first.is_alive(), log.read_text()
@@ -220,23 +236,6 @@ def test_killed_it_goes_on_by_itself_when_torchrun_starts_it_again(
     assert log.read_text().count("a run is there already") == 2
 
 
-def assert_near(a: Path, b: Path) -> None:
-    """The same images in the same order, losses and weights within 1e-5."""
-    one, two = ([m for m in metrics(run) if m["kind"] in ("step", "stage")] for run in (a, b))
-    assert [(m["kind"], m["images"]) for m in one] == [(m["kind"], m["images"]) for m in two]
-    for x, y in zip(one, two, strict=True):
-        if x["kind"] == "step":
-            assert y["loss"] == pytest.approx(x["loss"], abs=1e-5)
-    ours, theirs = weights(a), weights(b)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        other = theirs[name]
-        if name.endswith("qkv.bias"):  # attention ignores the keys': theirs is rounding, normed
-            (q, _, v), (q_other, _, v_other) = tensor.chunk(3), other.chunk(3)
-            tensor, other = torch.cat([q, v]), torch.cat([q_other, v_other])
-        torch.testing.assert_close(other, tensor, atol=1e-5, rtol=0, msg=name)
-
-
 @pytest.mark.slow
 def test_it_goes_on_with_another_number_of_processes(straight: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "moved", tmp_path / "log"
@@ -247,7 +246,7 @@ def test_it_goes_on_with_another_number_of_processes(straight: Path, tmp_path: P
     assert (find(out) / "optimizer.pt").is_file()
     assert_near(straight, out)
     latest.write_text(f"{160:012d}\n")  # which that process wrote
-    join(launched(out, log, "--resume"), log)
+    join(launched(out, log, "--resume", "--quiet"), log)
     assert (find(out) / "optimizer").is_dir()
     assert_near(straight, out)
 

@@ -19,8 +19,8 @@ def arguments(parser: Parser, verb: str) -> None:
         "data",
         metavar="DATA",
         help="images: a folder, .zip, .tar, .npy/.npz, IDX .gz, .csv, parquet/arrow, "
-        "avatars:STYLE; shards that are streamed: 'set-{0000..0999}.tar', a folder of .tar, "
-        "@list.txt, URLs",
+        "avatars:STYLE; shards that are streamed: 'set-{0000..0999}.tar', 'train-*.parquet', a "
+        "folder of .tar, @list.txt, URLs",
     )
     add_images(parser)
     add_images(parser, ("remove_duplicates",))

@@ -13,7 +13,7 @@ from underpaint.cli.contradictions import check_saved
 from underpaint.cli.parser import Parser, add_output, console, print_json, print_table, width
 from underpaint.cli.settings import REVISION, add_setting, as_help
 from underpaint.config.plain import Plain
-from underpaint.errors import UserError
+from underpaint.errors import UserError, said_once
 from underpaint.handing_on import handing_on
 from underpaint.progress import doing
 
@@ -143,7 +143,8 @@ def recipe(args: argparse.Namespace, others: list[str]) -> config.Run:
         from underpaint.training.minutes import within
 
         chosen = within(chosen, args.minutes)
-    config.check(chosen)
+    with said_once():
+        config.check(chosen)
     return chosen
 
 

@@ -28,7 +28,8 @@ class Data:
         "",
         "images: a folder, .zip, .tar, .npy/.npz, IDX .gz, .csv, a folder of parquet/arrow, "
         "avatars:STYLE, a file of underpaint seal (masked stages), or shards to stream: "
-        "'set-{0000..0999}.tar', a folder of .tar, @list.txt, here or behind URLs",
+        "'set-{0000..0999}.tar', 'train-*.parquet', a folder of .tar, @list.txt, here or behind "
+        "URLs",
     )
     size: tuple[int, ...] = setting(
         (), "pixels: one number for a square, or height and width; empty: the images' own size"

@@ -8,6 +8,7 @@ import atexit
 import copy
 import dataclasses
 import itertools
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -113,6 +114,9 @@ def _begin_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     batches: Any = torch.utils.data.get_worker_info().dataset  # type: ignore[union-attr]
     batches.images = dataclasses.replace(batches.images)  # without the threads of its parent
+    # It ends at once. Python would join the threads of pools, of which the one that forked this
+    # process counts as one here: that fails, and the exit code would be 1.
+    multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=0)
 
 
 def workers_of(workers: int) -> int:

@@ -3,8 +3,9 @@
 Position p lies in epoch p // n at place p mod n, and each epoch is its own permutation of the n
 images: a pure function of (seed, position), so that processes share it and resuming needs no state.
 
-Images that are streamed are shuffled in windows: the shards of an epoch in a random order, and of
-what then follows on each other so many images at a time. So what is read lies in a few shards.
+Images that are streamed are shuffled in windows: the shards (of parquet: the row groups) of an
+epoch in a random order, and of what then follows on each other so many images at a time. So what is
+read lies in a few shards.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What is known of the images in tar shards, found once; their pixels are not kept (`streamed`).
+"""What is known of the images in shards, found once; their pixels are not kept (`streamed`).
 
     ROOT/shards/…/KEY.safetensors       of each shard its images: label, hashes, name, offset, bytes
     ROOT/streams/KEY/index.safetensors  the same of all shards of a source, joined, and mapped
@@ -25,14 +25,15 @@ from underpaint.bounded import DAMAGE, checked
 from underpaint.data import cache, digests, index, remote
 from underpaint.data.build import check_several, decode_all, label_ids, natural_order
 from underpaint.data.decode import Options
-from underpaint.data.readers import tar
+from underpaint.data.readers import tables, tar
 from underpaint.data.readers.base import Item, Source, folder_labels, head_of, kind_of
-from underpaint.data.readers.shards import check_plain
+from underpaint.data.readers.shards import check_plain, is_table
 from underpaint.data.streamed import AT_ONCE, Streamed
 from underpaint.errors import UserError
 from underpaint.progress import doing, following
 
 FORMAT = "1"  # raise it when the same shards would give another index
+JOINED = "2"  # the same of several indices that are joined
 
 
 def prepared(
@@ -46,7 +47,7 @@ def prepared(
     shards = [(part, place) for part, source in enumerate(sources) for place in source.shards]
     keys = _keys([place for _, place in shards], options)
     parts = [f"{part} {key}" for (part, _), key in zip(shards, keys, strict=True)]
-    folder = cache.root() / "streams" / digests.of_texts([FORMAT, *parts])
+    folder = cache.root() / "streams" / digests.of_texts([JOINED, FORMAT, *parts])
     load = partial(_load, options=options, places=[place for _, place in shards])
     there = (folder / cache.INDEX).is_file() and not force
 
@@ -127,9 +128,13 @@ def _index(path: Path, place: str, key: str, options: Options, workers: int) -> 
             places[item.name] = item.place
             yield item
 
+    column, size = "", 0  # of images in parquet
     with _local(place) as file:
-        check_plain(place, kind_of(head_of(file)) in tar.OPENERS)
-        contents = tar.contents(file, place, folders=False)
+        if is_table(place):
+            contents, column, size = tables.shard(file, place)
+        else:
+            check_plain(place, kind_of(head_of(file)) in tar.OPENERS)
+            contents = tar.contents(file, place, folders=False)
         items = [(place, contents._replace(items=noted(contents.items)))]
         found = decode_all(items, options, 1.0, workers, lambda _: None, fewest=1)
     if _keys([place], options) != [key]:
@@ -140,7 +145,8 @@ def _index(path: Path, place: str, key: str, options: Options, workers: int) -> 
     where = np.array([places[name] for name in members], np.int64)
     arrays |= {"offset": where[:, 0].copy(), "length": where[:, 1].copy()}
     about: dict[str, Any] = found["about"]
-    about["folders"] = any("/" in name for name in members)
+    about["folders"] = not column and any("/" in name for name in members)
+    about |= {"column": column, "bytes": size, "classes": contents.label_names is not None}
     with cache.writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         index.write(path, arrays | {"names": texts.text, "ends": texts.ends}, about)
@@ -154,7 +160,7 @@ def _local(place: str) -> Iterator[Path]:
         yield Path(place)
         return
     with tempfile.TemporaryDirectory(prefix="underpaint-") as folder:
-        file = Path(folder, "shard.tar")
+        file = Path(folder, "shard")
         try:
             remote.copy(place, file)
         except OSError as error:
@@ -186,8 +192,10 @@ def _join(out: Path, sources: list[Source], shards: list[tuple[int, str]], keys:
     about = _about(shards, abouts)
     distinct = len(np.unique(digests.keys(joined["pixel_sha"][of_data])))
     content = hashlib.sha256(f"{cache.FORMAT} {about['shape'][1:]}".encode())
-    for name in ("part", "file_sha", "pixel_sha"):
+    for name in ("part", "shard", "file_sha", "pixel_sha"):  # the order follows from shards, too
         content.update(joined[name].data)
+    tables = np.array([bool(column) for column in about["columns"]])[joined["shard"]]
+    content.update(np.where(tables, joined["offset"], 0).data)  # row groups
     about |= {
         "shape": [len(of_data), *about["shape"][1:]],
         "label_names": list(label_names),
@@ -225,6 +233,9 @@ def _labels(
                 number = {text: i for i, text in enumerate(texts[k])} | {None: -1}
                 columns["label"][k] = np.array([number[text] for text in of_shard], np.int64)
     names = natural_order([text for k in data for text in texts[k]])
+    listed = {tuple(texts[k]) if abouts[k].get("classes") else () for k in data}
+    if len(listed) == 1 and listed != {()}:  # a table's classes, which have an order
+        names = listed.pop()
     for k, (part, _) in enumerate(shards):
         numbers = label_ids(sources[part].origin, [*texts[k]], names, part)
         columns["label"][k] = np.array([*numbers, -1], np.int64)[columns["label"][k]]
@@ -252,6 +263,7 @@ def _about(shards: list[tuple[int, str]], abouts: list[dict[str, Any]]) -> dict[
             named = [] if reason in unread else [f"{base}/{names[0]}"]
             unread.setdefault(reason, []).extend([*named, *[""] * (len(names) - len(named))])
     of_data = [about for (part, _), about in zip(shards, abouts, strict=True) if part == 0]
+    rows = sum(about["shape"][0] for about in abouts if about.get("column"))
     return {
         "shape": abouts[0]["shape"],
         "sizes": dict(sizes.most_common()),
@@ -262,6 +274,8 @@ def _about(shards: list[tuple[int, str]], abouts: list[dict[str, Any]]) -> dict[
         "unread": unread,
         "outside": [],
         "seconds": sum(about["seconds"] for about in abouts),
+        "columns": [about.get("column", "") for about in abouts],
+        "row_bytes": sum(about.get("bytes", 0) for about in abouts) / max(1, rows),
     }
 
 
@@ -273,9 +287,22 @@ def _load(folder: Path, options: Options, places: list[str]) -> cache.Entry | No
         names = index.Texts(arrays.pop("names"), arrays.pop("ends"))
         if len(names) != n or any(len(array) != n for array in arrays.values()):
             return None
-        where = {name: arrays.pop(name) for name in ("shard", "offset", "length")}
-        sized = options._replace(size=(shape[1], shape[2]))
-        pixels = Streamed(shape, sized, places, names, file_sha=arrays["file_sha"], **where)
+        shard, offset, length = (arrays.pop(name) for name in ("shard", "offset", "length"))
+        columns = [str(column) for column in about.get("columns", [""] * len(places))]
+        if len(columns) != len(places):
+            return None
+        pixels = Streamed(
+            shape=shape,
+            options=options._replace(size=(shape[1], shape[2])),
+            places=places,
+            names=names,
+            shard=shard,
+            offset=offset,
+            length=length,
+            file_sha=arrays["file_sha"],
+            columns=columns,
+            row_bytes=float(about.get("row_bytes", 0)),
+        )
         return cache.Entry(pixels, names=names, about=about, **arrays)
     except DAMAGE:
         return None  # whatever is wrong with it, building it anew is the answer

@@ -1,8 +1,9 @@
-"""Images that are streamed: each is read from its tar shard and decoded whenever it is asked for.
+"""Images that are streamed: each is read from its shard and decoded whenever it is asked for.
 
-An image is so many bytes from an offset of a shard on, as the index of the shards has it
-(`shard_index`), and decoded as `prepare` decodes: the pixels are those that the cache would hold.
-What is read must have the hash that it had.
+In a tar an image is so many bytes from an offset on, in a parquet file a row of a row group
+(`row_groups`), as the index of the shards has it (`shard_index`). It is decoded as `prepare`
+decodes: the pixels are those that the cache would hold. What is read must have the hash that it
+had.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from underpaint.bounded import open_regular
 from underpaint.data import remote
 from underpaint.data.decode import Options, decode
+from underpaint.data.row_groups import HELD, RowGroups
 from underpaint.errors import RunFailed
 
 AT_ONCE = 16  # requests of one process, where shards lie behind URLs
@@ -38,11 +40,28 @@ class Streamed:
     places: Sequence[str]  # paths or URLs of the shards
     names: Sequence[str]  # of the images
     shard: NDArray[np.int32]  # [n] the number of its shard
-    offset: NDArray[np.int64]  # [n] where its bytes begin
-    length: NDArray[np.int64]  # [n] how many they are
+    offset: NDArray[np.int64]  # [n] where its bytes begin; in parquet: the number of its row group
+    length: NDArray[np.int64]  # [n] how many they are; in parquet: its row there
     file_sha: NDArray[np.uint8]  # [n, 32]
+    columns: Sequence[str]  # of each shard the column of its images; empty: a tar
+    row_bytes: float = 0.0  # of an image in parquet, in the mean
     dtype = np.dtype(np.uint8)
     ndim = 4
+
+    @cached_property
+    def together(self) -> NDArray[np.int32]:
+        """[n] the number of the shard or row group that the image is best read with."""
+        if not any(self.columns):
+            return self.shard
+        tables = np.array([bool(column) for column in self.columns])[self.shard]
+        key = (self.shard.astype(np.int64) << 32) + np.where(tables, self.offset, 0)
+        return np.unique(key, return_inverse=True)[1].astype(np.int32)
+
+    def window(self, asked: int) -> int:
+        """Images to shuffle together where `asked` are: at most what half of HELD has room for."""
+        if not self.row_bytes or not asked:
+            return asked
+        return max(1, min(asked, int(HELD / 2 / self.row_bytes)))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -79,7 +98,9 @@ class Streamed:
     def _bytes(self, i: int) -> bytes:
         place, start, length = self.places[self.shard[i]], int(self.offset[i]), int(self.length[i])
         try:
-            if remote.is_url(place):
+            if column := self.columns[self.shard[i]]:
+                data = self._rows.image(place, column, start, length)
+            elif remote.is_url(place):
                 data = remote.read(place, start, length)
             else:
                 with open_regular(place) as file:
@@ -99,6 +120,10 @@ class Streamed:
             f"shard '{self.places[self.shard[i]]}': '{name}' {what}; bring the shard back to what "
             "it was and go on with --resume, or run prepare again for a new run"
         )
+
+    @cached_property
+    def _rows(self) -> RowGroups:
+        return RowGroups()
 
     @cached_property
     def _requests(self) -> ThreadPoolExecutor:

@@ -9,6 +9,7 @@ from underpaint import config
 from underpaint.core import masks
 from underpaint.core.masks import Mask
 from underpaint.model import Model
+from underpaint.training.distributed import World
 from underpaint.training.feed import Request
 from underpaint.training.seeding import seed_from
 from underpaint.training.stages import PreparedStage
@@ -102,7 +103,13 @@ def noised(
     )
 
 
-def microbatch(stage: config.Stage, train: config.Train, processes: int) -> int:
-    """Images of one forward pass of one process."""
-    share = max(1, stage.batch // processes)
-    return min(train.microbatch, share) if train.microbatch > 0 else share
+def microbatch(stage: config.Stage, train: config.Train, world: World) -> int:
+    """Images of one forward pass of one process.
+
+    Where they are not asked for, a run that goes on with fewer processes keeps those that it began
+    with, by whose positions masks, times and noise are drawn.
+    """
+    share, before = (max(1, stage.batch // n) for n in (world.size, max(world.size, world.began)))
+    if train.microbatch > 0:
+        return min(train.microbatch, share)
+    return share if share % before else before

@@ -6,6 +6,8 @@ Without `torchrun` there is one process and every call here is free. Gloo connec
 import contextlib
 import os
 import re
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from underpaint.errors import RunFailed, UserError
 from underpaint.hardware import pick_device
@@ -27,6 +31,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    began: int = 1  # processes that the run began with
 
     @property
     def first(self) -> bool:
@@ -92,8 +97,37 @@ def start(device: str, timeout: float = 30.0) -> World:
         torch.cuda.set_device(chosen)
     backend, waits = "nccl" if chosen.type == "cuda" else "gloo", timedelta(minutes=timeout)
     with lost():
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=waits)
+        store, _, _ = next(rendezvous("env://", timeout=waits))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = PrefixStore(_agreed(store, rank, size, timeout), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=waits)
     return World(rank, size, chosen)
+
+
+def _agreed(store: Store, rank: int, size: int, timeout: float) -> str:
+    """A name that these processes alone have agreed on, and none that were lost before them.
+
+    The store of torchrun's agent outlives a restart, and with it the addresses of processes that
+    are gone, to which others would connect (torch 2.13; github.com/pytorch/pytorch/issues/135712;
+    machines count restarts each by itself). So each process says a name, and the first answers
+    that with one for all until it has heard from each.
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"here/{rank}", mine)
+        name = store.get(f"agreed/{mine}").decode()
+        store.set(f"{name}/{rank}", "")
+        return name
+    missing, last = set(range(1, size)), time.monotonic() + 60 * timeout
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"here/{other}"]):  # of this attempt, or of one before
+                store.set(f"agreed/{store.get(f'here/{other}').decode()}", mine)
+        missing = {other for other in missing if not store.check([f"{mine}/{other}"])}
+        if time.monotonic() > last:
+            raise RuntimeError(f"timed out, waiting for process {min(missing)}")
+        time.sleep(0.05)
+    return mine
 
 
 def restarted() -> bool:
@@ -127,7 +161,13 @@ def lost() -> Iterator[None]:
         ):
             raise
         reason = str(error).strip().partition("\n")[0][:200]
+        left = _number("TORCHELASTIC_MAX_RESTARTS", 0) - _number("TORCHELASTIC_RESTART_COUNT", 0)
+        then = (
+            "torchrun starts all again, and the run goes on from its last checkpoint"
+            if left > 0
+            else "the last checkpoint is whole: look at what that process said, then start all "
+            "again with --resume"
+        )
         raise RunFailed(
-            f"another process of this run is gone or hangs ({reason}); the last checkpoint is "
-            "whole: look at what that process said, then start all again with --resume"
+            f"another process of this run is gone or hangs ({reason}); {then}"
         ) from None

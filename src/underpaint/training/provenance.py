@@ -26,6 +26,7 @@ from underpaint.training.train_state import TrainState
 RECORDED = {
     "data": Is(dict, 0, 1 << 10, Is(str)),
     "precision": Is(str, among=frozenset(("fp32", "bf16"))),
+    "processes": Is(int, 1, 1 << 20, optional=True),
 }
 START = {"start": Is((str, type(None)), optional=True)}
 

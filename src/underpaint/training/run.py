@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from underpaint import config
-from underpaint.errors import Interrupted, RunFailed, UserError
+from underpaint.errors import Interrupted, RunFailed, UserError, said_once
 from underpaint.hardware import keep_freed_memory
 from underpaint.io import numbered
 from underpaint.model_folder import pinned
@@ -88,7 +89,9 @@ def train(
     if run is None:
         raise UserError("a recipe is needed to begin a run")
     run = config.checked(run)
-    config.check(run)
+    recorded = provenance.recorded(folder.path) if resume else {}
+    with said_once():
+        config.check(run)
     start = start and str(pinned(start))
     tracker_library(run.train.track)
     if any(stage.dp for stage in run.stages.values()):
@@ -101,6 +104,9 @@ def train(
         closing.callback(world.close)
         if world.size > 1:  # whatever we were about when another was lost
             closing.enter_context(distributed.lost())
+        world = dataclasses.replace(world, began=recorded.get("processes", 1))
+        with said_once():
+            _check_batches(run, world)
         closing.callback(folder.unlock)
         torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
         if world.first and not resume:
@@ -114,16 +120,15 @@ def train(
             stages = prepare_stages(run, lambda _: None)
         known = None if resume or not world.first else identities.of(stages)
         keep_freed_memory()  # of steps, not of what a million files take now and never again
-        _check_batches(stages, run, world)
-        early.check_stop(run, stages, make_check is not None)
-        if any(stage.guarantee for stage in stages):
-            notes += wing("dp").check_scope(stages, start, world.size)
+        with said_once():
+            early.check_stop(run, stages, make_check is not None)
+            if any(stage.guarantee for stage in stages):
+                notes += wing("dp").check_scope(stages, start, world.size)
         state, deadline = None, None
         if resume:
             if world.first:
                 folder.lock()
                 folder.go_on(notes.append)
-            recorded = provenance.recorded(folder.path)
             added = {s.name for s in stages[-1:] if more_images or more_minutes}
             _same_data(folder, [s for s in stages if s.name not in added], recorded["data"])
             if world.first:
@@ -193,12 +198,12 @@ def _alone() -> Iterator[None]:
         _training.release()
 
 
-def _check_batches(stages: list[PreparedStage], run: config.Run, world: distributed.World) -> None:
-    for stage in stages:
-        count = microbatch(stage.settings, run.train, world.size)
+def _check_batches(run: config.Run, world: distributed.World) -> None:
+    for name, stage in run.stages.items():
+        count = microbatch(stage, run.train, world)
         if stage.batch % (count * world.size):
             raise UserError(
-                f"stages.{stage.name}.batch: {stage.batch} cannot be shared by {world.size} "
+                f"stages.{name}.batch: {stage.batch} cannot be shared by {world.size} "
                 f"processes in microbatches of {count}; make it a multiple of {count * world.size}"
             )
 

@@ -9,8 +9,11 @@ from types import FrameType
 
 
 @contextmanager
-def caught() -> Iterator[list[int]]:
-    """The signals so far, which end the run after the current step; a second one does at once."""
+def caught(first: bool = True) -> Iterator[list[int]]:
+    """The signals so far, which end the run after the current step; a second one does at once.
+
+    `first`: of several processes, which all get them, this is the one that says so.
+    """
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -18,7 +21,8 @@ def caught() -> Iterator[list[int]]:
         if len(received) > 1:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
-        os.write(2, b"\nfinishing this step, then a checkpoint (again: stop at once)\n")
+        if first:
+            os.write(2, b"\nfinishing this step, then a checkpoint (again: stop at once)\n")
 
     main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if main else ()

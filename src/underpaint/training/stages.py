@@ -158,7 +158,7 @@ def _order(
     streamed = training_set.images
     if not isinstance(streamed, Streamed) or isinstance(training_set, LatentSet):
         return Order(ids, seed), None
-    order = Order(ids, seed, streamed.shard[ids], window)
+    order = Order(ids, seed, streamed.together[ids], streamed.window(window))
     workers = workers_of(run.train.workers)
     return order, Ahead(streamed, order, workers) if workers else None
 

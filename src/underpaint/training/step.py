@@ -31,7 +31,7 @@ def step(stage: PreparedStage, run: config.Run, state: TrainState, progress: Pro
     Nothing is read of a GPU: `settle` does that. Raises Diverged where `state` reads at once.
     """
     settings, world, first = stage.settings, state.world, progress.stage_images
-    count = microbatch(settings, run.train, world.size)
+    count = microbatch(settings, run.train, world)
     positions = range(first, first + settings.batch, count)[world.rank :: world.size]
     level = stage.level(first)
     tally = state.tally = state.tally or Tally(progress, state.reads_on)

@@ -73,7 +73,7 @@ class Trainer:
         else:
             self._save()
         with contextlib.ExitStack() as closing:
-            received = closing.enter_context(signals.caught())
+            received = closing.enter_context(signals.caught(self.world.first))
             closing.callback(lambda: self.state.leave())
             closing.callback(lambda: self.state.feed.close())
             while self.progress.stage < len(self.stages):
@@ -123,7 +123,7 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
-            count = microbatch(self.stage.settings, self.run.train, self.world.size)
+            count = microbatch(self.stage.settings, self.run.train, self.world)
             batch, may_halve = self.stage.batch, self._may_halve
             if not may_halve or count % 2:
                 raise RunFailed(

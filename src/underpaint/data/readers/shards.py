@@ -1,6 +1,6 @@
-"""Lists of tar shards, which are streamed: nothing is decoded into the cache.
+"""Lists of shards, tar or parquet, which are streamed: nothing is decoded into the cache.
 
-    'set-{0000..0999}.tar'   'set-*.tar'   @list.txt (a shard a line)   a folder of .tar files
+    'set-{0000..0999}.tar'   'train-*.parquet'   @list.txt (a shard a line)   a folder of .tar files
 
 each on this machine or behind URLs (`remote`), as is one `https://…/set.tar`. Braces count with as
 many digits as they are written with. Lines of a list count from its folder; # begins a comment.
@@ -19,6 +19,7 @@ from underpaint.errors import UserError
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST = 10_000_000  # shards
+TABLE = ".parquet"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -30,11 +31,11 @@ class Shards(NamedTuple):
 
 
 def is_list(text: str) -> bool:
-    """Whether this names shards by its form: a list, a pattern of tars, a URL."""
+    """Whether this names shards by its form: a list, a pattern of tars or tables, a URL."""
     if text.startswith("@") or remote.is_url(text):
         return True
     pattern = BRACES.search(text) or glob.has_magic(text)
-    return bool(pattern) and text.lower().endswith((".tar", *PACKED))
+    return bool(pattern) and text.lower().endswith((".tar", TABLE, *PACKED))
 
 
 def find(text: str) -> Shards | None:
@@ -104,6 +105,11 @@ def _expanded(place: str) -> Iterator[str]:
         yield from sorted(glob.glob(place))
 
 
+def is_table(place: str) -> bool:
+    """Whether a shard is a parquet file, by its name."""
+    return place.lower().endswith(TABLE)
+
+
 def check_plain(place: str, packed: bool) -> None:
     """Raise UserError for a shard that is packed."""
     if packed:
@@ -114,7 +120,7 @@ def check_plain(place: str, packed: bool) -> None:
 
 
 def _checked(shards: Shards) -> Shards:
-    """Raise UserError for no shards, one that is named twice, or one that is no plain tar."""
+    """Raise UserError for no shards, one that is named twice, or one that is of another kind."""
     origin, places = shards
     if not places:
         raise UserError(f"data '{origin}': no shard matches; give 'set-{{0000..0999}}.tar'")
@@ -123,9 +129,9 @@ def _checked(shards: Shards) -> Shards:
         raise UserError(f"data '{origin}': the shard '{twice}' is named twice")
     for place in places:
         check_plain(place, place.lower().endswith(PACKED))
-        if not place.lower().endswith(".tar"):
+        if not (place.lower().endswith(".tar") or is_table(place)):
             raise UserError(
-                f"data '{place}' is no .tar, and only these are streamed; docs/streaming.md shows "
-                "how to repack a table, and what lies on this machine may be read by its path"
+                f"data '{place}' is neither .tar nor .parquet, and only these are streamed; what "
+                "lies on this machine may be read by its path"
             )
     return shards

@@ -21,6 +21,7 @@ from underpaint.data.readers.base import (
     kind_of,
     without_label,
 )
+from underpaint.data.row_groups import HELD, library
 from underpaint.errors import UserError
 
 LABELS = ("label", "labels", "cls", "fine_label")
@@ -38,7 +39,10 @@ def find(path: Path) -> Source | None:
         named = path.name.lower().endswith((".parquet", ".arrow"))
         files = [path] if named or kind_of(head_of(path)) in ("parquet", "arrow") else []
     names = [file.relative_to(folder).as_posix() for file in files]
-    opened = partial(_open, folder, files)
+
+    def opened() -> Contents:
+        return _opened(str(folder), folder, files)[0]
+
     return Source(str(path), str(folder), names, opened, unread) if files else None
 
 
@@ -64,24 +68,62 @@ class Rows(NamedTuple):
     read: Callable[[list[str]], Iterator[dict[str, Any]]]
 
 
-def _open(folder: Path, files: list[Path]) -> Contents:
-    """Images and labels of the rows of all files."""
+def shard(file: Path, origin: str) -> tuple[Contents, str, int]:
+    """A parquet file that is streamed; an image's place is its row group and its row there.
+
+    Also the column that the images are in, and the bytes that they are when they are read.
+    `origin`: what errors name. Raises UserError, also where a row group is too large to be held.
+    """
+    contents, image = _opened(origin, None, [file])
+    metadata = library(origin).parquet.read_metadata(file)
+    groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
+    size = [
+        sum(
+            chunk.total_uncompressed_size
+            for chunk in map(group.column, range(group.num_columns))
+            if chunk.path_in_schema.partition(".")[0] == image
+        )
+        for group in groups
+    ]
+    largest = max(size, default=0)
+    if largest > HELD:
+        raise UserError(
+            f"data '{origin}' has row groups of up to {largest / 2**20:,.0f} MiB, and to read an "
+            f"image its row group is held in memory, at most {HELD / 2**20:,.0f} MiB; write it "
+            "with smaller ones (row_group_size=100), or repack it as docs/streaming.md shows"
+        )
+    places = ((k, row) for k, group in enumerate(groups) for row in range(group.num_rows))
+    items = map(_placed, contents.items, places)
+    return contents._replace(items=items), image, sum(size)
+
+
+def _placed(item: Item, place: tuple[int, int]) -> Item:
+    return item._replace(place=place)
+
+
+def _opened(origin: str, folder: Path | None, files: list[Path]) -> tuple[Contents, str]:
+    """Images and labels of the rows of all files, and the column that the images are in.
+
+    `folder`: of files that rows may name; None: these are not read.
+    """
     try:
         import datasets
     except ImportError:
         raise UserError(
-            f"data '{folder}' needs the datasets library to read it: "
+            f"data '{origin}' needs the datasets library to read it: "
             "pip install 'underpaint[parquet]'"
         ) from None
-    parts = [_open_file(datasets, file) for file in files]
+    # a shard's file may be a copy of what lies behind a URL
+    places = [str(file) for file in files] if folder else [origin]
+    parts = [_open_file(datasets, *both) for both in zip(files, places, strict=True)]
     features = parts[0].features
-    image = _image_column(datasets, features, folder)
+    image = _image_column(datasets, features, origin)
     label, names = _label_column(datasets, features)
     columns = [image, label] if label else [image]
     for file, part in zip(files, parts, strict=True):
         if missing := set(columns) - set(part.features):
             raise UserError(
-                f"data '{folder}': '{file.name}' has no column '{min(missing)}', as "
+                f"data '{origin}': '{file.name}' has no column '{min(missing)}', as "
                 f"'{files[0].name}' has; give a folder of files that belong together"
             )
 
@@ -93,11 +135,11 @@ def _open(folder: Path, files: list[Path]) -> Contents:
     outside: list[str] = []  # known when the rows are read
 
     def rows() -> Iterator[dict[str, Any]]:
-        for file, part in zip(files, parts, strict=True):
+        for place, part in zip(places, parts, strict=True):
             try:
                 yield from part.read(columns)
             except Exception as error:  # pyarrow has no common class for damaged files
-                raise _unreadable(file, error) from None
+                raise _unreadable(place, error) from None
 
     def items() -> Iterator[Item]:
         for i, row in enumerate(rows()):
@@ -111,16 +153,12 @@ def _open(folder: Path, files: list[Path]) -> Contents:
                 text(row[label]) if label else None,
             )
 
-    return Contents(
-        sum(p.total for p in parts),
-        items(),
-        tuple(names) if names else None,
-        {} if label else without_label(features, columns),
-        outside,
-    )
+    unread = {} if label else without_label(features, columns)
+    total, labels = sum(p.total for p in parts), tuple(names) if names else None
+    return Contents(total, items(), labels, unread, outside), image
 
 
-def _open_file(datasets: Any, file: Path) -> Rows:
+def _open_file(datasets: Any, file: Path, place: str) -> Rows:
     try:
         if file.suffix == ".arrow":
             rows = datasets.Dataset.from_file(str(file))  # memory-mapped
@@ -141,24 +179,30 @@ def _open_file(datasets: Any, file: Path) -> Rows:
         features = datasets.Features.from_arrow_schema(parquet.schema_arrow)
         return Rows(features, parquet.metadata.num_rows, read)
     except Exception as error:  # pyarrow and datasets have no common class for damaged files
-        raise _unreadable(file, error) from None
+        raise _unreadable(place, error) from None
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
+def _unreadable(place: str, error: Exception) -> UserError:
     text = " ".join(str(error).split())[:200]
-    return UserError(f"data '{file}' cannot be read as a table ({text})")
+    return UserError(f"data '{place}' cannot be read as a table ({text})")
 
 
-def _reader(folder: Path, value: Any) -> Callable[[], bytes]:
+def _reader(folder: Path | None, value: Any) -> Callable[[], bytes]:
     data, path = value, None
     if isinstance(value, dict):
         data, path = value.get("bytes"), value.get("path")
     if data is None and path:
-        return partial(read_regular, folder / path)
+        return partial(_beside, folder, path)
     return partial(bytes, data or b"")
 
 
-def _image_column(datasets: Any, features: Any, folder: Path) -> str:
+def _beside(folder: Path | None, path: str) -> bytes:
+    if folder is None:
+        raise OSError("a file beside the table, which is not streamed")
+    return read_regular(folder / path)
+
+
+def _image_column(datasets: Any, features: Any, origin: str) -> str:
     for name, kind in features.items():
         if isinstance(kind, datasets.Image):
             return str(name)
@@ -168,7 +212,7 @@ def _image_column(datasets: Any, features: Any, folder: Path) -> str:
         if getattr(kind, "dtype", None) in ("binary", "large_binary"):
             return str(name)
     raise UserError(
-        f"data '{folder}' has the columns {', '.join(features)}; expected one with images "
+        f"data '{origin}' has the columns {', '.join(features)}; expected one with images "
         "(type Image, or their bytes)"
     )
 
