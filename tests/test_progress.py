@@ -1,5 +1,6 @@
 """What a person sees of work that goes on: lines that move on a terminal, lines in a file."""
 
+import io
 import os
 import pty
 import subprocess
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tests.conftest import write_pictures
 from tests.heard import Heard
 from underpaint import config, model, progress
 from underpaint.progress import clock, doing, following, shown
+from underpaint.screen import print_line
 from underpaint.training.checkpointing import RunFolder
 from underpaint.training.log import Log
 from underpaint.training.stages import left, prepare_stages
@@ -70,6 +73,19 @@ def test_lines_where_there_is_no_terminal(
     assert lines[0] == "sampling: 20 of 1,200, 9:50 left"
     assert 10 < len(lines) < 30  # each ten seconds at first, each minute in the end
     assert lines[-1].startswith("sampling: 1,")
+
+
+def test_a_terminal_breaks_lines_between_words_and_commands_nowhere() -> None:
+    file = io.StringIO()
+    narrow = Console(file=file, width=40, force_terminal=True, color_system=None)
+    print_line(narrow, "1.5 min: 0:48 of training, 1,234,567,890 images, 9 s of checks")
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 2
+    assert all(len(line) <= 40 for line in lines)
+    assert "1,234,567,890" in file.getvalue()
+    command = "stopped after 640 images; go on: underpaint train --resume --out runs/icons"
+    print_line(narrow, command)
+    assert command in file.getvalue()
 
 
 def test_time_that_is_known_better_is_taken(

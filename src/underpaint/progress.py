@@ -90,10 +90,10 @@ def shown(quiet: bool = False) -> Iterator[None]:
 
 def note(text: str) -> None:
     """A line for whoever waits, above what moves; nothing where nobody does."""
-    from underpaint.screen import Screen
+    from underpaint.screen import Screen, print_line
 
     if isinstance(_listener, Screen):
-        _listener.console.print(text, soft_wrap=True)
+        print_line(_listener.console, text)
 
 
 def counted(call: Callable[P, T], after: Callable[[], None]) -> Callable[P, T]:

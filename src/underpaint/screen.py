@@ -23,6 +23,12 @@ def stderr(quiet: bool = False) -> Console:
     return Console(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False)
 
 
+def print_line(console: Console, text: str, style: str | None = None) -> None:
+    """A line, which a terminal breaks between words; not one with a command, which is copied."""
+    whole = not console.is_terminal or "underpaint " in text
+    console.print(text, style=style, soft_wrap=whole)
+
+
 @dataclass(eq=False)
 class Doing:
     """Something that goes on."""

@@ -81,6 +81,7 @@ def test_the_page(repeated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "3 images" in text
     assert "brighter.png" in text
     assert 'alt="Of nearly one colour: plain.png"' in text
+    assert '<p class="small">plain.png</p>' in text
     assert "http" not in text.replace("http://www.w3.org", "")
     assert main(flags) == 2
     assert "exists already" in capsys.readouterr().err

@@ -459,10 +459,11 @@ def test_the_page_draws_what_was_drawn_and_where_a_stage_ended(tmp_path: Path, s
 def test_training_images_are_left_out_if_asked(tmp_path: Path, source: str) -> None:
     run = write_run(tmp_path / "run", source)
     whole = report.build(run).read_text()
-    assert "This page has training images in it" in whole
+    assert "This page contains training images" in whole
+    assert f"underpaint report {run} --no-training-images" in whole
     assert 'alt="nearest training image"' in whole
     without = report.build(run, training_images=False).read_text()
-    assert "This page has training images in it" not in without
+    assert "This page contains training images" not in without
     assert 'alt="nearest training image"' not in without
     assert 'alt="real image' not in without
     assert 'alt="sample' in without

@@ -120,7 +120,7 @@ def test_the_lengths_fill_the_minutes(
     assert len(grids) == 6  # five parts, and the end of the first stage
     assert grids[-1] == sum(images.values())
     assert kept.train.check_images == 64
-    assert "4 min: 3:37 of training, checks and sample grids 18 s, start and report 5 s" in (
+    assert "4 min: 3:37 of training, 18 s of checks and sample grids, 5 s for start and report" in (
         (out / "log.txt").read_text()
     )
 

@@ -18,22 +18,22 @@ from underpaint.errors import Interrupted, RunFailed, UserError
 VERBS = {  # verb: (module of this package, one line)
     "quickstart": ("quickstart", "train on drawn avatars, in minutes, and write a report"),
     "prepare": ("prepare", "decode a set of images and report what is in it"),
-    "seal": ("seal", "write the visible patches of images, and nothing else of them"),
+    "seal": ("seal", "keep only the visible patches of images, in one sealed file"),
     "presets": ("presets", "list the recipes of the package, or print one to copy"),
     "plan": ("plan", "propose a recipe for these images, this machine and a budget"),
     "train": ("train", "train a model on a set of images"),
-    "pretrain": ("train", "the masked stages of a recipe alone"),
-    "finetune": ("train", "the whole-image stages of a recipe alone, from other weights"),
+    "pretrain": ("train", "train only the masked stages of a recipe"),
+    "finetune": ("train", "train only the whole-image stages of a recipe, from other weights"),
     "sample": ("sample", "draw images from a trained model"),
     "edit": ("edit", "repaint parts of images, widen or vary them, or interpolate between seeds"),
     "evaluate": ("evaluate", "score samples against training and held-out images"),
-    "compare": ("compare", "compare the compute needed to reach the baseline's score"),
+    "compare": ("compare", "compare runs, or run a study of how much compute each recipe needs"),
     "audit": ("audit", "attack a trained model: what does it reveal about its training images?"),
-    "ema": ("ema", "rebuild averages of the weights of any width, after training"),
-    "export": ("export", "write a trained model in a form that other software reads"),
+    "ema": ("ema", "compute weight averages (EMA) of other widths after training"),
+    "export": ("export", "write a trained model in a format that other software reads"),
     "app": ("app", "draw, repaint and vary images with a trained model in the browser"),
     "import": ("import_", "read a checkpoint of other software"),
-    "report": ("report", "write a page about a run, or follow one that goes on"),
+    "report": ("report", "write a run's report, or follow an unfinished run in the browser"),
 }
 
 
@@ -111,7 +111,8 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "underpaint COMMAND --help says more; underpaint --version says which one this is.",
+            "underpaint COMMAND --help lists a command's flags; underpaint --version "
+            "prints the version.",
         ]
     )
 

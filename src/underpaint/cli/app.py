@@ -22,9 +22,9 @@ def arguments(parser: Parser, verb: str) -> None:
         "--port",
         type=int,
         default=PORT,
-        help="of this machine (default: %(default)s); if it is in use, the next that is not",
+        help="on this machine (default: %(default)s); if it is in use, the next free one",
     )
-    add("--no-browser", action="store_true", help="open no browser; only say the address")
+    add("--no-browser", action="store_true", help="only print the address")
     add_output(parser)
 
 

@@ -27,13 +27,15 @@ def arguments(parser: Parser, verb: str) -> None:
         type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
         metavar="NAMES",
         default="loss,secmi,pia,sima,masks",
-        help="attacks on single images, with commas between them (default: %(default)s)",
+        help="attacks on single images, separated by commas (default: %(default)s)",
     )
     add(
         "--against",
         dest="reference",
         metavar="MODEL|shadow",
-        help="a reference model that saw none of these images; shadow: models trained for it",
+        help=(
+            "a reference model that was trained on none of these images; shadow: train such models"
+        ),
     )
     add("--shadows", type=int, metavar="K", help="with shadow: how many models (default: 4)")
     add(
@@ -49,18 +51,18 @@ def arguments(parser: Parser, verb: str) -> None:
         "-n",
         type=int,
         metavar="N",
-        help="images of each kind (default: 300, with --thorough 1000, or what --fpr needs)",
+        help="images per side (default: 300, with --thorough 1000, or what --fpr needs)",
     )
     add(
         "--samples",
         type=int,
         metavar="N",
-        help="samples that are searched for copies (default: 128, with --thorough 512)",
+        help="samples to search for copies (default: 128, with --thorough 512)",
     )
     add(
         "--thorough",
         action="store_true",
-        help="more images and samples: sees smaller leaks, and takes five times as long",
+        help="more images and samples: finds smaller leaks, takes five times as long",
     )
     add(
         "--features",
@@ -74,19 +76,21 @@ def arguments(parser: Parser, verb: str) -> None:
         type=float,
         nargs="+",
         default=(),
-        help="false-positive rates that must be shown (default: 0.01 and 0.001, where there are "
-        "images enough)",
+        help=(
+            "false-positive rates that must be reported (default: 0.01 and 0.001, if there "
+            "are enough images)"
+        ),
     )
     add(
         "--no-control",
         dest="control",
         action="store_false",
-        help="leave out the positive control; the verdict says so",
+        help="skip the positive control; the verdict says so",
     )
     add("--seed", type=int, default=0, help="of noises, masks and splits (default: %(default)s)")
     add_model(parser, "auto")
-    add("--out", metavar="FOLDER", help="where page and JSON go (default: RUN/audit)")
-    add("--overwrite", action="store_true", help="replace an audit that is in --out")
+    add("--out", metavar="FOLDER", help="folder for the page and the JSON (default: RUN/audit)")
+    add("--overwrite", action="store_true", help="replace an audit in --out")
     add_output(parser)
 
 

@@ -16,22 +16,27 @@ def arguments(parser: Parser, verb: str) -> None:
         "sources",
         metavar="STUDY.yaml|RUN",
         nargs="+",
-        help="a study, which is run and can be stopped and continued; or two runs that exist and "
-        "more, the first being the baseline",
+        help=(
+            "a study to run (it can be stopped and continued), or two or more finished runs, "
+            "the first being the baseline"
+        ),
     )
     add(
         "--out",
         metavar="FOLDER",
-        help="for the runs of a study, results.json and comparison.html (default: where study.yaml "
-        "is, or studies/ and another name; of runs that exist comparison-NAMES beside the first)",
+        help=(
+            "folder for results.json, comparison.html and a study's runs (default: beside "
+            "study.yaml, or studies/NAME for NAME.yaml; for finished runs comparison-NAMES "
+            "beside the first)"
+        ),
     )
-    add("--overwrite", action="store_true", help="replace other results that are in --out")
+    add("--overwrite", action="store_true", help="replace other results in --out")
     add(
         "--workers",
         type=int,
         default=0,
         metavar="N",
-        help="runs at once (default: the cores; with submitit 64 jobs)",
+        help="runs at once (default: the number of cores; with submitit 64)",
     )
     add(
         "--launcher",
@@ -44,8 +49,10 @@ def arguments(parser: Parser, verb: str) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="what a job asks for, in submitit's names: slurm_partition=gpu, gpus_per_node=1, "
-        "timeout_min=720 (default: a day)",
+        help=(
+            "what a job requests, in submitit's names: slurm_partition=gpu, gpus_per_node=1, "
+            "timeout_min=720 (default: one day)"
+        ),
     )
     add_output(parser)
 

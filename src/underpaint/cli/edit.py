@@ -82,16 +82,16 @@ def arguments(parser: Parser, verb: str) -> None:
         "--strength",
         type=float,
         metavar="S",
-        help="draw images like these: near 0 they stay, at 1 nothing of them is left",
+        help="draw variations: near 0 almost the same image, at 1 an entirely new one",
     )
     add(
         "--interpolate",
         nargs=2,
         type=int,
         metavar=("A", "B"),
-        help="images between those of two seeds, no IMAGE",
+        help="images between those of two seeds; takes no IMAGE",
     )
-    add("--restore", action="store_true", help="IMAGE is a sealed file: draw what it does not hold")
+    add("--restore", action="store_true", help="IMAGE is a sealed file: draw its missing patches")
     add(
         "-n",
         type=int,
@@ -104,7 +104,7 @@ def arguments(parser: Parser, verb: str) -> None:
         "--resample",
         type=int,
         metavar="N",
-        help="times each step is taken: more fit better and take longer (default: 5)",
+        help="times each step is taken: more fits better and takes longer (default: 5)",
     )
     add(
         "--soft",
@@ -123,7 +123,7 @@ def arguments(parser: Parser, verb: str) -> None:
         help="a grid, before and after (.png, .jpg, .webp), or a folder of PNGs "
         "(default: %(default)s)",
     )
-    add("--overwrite", action="store_true", help="replace the files that are there already")
+    add("--overwrite", action="store_true", help="replace existing files")
     add_output(parser)
 
 

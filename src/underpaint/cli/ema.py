@@ -7,7 +7,7 @@ from underpaint.cli.parser import Parser, add_output, print_json
 
 def arguments(parser: Parser, verb: str) -> None:
     add = parser.add_argument
-    add("run", metavar="RUN", help="a run that was trained with --train.snapshots")
+    add("run", metavar="RUN", help="a run trained with --train.snapshots")
     add(
         "--width",
         type=float,
@@ -16,7 +16,7 @@ def arguments(parser: Parser, verb: str) -> None:
         metavar="W",
         help="relative widths of the averages, 0.05 to 0.25 (default: 0.05 0.1 0.2)",
     )
-    add("--out", metavar="FOLDER", help="a model in a folder W for each width (default: RUN/ema)")
+    add("--out", metavar="FOLDER", help="folder for the models, one per width (default: RUN/ema)")
     add("--overwrite", action="store_true", help="replace the models in --out")
     add_output(parser)
 

@@ -33,7 +33,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--reference",
         metavar="DATA",
-        help="real images, as `prepare` reads them (default: the run's own data)",
+        help="real images, in any form that `prepare` reads (default: the run's data)",
     )
     add("--data", metavar="DATA", help=MOVED)
     add(
@@ -56,9 +56,9 @@ def arguments(parser: Parser, verb: str) -> None:
         type=int,
         nargs="+",
         metavar=("H", "W"),
-        help="pixels that the images of both sides are brought to",
+        help="pixels to which the images of both sides are resized",
     )
-    few = "3 for images; a model has its own"
+    few = "3 for images, the model's for a model"
     add_setting(parser, "--channels", "data.channels", few)
     add("--seed", type=int, default=0, help="image i has seed SEED + i (default: %(default)s)")
     add_sampling(parser)
@@ -67,7 +67,7 @@ def arguments(parser: Parser, verb: str) -> None:
         "--no-interval",
         dest="interval",
         action="store_false",
-        help="leave out the intervals, which take longest",
+        help="skip the intervals, which take longest",
     )
     add_output(parser)
 

@@ -24,13 +24,13 @@ def arguments(parser: Parser, verb: str) -> None:
     add = parser.add_argument
     add("model", metavar="RUN", help=RUN)
     add("--to", required=True, metavar="FORM", help="what to write: see below")
-    add("--out", metavar="DIR", help="the folder to write")
+    add("--out", metavar="DIR", help="folder to write")
     add("--revision", metavar="REV", help=REVISION)
     add("--weights", choices=("ema", "model"), default="ema", help=WEIGHTS)
     add("--half", action="store_true", help="weights in float16: half the size")
-    add("--vae", metavar="DIR", help="where the autoencoder of a model of latents is now")
-    add("--overwrite", action="store_true", help="replace an export that is there already")
-    add("--private", action="store_true", help="hub: of a new repository: only you can see it")
+    add("--vae", metavar="DIR", help="folder of the autoencoder, for a model of latents")
+    add("--overwrite", action="store_true", help="replace an existing export")
+    add("--private", action="store_true", help="with hub: make a new repository private")
     add_output(parser)
 
 

@@ -22,33 +22,38 @@ def arguments(parser: Parser, verb: str) -> None:
         help="what wrote it: maskdm (MaskedUViT), uvit, dit (its authors' names), or diffusers "
         "(DiTTransformer2DModel, UNet2DModel, DiTPipeline, DDPMPipeline)",
     )
-    add("--out", required=True, metavar="DIR", help="the model's folder to write")
+    add("--out", required=True, metavar="DIR", help="folder to write the model to")
     add(
         "--size",
         type=int,
         nargs="+",
         metavar=("H", "W"),
-        help="pixels, where the weights do not say: one number for a square",
+        help="pixels, if the weights do not say: one number for a square",
     )
     add(
         "--heads",
         type=int,
         default=0,
         metavar="N",
-        help="attention heads, which weights do not say (default: as published for the width)",
+        help="attention heads (default: as published for this width)",
     )
-    add("--vae", default="", metavar="DIR", help="the autoencoder of a model of latents")
+    add(
+        "--vae",
+        default="",
+        metavar="DIR",
+        help=("folder of the autoencoder, for a model of latents"),
+    )
     add(
         "--process",
         default="",
         metavar="NAME",
-        help="the noise, where the file does not say: vp-linear, vp-cosine, flow, edm or ve",
+        help="noise process, if the file does not say: vp-linear, vp-cosine, flow, edm or ve",
     )
     add(
         "--noise-steps",
         type=int,
         metavar="N",
-        help="steps of its grid (default: 1000 of vp-*; 0: continuous)",
+        help="steps of the noise process (default: 1000 for vp-*; 0: continuous)",
     )
     add(
         "--prediction",
@@ -65,9 +70,11 @@ def arguments(parser: Parser, verb: str) -> None:
         "--weights",
         default="ema",
         choices=("ema", "model"),
-        help="of a checkpoint with both: the average or the trained weights (default: %(default)s)",
+        help=(
+            "if a checkpoint has both: the averaged or the trained weights (default: %(default)s)"
+        ),
     )
-    add("--overwrite", action="store_true", help="replace a model that is there already")
+    add("--overwrite", action="store_true", help="replace an existing model")
     add_output(parser)
 
 

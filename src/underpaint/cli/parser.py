@@ -97,7 +97,7 @@ def add_output(parser: Parser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on stdout, all else on stderr"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    parser.add_argument("--quiet", action="store_true", help="print only the result")
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ DEVICES = "auto, cpu, cuda, mps: measured here; or a GPU by its data sheet: h100
 
 def arguments(parser: Parser, verb: str) -> None:
     add, default = parser.add_argument, "(default: %(default)s)"
-    add("data", metavar="DATA", help="images, as `prepare` reads them")
+    add("data", metavar="DATA", help="images, in any form that `prepare` reads")
     add_images(parser, ("size",))
     few = "3, or rgba where most images have transparent pixels"
     add_setting(parser, "--channels", "data.channels", few)
@@ -25,7 +25,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add("--seconds", type=float, default=20, metavar="S", help=f"for measuring {default}")
     compiled = "plan with torch.compile (default: on a CUDA GPU)"
     add("--compile", action=argparse.BooleanOptionalAction, default=None, help=compiled)
-    add("--out", metavar="FILE", help="recipe to write (default: plan-, DATA's name and the size)")
+    add("--out", metavar="FILE", help="recipe to write (default: plan-DATA-SIZE.yaml)")
     add("--overwrite", action="store_true", help="replace the recipe in --out")
     add("--explain", action="store_true", help="say why each choice was made")
     add_output(parser)

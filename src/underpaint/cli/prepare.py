@@ -27,23 +27,31 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--latents",
         metavar="VAE",
-        help="also compute latents with this folder of a diffusers AutoencoderKL or "
-        "AutoencoderTiny (space.vae)",
+        help=(
+            "also compute latents with the diffusers AutoencoderKL or AutoencoderTiny in this"
+            " folder (space.vae)"
+        ),
     )
     add(
         "--page",
         metavar="FILE",
-        help="write a page to look at (.html): images by label, duplicates, unusual ones",
+        help="write an HTML page: images by label, duplicates, unusual images",
     )
-    add("--overwrite", action="store_true", help="replace the page that is there already")
+    add("--overwrite", action="store_true", help="replace an existing page")
     add(
         "--part",
         type=_part,
         metavar="K/N",
-        help="of shards index the K-th of N shares alone, as one of several processes or machines "
-        "that share the cache; then call prepare without it",
+        help=(
+            "index only the K-th of N parts of the shards, as one of several processes or "
+            "machines with a common cache; then run prepare without --part"
+        ),
     )
-    add("--verify", action="store_true", help="hash all pixels in the cache (else of a few images)")
+    add(
+        "--verify",
+        action="store_true",
+        help=("check the hashes of all cached pixels (otherwise of a few images)"),
+    )
     add_output(parser)
 
 

@@ -24,12 +24,12 @@ def arguments(parser: Parser, verb: str) -> None:
         "--minutes",
         type=float,
         default=5.5,
-        help="in all, report included (default: %(default)s)",
+        help="total time, report included (default: %(default)s)",
     )
     add("--out", default="runs/quickstart", metavar="RUN", help="folder (default: %(default)s)")
     add("--seed", type=int, default=0, help="default: %(default)s")
-    add("--resume", action="store_true", help="go on with a quick start that was interrupted")
-    add("--overwrite", action="store_true", help="replace the runs that are there")
+    add("--resume", action="store_true", help="continue an interrupted quick start")
+    add("--overwrite", action="store_true", help="replace the runs in --out")
     add("--json", action="store_true", help="print one JSON object on stdout")
 
 

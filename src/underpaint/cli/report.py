@@ -26,17 +26,17 @@ def arguments(parser: Parser, verb: str) -> None:
         "--no-training-images",
         dest="training_images",
         action="store_false",
-        help="a page that can be given away without them",
+        help="leave training images out of the page, so that it can be shared",
     )
     add("--data", metavar="DATA", help=MOVED)
-    add("--live", action="store_true", help="follow a run that goes on, in the browser")
+    add("--live", action="store_true", help="follow an unfinished run in the browser")
     add(
         "--port",
         type=int,
         default=PORT,
-        help="of --live (default: %(default)s); if it is in use, the next that is not",
+        help="of --live (default: %(default)s); if it is in use, the next free one",
     )
-    add("--no-browser", action="store_true", help="with --live: open none, say the address")
+    add("--no-browser", action="store_true", help="with --live: only print the address")
     add("--json", action="store_true", help="print one JSON object on stdout")
 
 

@@ -25,7 +25,7 @@ def arguments(parser: Parser, verb: str) -> None:
         "--label",
         nargs="+",
         metavar="NAME",
-        help="labels to draw, in turn (default: all of the model's in turn; 'none': unconditional)",
+        help="labels to draw, in turn (default: all of the model's; 'none': unconditional)",
     )
     add_sampling(parser)
     add_model(parser, "fp32")
@@ -36,7 +36,7 @@ def arguments(parser: Parser, verb: str) -> None:
         help="a grid (.png, .jpg, .webp), an array (.npz) or a folder of PNGs "
         "(default: %(default)s)",
     )
-    add("--overwrite", action="store_true", help="replace the files that are there already")
+    add("--overwrite", action="store_true", help="replace existing files")
     add_output(parser)
 
 

@@ -10,7 +10,7 @@ from underpaint.errors import UserError
 
 def arguments(parser: Parser, verb: str) -> None:
     add = parser.add_argument
-    add("data", metavar="DATA", nargs="?", help="images, as underpaint prepare reads them")
+    add("data", metavar="DATA", nargs="?", help="images, in any form that `prepare` reads")
     add("--verify", metavar="FILE", help="instead: read a sealed file and show what it holds")
     add("--out", metavar="FILE", help="the file to write, for example sealed.up")
     add("--patch", type=int, default=4, help="side of a patch in pixels (default: %(default)s)")
@@ -18,20 +18,29 @@ def arguments(parser: Parser, verb: str) -> None:
         "--kind",
         choices=("patch", "block", "crop"),
         default="block",
-        help="what hides patches (default: %(default)s)",
+        help="shape of the mask (default: %(default)s)",
     )
-    add("--rate", type=float, default=0.9, help="share that is hidden (default: %(default)s)")
+    add(
+        "--rate",
+        type=float,
+        default=0.9,
+        help=("share of the patches to hide (default: %(default)s)"),
+    )
     add("--block", type=int, default=2, help="side of a block in patches (default: %(default)s)")
     add(
         "--multiple",
         type=int,
         default=1,
         metavar="PATCHES",
-        help="what sides and corners of a crop are multiples of, for a U-Net (default: 1)",
+        help="sides and corners of a crop are multiples of this, for a U-Net (default: 1)",
     )
-    add("--key", metavar="FILE", help="key of the masks; without: a random one, which is forgotten")
+    add("--key", metavar="FILE", help="key of the masks (default: a random one that is not kept)")
     add("--labels", action="store_true", help="keep the images' labels (names of folders)")
-    add("--drop-duplicates", action="store_true", help="keep one of images that are nearly equal")
+    add(
+        "--drop-duplicates",
+        action="store_true",
+        help=("keep one image of each group of near duplicates"),
+    )
     held_out = "images kept for evaluation: auto, a number or none (default: %(default)s)"
     add_images(parser, held_out=held_out)
     add_output(parser)

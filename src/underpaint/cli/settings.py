@@ -141,9 +141,9 @@ def images_of(args: argparse.Namespace, names: Sequence[str] = IMAGES) -> config
 
 
 RUN = "a run, a checkpoint, an exported model, pretrained:NAME, or ORG/NAME on the Hugging Face Hub"
-WEIGHTS = "ema: averaged over training; model: as they were last (default: %(default)s)"
+WEIGHTS = "ema: averaged over training; model: the last ones (default: %(default)s)"
 MOVED = "where the run's images are now, if they have moved"
-REVISION = "of ORG/NAME on the Hub: a branch, a tag or a commit (default: its main branch)"
+REVISION = "branch, tag or commit of ORG/NAME on the Hub (default: its main branch)"
 
 
 def add_model(parser: Parser, precision: str) -> None:
@@ -152,22 +152,24 @@ def add_model(parser: Parser, precision: str) -> None:
     add("--revision", metavar="REV", help=REVISION)
     add("--weights", choices=("ema", "model"), default="ema", help=WEIGHTS)
     add("--vae", metavar="FOLDER", help="where the model's autoencoder is now, if it has moved")
-    add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
+    add("--batch", type=int, default=64, help="images per batch (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     add_setting(
         parser,
         "--precision",
         "train.precision",
         default=precision,
-        help="of the network; auto: bf16 where the machine is fast at it, drawing slightly "
-        "other images (default: %(default)s)",
+        help=(
+            "of the network; auto: bf16 where it is fast, with slightly different images "
+            "(default: %(default)s)"
+        ),
     )
 
 
 def add_sampling(parser: Parser) -> None:
     """The settings of `sampling` that may differ from the model's own."""
     for name in SAMPLING:
-        add_setting(parser, flag_of(name), f"sampling.{name}", "the model's own")
+        add_setting(parser, flag_of(name), f"sampling.{name}", "the model's")
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:

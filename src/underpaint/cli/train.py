@@ -10,7 +10,15 @@ from typing import Any
 
 from underpaint import config
 from underpaint.cli.contradictions import check_saved
-from underpaint.cli.parser import Parser, add_output, console, print_json, print_table, width
+from underpaint.cli.parser import (
+    Parser,
+    add_output,
+    console,
+    print_facts,
+    print_json,
+    print_table,
+    width,
+)
 from underpaint.cli.settings import REVISION, add_setting, as_help
 from underpaint.config.plain import Plain
 from underpaint.errors import UserError, said_once
@@ -43,32 +51,37 @@ def arguments(parser: Parser, verb: str) -> None:
         add_setting(parser, flag, setting, "the recipe's", dest=setting)
     add = parser.add_argument
     add("--preset", metavar="NAME", help=f"recipe of the package (default: {DEFAULT[verb]})")
-    add("--config", metavar="FILE", help="recipe in YAML; with --preset: on top of it")
+    add("--config", metavar="FILE", help="recipe in YAML; with --preset, it changes that preset")
     add("--out", metavar="RUN", help="folder of the run (default: runs/ and the name of DATA)")
     add(
         "--from",
         dest="start",
         metavar="RUN",
-        help="begin with the weights of a run, a checkpoint, pretrained:NAME or ORG/NAME; without "
-        "--preset and --config their network is taken, too",
+        help=(
+            "start from the weights of a run, a checkpoint, pretrained:NAME or ORG/NAME, and "
+            "with their network, unless --preset or --config says otherwise"
+        ),
     )
     add("--revision", metavar="REV", help=REVISION)
     add(
         "--minutes",
         type=float,
         metavar="M",
-        help="in all, report included; each stage has its share",
+        help="total time, report included, divided among the stages",
     )
     add("--images", type=int, metavar="N", help="with --resume: images to add to a finished run")
     add(
         "--microbatch",
         metavar="N|auto",
-        help="images per forward pass (default: the recipe's); auto: halved until they fit",
+        help=(
+            "images per forward pass (default: the recipe's); auto: halved until they fit "
+            "into memory"
+        ),
     )
     add("--timeout", type=float, metavar="M", help="minutes to wait for other processes (torchrun)")
     add("--resume", action="store_true", help="continue the run in --out, with its saved settings")
     add("--overwrite", action="store_true", help="replace the run in --out")
-    add("--dry-run", action="store_true", help="say what it would cost; train nothing")
+    add("--dry-run", action="store_true", help="show what the run would cost, without training")
     add_output(parser)
     parser.settings = config.flag_names(config.preset(DEFAULT[verb]))
     parser.epilog = as_help(width())
@@ -243,7 +256,7 @@ def _finish(folder: Path, args: argparse.Namespace) -> None:
         sample = f"underpaint sample {shlex.quote(str(folder))} -n 64"
         print(f"run      {folder}\nreport   {page}\nsample   {sample}")
         if sentences:
-            print(f"verdict  {sentences}")
+            print_facts({"verdict": sentences})
         return
     last = {r["kind"]: r for r in found if r["kind"] != "check" or r["mask"] == "whole"}
     stage, check = last.get("stage", {}), last.get("check", {})

@@ -18,9 +18,7 @@ class Space:
         Range(1),
     )
     levels: int = setting(1, "levels of the Haar transform (wavelets)", Range(1))
-    vae: str = setting(
-        "", "folder of a diffusers AutoencoderKL or AutoencoderTiny, which you have (latents)"
-    )
+    vae: str = setting("", "folder of a diffusers AutoencoderKL or AutoencoderTiny (latents)")
     factor: int = setting(8, "pixels per side that one latent stands for (latents)", Range(1))
     latent_channels: int = setting(4, "channels of the autoencoder's latents (latents)", Range(1))
 
@@ -32,10 +30,12 @@ class Network:
     kind: str = setting("dit", "dit, uvit, maskdit, unet or hourglass")
     width: int = setting(128, "features of a token")
     depth: int = setting(
-        5, "transformer blocks (uvit: an even number has its middle block extra)", Range(1)
+        5, "transformer blocks (uvit: plus a middle block if the number is even)", Range(1)
     )
     heads: int = setting(4, "attention heads; width must be divisible by it")
-    mlp_ratio: float = setting(4.0, "hidden width of the MLP over the token width", POSITIVE)
+    mlp_ratio: float = setting(
+        4.0, "hidden width of the MLP, as a multiple of the token width", POSITIVE
+    )
     dropout: float = setting(0.0, "dropout probability", FRACTION)
     qk_norm: bool = setting(
         False,
@@ -45,13 +45,13 @@ class Network:
     augment: bool = setting(
         False, "condition on augmentation; on where a stage's augment is above 0"
     )
-    labels: bool = setting(True, "learn the labels of the data, if it has any")
+    labels: bool = setting(True, "train with the data's labels, if there are any")
     label_drop: float = setting(
         0.1,
         "probability that a training label is replaced by the null label (for guidance)",
         Range(0, 1, "a number from 0 to 1"),
     )
-    options: dict[str, Any] = setting({}, "settings that only this kind of network has")
+    options: dict[str, Any] = setting({}, "settings of this kind of network only")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,7 +73,7 @@ class Noise:
         "logit-normal, a fifth uniform), log-normal sigma (edm), log-uniform sigma (ve)",
     )
     stratified: bool = setting(
-        True, "spread the times of a batch over their law: one in each of B equally likely parts"
+        True, "stratify the times of a batch of B: one in each of B equally likely intervals"
     )
     shift: float = setting(
         1.0, "resolution shift of the flow's time; above 1: more noise", POSITIVE
@@ -113,7 +113,7 @@ class Sampling:
         0.16, "size of a Langevin step: it adds 2·snr of the level's noise", POSITIVE
     )
     churn: float = setting(
-        40.0, "noise that the churn sampler adds over all steps (EDM's S_churn)", Range(0)
+        40.0, "total noise that the churn sampler adds (EDM's S_churn)", Range(0)
     )
     churn_min: float = setting(0.05, "noise level from which it adds some (churn)", Range(0))
     churn_max: float = setting(50.0, "noise level up to which it adds some (churn)", Range(0))

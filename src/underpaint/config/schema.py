@@ -38,24 +38,25 @@ class Data:
         3, "of the decoded images: 3 (colour), 1 (grey), or rgba: colour with transparency"
     )
     fit: Literal["crop", "pad", "stretch"] = setting(
-        "crop", "for another aspect ratio: crop the centre, pad with the background, or stretch"
+        "crop",
+        "images of another aspect ratio: crop the centre, pad with the background, or stretch",
     )
     background: str = setting(
-        "white", "colour behind transparent pixels and padding; rgba has none"
+        "white", "colour behind transparent pixels and padding (not with rgba)"
     )
     max_bad: float = setting(
         0.01,
-        "share of unreadable files that are skipped; more is an error",
+        "largest share of unreadable files to skip; more is an error",
         Range(0, 1, "a share from 0 to 1"),
     )
     max_pixels: int = setting(
         100_000_000,
-        "pixels of the largest image that is decoded; larger ones are unreadable",
+        "largest image to decode, in pixels; larger ones count as unreadable",
         Range(1),
     )
     levels: int = setting(
         16,
-        "bits of the grey values in files of 16 bits: 12 for many microscopes and cameras",
+        "bits used in 16-bit files: 12 for many microscopes and cameras",
         Range(8, 16, "a number of bits from 8 to 16"),
     )
     held_out: str = setting(
@@ -63,13 +64,15 @@ class Data:
     )
     audit_split: float = setting(
         0.0,
-        "share of the images set aside as non-members for `audit`, as 0.5; 0: those held out",
+        "share of the images kept out of training as non-members for `audit`, such as "
+        "0.5; 0: the held-out images serve",
         Range(0, 1, "a share from 0 to below 1", "most"),
     )
     limit: int = setting(0, "use this many training images only (chosen by hash); 0: all", Range(0))
     remove_duplicates: bool = setting(
         False,
-        "of nearly equal images train on one, or on none if one of them is held out",
+        "train on one image of each group of near duplicates, or on none if one of them "
+        "is held out",
     )
     window: int = setting(
         16_384, "images of shards that are shuffled together; 0: all of them", Range(0)
@@ -88,17 +91,17 @@ class DP:
     )
     delta: float = setting(
         1e-5,
-        "probability with which the budget may not hold; far below 1/n",
+        "probability that the guarantee does not hold; far below 1/n",
         Range(0, 1, "a probability, such as 1e-5", "both"),
     )
     clip: float = setting(1.0, "largest norm of one image's gradient", POSITIVE)
     multiplicity: int = setting(
         4,
-        "draws of time, noise, mask and augmentation that one image's gradient is the mean of",
+        "draws of time, noise, mask and augmentation averaged into one image's gradient",
         Range(1),
     )
     labels: tuple[str, ...] = setting(
-        (), "the names of the labels, which you say are public; needed where only the images know"
+        (), "label names that you declare public; needed if only the private images define them"
     )
 
 
@@ -109,8 +112,8 @@ class Stage:
     images: int = setting(0, "length in images; a multiple of batch is used")
     minutes: float = setting(
         0.0,
-        "length in minutes, start, checks, grids and report included; measured once, then frozen "
-        "as images, of which a machine that gets slower sees fewer",
+        "length in minutes, with start, checks, grids and report; converted to images "
+        "once, by the measured speed; fewer if the machine becomes slower",
     )
     mask: Literal["none", "patch", "block", "crop", "salient"] = setting(
         "none",
@@ -120,20 +123,20 @@ class Stage:
     rate: float = setting(0.0, "share of the patches that is hidden, below 1", HIDDEN_SHARE)
     rate_end: float = setting(0.0, "share at the stage's end, where rate_schedule is not constant")
     rate_schedule: Literal["constant", "linear", "cos4"] = setting(
-        "constant", "how the rate goes from rate to rate_end (at most 8 distinct levels)"
+        "constant", "how the rate changes from rate to rate_end (at most 8 distinct levels)"
     )
     block: int = setting(2, "side of a block in patches (mask: block)", Range(1))
     temperature: float = setting(
         1.0,
-        "how strictly contrast decides: above 1 nearer to chance, below 1 stricter (salient)",
+        "randomness of the choice: above 1 more random, below 1 stricter (salient)",
         POSITIVE,
     )
     reweight: bool = setting(
         False, "weight patches by how rarely they are shown (Horvitz-Thompson; mask: salient)"
     )
-    fixed: bool = setting(False, "each image keeps one mask for ever, drawn from its hash")
+    fixed: bool = setting(False, "each image always has the same mask, drawn from its hash")
     fixed_key: str = setting(
-        "", "key file of underpaint seal: fixed masks are then those of the sealed data"
+        "", "key file of `underpaint seal`: the fixed masks are those of the sealed data"
     )
     batch: int = setting(32, "images per step, over all devices", Range(1))
     learning_rate: float = setting(1e-3, "peak learning rate", POSITIVE)
@@ -157,8 +160,9 @@ class Stage:
     keep_optimizer: bool = setting(True, "keep the optimiser's state from the stage before")
     augment: float = setting(
         0.0,
-        "probability of each change (flip, quarter turn, shift, scale, brightness, contrast, "
-        "saturation); the network is given it; none where the learning rate cools down",
+        "probability of each augmentation (flip, quarter turn, shift, scale, brightness, "
+        "contrast, saturation); the network is conditioned on it; off during the "
+        "cool-down",
         Range(0, 1, "a probability from 0 to 1"),
     )
     size: tuple[int, ...] = setting((), "pixels; empty: as data.size. Positions are interpolated")
@@ -194,16 +198,17 @@ class Train:
     device: str = setting("auto", "auto, cpu, cuda or mps")
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto",
-        "auto: bf16 on GPUs, and on CPUs where it trains faster: measured once, as the run begins",
+        "auto: bf16 on GPUs, and on CPUs if it trains faster there (measured once, at the start)",
     )
     parallel: Literal["auto", "ddp", "fsdp"] = setting(
         "auto",
-        "with several processes (torchrun): a copy of all in each (ddp), or weights, moments and "
-        "EMA shared among them (fsdp); auto: fsdp where a copy would take over 60 % of a GPU",
+        "with several processes (torchrun): a full copy in each (ddp), or weights, "
+        "moments and EMA sharded (fsdp); auto: fsdp if a copy would take over 60 % of a "
+        "GPU",
     )
     recompute: bool = setting(
         False,
-        "keep only what goes into each block and compute it again in the backward pass: less "
+        "activation checkpointing: recompute each block in the backward pass; less "
         "memory, about a third more compute",
     )
     compile: bool = setting(
@@ -212,8 +217,8 @@ class Train:
     threads: int = setting(0, "CPU threads; 0: as torch chooses", Range(0))
     workers: int = setting(
         -1,
-        "processes that read and decode images of shards ahead, for each process that trains; 0: "
-        "none; -1: the cores but one, at most 8",
+        "processes that read and decode images of shards, per training process; 0: none; "
+        "-1: one less than the cores, at most 8",
         Range(-1),
     )
     log_every: int = setting(
@@ -221,12 +226,11 @@ class Train:
     )
     check_every: int = setting(
         0,
-        "images between overfit checks; 0: an 8th of the run, in minutes fewer; -1: none",
+        "images between checks on held-out images; 0: an 8th of the run, rarer in short "
+        "runs; -1: no checks",
         Range(-1),
     )
-    check_images: int = setting(
-        128, "images of each side (train, held-out) in an overfit check", Range(1)
-    )
+    check_images: int = setting(128, "images per side (training, held-out) in a check", Range(1))
     check_samples: int = setting(
         0,
         "samples drawn at each check for their Fréchet distance to training and held-out images "
@@ -235,12 +239,13 @@ class Train:
     )
     stop: Literal["none", "auto"] = setting(
         "none",
-        "auto: end a stage where its checks (then 16 per stage) stop gaining or show copying, "
-        "after its cool-down if it has one, and keep the weights of its best check",
+        "auto: end a stage when its checks (16 per stage) stop improving or show "
+        "memorizing, after its cool-down if it has one, and keep the weights of the best "
+        "check",
     )
     sample_every: int = setting(
         0,
-        "images between sample grids; 0: an 8th of the run, in minutes fewer; -1: none",
+        "images between sample grids; 0: an 8th of the run, rarer in short runs; -1: no grids",
         Range(-1),
     )
     checkpoint_every: int = setting(
@@ -248,11 +253,11 @@ class Train:
     )
     snapshots: int = setting(
         0,
-        "images between two snapshots of the averages from which `underpaint ema` rebuilds any "
-        "width, each twice as large as the weights; -1: a 32nd of the run; 0: none",
+        "images between two snapshots, from which `underpaint ema` computes averages of "
+        "any width (each twice the size of the weights); -1: a 32nd of the run; 0: none",
         Range(-1),
     )
-    keep: int = setting(2, "checkpoints kept, besides each stage's last", Range(1))
+    keep: int = setting(2, "checkpoints to keep, besides each stage's last", Range(1))
     track: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
         "none", "also send metrics to this tracker"
     )

@@ -123,7 +123,7 @@ def _text(
         environment={k: _shown(v) for k, v in environment.items() if v is not None},
         commands=_commands(run_dir, environment),
         web=is_marked(run_dir / "web", "export"),
-        app=f"underpaint app {shlex.quote(str(run_dir))}",
+        folder=shlex.quote(str(run_dir)),
     )
 
 

@@ -68,8 +68,8 @@ def said(decision: Decision, stage: PreparedStage, progress: Progress) -> str:
     name, seen = stage.name, progress.stage_images
     if decision.cooldown and not decision.back:
         return (
-            f"stage {name}: steps take longer than when the minutes were divided; it cools down "
-            f"from now on, over {decision.cooldown:,} images, to end in time"
+            f"stage {name}: this machine has become slower; the cool-down begins now, over "
+            f"{decision.cooldown:,} images, to end in time"
         )
     if decision.cooldown:
         return (

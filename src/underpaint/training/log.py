@@ -16,6 +16,7 @@ from underpaint import config
 from underpaint.errors import UserError, plain
 from underpaint.io import writing
 from underpaint.progress import At, console, doing
+from underpaint.screen import print_line
 from underpaint.training.checkpointing import RunFolder
 
 
@@ -54,7 +55,7 @@ class Log:
         if not self.first:
             return
         text = plain(text)  # of a name with a line break, too, it is one line
-        self.console.print(text, style=style, soft_wrap=True)
+        print_line(self.console, text, style)
         with writing(self.folder.path, self.folder.advice):
             self._text.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text + "\n")
             self._text.flush()

@@ -135,8 +135,8 @@ def freeze(
     if train.sample_every == 0 and found.parts < EVALUATIONS:
         train.sample_every = -(-total // max(1, found.parts))
     notes = [
-        f"{length / 60:.3g} min: {clock(found.training)} of training, checks and sample grids "
-        f"{found.evaluations:.0f} s, start and report {costs.rest:.0f} s"
+        f"{length / 60:.3g} min: {clock(found.training)} of training, {found.evaluations:.0f} s of "
+        f"checks and sample grids, {costs.rest:.0f} s for start and report"
     ]
     if (least := costs.rest + costs.grid) > OVERHEAD * length:
         what = "start, one sample grid and report"
