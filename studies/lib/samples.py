@@ -27,7 +27,8 @@ def scored(folder: Path, images: int, count: int) -> dict[str, float]:
 
     dataset = data.prepare(config.load(folder / "config.yaml").data)
     loaded = model.load(folder / "checkpoints" / f"{images:012d}", device="cpu")
-    labels = [i % len(loaded.label_names) for i in range(count)]
+    names = len(loaded.label_names)
+    labels = [i % names for i in range(count)] if names else None
     drawn = torch.from_numpy(_features()(loaded.sample(count, seed=0, labels=labels)))
     found: dict[str, float] = {}
     for half in get_args(split_scoring.Half):
