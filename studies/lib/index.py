@@ -59,6 +59,7 @@ QUESTIONS = {
     "times": "How should training times be drawn? (for all presets)",
     "small": "Which batch and learning rate for a DiT and few images?",
     "plan": "Does `plan` write a better recipe than `default`? (for `plan`)",
+    "starts": "Do the packaged weights help with few images? (for `small-*` and `finetune`)",
     "samplers": "Which sampler, in how many steps? (for `sampling` in all presets)",
     "minutes": "Which recipe in four and a half minutes of one core? (for `quickstart`)",
     "augment": "Does augmentation show in samples, and does it pay? (for `small-*` and `plan`)",
