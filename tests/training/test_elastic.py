@@ -70,7 +70,7 @@ def assert_gone(processes: list[Path]) -> None:
     raise AssertionError(f"{processes} go on")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_interrupted_after_a_checkpoint(written: Path, tmp_path: Path) -> None:
     """As of one process; it is said once, and nothing that decodes is left."""
     straight, out, log = undisturbed(written, 2), tmp_path / "run", tmp_path / "log"
@@ -103,7 +103,10 @@ def test_interrupted_after_a_checkpoint(written: Path, tmp_path: Path) -> None:
     [
         ("batch", 3, "stages.masked.batch: 8 cannot be shared by 3 processes"),
         ("snapshots", 2, "leave one of the two out"),
-        ("dp", 2, "stages.masked.dp: works with one process so far, not 2"),
+        pytest.param(
+            *("dp", 2, "stages.masked.dp: works with one process so far, not 2"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_what_processes_cannot_share_is_one_line(
