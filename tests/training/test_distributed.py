@@ -18,6 +18,7 @@ from underpaint import config
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.model_folder import newest
 from underpaint.training import distributed, train
+from underpaint.training.batch import microbatch
 
 
 def pair(*arguments: str | Path, logs: tuple[Path, Path]) -> list[BaseProcess]:
@@ -73,6 +74,18 @@ def test_two_processes_equal_two_microbatches(
     images = recipe.stages["masked"].images
     assert said.count(f"stage masked: {images} images") == 1  # only the first process speaks
     assert (two / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "began", "images"),
+    [(8, 4, 4, 2), (8, 2, 4, 2), (8, 1, 4, 2), (8, 4, 1, 2), (8, 8, 4, 1), (12, 3, 4, 4)],
+)
+def test_fewer_processes_keep_the_microbatches_of_a_run(
+    batch: int, size: int, began: int, images: int
+) -> None:
+    """By which masks and noise are drawn; where they cannot be kept, each has its share."""
+    here = distributed.World(0, size, torch.device("cpu"), began)
+    assert microbatch(config.Stage(batch=batch), config.Train(), here) == images
 
 
 def test_names_of_lost_processes_are_not_taken() -> None:

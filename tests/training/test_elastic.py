@@ -21,6 +21,7 @@ from tests.training.runs import (
     environment,
     join,
     launched,
+    world,
 )
 from underpaint import config
 from underpaint.model_folder import find
@@ -147,23 +148,40 @@ def test_four_processes_are_resumed_by_fewer(written: Path, tmp_path: Path, size
 
 
 @pytest.mark.long
-def test_torchrun_starts_all_again(written: Path, tmp_path: Path) -> None:
-    """One of two processes is killed: the run goes on by itself, and is the undisturbed one."""
+@pytest.mark.parametrize("machines", [1, 2])
+def test_torchrun_starts_all_again(written: Path, tmp_path: Path, machines: int) -> None:
+    """One of two processes is killed: the run goes on by itself, and is the undisturbed one.
+
+    Two "machines" are two torchruns by loopback; the one that lost no process counts no restart.
+    """
     straight, out, log = undisturbed(written, 2), tmp_path / "run", tmp_path / "log"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc-per-node", "2", "--max-restarts", "1", "-m", "underpaint"]
+    place = ["--standalone"]
+    if machines == 2:
+        port = world(1)[0]["MASTER_PORT"]
+        place = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "job"]
+        place += ["--rdzv-endpoint", f"127.0.0.1:{port}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *place, "--max-restarts", "1"]
+    torchrun += ["--nproc-per-node", str(2 // machines), "-m", "underpaint"]
     command = [*torchrun, "train", "--config", str(written), "--out", str(out)]
-    with log.open("wb") as file:
-        agent = subprocess.Popen(command, env=environment(), stdout=file, stderr=file)
+    with log.open("ab") as file:
+        how = {"env": environment(), "stdout": file, "stderr": file}
+        agents = [subprocess.Popen(command, **how) for _ in range(machines)]  # type: ignore[call-overload]
     wait_for(out / "checkpoints" / f"{80:012d}", log)
-    first, second = children(agent.pid)
-    workers = [first, second, *children(int(first.name)), *children(int(second.name))]
-    os.kill(int(second.name), signal.SIGKILL)
-    assert agent.wait() == 0, log.read_text()
+    trainers = [trainer for agent in agents for trainer in children(agent.pid)]
+    workers = [worker for trainer in trainers for worker in children(int(trainer.name))]
+    ranks = {rank_of(trainer): trainer for trainer in trainers}
+    os.kill(int(ranks[1].name), signal.SIGKILL)
+    assert [agent.wait() for agent in agents] == [0] * machines, log.read_text()
     said = log.read_text()
     ours = [line for line in said.splitlines() if line.startswith("underpaint: ")]
     assert len(ours) == 1
     assert "torchrun starts all again, and the run goes on from its last checkpoint" in ours[0]
     assert said.count("going on after") == 1
-    assert_gone(workers)
+    assert_gone([*trainers, *workers])
     assert_same_run(straight, out)
+
+
+def rank_of(process: Path) -> int:
+    """The RANK in its environment."""
+    variables = (process / "environ").read_text().split("\0")
+    return int(next(text for text in variables if text.startswith("RANK=")).partition("=")[2])

@@ -23,6 +23,8 @@ from torch.distributed.rendezvous import rendezvous
 from underpaint.errors import RunFailed, UserError
 from underpaint.hardware import pick_device
 
+BEGUN = "begun"  # in the store of torchrun's agent: processes have been there
+
 
 @dataclass(frozen=True)
 class World:
@@ -98,7 +100,7 @@ def start(device: str, timeout: float = 30.0) -> World:
     backend, waits = "nccl" if chosen.type == "cuda" else "gloo", timedelta(minutes=timeout)
     with lost():
         store, _, _ = next(rendezvous("env://", timeout=waits))
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if _agent_has_store():
             store = PrefixStore(_agreed(store, rank, size, timeout), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=waits)
     return World(rank, size, chosen)
@@ -113,6 +115,7 @@ def _agreed(store: Store, rank: int, size: int, timeout: float) -> str:
     that with one for all until it has heard from each.
     """
     mine = uuid.uuid4().hex
+    store.set(BEGUN, "")
     if rank:
         store.set(f"here/{rank}", mine)
         name = store.get(f"agreed/{mine}").decode()
@@ -130,9 +133,23 @@ def _agreed(store: Store, rank: int, size: int, timeout: float) -> str:
     return mine
 
 
+def _agent_has_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def restarted() -> bool:
-    """Whether `torchrun --max-restarts` has started all processes again after one was lost."""
-    return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+    """Whether `torchrun --max-restarts` has started all processes again after one was lost.
+
+    Where that was on another machine, this one's count does not say so, but the agent's store does.
+    In the first attempt that may hold what others have just written.
+    """
+    if _number("TORCHELASTIC_RESTART_COUNT", 0) > 0:
+        return True
+    if not _agent_has_store():
+        return False
+    with lost():
+        store, _, _ = next(rendezvous("env://"))
+        return bool(store.check([BEGUN]))
 
 
 def launch() -> str | None:
