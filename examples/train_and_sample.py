@@ -6,7 +6,7 @@ import underpaint as up
 from underpaint.core.spaces import from_uint8
 
 run = up.preset("quickstart")  # a recipe: `underpaint presets quickstart` prints it
-run.data.source = "avatars:pixel-art"  # or a folder of yours
+run.data.source = "avatars:pixel-art"  # or your folder
 up.train(run, "runs/pixel-art")
 
 model = up.load("runs/pixel-art")

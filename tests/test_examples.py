@@ -203,16 +203,16 @@ def test_a_claim_is_stated_as_its_study_found_it(
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(results), encoding="utf-8")
     ours, conditions = compute("acceleration", "masked")
-    assert ours == "0.43 (0.36 to 0.52) of the compute: pays"
+    assert ours == "compute: 0.43 (0.36 to 0.52), pays"
     assert "9e+13 training FLOPs, 3 seeds, 6 tuning trials an arm, held-out loss" in conditions
     found |= {"relation": "≤", "ratio": 0.25, "low": None, "high": None}
     path.write_text(json.dumps(results | {"verdicts": {"masked": found | {"seeds": [1]}}}))
-    assert compute("acceleration", "masked")[0] == "≤ 0.25 of the compute: pays"
+    assert compute("acceleration", "masked")[0] == "compute: ≤ 0.25, pays"
     timed = {"masked": {"relation": "=", "ratio": 1.01, "low": 0.92, "high": 1.11}}
     both = {"verdicts": {"masked": found | {"seeds": [1]}}, "by_seconds": timed}
     path.write_text(json.dumps(results | both))
     ours = compute("acceleration", "masked")[0]
-    assert ours == "≤ 0.25 of the compute: pays; 1.01 (0.92 to 1.11) of the time on one core"
+    assert ours == "compute: ≤ 0.25, pays; time on one core: 1.01 (0.92 to 1.11)"
     found |= {"answer": "undecided", "ratio": None}
     path.write_text(json.dumps(results | {"verdicts": {"masked": found | {"seeds": [1]}}}))
     assert compute("acceleration", "masked")[0] == "undecided"

@@ -121,6 +121,41 @@ def precision() -> str:
     )
 
 
+def effort() -> str:
+    """What an audit's attacks lose against those of `--thorough`: for docs/audit.md."""
+    found = _read("benchmarks/results/audit_effort.json")
+    rows = [
+        f"| {row['steps']} | {name} | "
+        + " | ".join(f"{row[effort]['auc'][name]:.2f}" for effort in ("quick", "thorough"))
+        + " |"
+        for row in found["rows"]
+        for name in row["quick"]["auc"]
+    ]
+    lost = [
+        row["thorough"]["auc"][name] - auc
+        for row in found["rows"]
+        for name, auc in row["quick"]["auc"].items()
+    ]
+    seconds = [
+        sum(row[effort]["cpu_seconds"] for row in found["rows"]) for effort in ("quick", "thorough")
+    ]
+    return "\n".join(
+        [
+            "What fewer noises and masks cost: a copy of a network was trained on "
+            f"{found['planted']} of its non-members,",
+            f"and these were attacked beside {found['others']} others "
+            "(`python benchmarks/audit_effort.py`; one network, one draw).",
+            f"By default AUCs were at most {max(lost):.2f} below and {-min(lost):.2f} above those "
+            "of `--thorough`, whose attacks",
+            f"took {seconds[1] / seconds[0]:.1f} times the CPU time for as many images:",
+            "",
+            "| steps on them | attack | AUC | AUC, `--thorough` |",
+            "| --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
 def streaming() -> str:
     """Images from shards beside those from the cache: for docs/streaming.md."""
     measured = _read("benchmarks/results/stream.json")
@@ -252,9 +287,9 @@ def _compute(study: str, arm: str) -> tuple[str, str]:
     if found["ratio"] is None:
         return found["answer"], f"[`{study}`](studies/{study}/README.md)"
     seconds = results["by_seconds"][arm]
-    time = "" if seconds["ratio"] is None else f"; {_ratio(seconds)} of the time on one core"
+    time = "" if seconds["ratio"] is None else f"; time on one core: {_ratio(seconds)}"
     return (
-        f"{_ratio(found)} of the compute: {found['answer']}{time}",
+        f"compute: {_ratio(found)}, {found['answer']}{time}",
         f"[`{study}`](studies/{study}/README.md): {asked['budget']:g} training FLOPs, "
         f"{len(found['seeds'])} seeds, {asked['tuning']['trials']} tuning trials an arm, "
         f"{results['score']}",
@@ -517,6 +552,7 @@ def completion() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"peers": peers, "claims": claims, "step ratios": step_ratios, "systems": systems},
+    "docs/audit.md": {"effort": effort},
     "docs/your-images.md": {"precision": precision, "start": start},
     "docs/use-your-model.md": {"completion": completion},
     "docs/streaming.md": {"streaming": streaming},

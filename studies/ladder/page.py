@@ -130,7 +130,7 @@ def page(results: dict[str, Any]) -> Page:
     speeds, told = (record.read(ladder.HERE / f"{name}.json") for name in ("speed", "verdicts"))
     done, slope = results["units"], told["slope"]
     answer = [
-        f"{row['title'][0].upper()}{row['title'][1:]}: {row['told']} ({row['conditions']})."
+        f"{row['title'][0].upper()}{row['title'][1:]} – {row['told']} ({row['conditions']})."
         for row in told["verdicts"]
         if row["told"]
     ]

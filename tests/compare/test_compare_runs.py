@@ -78,6 +78,15 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
         compare([one, tmp_path / "nowhere"])
 
 
+def test_a_stage_that_one_run_lacks_is_one_line(tmp_path: Path) -> None:
+    one, two = write_run(tmp_path / "one", 1.0), write_run(tmp_path / "two", 2.0)
+    longer = config.load(two / "config.yaml")
+    longer.stages = {"masked": config.Stage(images=1600), **longer.stages}
+    (two / "config.yaml").write_text(config.to_yaml(longer))
+    found = compare([one, two])["differs"]
+    assert found == {"stages.masked": [None, "1,600 images"]}
+
+
 def test_what_runs_are_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = write_run(tmp_path / "one", 1.0), write_run(tmp_path / "two", 2.0, width=64, seed=3)
     (two / "metrics.jsonl").write_text("")

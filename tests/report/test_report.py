@@ -473,7 +473,9 @@ def test_a_run_is_followed_while_it_goes_on(tmp_path: Path, source: str) -> None
     run = write_run(tmp_path / "run", source)
     found = report.live(run, 10)
     assert '<meta http-equiv="refresh" content="10">' in found
-    assert "The run has ended: 64,000 of 64,000 images, 100\xa0%. This page reloads" in found
+    assert "The run has ended: 64,000 of 64,000 images, 100\xa0%. Samples beside" in found
+    assert f"<code>{run}/report.html</code>" in found
+    assert f"train --resume --out {run} --minutes 10</code> <a" in found  # as it ended
     assert "Samples and real images" not in found  # nothing is drawn
     assert not (run / "report.html").exists()
     with serving.bound(functools.partial(cli_report.Live, run=run), 18400) as server:

@@ -47,11 +47,11 @@ def test_a_power_law_gives_its_ratio_and_interval(middle: float, below: int, abo
         assert (found["below"], found["above"]) == (below, above)
     said = verdicts.words(told | {"pace": [2.0, 3.0]})
     assert said.startswith(
-        "less than 0.10 (extrapolated: 0.050, 0.039 to 0.064) of the compute by error; "
+        "compute: < 0.10 (extrapolated: 0.050, 0.039 to 0.064) by error, "
         if below
-        else "more than 1.00 (extrapolated: 1.50, 1.17 to 1.92) of the compute by error; "
+        else "compute: > 1.00 (extrapolated: 1.50, 1.17 to 1.92) by error, "
         if above
-        else "0.20 (0.16 to 0.26) of the compute by error; "
+        else "compute: 0.20 (0.16 to 0.26) by error, "
     )
     for share in (2 * middle, 3 * middle):
         assert f"{share:.2f}" in said.rpartition("; ")[2]
@@ -78,7 +78,7 @@ def test_what_is_far_apart_has_no_ratio() -> None:
     )
     far = ends([1e-4, 1e-4, 1e-4], "ddpm")
     told = verdicts.compared(ladder.BEST, "ddpm", far, SLOPE) | {"pace": None}
-    assert verdicts.words(told).startswith("less than 0.10 of the compute by error; ")
+    assert verdicts.words(told).startswith("compute: < 0.10 by error, ")
 
 
 def test_without_all_seeds_a_verdict_says_what_is_missing() -> None:
@@ -173,8 +173,8 @@ def test_the_page_shows_ends_and_grids(tmp_path: Path, monkeypatch: pytest.Monke
     page.sheet(grids, page.SAMPLES)
     found = page.page({"units": done})
     text = found.write(tmp_path / "results.html").read_text(encoding="utf-8")
-    assert "0.20 (0.20 to 0.20) of the compute by error" in text
-    assert "0.20 (0.20 to 0.20) of the time on one core" in text
+    assert "compute: 0.20 (0.20 to 0.20) by error" in text
+    assert "time on one core: 0.20 (0.20 to 0.20)" in text
     assert "A CPU" in text
     assert Image.open(tmp_path / "results.png").size == (20, 2 * (10 + page.LABEL))
     assert "end-ddpm-1" in found.markdown()  # not done yet

@@ -124,7 +124,10 @@ def _overview(results: dict[str, Any]) -> None:
     def cells(key: str, text: Callable[[Any], str]) -> list[str]:
         return ["–" if run[key] is None else text(run[key]) for run in runs]
 
-    rows = [[name, *map(str, values)] for name, values in results["differs"].items()]
+    rows = [
+        [name, *("–" if value is None else str(value) for value in values)]
+        for name, values in results["differs"].items()
+    ]
     rows += [
         ["images", *cells("images", lambda n: f"{n:,}")],
         ["compute", *cells("flops", flops)],

@@ -106,8 +106,20 @@ def _read(path: Path) -> tuple[config.Run, str, str]:
 
 
 def _differs(recipes: list[config.Run]) -> dict[str, list[Any]]:
-    """Settings by their dotted names whose values differ, a value for each recipe."""
-    each = [config.flat(recipe) for recipe in recipes]
+    """Settings by their dotted names whose values differ, a value for each recipe.
+
+    A stage that not all recipes have is one of them: its length, or None.
+    """
+    stages = dict.fromkeys(name for recipe in recipes for name in recipe.stages)
+    partial = [name for name in stages if not all(name in recipe.stages for recipe in recipes)]
+    each = []
+    for recipe in recipes:
+        common = {k: stage for k, stage in recipe.stages.items() if k not in partial}
+        one = config.flat(dataclasses.replace(recipe, stages=common))
+        for name in partial:
+            stage = recipe.stages.get(name)
+            one[f"stages.{name}"] = stage and f"{stage.images:,} images"
+        each.append(one)
     names = dict.fromkeys(name for one in each for name in one)
     values = {name: [one.get(name) for one in each] for name in names}
     return {name: found for name, found in values.items() if found.count(found[0]) < len(found)}

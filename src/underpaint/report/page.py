@@ -99,7 +99,7 @@ def _text(
         answers=answers(records),
         total=sum(stage.images for stage in run.stages.values()),
         finished=finished,
-        next=_next(run_dir, finished, bool(every), records),
+        next=_next(run_dir, finished, bool(every) and not finished, records),
         stopping=stopping,
         stages=stages,
         checked=_last(records, "check", mask="whole"),
