@@ -369,8 +369,8 @@ def _count(asked: int | None, train: int, held: int, samples: int | None) -> tup
 
 def _too_few(what: str) -> str:
     return (
-        f"{what}: a score needs at least {LEAST} a side, for with fewer it measures how many there "
-        "are rather than how good they are; use more images"
+        f"{what}: a score needs at least {LEAST} images per side; with fewer it depends more on "
+        "their number than on their quality; use more images"
     )
 
 

@@ -153,7 +153,7 @@ def sentence(health: Health, seen: int, total: int) -> str | None:
         case "noise":
             return (
                 f"samples are still noise {after}: train longer (--minutes), or on smaller images "
-                "(--size), of which the same time shows more"
+                "(--size), which are faster to train on"
             )
         case "copies":
             return (
