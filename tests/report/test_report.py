@@ -446,7 +446,7 @@ def test_the_page_draws_what_was_drawn_and_where_a_stage_ended(tmp_path: Path, s
         "FD-MobileNetV2 of 64 images per side: lower is better",
         "Near copies",
         "Of 64 samples at each check",
-        f"After 64,000 images: {sentence}.",
+        f"After 64,000 images, {sentence}.",
     ):
         assert text in page.text
     assert (

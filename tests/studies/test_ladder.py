@@ -40,4 +40,6 @@ def test_recorded_units_are_those_of_the_script() -> None:
         # as published, a recipe makes too few steps in this budget to learn anything
         published = name.startswith(("ddpm", "maskdm", "end-ddpm-"))
         assert (0 < unit["error"] < 0.1) or (published and unit["frechet"] > 400)
-        assert unit["flops"] == pytest.approx(ladder.settings(name)["study"]["budget"], rel=0.02)
+        # lengths count a label token of a uvit, which these pictures have no use for
+        near = 0.03 if published else 0.02
+        assert unit["flops"] == pytest.approx(ladder.settings(name)["study"]["budget"], rel=near)
