@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from underpaint import config, io
+from underpaint import config, io, model_folder
 from underpaint.cli import main, quickstart
 from underpaint.errors import UserError
 from underpaint.sealed import format as sealed
@@ -437,3 +437,12 @@ def _closed_pipe() -> int:
     reading, writing = os.pipe()
     os.close(reading)
     return writing
+
+
+def test_a_run_of_another_format_is_not_called_damaged(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "000000000016"
+    checkpoint.mkdir(parents=True)
+    (checkpoint.parent / "LATEST").write_text(checkpoint.name)
+    (checkpoint / "config.json").write_text(json.dumps({"format": 1, "sha256": {}}))
+    with pytest.raises(UserError, match=r"has format 1, and this underpaint reads format \d"):
+        model_folder.newest(tmp_path)

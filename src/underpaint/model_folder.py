@@ -168,14 +168,23 @@ def warn_once(note: str) -> None:
     logging.getLogger("underpaint").warning(note)
 
 
+class OtherFormat(UserError):
+    """A model's folder that another version wrote."""
+
+
 def damage_of(folder: Path) -> str:
-    """What is wrong with the files of a model's folder; empty if all of them are whole."""
+    """What is wrong with the files of a model's folder; empty if all of them are whole.
+
+    Raises OtherFormat.
+    """
     try:
         digests = read_card(folder)["sha256"]
         missing = [name for name in digests if not (folder / name).is_file()]
         if not digests or missing:
             return f"{missing[0]} is missing" if missing else "config.json names no weights"
         changed = [name for name, digest in digests.items() if sha256(folder / name) != digest]
+    except OtherFormat:  # whole, and so are the others of its run
+        raise
     except (UserError, KeyError, AttributeError, TypeError):
         return "config.json is missing or damaged"
     except OSError as error:  # as of a file that is deleted meanwhile
@@ -189,7 +198,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card = read_json(path)
         if isinstance(card, dict) and type(card.get("format")) is int and card["format"] != FORMAT:
-            raise UserError(
+            raise OtherFormat(
                 f"{path}: has format {card['format']}, and this underpaint reads format {FORMAT}; "
                 "train again, or use the version that wrote it"
             )
