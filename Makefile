@@ -75,13 +75,13 @@ docs: .venv/.setup-dev
 	$(BIN)/python tools/docs.py
 	$(BIN)/python tools/architecture.py
 	$(BIN)/python -m studies.ladder.verdicts
-	$(BIN)/python tools/tables.py
+	$(BIN)/python -m tools.tables
 	$(BIN)/python -m studies.lib.index
 
 # from the studies' results.json: their pages and figures, which git ignores, and every table
 pages: .venv/.setup-dev
 	$(BIN)/python -m studies.lib.index --pages
-	$(BIN)/python tools/tables.py
+	$(BIN)/python -m tools.tables
 
 wheel: .venv/.setup-dev
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -1,4 +1,4 @@
-"""Do the attacks of `audit` find as much as those of `audit --thorough`, which take twice as long?
+"""Do the attacks of `audit` find as much as those of `audit --thorough`, which take longer?
 
     python benchmarks/audit_effort.py RUN [--steps 80 200]
 

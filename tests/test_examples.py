@@ -15,6 +15,7 @@ from PIL import Image
 
 import underpaint as up
 from tests.conftest import write_pictures
+from tools import claims
 from underpaint import config
 from underpaint.cli import VERBS, parser
 
@@ -189,7 +190,7 @@ def test_tables_are_those_of_the_committed_json(name: str, title: str) -> None:
 def test_a_claim_is_stated_as_its_study_found_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute = TABLES["_compute"]
+    compute = claims._compute
     monkeypatch.setitem(compute.__globals__, "ROOT", tmp_path)
     assert compute("acceleration", "masked") == ("not measured yet", "–")
     found = {"answer": "pays", "relation": "=", "ratio": 0.431, "low": 0.36, "high": 0.52}
@@ -221,7 +222,7 @@ def test_a_claim_is_stated_as_its_study_found_it(
 def test_where_masks_pay_is_stated_by_the_number_of_patches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(TABLES["_where"].__globals__, "ROOT", tmp_path)
+    monkeypatch.setitem(claims.__dict__, "ROOT", tmp_path)
     (tmp_path / "studies" / "where").mkdir(parents=True)
     cells = [
         {"patches": patches, "ratio": ratio, "relation": relation, "verdict": verdict, "seeds": n}
@@ -233,7 +234,7 @@ def test_where_masks_pay_is_stated_by_the_number_of_patches(
         )
     ]
     (tmp_path / "studies" / "where" / "results.json").write_text(json.dumps({"cells": cells}))
-    told, conditions = TABLES["_where"]()
+    told, conditions = claims._where()
     assert told.endswith(
         "at 49: 1.30 (does not pay); 256: < 0.50 to 0.90 (pays in 2, undecided in 1)"
     )
@@ -243,11 +244,11 @@ def test_where_masks_pay_is_stated_by_the_number_of_patches(
 def test_claims_of_transfer_and_privacy_are_told_as_their_studies_found_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(TABLES["_transfer"].__globals__, "ROOT", tmp_path)
+    monkeypatch.setitem(claims.__dict__, "ROOT", tmp_path)
     for name in ("transfer", "privacy"):
         (tmp_path / "studies" / name).mkdir(parents=True)
     path = tmp_path / "studies" / "transfer" / "results.json"
-    assert TABLES["_transfer"]() == ("not measured yet", "–")
+    assert claims._transfer() == ("not measured yet", "–")
     ratio = {"ratio": 0.512, "low": 0.4, "high": 0.66}
     effects = [
         {"size": size, "arm": "masked", "against": against, "seeds": [1, 2], "frechet_B": about}
@@ -258,19 +259,19 @@ def test_claims_of_transfer_and_privacy_are_told_as_their_studies_found_them(
         )
     ]
     path.write_text(json.dumps({"effects": effects[:2]}))
-    assert TABLES["_transfer"]() == ("not measured yet", "–")
+    assert claims._transfer() == ("not measured yet", "–")
     path.write_text(json.dumps({"effects": effects}))
-    assert TABLES["_transfer"]()[0] == "0.51 (0.40 to 0.66) of the FD-MobileNetV2"
+    assert claims._transfer()[0] == "0.51 (0.40 to 0.66) of the FD-MobileNetV2"
     ratio["high"] = 1.2
     path.write_text(json.dumps({"effects": effects}))
-    assert TABLES["_transfer"]()[0] == "0.51 (0.40 to 1.20) of the FD-MobileNetV2: undecided"
+    assert claims._transfer()[0] == "0.51 (0.40 to 1.20) of the FD-MobileNetV2: undecided"
     told = {"data": {"members": 500}, "claims": []}
     path = tmp_path / "studies" / "privacy" / "results.json"
     path.write_text(json.dumps(told))
-    assert TABLES["_privacy"]() == ("not measured yet", "–")
+    assert claims._privacy() == ("not measured yet", "–")
     for arm, verdict in (("parts", "fails"), ("parts-whole", "fails"), ("public-dp", "holds")):
         told["claims"].append({"arm": arm, "verdict": verdict, "seeds": [1, 2]})  # type: ignore[attr-defined]
     path.write_text(json.dumps(told))
-    ours, conditions = TABLES["_privacy"]()
+    ours, conditions = claims._privacy()
     assert ours == "of 2 comparisons it holds in 0, fails in 2, 0 undecided"
     assert conditions.endswith("500 members, 2 seeds")

@@ -3,15 +3,19 @@
 import contextlib
 import http.server
 import io
+import multiprocessing
 import re
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from tests.data.pictures import png
+from underpaint.data import Dataset, Order, Streamed
+from underpaint.data.ahead import Ahead
 
 RANGE = r"bytes=(\d+)-(\d+)"
 
@@ -54,6 +58,27 @@ def write_tables(
         path = folder / f"set-{start // each:04}.parquet"
         pq.write_table(pa.table(columns), path, row_group_size=group)
     return folder
+
+
+def check_workers(found: Dataset, key: np.ndarray, positions: Sequence[int]) -> None:
+    """Two workers give what this process reads at these positions, and end as they should.
+
+    `key`: of each image, with which others it is read. They are asked by a thread, as where a GPU
+    computes.
+    """
+    images = found.images
+    assert isinstance(images, Streamed)
+    order = Order(found.train_ids, 0, key[found.train_ids], 16)
+    images[0]  # what is held, open and begun here is not the workers'
+    ahead = Ahead(images, order, workers=2)
+    with ThreadPoolExecutor(1) as thread:
+        for position in positions:
+            expected = found.batch(order.at(position, 4))
+            taken = thread.submit(ahead.take, position, 4, 8).result()
+            np.testing.assert_array_equal(taken, expected)
+    workers = multiprocessing.active_children()
+    ahead.close()
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 class _Ranges(http.server.SimpleHTTPRequestHandler):

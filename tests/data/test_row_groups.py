@@ -1,20 +1,17 @@
 """Images that are streamed from parquet files are those that are decoded into the cache."""
 
 import dataclasses
-import multiprocessing
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.data.pictures import noise, png
-from tests.data.shards import write_shards, write_tables
+from tests.data.shards import check_workers, write_shards, write_tables
 from tests.data.test_shards import LABELS, prepare, somewhere
 from underpaint import data
 from underpaint.data import Order, remote, row_groups, streamed
-from underpaint.data.ahead import Ahead
 from underpaint.data.readers import tables
 from underpaint.errors import RunFailed, UserError
 
@@ -143,16 +140,5 @@ def test_what_is_not_as_it_was_is_named(sixty: Path, tmp_path: Path) -> None:
 def test_workers_read_what_this_process_would(kind: str, sixty: Path) -> None:
     with somewhere(kind, sixty) as place:
         found = prepare(f"{place}/train-{{0..2}}.parquet")
-        images = found.images
-        assert isinstance(images, data.Streamed)
-        order = Order(found.train_ids, 0, images.together[found.train_ids], 16)
-        images[0]  # what is held and open here is not the workers'
-        ahead = Ahead(images, order, workers=2)
-        with ThreadPoolExecutor(1) as thread:
-            for position in (0, 8, 16, 120, 8):
-                expected = found.batch(order.at(position, 4))
-                taken = thread.submit(ahead.take, position, 4, 8).result()
-                np.testing.assert_array_equal(taken, expected)
-        workers = multiprocessing.active_children()
-        ahead.close()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+        assert isinstance(found.images, data.Streamed)
+        check_workers(found, found.images.together, (0, 8, 16, 120, 8))

@@ -1,10 +1,8 @@
 """Images that are streamed from tar shards are those that are decoded into the cache."""
 
 import gzip
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.data.pictures import noise, png, write_folder
-from tests.data.shards import serving, write_shards, write_tar
+from tests.data.shards import check_workers, serving, write_shards, write_tar
 from underpaint import config, data
 from underpaint.cli import main
 from underpaint.data import Dataset, Order, remote, shard_index
@@ -296,17 +294,7 @@ def test_workers_read_what_this_process_would(kind: str, sixty: Path) -> None:
     with somewhere(kind, sixty) as place:
         found = prepare(f"{place}/set-{{0000..0008}}.tar")
         assert isinstance(found.images, data.Streamed)
-        order = Order(found.train_ids, 0, found.images.shard[found.train_ids], 16)
-        found.images[0]  # its threads are not those of the workers
-        ahead = Ahead(found.images, order, workers=2)
-        with ThreadPoolExecutor(1) as thread:  # as where a GPU computes
-            for position in (0, 8, 16, 24, 120, 128, 8, 200):  # and as at a restart
-                expected = found.batch(order.at(position, 4))
-                taken = thread.submit(ahead.take, position, 4, 8).result()
-                np.testing.assert_array_equal(taken, expected)
-        workers = multiprocessing.active_children()
-        ahead.close()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+        check_workers(found, found.images.shard, (0, 8, 16, 24, 120, 128, 8, 200))  # and restarts
 
 
 def test_an_error_in_a_worker_is_one_line(sixty: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,25 @@ def test_the_measurement_leaves_no_trace() -> None:
         assert not torch.is_grad_enabled()
     assert torch.equal(torch.rand(4), expected)
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_bf16_is_measured_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several, one may wait for a core that others have: 0.4 was found where it is 1.7."""
+    before, during = torch.get_num_threads(), set()
+    autocast = torch.autocast
+
+    def noted(*args: Any, **more: Any) -> Any:
+        during.add(torch.get_num_threads())
+        return autocast(*args, **more)
+
+    monkeypatch.setattr(torch, "autocast", noted)
+    torch.set_num_threads(2)
+    try:
+        MEASURE.__wrapped__(16)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert during == {1}
 
 
 def test_attention_on_a_cpu_is_in_float32() -> None:
