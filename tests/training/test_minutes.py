@@ -4,6 +4,7 @@ No clock is read: speeds, costs and times are given.
 """
 
 import dataclasses
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -20,7 +21,7 @@ from underpaint.evaluation.validation import OverfitCheck
 from underpaint.model import Model
 from underpaint.training import minutes, step_rule, throughput, train
 from underpaint.training.distributed import World
-from underpaint.training.minutes import OVERHEAD, Costs, Division, divide
+from underpaint.training.minutes import EARLY, OVERHEAD, Costs, Division, divide
 from underpaint.training.stages import prepare_stages
 
 SPEEDS = {"masked": 400.0, "whole": 100.0}  # images a second
@@ -66,6 +67,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(minutes, "speed", speed)
     monkeypatch.setattr(minutes, "measure", measure)
+    monkeypatch.setattr(minutes, "EARLY", math.inf)  # in truth this machine is so much faster
     return seen
 
 
@@ -145,6 +147,7 @@ def slower(timed: config.Run, measured: list[str], monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patched:
             patched.setattr(minutes, "time", SimpleNamespace(monotonic=lambda: now[0]))
             patched.setattr(step_rule, "step", step)
+            patched.setattr(minutes, "EARLY", EARLY)
             train(timed, out, began=-4.0, quiet=True)  # a start of 4 of the 5 s
         return out, now[0] + 4.0
 
@@ -172,13 +175,36 @@ def test_a_machine_that_gets_slower_cools_down_early_and_ends_in_time(
     assert rates[ends] == pytest.approx(8 / decided["cooldown"] * max(rates.values()))
 
 
-def test_what_was_decided_is_decided_when_the_run_goes_on(slower: Any, tmp_path: Path) -> None:
-    straight, _ = slower(tmp_path / "straight", 60, 2.0)
-    (decided,) = [r for r in metrics(straight) if r["kind"] == "stop"]
-    out = Path(shutil.copytree(straight, tmp_path / "again"))
-    (out / "checkpoints" / "LATEST").write_text(f"{decided['images']:012d}\n")
-    train(None, out, resume=True, quiet=True)
-    assert_same_run(straight, out)
+def test_a_machine_that_gets_faster_uses_the_time(slower: Any, tmp_path: Path) -> None:
+    out, seconds = slower(tmp_path / "faster", 40, 0.6)
+    planned = config.load(out / "config.yaml").stages["whole"].images
+    decided = [r for r in metrics(out) if r["kind"] == "stop"]
+    assert 0.7 * planned < decided[0]["images"] < 0.75 * planned  # just before it would cool down
+    ends = metrics(out)[-1]["images"]
+    last = decided[-1]
+    assert last["begins"] + last["cooldown"] == last["total"] == ends > 1.3 * planned
+    assert last["cooldown"] == pytest.approx(0.25 * ends, abs=8)  # the share that was planned
+    assert seconds == pytest.approx(240, rel=0.04)
+    assert "to use the time" in (out / "log.txt").read_text()
+    rates = {r["images"]: r["lr"] for r in metrics(out) if r["kind"] == "step"}
+    assert rates[last["begins"]] == max(rates.values())
+    assert rates[ends] == pytest.approx(8 / last["cooldown"] * max(rates.values()))
+    grids = [r["images"] for r in metrics(out) if r["kind"] == "sample"]
+    assert grids[-1] == ends
+
+
+@pytest.mark.parametrize("times", [2.0, 0.6])
+def test_what_was_decided_is_decided_when_the_run_goes_on(
+    times: float, slower: Any, tmp_path: Path
+) -> None:
+    straight, _ = slower(tmp_path / "straight", 60, times)
+    decided = [r for r in metrics(straight) if r["kind"] == "stop"]
+    late = sorted(folder.name for folder in (straight / "checkpoints").glob("0*"))[-2]
+    for again in (f"{decided[-1]['images']:012d}", late):  # the second: in the cool-down
+        out = Path(shutil.copytree(straight, tmp_path / again))
+        (out / "checkpoints" / "LATEST").write_text(again + "\n")
+        train(None, out, resume=True, quiet=True)
+        assert_same_run(straight, out)
 
 
 def test_a_resumed_run_measures_nothing(

@@ -86,7 +86,8 @@ def _text(
         last = stages[-1].name if stages else None
         pictures = draw(run_dir, run, last, training_images, data)
     compared = list(also) if len(also) != 1 else [(name, run_dir), *also]
-    stopping = early_stopping.judge(records)
+    stopping, stops = early_stopping.judge(records), of_kind(records, "stop")
+    planned = sum(stage.images for stage in run.stages.values())
     finished = len(stages) == len(run.stages) and all(stage.finished for stage in stages)
     return render(
         "page.html.jinja",
@@ -97,7 +98,7 @@ def _text(
         parameters=environment.get("parameters"),
         start=environment.get("start"),
         answers=answers(records),
-        total=sum(stage.images for stage in run.stages.values()),
+        total=stops[-1].get("total", planned) if stops else planned,
         finished=finished,
         next=_next(run_dir, finished, bool(every) and not finished, records),
         stopping=stopping,
@@ -115,7 +116,7 @@ def _text(
         ),
         charts=charts.of_run(records, stages, brief),
         has_checks=bool(of_kind(records, "check")),
-        stops=of_kind(records, "stop"),
+        stops=stops,
         private=_private(records),
         rollbacks=of_kind(records, "rollback"),
         skipped=_last(records, "step").get("skipped", 0),

@@ -81,6 +81,10 @@ class Progress:
     # of private stages by name: the guarantee and the steps that are spent (`budget`)
     privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def length(self, planned: int) -> int:
+        """Images of the current stage, planned with so many."""
+        return sum(self.cooldown) or planned
+
 
 COUNT = Is(int)
 STATE = {  # what state.json must say

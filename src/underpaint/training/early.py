@@ -26,7 +26,8 @@ class Decision(NamedTuple):
 
     gain: bool = False  # the best check of the stage so far
     back: int = 0  # images of the run at the checkpoint whose weights come back; 0: none
-    cooldown: int = 0  # images of a cool-down that begins now; 0: none
+    cooldown: int = 0  # images of a cool-down that begins now, or after `begins`; 0: none
+    begins: int = 0  # images of the stage; 0: those that it has seen
     ends: bool = False  # the stage
 
 
@@ -56,7 +57,7 @@ def decide(
     )
 
 
-def shortened(stage: PreparedStage, begin: int, length: int) -> PreparedStage:
+def with_cooldown(stage: PreparedStage, begin: int, length: int) -> PreparedStage:
     """`stage` with a cool-down of `length` images that begins after `begin` images of the stage."""
     images = begin + length
     settings = dataclasses.replace(stage.settings, cooldown=length / images)
@@ -66,6 +67,12 @@ def shortened(stage: PreparedStage, begin: int, length: int) -> PreparedStage:
 def said(decision: Decision, stage: PreparedStage, progress: Progress) -> str:
     """The decision in a sentence."""
     name, seen = stage.name, progress.stage_images
+    if decision.begins > seen:
+        return (
+            f"stage {name}: this machine has become faster; the stage has "
+            f"{decision.begins + decision.cooldown:,} images instead of {stage.images:,}, to use "
+            "the time"
+        )
     if decision.cooldown and not decision.back:
         return (
             f"stage {name}: this machine has become slower; the cool-down begins now, over "

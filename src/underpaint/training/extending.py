@@ -26,10 +26,12 @@ def extended(run: config.Run, folder: RunFolder, images: int, minutes: float) ->
         raise UserError("give what is added to a finished run either as --images or as --minutes")
     progress = read_progress(folder.latest().folder)
     if progress.stage < len(run.stages):
-        total = sum(stage.images for stage in run.stages.values())
+        lengths = [stage.images for stage in run.stages.values()]
+        if progress.stage_images:
+            lengths[progress.stage] = progress.length(lengths[progress.stage])
         raise UserError(
-            f"{folder.path}: this run has seen {progress.images:,} of the {total:,} images that it "
-            "was given; go on to its end with --resume alone, and extend it then"
+            f"{folder.path}: this run has seen {progress.images:,} of the {sum(lengths):,} images "
+            "that it was given; go on to its end with --resume alone, and extend it then"
         )
     last, stage = list(run.stages.items())[-1]
     if stage.dp:

@@ -50,6 +50,10 @@ class Log:
                 )
                 self._text = self._closing.enter_context(text)
 
+    def resize(self, total: int, left: Callable[[int], float]) -> None:
+        """Go on with another length."""
+        self.total, self.left, self._at = total, left, None
+
     def say(self, text: str, style: str | None = None) -> None:
         """One line for the reader, also kept in `log.txt`."""
         if not self.first:

@@ -8,9 +8,10 @@ sample grids) and report take OVERHEAD of the minutes at most: the fewer minutes
 and grids and the fewer images in a check, down to one grid at the end. What a recipe says of checks
 and grids stays, and is subtracted. Stages given in images come on top of the minutes.
 
-A machine that others slow down later would make it late: the last stage then begins its cool-down
-as soon as this just fits into the time that is left (`Deadline`). What was decided is part of the
-run's state, so that going on from a checkpoint after it repeats it; a resumed run reads no clock.
+Machines get slower and faster. Where the run would end too late, the last stage begins its
+cool-down as soon as this just fits into the time that is left; where it would end too early, it
+begins later, so that the time is used (`Deadline`). What was decided is part of the run's state, so
+that going on from a checkpoint after it repeats it; a resumed run reads no clock.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from underpaint.training.throughput import speed
 
 OVERHEAD = 0.1  # of the minutes
 LATE = 0.02  # of the minutes: a delay that is not made up for
+EARLY = 0.1  # of the stage's images: so many more are worth a longer stage
 RECENT = 8  # parts of a stage, in the last one or two of which its speed is taken
 MEASURING, MOST = 0.02, 0.75  # of the minutes, for steps; and seconds a level at most
 REPORT, DRAWN = 1.5, 32  # the report: seconds, besides samples
@@ -56,10 +58,12 @@ class Deadline:
     slack: float  # seconds after it that do not count
     marks: tuple[tuple[int, float], tuple[int, float]] | None = None  # images of the stage, time
 
-    def cooldown(self, stage: PreparedStage, progress: Progress, world: World) -> int:
-        """Images of a cool-down that has to begin now, the same in all processes; 0: none.
+    def cooldown(self, stage: PreparedStage, progress: Progress, world: World) -> tuple[int, int]:
+        """Another cool-down than planned, as long a share of the stage as that, or (0, 0).
 
-        As long a share of the stage as was planned; begun a step later it would end too late.
+        After how many images of the stage it begins, and its length, the same in all processes.
+        It begins now if it would end too late when begun a step later. If it is due and the images
+        that fit into the time left make the stage at least EARLY longer, it begins later.
         """
         seen, settings, now = progress.stage_images, stage.settings, time.monotonic()
         if self.marks is None or seen <= self.marks[1][0]:  # another stage, or gone back
@@ -68,14 +72,20 @@ class Deadline:
         if seen - mark[0] >= stage.images / RECENT:
             self.marks = (mark, (seen, now))
         planned = stage.images * (1 - settings.cooldown)
-        free = settings.schedule == "cooldown" and not progress.cooldown[1]
-        if not free or not max(begin, settings.warmup) < seen < planned:
-            return 0
-        share = settings.cooldown / (1 - settings.cooldown)
-        length = max(1, round(share * seen / stage.batch)) * stage.batch
-        later = stage.batch + share * (seen + stage.batch)
-        late = now + later * (now - since) / (seen - begin) - self.end
-        return length if world.from_first([float(late > self.slack)])[0] else 0
+        if settings.schedule != "cooldown" or not max(begin, settings.warmup) < seen < planned:
+            return 0, 0
+        share, batch = settings.cooldown / (1 - settings.cooldown), stage.batch
+        an_image = (now - since) / (seen - begin)
+        begins, length = 0, 0
+        if now + (batch + share * (seen + batch)) * an_image - self.end > self.slack:
+            begins, length = seen, max(1, round(share * seen / batch)) * batch
+        elif seen + batch >= planned:
+            fits = seen + int((self.end - now) / an_image / batch) * batch
+            if fits >= stage.images * (1 + EARLY):
+                length = max(1, round(settings.cooldown * fits / batch)) * batch
+                begins = fits - length
+        found = world.from_first([float(begins), float(length)])
+        return int(found[0]), int(found[1])
 
 
 class Division(NamedTuple):

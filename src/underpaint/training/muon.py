@@ -42,9 +42,9 @@ COEFFICIENTS = (
 )
 CUSHION = 1.01  # beyond 1 the first polynomial rises steeply, and bf16 has eight bits
 TINY = 1e-30  # of a gradient that is zero
-# Entries of the matrices that are taken together: on a CPU what its cache holds, else what memory
-# has for a few copies.
-CACHED, HELD = 2**17, 2**26
+# Bytes of the matrices that are taken together: on a CPU what its cache holds, else what memory has
+# for a few copies.
+CACHED, HELD = 2**19, 2**28
 
 
 class Muon(Uncompiled):
@@ -131,7 +131,7 @@ class Muon(Uncompiled):
         found = []
         for alike in groups.values():
             most = CACHED if alike[0].device.type == "cpu" else HELD
-            count = max(1, most // alike[0].numel())
+            count = max(1, most // (alike[0].numel() * self.dtype.itemsize))
             found += [alike[i : i + count] for i in range(0, len(alike), count)]
         return found
 

@@ -173,7 +173,7 @@ class Trainer:
             self.log.metric("stage", event="start", **record)
             monitor.say_stage(stage, self.rule, self.log)
         if progress.cooldown[1]:
-            self.rule.stage = early.shortened(stage, *progress.cooldown)
+            self._cool_down()
         self.rule.begin(self.folder, progress, self.log.warn)
         progress.stage_end = False
         if self.started and progress.images == 0 and self.rule.public:
@@ -233,7 +233,8 @@ class Trainer:
                     found = None
                 self._follow(decision)
         if self.deadline and progress.stage == len(self.stages) - 1 and not any(decision):
-            decision = early.Decision(cooldown=self.deadline.cooldown(stage, progress, self.world))
+            begins, length = self.deadline.cooldown(stage, progress, self.world)
+            decision = early.Decision(cooldown=length, begins=begins)
             self._follow(decision)
         ends = decision.ends or self._at_end()
         if state.power and first and self._due(self.every.snapshot, before, ends):
@@ -259,12 +260,12 @@ class Trainer:
     def _due(self, interval: int, before: int, ends: bool = False) -> bool:
         """Whether a multiple of `interval` images was passed since `before`, or the stage ends.
 
-        Of an `interval` as long as the run: whether that ends.
+        Of an `interval` as long as the run was planned: whether that ends.
         """
         if interval <= 0:
             return False
         last = ends or self._at_end()
-        if interval >= self.log.total:
+        if interval >= sum(stage.images for stage in self.stages):
             return last and self.progress.stage == len(self.stages) - 1
         return last or before // interval != self.progress.images // interval
 
@@ -283,14 +284,19 @@ class Trainer:
             if self.world.first:
                 self.folder.forget(decision.back, self.folder.snapshots)
         sentence = early.said(decision, self.stage, progress)
-        record = decision._asdict() | {"sentence": sentence}
+        if decision.cooldown:
+            progress.cooldown = (decision.begins or progress.stage_images, decision.cooldown)
+            self._cool_down()
+        record = decision._asdict() | {"sentence": sentence, "total": self.log.total}
         self.log.metric("stop", stage=self.stage.name, images=progress.images, **record)
         self.log.say(sentence)
-        if decision.cooldown:
-            progress.cooldown = (progress.stage_images, decision.cooldown)
-            self.rule.stage = early.shortened(self.stage, *progress.cooldown)
-            stages = [self.rule.stage if s.index == self.stage.index else s for s in self.stages]
-            self.log.left = partial(left, stages)
+
+    def _cool_down(self) -> None:
+        """Give the stage the cool-down that was decided."""
+        stage = self.stages[self.progress.stage]
+        self.rule.stage = early.with_cooldown(stage, *self.progress.cooldown)
+        stages = [self.rule.stage if s.index == stage.index else s for s in self.stages]
+        self.log.resize(sum(s.images for s in stages), partial(left, stages))
 
     def _finish_stage(self) -> None:
         """The end of a stage: `progress` belongs to the next one."""
@@ -313,8 +319,9 @@ class Trainer:
         progress = read_progress(checkpoint)
         state = prepare_state(read_fitting_spec(checkpoint, "model"), self.run.train, self.world)
         state.restore(checkpoint)
-        last = progress.stage < len(self.stages) and self.stages[progress.stage].images
-        if progress.stage > len(self.stages) or progress.stage_images > last:
+        planned = progress.stage < len(self.stages) and self.stages[progress.stage].images
+        beyond = progress.stage_images > progress.length(planned)
+        if progress.stage > len(self.stages) or beyond:
             raise UserError(
                 f"{checkpoint}: its state.json is beyond the stages of the run's config.yaml"
             )
