@@ -306,7 +306,23 @@ def test_transparent_pictures_are_offered_rgba(
     assert main(["prepare", str(mixed), "--channels", "rgba", "--quiet"]) == 0
     assert "1 of 21 images have no transparent pixels and are opaque" in capsys.readouterr().out
     assert main(["prepare", str(place / "opaque"), "--quiet"]) == 0
-    assert "rgba" not in capsys.readouterr().out
+    assert "--channels" not in capsys.readouterr().out
+
+
+def test_grey_pictures_are_offered_one_channel(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grey = np.repeat(icons(70)[..., :1], 3, axis=3)  # as many scanners write them
+    folder = write(tmp_path / "grey", grey)
+    assert main(["prepare", str(folder), "--quiet"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "64 images, tried of 70, are grey; so that samples are grey, too" in out
+    assert f"underpaint train --data {folder} --channels 1" in out
+    assert main(["prepare", str(folder), "--channels", "1", "--quiet"]) == 0
+    assert "--channels" not in capsys.readouterr().out
+    grey[35, 3, 3, 0] ^= 1  # of one image of those that are tried
+    assert main(["prepare", str(write(tmp_path / "one", grey)), "--quiet"]) == 0
+    assert "--channels" not in capsys.readouterr().out
 
 
 def test_a_plan_learns_transparency_where_most_pictures_have_it(

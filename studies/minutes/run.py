@@ -6,7 +6,9 @@
 Drawn heads (avatars:lorelei), 9,000 to learn from and 1,000 held out. Every recipe sees as many
 images as fit in the same seconds of one thread; seconds an image are timed beforehand, all recipes
 in turn (`seconds.json`), so that what else the machine does meanwhile changes nothing. One seed,
-float32. A unit changes what its name says of its parent in `UNITS`:
+float32. A unit changes what its name says of its parent in `UNITS`. `again` is `hourglass-x0-muon`
+by the network of today, which has GELU itself in place of its tanh approximation and no averaged
+values; units named after it see as many images:
 
     error      mean squared error of x0 of 500 held-out images over eight noise levels
     frechet    distance in MobileNetV2 features (never an FID) of 1,000 samples, by Heun in ten
@@ -82,6 +84,12 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "hourglass-x0-muon": ("hourglass-x0", {**MUON, **whole(batch=16, learning_rate=4e-3)}),
     "hourglass-x0-muon-rate-8e-3": ("hourglass-x0-muon", whole(learning_rate=8e-3)),
     "hourglass-x0-muon-batch-32": ("hourglass-x0-muon", whole(batch=32, learning_rate=6e-3)),
+    "again": ("hourglass-x0-muon", {}),
+    "again-cooldown-half": ("again", whole(cooldown=0.5)),
+    "again-ema-0.9995": ("again", {"train": {"ema": 0.9995}}),
+    "again-ema-0.998": ("again", {"train": {"ema": 0.998}}),
+    "again-stratified": ("again", {"noise": {"stratified": True}}),
+    "again-label-drop-0.05": ("again", {"network": {"label_drop": 0.05}}),
     "hourglass-muon": ("hourglass", {**MUON, **whole(batch=16, learning_rate=4e-3)}),
     "dit-muon": ("dit-logit-normal", {**MUON, **whole(batch=16, learning_rate=4e-3)}),
     "hourglass-x0-96": ("hourglass-x0", {"network": {"width": 96}}),
@@ -107,9 +115,10 @@ def recipe(unit: str) -> Any:
 
 def lengths(unit: str, scale: float) -> Any:
     """The run of a unit, its stages as long as its seconds allow."""
-    run, speeds = recipe(unit), json.loads(SPEEDS.read_text(encoding="utf-8"))
+    run, timed = recipe(unit), json.loads(SPEEDS.read_text(encoding="utf-8"))["seconds_an_image"]
+    seconds = timed["hourglass-x0-muon" if unit.startswith("again") else unit]
     for name, share in settings(unit)["study"].items():
-        stage, an_image = run.stages[name], speeds["seconds_an_image"][unit][name]
+        stage, an_image = run.stages[name], seconds[name]
         stage.images = max(1, round(scale * share * SECONDS / an_image / stage.batch)) * stage.batch
         stage.warmup = min(stage.warmup, stage.images // 5)
     return run
@@ -168,7 +177,7 @@ if __name__ == "__main__":
     if "--seconds" in sys.argv[1:]:
         from underpaint.compare import timing
 
-        taken = timing.measured({unit: recipe(unit) for unit in UNITS})
+        taken = timing.measured({u: recipe(u) for u in UNITS if not u.startswith("again")})
         units.write_json(SPEEDS, {"seconds_an_image": taken})
         raise SystemExit
     raise SystemExit(units.main(__doc__ or "", UNITS, HERE / "results.json", do, write))

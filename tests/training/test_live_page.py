@@ -60,15 +60,24 @@ def test_only_the_first_process_writes(clock: Clock) -> None:
     page.end()
 
 
-def test_a_run_goes_on_without_a_page_that_cannot_be_written(clock: Clock) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("report.html: cannot be written"), "report.html: cannot be written"),
+        (OSError(28, "No space left"), "OSError: [Errno 28] No space left"),
+    ],
+)
+def test_a_run_goes_on_without_a_page_that_cannot_be_written(
+    clock: Clock, error: Exception, said: str
+) -> None:
     def write(folder: Path, going: bool) -> None:
-        raise UserError("report.html: cannot be written")
+        raise error
 
     page = live_page.LivePage(write, Path(), log := Log())
     page.renew()
     clock.now = 1e6
     page.renew()
-    assert log.warnings == ["no page while the run goes on: report.html: cannot be written"]
+    assert log.warnings == [f"no page while the run goes on: {said}"]
 
 
 def test_a_run_is_the_same_with_a_page(

@@ -66,17 +66,17 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
         )
     dataset = data.prepare(wanted)
     transparent, count = dataset.report["transparent"], dataset.report["images"]
-    on_alpha = data.transparency(wanted, dataset.report)
+    on_channels = data.on_channels(wanted, dataset)
     if not args.channels and 2 * transparent > count:
         dataset = data.prepare(dataclasses.replace(wanted, channels="rgba"))
-        on_alpha = (
+        on_channels = (
             f"channels rgba: {transparent:,} of {count:,} images have transparent pixels; with "
             "--channels 3 these become white"
         )
     images = candidates.Images.of(dataset, wanted.source)
     compiled = found.gpu if args.compile is None else args.compile
     plan = propose(images, found, budget, args.seconds, compiled)
-    plan.reasons.extend([on_alpha] if on_alpha else [])
+    plan.reasons.extend([on_channels] if on_channels else [])
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, write.text(plan, str(out)))

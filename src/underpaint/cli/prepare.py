@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     else:
         said = {key: fact for key, fact in report.items() if fact or key not in WRONG}
         print_facts({key.replace("_", " "): lines(fact) for key, fact in said.items()})
-        if sentence := data.transparency(wanted, dataset.report):
+        if sentence := data.on_channels(wanted, dataset):
             print(sentence)
 
 

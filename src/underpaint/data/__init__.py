@@ -4,10 +4,10 @@
 there, `Order` says which images come when.
 """
 
+from underpaint.data.channels import on_channels as on_channels
 from underpaint.data.dataset import Dataset as Dataset
 from underpaint.data.dataset import prepare as prepare
 from underpaint.data.dataset import prepare_part as prepare_part
-from underpaint.data.dataset import transparency as transparency
 from underpaint.data.order import Order as Order
 from underpaint.data.order import augment as augment
 from underpaint.data.streamed import Streamed as Streamed

@@ -5,7 +5,6 @@ afterwards is a file mapped into memory.
 """
 
 import os
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -309,17 +308,6 @@ def decoding(config: settings.Data) -> Options:
     background = parse_colour(config.background)
     size, channels = settings.image_size(config.size), settings.CHANNELS[config.channels]
     return Options(size, channels, config.fit, background, config.max_pixels, config.levels)
-
-
-def transparency(config: settings.Data, report: dict[str, Any]) -> str:
-    """A sentence on transparent pixels that are lost, or images without any; else empty."""
-    found, n = report["transparent"], report["images"]
-    if config.channels == "rgba":
-        opaque = f"{n - found:,} of {n:,} images have no transparent pixels and are opaque"
-        return opaque if found < n else ""
-    lost = f"{found:,} of {n:,} images have transparent pixels, which become {config.background}"
-    command = f"underpaint train --data {shlex.quote(config.source)} --channels rgba"
-    return f"{lost}; to learn and draw transparency: {command}" if found else ""
 
 
 def held_out_source(text: str) -> str | int | Source:

@@ -43,8 +43,9 @@ class LivePage:
         began = time.monotonic()
         try:
             self.write(self.folder, going)
-        except UserError as error:
+        except Exception as error:  # whatever it is, the run is worth more
             self.write = None
-            self.log.warn(f"no page while the run goes on: {error}")
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self.log.warn(f"no page while the run goes on: {kind}{error}")
         now = time.monotonic()
         self._next = now + (now - began) / SHARE

@@ -12,7 +12,7 @@ from typing import Any
 from underpaint import backbones, config, factory, vae
 from underpaint.core import masks, spaces
 from underpaint.core.masks import MaskSpec
-from underpaint.data import Dataset, Order, fixed_masks, latents, prepare, transparency
+from underpaint.data import Dataset, Order, fixed_masks, latents, on_channels, prepare
 from underpaint.data.ahead import Ahead, workers_of
 from underpaint.data.source import is_sealed
 from underpaint.data.streamed import Streamed
@@ -176,7 +176,7 @@ def _images(
             f"{dataset.report['images']:,} images has a transparent pixel; give --channels 3 (and "
             "--from a model of 3, if any)"
         )
-    if sentence := transparency(data, dataset.report):
+    if sentence := on_channels(data, dataset):
         say(sentence)
     for sentence in dataset.remarks:
         say(f"data {data.source}: {sentence}")

@@ -18,7 +18,8 @@ from underpaint.training.stages import PreparedStage
 from underpaint.training.step import step
 from underpaint.training.train_state import TrainState, prepare_state
 
-STEPS = 5  # timed at least
+STEPS = 5  # timed at least, unless they take LONG times the seconds
+LONG = 8
 BUSY = 4  # times the median of all steps: the machine did something else
 
 
@@ -41,7 +42,8 @@ def speed(
 ) -> float:
     """Images a second of this stage, measured on throw-away weights for so many `seconds`.
 
-    By the mean of STEPS steps or more, without those in which the machine did something else.
+    By the mean of STEPS steps or more, without those in which the machine did something else; of
+    fewer where these take far too long.
     """
     state = prepare_state(stage.spec, run.train, world)
     times = []
@@ -53,7 +55,8 @@ def speed(
         taken: list[float] = []
         while True:
             taken.append(step_seconds(alone, run, state, progress))
-            if world.from_first([float(sum(taken) > seconds and len(taken) >= STEPS)])[0]:
+            spent, enough = sum(taken), len(taken) >= STEPS
+            if world.from_first([float(spent > seconds and (enough or spent > LONG * seconds))])[0]:
                 break
         usual = [one for one in taken if one <= BUSY * statistics.median(taken)]
         times.append(statistics.mean(usual) / stage.batch)
