@@ -287,7 +287,9 @@ class Trainer:
         if decision.cooldown:
             progress.cooldown = (decision.begins or progress.stage_images, decision.cooldown)
             self._cool_down()
-        record = decision._asdict() | {"sentence": sentence, "total": self.log.total}
+        record = decision._asdict() | {"sentence": sentence}
+        if decision.cooldown:
+            record["total"] = self.log.total
         self.log.metric("stop", stage=self.stage.name, images=progress.images, **record)
         self.log.say(sentence)
 
@@ -296,7 +298,9 @@ class Trainer:
         stage = self.stages[self.progress.stage]
         self.rule.stage = early.with_cooldown(stage, *self.progress.cooldown)
         stages = [self.rule.stage if s.index == stage.index else s for s in self.stages]
-        self.log.resize(sum(s.images for s in stages), partial(left, stages))
+        rest = sum(s.images for s in stages[stage.index :])
+        before = self.progress.images - self.progress.stage_images
+        self.log.resize(before + rest, partial(left, stages))
 
     def _finish_stage(self) -> None:
         """The end of a stage: `progress` belongs to the next one."""
