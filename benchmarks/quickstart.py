@@ -1,6 +1,6 @@
 """How long does the quick start take, and how near to real heads are those that it draws?
 
-    python benchmarks/quickstart.py [--minutes 5.5]
+    python benchmarks/quickstart.py [--minutes 6]
 
 Runs `underpaint quickstart` in a process of its own, on a quiet machine, and `underpaint evaluate`
 on what it trained: the Fréchet distance of 1,000 samples to the 1,000 held-out heads in MobileNetV2
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from underpaint.cli.quickstart import MINUTES
 
 OUT = Path(__file__).parent / "results" / "quickstart.json"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -49,7 +51,7 @@ def below(grids: list[Image.Image]) -> Image.Image:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=5.5)
+    parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

@@ -67,7 +67,7 @@ SETS: dict[str, dict[str, Any]] = {
     },
 }
 FIXED = ("patch-8",)
-ARMS = {2: ("default", "plan"), 6: ("default", "plan", *FIXED)}
+ARMS = {2: ("default", "plan"), **dict.fromkeys((6, 18), ("default", "plan", *FIXED))}
 BY_IMAGES = {"dropout": 0.05, "label_drop": 0.2}  # of the preset small-3000
 ALONE = {"threads": 1, "precision": "fp32", "sample_every": -1, "check_every": -1}
 UNITS = [f"{name}-{minutes}-{arm}" for minutes in ARMS for name in SETS for arm in ARMS[minutes]]

@@ -1,4 +1,4 @@
-"""Which sampler, in how many steps? Heads of a DiT drawn in thirty ways.
+"""Which sampler, in how many steps? Heads of a DiT and of the packaged weights, in many ways.
 
     python -m studies.samplers.run              as many processes as there are cores
 
@@ -10,15 +10,17 @@ way:
     calls       evaluations of the network for one picture
     frechet     distance (MobileNetV2 features, no FID) to these held-out images, `low` to `high`:
                 its 95 % interval by the delete-group jackknife
-    difference  to `euler-30`, the way of presets before, in the same seeds and against the same
-                images, with its interval: chance that both ways share cancels
+    difference  to `euler-30`, the way of presets before, or of the packaged weights to
+                `heun-10-packaged`, that of today, in the same seeds and against the same images,
+                with its interval: chance that both ways share cancels
     flat        share of neighbouring pixels that differ by at most 2 of 255; grain lowers it
     error       root mean square distance of the first 64 samples, in 255ths, to those of the same
                 seeds by Heun in 160 steps: how far from the end of the equation that all solve
 
 Nearer to that end is not nearer to real heads: what small networks get wrong at the lowest noise
 levels shows as grain, of which few steps leave less. `real` in the JSON is the same of 500 training
-images: what a perfect model would have.
+images: what a perfect model would have. Ways that end in `-packaged` are those of an hourglass,
+`pretrained:lorelei`; with guidance each step evaluates the network twice.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ EVALUATIONS = (20, 30, 10, 15, 50, 8, 6, 4)
 END, COMPARED = 160, 64  # steps of the reference, samples of it
 NEAR = 2  # of 255
 ENDS = ("", "_low", "_high")  # of an interval
+HOW = ("sampler", "steps", "grid", "guidance")
 
 
 class Way(NamedTuple):
@@ -49,16 +52,26 @@ class Way(NamedTuple):
     sampler: str
     steps: int
     grid: str = "uniform"
+    guidance: float = 1.0
+    packaged: bool = False
 
     @property
     def calls(self) -> int:
         """Of the network, for one image: Heun makes two a step, and one in the last."""
-        return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+        calls = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+        return calls if self.guidance == 1.0 else 2 * calls
 
     @property
     def name(self) -> str:
         """As in the results."""
-        return f"{self.sampler}-{self.steps}" + ("" if self.grid == "uniform" else f"-{self.grid}")
+        name = f"{self.sampler}-{self.steps}" + ("" if self.grid == "uniform" else f"-{self.grid}")
+        name += "" if self.guidance == 1.0 else f"-guidance-{self.guidance:g}"
+        return name + "-packaged" * self.packaged
+
+    @property
+    def first(self) -> str:
+        """The way that it is compared with."""
+        return PACKAGED if self.packaged else FIRST
 
 
 def within(sampler: str, calls: int, grid: str = "uniform") -> Way:
@@ -67,27 +80,31 @@ def within(sampler: str, calls: int, grid: str = "uniform") -> Way:
 
 
 SAMPLERS = ("euler", "heun", "dpm++")
-FIRST = "euler-30"  # of the presets before
+FIRST, PACKAGED = "euler-30", "heun-10-packaged"  # of the presets before, and of today
 FOUND = [
     Way("euler", 30),
     *(within(sampler, calls) for calls in EVALUATIONS for sampler in SAMPLERS),
     *(within(sampler, 20, grid) for grid in ("karras", "log-snr") for sampler in SAMPLERS),
+    *(Way("heun", steps, packaged=True) for steps in (10, 20, 40, 5, 8, 15)),
+    *(Way("dpm++", steps, packaged=True) for steps in (10, 20, 40)),
+    Way("euler", 20, packaged=True),
+    *(Way("heun", steps, guidance=1.5, packaged=True) for steps in (10, 20)),
 ]
 WAYS = {way.name: way for way in FOUND}
 
 
 def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
-    """Draw in a way, and compare with what is real and with `FIRST`."""
-    began = time.process_time()
-    images, drawn = _drawn(WAYS[unit], work, scale)
+    """Draw in a way, and compare with what is real and with its `first`."""
+    began, way = time.process_time(), WAYS[unit]
+    images, drawn = _drawn(way, work, scale)
     _, real = _held_out(scale)
-    result: dict[str, Any] = {"calls": WAYS[unit].calls, **scored(drawn, real)}
-    if unit != FIRST:
-        first = _drawn(WAYS[FIRST], work, scale)[1]
+    result: dict[str, Any] = {"calls": way.calls, **scored(drawn, real)}
+    if unit != way.first:
+        first = _drawn(WAYS[way.first], work, scale)[1]
         found = metrics.frechet_difference(drawn, first, real)
         result |= {f"difference{end}": v for end, v in zip(ENDS, found, strict=True)}
     count = max(2, round(COMPARED * scale))
-    end = _sampled(Way("heun", END), work, count, scale)
+    end = _sampled(Way("heun", END, packaged=way.packaged), work, count, scale)
     result |= {"flat": flat(images), "error": error(images[:count], end)}
     return result | {"seconds": time.process_time() - began}
 
@@ -126,8 +143,9 @@ def _sampled(way: Way, work: Path, count: int, scale: float) -> NDArray[np.uint8
     path = work / f"{way.name}.npy"
     if not path.is_file():
         work.mkdir(parents=True, exist_ok=True)
-        loaded = model.load(units.heads(work), device="cpu", precision="auto")
-        how: dict[str, Any] = {"sampler": way.sampler, "steps": way.steps, "grid": way.grid}
+        source = "pretrained:lorelei" if way.packaged else units.heads(work)
+        loaded = model.load(source, device="cpu", precision="auto")
+        how: dict[str, Any] = {key: getattr(way, key) for key in HOW}
         labels = [int(label) for label in _held_out(scale)[0][:count]]
         np.save(path, loaded.sample(count, seed=0, labels=labels, **how))
     return np.asarray(np.load(path))
@@ -168,24 +186,30 @@ def _real(scale: float) -> dict[str, Any]:
 
 def answer(results: dict[str, Any], real: float) -> str:
     """What the ways that are done say, in a few sentences."""
+    parts: dict[str, dict[str, Any]] = {FIRST: {}, PACKAGED: {}}
+    for name, found in results.items():
+        parts[WAYS[name].first][name] = found
+    said = [_answer(part, first) for first, part in parts.items() if first in part]
+    return " ".join([*said, f"Real images have {real:.1f}."])
+
+
+def _answer(results: dict[str, Any], first: str) -> str:
+    """The same of the ways of one network, with that which they are compared with."""
 
     def about(name: str) -> str:
         found = results[name]
         return f"{name} {found['frechet']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
 
     few = [name for name, found in results.items() if found["calls"] <= 20]
-    if FIRST not in results or not few:
-        return "Too few ways are done."
     best, nearest = (min(names, key=lambda n: results[n]["frechet"]) for names in (few, results))
-    low, high = (results[best][f"difference{end}"] for end in ENDS[1:])
-    said = "nearer beyond chance" if high < 0 else "not nearer beyond chance"
-    return (
-        f"At most 20 evaluations are spent best by {about(best)}. Beside the presets' way "
-        f"before, {about(FIRST)}, that is {said}: by {-high:.1f} to {-low:.1f} in the same seeds. "
-        f"Of the {len(results)} of {len(WAYS)} ways that are drawn the nearest is "
-        f"{about(nearest)}, with {results[nearest]['calls']} evaluations; real images have "
-        f"{real:.1f}."
-    )
+    said = f"At most 20 evaluations are spent best by {about(best)}"
+    if best != first:
+        low, high = (results[best][f"difference{end}"] for end in ENDS[1:])
+        nearer = "nearer beyond chance" if high < 0 else "not nearer beyond chance"
+        said += f". Beside {about(first)} that is {nearer}: by {-high:.1f} to {-low:.1f}"
+    if nearest == best:
+        return said + "; no way is nearer."
+    return said + f"; the nearest is {about(nearest)}, with {results[nearest]['calls']}."
 
 
 def write(work: Path, out: Path, scale: float) -> None:

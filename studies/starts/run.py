@@ -5,10 +5,10 @@
 The task and scores of studies/transfer, with the network that won since and one seed: 1,000 or 100
 heads of another style (avatars:pixel-art, 32×32), whole images at a constant learning rate, from
 `pretrained:lorelei` (`packaged`), from 32,000 images of photographs at 32×32 by the same recipe
-(`camera`; `python -m studies.lib.photographs`) or from nothing (`scratch`). In all the rate is the
-recipe's; nothing was tuned. Each run is scored at its points by 500 samples of its averaged
-weights, with labels, against 500 held-out images: half A chooses its best point, half B is
-reported.
+(`camera`; `python -m studies.lib.photographs`) or from nothing (`scratch`), at the recipe's
+learning rate, a `half` or a `quarter` of it. Each run is scored at its points by 500 samples of its
+averaged weights, with labels, against 500 held-out images: half A chooses the best rate at each
+point and the best point, half B is reported.
 
 `photographs` asks for images of another size: 300 photographs of 64×64, for which the weights'
 patches are resampled from 2×2 to 4×4 pixels.
@@ -41,23 +41,32 @@ TASKS: dict[str, tuple[dict[str, Any], int, tuple[int, ...]]] = {  # data, patch
 ARMS = ("packaged", "scratch")
 CAMERA = "camera"  # the weights of another subject
 LEARNED = 32_000  # images that they have seen
-UNITS = [f"{task}-{arm}" for task in TASKS for arm in ARMS] + [
-    f"{task}-{CAMERA}" for task in ("1000", "100")
-]
+RATES = {"half": 0.5, "quarter": 0.25}  # of the recipe's learning rate
+FEW = ("1000", "100")
+UNITS = [f"{task}-{arm}" for task in TASKS for arm in ARMS]
+UNITS += [f"{task}-{CAMERA}" for task in FEW]
+UNITS += [f"{task}-{arm}-{rate}" for task in FEW for rate in RATES for arm in ARMS]
 
 
 def recipe(unit: str, scale: float) -> tuple[Any, list[int]]:
     """The run of a unit, and its points."""
     from underpaint import config
 
-    data, patch, points = TASKS[unit.split("-")[0]]
+    task, _, *rate = unit.split("-")
+    data, patch, points = TASKS[task]
     run = config.preset("default")
-    batch = run.last.batch
+    batch, factor = run.last.batch, math.prod(RATES[name] for name in rate)
     scaled = [max(1, round(scale * point / batch)) * batch for point in points]
     changes = {
         "data": data,
         "space": {"patch": patch},
-        "stages": {"whole": {"images": scaled[-1], "schedule": "constant"}},
+        "stages": {
+            "whole": {
+                "images": scaled[-1],
+                "schedule": "constant",
+                "learning_rate": factor * run.last.learning_rate,
+            }
+        },
         "train": {
             "threads": 1,
             "seed": 1,
@@ -89,9 +98,8 @@ def camera(work: Path, scale: float) -> str:
 def do(unit: str, work: Path, scale: float) -> dict[str, Any]:
     """Train one, begun or gone on with, and score every point."""
     run, points = recipe(unit, scale)
-    start = PACKAGED if unit.endswith("packaged") else None
-    if unit.endswith(CAMERA):
-        start = camera(work, scale)
+    arm = unit.split("-")[1]
+    start = PACKAGED if arm == "packaged" else camera(work, scale) if arm == CAMERA else None
     spent = units.trained(run, work / unit, start)
     curve = [{"images": n, **scored(work / unit, n)} for n in points]
     shutil.rmtree(work / unit / "checkpoints")
@@ -109,22 +117,28 @@ def answer(results: dict[str, dict[str, Any]]) -> str:
     """The ratio of the distances of each task that is done, at best and at equal points."""
     said = []
     for task in TASKS:
-        scratch = results.get(f"{task}-scratch")
+        scratch = _points(results, f"{task}-scratch")
         for arm, weights in (("packaged", "heads"), (CAMERA, "photographs")):
-            one = results.get(f"{task}-{arm}")
-            if one is None or scratch is None:
+            one = _points(results, f"{task}-{arm}")
+            if not one or not scratch:
                 continue
-            points = ", ".join(
-                f"{a['frechet_B'] / b['frechet_B']:.2f} after {a['images']:,}"
-                for a, b in zip(one["curve"], scratch["curve"], strict=True)
-            )
+            points = ", ".join(f"{one[n][1] / scratch[n][1]:.2f} after {n:,}" for n in one)
+            (_, mine), (_, other) = min(one.values()), min(scratch.values())
             images = "300 photographs" if task == "photographs" else f"{int(task):,} heads"
             said.append(
-                f"{images}, from weights of {weights}: "
-                f"{one['frechet'] / scratch['frechet']:.2f} of the distance from scratch "
-                f"({one['frechet']:.1f} against {scratch['frechet']:.1f}; {points} images)"
+                f"{images}, from weights of {weights}: {mine / other:.2f} of the distance from "
+                f"scratch ({mine:.1f} against {other:.1f}; {points} images)"
             )
     return "; ".join(said) + ". One seed." if said else "Too few units are done."
+
+
+def _points(results: dict[str, dict[str, Any]], arm: str) -> dict[int, tuple[float, float]]:
+    """After so many images the distances to halves A and B of an arm at its best rate there."""
+    curves = [found["curve"] for unit, found in results.items() if f"{unit}-".startswith(f"{arm}-")]
+    return {
+        points[0]["images"]: min((point["frechet_A"], point["frechet_B"]) for point in points)
+        for points in zip(*curves, strict=True)
+    }
 
 
 def write(work: Path, out: Path, scale: float) -> None:

@@ -19,7 +19,7 @@ from tests.data.pictures import noise, png, write_folder
 from tests.heard import Heard
 from underpaint import config, data
 from underpaint.data import cache as caches
-from underpaint.data import dataset, digests, index
+from underpaint.data import digests, index, preparation
 from underpaint.errors import UserError
 from underpaint.progress import following
 
@@ -265,7 +265,7 @@ def test_the_key_is_that_of_earlier_versions(tmp_path):
     table.parent.mkdir()
     files = sorted(place.iterdir())
     table.write_text("path\n" + "".join(f"../set/{file.name}\n" for file in files))
-    options = repr(tuple(dataset.decoding(config.Data(size=(8,)))))
+    options = repr(tuple(preparation.decoding(config.Data(size=(8,)))))
     sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (table, *files)]
     names = ["t.csv", *(f"../set/{file.name}" for file in files)]
     parts = [x for pair in zip(names, sums, strict=True) for x in pair]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from studies.lib import photographs, qt_resources
 from underpaint import config
-from underpaint.data.dataset import prepare
+from underpaint.data.preparation import prepare
 from underpaint.errors import UserError
 
 PROGRAMS = {

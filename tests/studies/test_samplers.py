@@ -36,10 +36,14 @@ def test_the_answer_follows_from_the_units() -> None:
     assert "not nearer beyond chance: by -0.5 to 2.0" in said
     other["difference_high"] = -0.1
     assert "that is nearer beyond chance" in samplers_study.answer(units, 10.0)
+    packaged = default | {"calls": 19, "frechet": 30.0}
+    said = samplers_study.answer(units | {"heun-10-packaged": packaged}, 10.0)
+    assert "best by heun-10-packaged 30.0 (38.0 to 42.0); no way is nearer. Real" in said
 
 
 def test_ways_have_at_most_the_evaluations_of_their_column() -> None:
-    assert len(samplers_study.WAYS) == 30
+    assert len(samplers_study.WAYS) == 42
+    assert samplers_study.PACKAGED in samplers_study.WAYS
     assert samplers_study.FIRST in samplers_study.WAYS
     for calls in samplers_study.EVALUATIONS:
         for sampler in samplers_study.SAMPLERS:
@@ -60,4 +64,4 @@ def test_ways_of_sampling_call_the_network_as_often_as_is_stated() -> None:
         samplers.sample(
             denoise, torch.randn(1, 4, 3), levels, samplers.Sampling(sampler=way.sampler)
         )
-        assert len(calls) == way.calls
+        assert len(calls) == way.calls / (1 if way.guidance == 1 else 2)

@@ -12,7 +12,7 @@ import underpaint as up
 from tests.data.pictures import noise, write_folder
 from underpaint import backbones, config, data
 from underpaint.backbones import counting
-from underpaint.data import dataset
+from underpaint.data import preparation
 from underpaint.errors import UserError
 from underpaint.handing_on import handing_on
 from underpaint.training import counts, identities
@@ -29,8 +29,8 @@ def test_a_source_is_prepared_once_a_command(
     recipe: config.Run, cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By two stages and by the report."""
-    looked, real = [], dataset.find
-    monkeypatch.setattr(dataset, "find", lambda source: looked.append(source) or real(source))
+    looked, real = [], preparation.find
+    monkeypatch.setattr(preparation, "find", lambda source: looked.append(source) or real(source))
     recipe.train.check_every = recipe.train.sample_every = -1
     assert len(recipe.stages) == 2
     up.train(recipe, tmp_path / "run", quiet=True)

@@ -15,6 +15,7 @@ from underpaint.cli.parser import Parser, print_json
 from underpaint.errors import Interrupted, RunFailed, UserError
 from underpaint.progress import doing
 
+MINUTES = 6.0
 SHARES = {"main": 0.8, "transfer": 0.09, "scratch": 0.09}  # of the minutes; the rest: one report
 
 
@@ -23,7 +24,7 @@ def arguments(parser: Parser, verb: str) -> None:
     add(
         "--minutes",
         type=float,
-        default=5.5,
+        default=MINUTES,
         help="total time, report included (default: %(default)s)",
     )
     add("--out", default="runs/quickstart", metavar="RUN", help="folder (default: %(default)s)")

@@ -26,9 +26,9 @@ from underpaint.core.alpha import premultiplied
 from underpaint.core.spaces import Pixels
 from underpaint.data import fixed_masks, split
 from underpaint.data.build import check_bad, check_size, in_order, natural_order
-from underpaint.data.dataset import decoding
 from underpaint.data.decode import Options
 from underpaint.data.near_duplicates import NearDuplicates
+from underpaint.data.preparation import decoding
 from underpaint.data.source import find
 from underpaint.errors import UserError
 from underpaint.io import replacing, writing
