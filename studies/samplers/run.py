@@ -209,7 +209,9 @@ def _answer(results: dict[str, Any], first: str) -> str:
         said += f". Beside {about(first)} that is {nearer}: by {-high:.1f} to {-low:.1f}"
     if nearest == best:
         return said + "; no way is nearer."
-    return said + f"; the nearest is {about(nearest)}, with {results[nearest]['calls']}."
+    return (
+        said + f"; the nearest is {about(nearest)}, with {results[nearest]['calls']} evaluations."
+    )
 
 
 def write(work: Path, out: Path, scale: float) -> None:
