@@ -7,6 +7,7 @@ import pytest
 
 from studies.lib import units
 from studies.starts import run as starts
+from underpaint import config
 
 
 def test_arms_differ_by_their_start_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,16 +30,20 @@ def test_arms_differ_by_their_start_alone(tmp_path: Path, monkeypatch: pytest.Mo
         assert one == other
         assert (start, nothing) == ("pretrained:lorelei", None)
         assert (one.space.patch, one.last.images) == (patch, points[-1])
+        assert one.last.learning_rate == config.preset("default").last.learning_rate
         assert all(point % one.train.checkpoint_every == 0 for point in points)
         assert [point["images"] for point in found[f"{task}-scratch"]["curve"]] == list(points)
+    half, start = seen["100-packaged-half"]
+    assert (half.last.learning_rate, start) == (one.last.learning_rate / 2, "pretrained:lorelei")
     best = found["100-scratch"]  # by half A, reported on half B
     assert (best["best"], best["frechet"]) == (4000, 40.0)
 
 
 def test_the_answer_follows_from_the_units() -> None:
     def unit(*distances: float) -> dict[str, Any]:
-        curve = [{"images": 1000 * (i + 1), "frechet_B": d} for i, d in enumerate(distances)]
-        return {"frechet": min(distances), "curve": curve}
+        points = enumerate(distances, 1)
+        curve = [{"images": 1000 * i, "frechet_A": d - 1, "frechet_B": d} for i, d in points]
+        return {"curve": curve}
 
     done = {"100-packaged": unit(30.0, 20.0), "100-scratch": unit(60.0, 50.0)}
     said = starts.answer(done)
@@ -47,4 +52,9 @@ def test_the_answer_follows_from_the_units() -> None:
         in said
     )
     assert "0.50 after 1,000, 0.40 after 2,000 images" in said
+    other = unit(15.0, 25.0)
+    other["curve"][0]["frechet_A"] = 28.0  # half A chooses the rate of each point, B is said
+    said = starts.answer(done | {"100-packaged-half": other})
+    assert "0.25 after 1,000, 0.40 after 2,000 images" in said
+    assert "heads: 0.40 of the distance from scratch (20.0 against 50.0" in said
     assert starts.answer({"100-packaged": unit(1.0)}) == "Too few units are done."
