@@ -7,6 +7,7 @@ import dataclasses
 import math
 import shutil
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,6 +176,23 @@ def test_a_machine_that_gets_slower_cools_down_early_and_ends_in_time(
     assert rates[ends] == pytest.approx(8 / decided["cooldown"] * max(rates.values()))
 
 
+def test_a_machine_that_gets_slower_in_the_cool_down_ends_in_time(
+    slower: Any, tmp_path: Path
+) -> None:
+    out, seconds = slower(tmp_path / "slow", 160, 2.0)
+    planned = config.load(out / "config.yaml").stages["whole"].images
+    decided = [r for r in metrics(out) if r["kind"] == "stop"]
+    assert all(r["images"] > 0.75 * planned for r in decided)
+    ends = metrics(out)[-1]["images"]
+    assert decided[-1]["total"] == ends < 0.95 * planned
+    assert seconds == pytest.approx(240, rel=0.06)
+    assert "the cool-down ends after" in (out / "log.txt").read_text()
+    rates = [r["lr"] for r in metrics(out) if r["kind"] == "step"]
+    falls = [before - after for before, after in pairwise(rates[-8:])]
+    assert min(falls) >= 0
+    assert rates[-1] == pytest.approx(falls[-1])  # to 0, a step later
+
+
 def test_a_machine_that_gets_faster_uses_the_time(slower: Any, tmp_path: Path) -> None:
     out, seconds = slower(tmp_path / "faster", 40, 0.6)
     planned = config.load(out / "config.yaml").stages["whole"].images
@@ -193,14 +211,14 @@ def test_a_machine_that_gets_faster_uses_the_time(slower: Any, tmp_path: Path) -
     assert grids[-1] == ends
 
 
-@pytest.mark.parametrize("times", [2.0, 0.6])
+@pytest.mark.parametrize(("after", "times"), [(60, 2.0), (60, 0.6), (160, 2.0)])
 def test_what_was_decided_is_decided_when_the_run_goes_on(
-    times: float, slower: Any, tmp_path: Path
+    after: int, times: float, slower: Any, tmp_path: Path
 ) -> None:
-    straight, _ = slower(tmp_path / "straight", 60, times)
+    straight, _ = slower(tmp_path / "straight", after, times)
     decided = [r for r in metrics(straight) if r["kind"] == "stop"]
     late = sorted(folder.name for folder in (straight / "checkpoints").glob("0*"))[-2]
-    for again in (f"{decided[-1]['images']:012d}", late):  # the second: in the cool-down
+    for again in {f"{decided[-1]['images']:012d}", late}:  # the second: in the cool-down
         out = Path(shutil.copytree(straight, tmp_path / again))
         (out / "checkpoints" / "LATEST").write_text(again + "\n")
         train(None, out, resume=True, quiet=True)

@@ -27,7 +27,7 @@ class Decision(NamedTuple):
     gain: bool = False  # the best check of the stage so far
     back: int = 0  # images of the run at the checkpoint whose weights come back; 0: none
     cooldown: int = 0  # images of a cool-down that begins now, or after `begins`; 0: none
-    begins: int = 0  # images of the stage; 0: those that it has seen
+    begins: int = 0  # images of the stage, maybe of its past; 0: those that it has seen
     ends: bool = False  # the stage
 
 
@@ -72,6 +72,11 @@ def said(decision: Decision, stage: PreparedStage, progress: Progress) -> str:
             f"stage {name}: this machine has become faster; the stage has "
             f"{decision.begins + decision.cooldown:,} images instead of {stage.images:,}, to use "
             "the time"
+        )
+    if 0 < decision.begins < seen:
+        return (
+            f"stage {name}: this machine has become slower; the cool-down ends after "
+            f"{decision.begins + decision.cooldown:,} images instead of {stage.images:,}, in time"
         )
     if decision.cooldown and not decision.back:
         return (

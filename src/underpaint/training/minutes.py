@@ -9,9 +9,10 @@ and grids and the fewer images in a check, down to one grid at the end. What a r
 and grids stays, and is subtracted. Stages given in images come on top of the minutes.
 
 Machines get slower and faster. Where the run would end too late, the last stage begins its
-cool-down as soon as this just fits into the time that is left; where it would end too early, it
-begins later, so that the time is used (`Deadline`). What was decided is part of the run's state, so
-that going on from a checkpoint after it repeats it; a resumed run reads no clock.
+cool-down as soon as this just fits into the time that is left, or ends a cool-down sooner; where it
+would end too early, the cool-down begins later, so that the time is used (`Deadline`). What was
+decided is part of the run's state, so that going on from a checkpoint after it repeats it; a
+resumed run reads no clock.
 """
 
 import dataclasses
@@ -59,11 +60,13 @@ class Deadline:
     marks: tuple[tuple[int, float], tuple[int, float]] | None = None  # images of the stage, time
 
     def cooldown(self, stage: PreparedStage, progress: Progress, world: World) -> tuple[int, int]:
-        """Another cool-down than planned, as long a share of the stage as that, or (0, 0).
+        """Another cool-down than planned, or (0, 0).
 
         After how many images of the stage it begins, and its length, the same in all processes.
-        It begins now if it would end too late when begun a step later. If it is due and the images
-        that fit into the time left make the stage at least EARLY longer, it begins later.
+        It begins now if it would end too late when begun a step later; if it is due and the images
+        that fit into the time left make the stage at least EARLY longer, it begins later; its share
+        of the stage is what was planned. One that goes on and would end too late gets steeper, as
+        if it had begun later: the learning rate falls from what it is now to 0.
         """
         seen, settings, now = progress.stage_images, stage.settings, time.monotonic()
         if self.marks is None or seen <= self.marks[1][0]:  # another stage, or gone back
@@ -72,18 +75,22 @@ class Deadline:
         if seen - mark[0] >= stage.images / RECENT:
             self.marks = (mark, (seen, now))
         planned = stage.images * (1 - settings.cooldown)
-        if settings.schedule != "cooldown" or not max(begin, settings.warmup) < seen < planned:
+        if settings.schedule != "cooldown" or seen <= max(begin, settings.warmup):
             return 0, 0
         share, batch = settings.cooldown / (1 - settings.cooldown), stage.batch
         an_image = (now - since) / (seen - begin)
+        fits = seen + max(1, int((self.end - now) / an_image / batch)) * batch
         begins, length = 0, 0
-        if now + (batch + share * (seen + batch)) * an_image - self.end > self.slack:
-            begins, length = seen, max(1, round(share * seen / batch)) * batch
-        elif seen + batch >= planned:
-            fits = seen + int((self.end - now) / an_image / batch) * batch
-            if fits >= stage.images * (1 + EARLY):
-                length = max(1, round(settings.cooldown * fits / batch)) * batch
+        if seen >= planned:
+            left = stage.images - seen
+            if now + left * an_image - self.end > self.slack and fits < stage.images:
+                length = round((stage.images - planned) * (fits - seen) / left)
                 begins = fits - length
+        elif now + (batch + share * (seen + batch)) * an_image - self.end > self.slack:
+            begins, length = seen, max(1, round(share * seen / batch)) * batch
+        elif seen + batch >= planned and fits >= stage.images * (1 + EARLY):
+            length = max(1, round(settings.cooldown * fits / batch)) * batch
+            begins = fits - length
         found = world.from_first([float(begins), float(length)])
         return int(found[0]), int(found[1])
 
