@@ -86,8 +86,6 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "hourglass-x0-muon-batch-32": ("hourglass-x0-muon", whole(batch=32, learning_rate=6e-3)),
     "again": ("hourglass-x0-muon", {}),
     "again-cooldown-half": ("again", whole(cooldown=0.5)),
-    "again-ema-0.9995": ("again", {"train": {"ema": 0.9995}}),
-    "again-ema-0.998": ("again", {"train": {"ema": 0.998}}),
     "again-stratified": ("again", {"noise": {"stratified": True}}),
     "again-label-drop-0.05": ("again", {"network": {"label_drop": 0.05}}),
     "hourglass-muon": ("hourglass", {**MUON, **whole(batch=16, learning_rate=4e-3)}),
