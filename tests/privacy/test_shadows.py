@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from underpaint import config
+from underpaint import config, cores
 from underpaint.cli import main
 from underpaint.errors import Interrupted
 from underpaint.privacy import shadows
@@ -205,7 +205,7 @@ def test_processes_of_their_own_train_the_same_shadows(
 
 
 def test_as_many_at_once_as_threads_leave_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(cores, "available", lambda: 8)
     for threads, count, workers in ((2, 16, 4), (1, 2, 2), (16, 4, 1), (0, 4, 1)):
         recipe = config.Run(train=config.Train(threads=threads, device="cpu"))
         assert shadows._workers(recipe, count) == workers

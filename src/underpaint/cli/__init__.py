@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+from underpaint import cores
 from underpaint._version import __version__
 from underpaint.cli.parser import Parser, closest
 from underpaint.errors import Interrupted, RunFailed, UserError
@@ -40,6 +41,7 @@ VERBS = {  # verb: (module of this package, one line)
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Defects of the software keep their traceback."""
     began = time.monotonic()
+    cores.share()
     for stream in (sys.stdout, sys.stderr):  # names of files may be in no encoding at all
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-from underpaint import config, data
+from underpaint import config, cores, data
 from underpaint._version import __version__
 from underpaint.bounded import read_json
 from underpaint.compare import jobs as job_array
@@ -93,7 +92,7 @@ def conduct(
         check_new([out / name for name in RESULTS], overwrite)
     launch: Callable[..., None]
     if jobs is None:
-        launch = functools.partial(gather, workers=workers or len(os.sched_getaffinity(0)))
+        launch = functools.partial(gather, workers=workers or cores.available())
     else:
         launch = functools.partial(
             job_array.gather, workers=workers or MOST_JOBS, folder=out / "jobs", asked=jobs

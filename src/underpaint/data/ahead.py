@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from underpaint import cores
 from underpaint.data.order import Order
 from underpaint.data.streamed import Streamed
 from underpaint.errors import RunFailed
@@ -124,4 +125,4 @@ def workers_of(workers: int) -> int:
     if workers >= 0:
         return workers
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MOST, len(os.sched_getaffinity(0)) // processes - 1))
+    return max(1, min(MOST, cores.available() // processes - 1))

@@ -4,7 +4,6 @@ Images are decoded once (`cache`), have identities (`digests`) and a side (`spli
 afterwards is a file mapped into memory (`dataset`).
 """
 
-import os
 import time
 from functools import partial
 from itertools import chain
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from underpaint import config as settings
+from underpaint import cores
 from underpaint.data import cache, digests, duplicates, shard_index, split
 from underpaint.data.build import check_bad, decode_all
 from underpaint.data.dataset import Dataset
@@ -46,7 +46,7 @@ def prepare(
         return found
     settings.check_data(config)
     started = time.monotonic()
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores.available()
     options = decoding(config)
     sources = [find(config.source)]
     held_out = held_out_source(config.held_out)
@@ -121,7 +121,7 @@ def prepare_part(config: settings.Data, k: int, n: int, *, workers: int = 0) -> 
             f"data '{config.source}' is no list of shards, and only these are prepared in parts; "
             "give 'set-{0000..0999}.tar' or leave --part out"
         )
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores.available()
     return shard_index.prepare_part(source, decoding(config), workers, k, n)
 
 

@@ -23,14 +23,13 @@ that they depend on; what was interrupted goes on from its checkpoint.
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from underpaint import config, model_folder
+from underpaint import config, cores, model_folder
 from underpaint.compare.pool import gather
 from underpaint.data import cache
 from underpaint.errors import Interrupted, UserError
@@ -222,7 +221,7 @@ def _workers(recipe: config.Run, count: int) -> int:
     """How many models are trained at once: what their threads leave room for, on a CPU."""
     if not recipe.train.threads or pick_device(recipe.train.device).type != "cpu":
         return 1
-    return max(1, min(count, len(os.sched_getaffinity(0)) // recipe.train.threads))
+    return max(1, min(count, cores.available() // recipe.train.threads))
 
 
 def _name(task: Task) -> str:

@@ -10,7 +10,6 @@ removed; it never held anything but visible patches.
 """
 
 import hashlib
-import os
 import secrets
 import warnings
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from underpaint import config as settings
+from underpaint import cores
 from underpaint.core import masks
 from underpaint.core.alpha import premultiplied
 from underpaint.core.spaces import Pixels
@@ -81,7 +81,7 @@ def seal(
             with warnings.catch_warnings(), doing("sealing images", contents.total) as at:
                 warnings.simplefilter("ignore")  # of decoders
                 images = in_order(
-                    source.origin, contents.items, options, workers or os.cpu_count() or 1
+                    source.origin, contents.items, options, workers or cores.available()
                 )
                 for done, (item, image) in enumerate(images, 1):
                     if image.pixels is None:
