@@ -87,7 +87,11 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "again": ("hourglass-x0-muon", {}),
     "again-cooldown-half": ("again", whole(cooldown=0.5)),
     "again-stratified": ("again", {"noise": {"stratified": True}}),
-    "again-label-drop-0.05": ("again", {"network": {"label_drop": 0.05}}),
+    **{
+        f"{unit}-seed-{seed}": (unit, {"train": {"seed": seed}})
+        for seed in (2, 3)
+        for unit in ("again", "again-stratified")
+    },
     "hourglass-muon": ("hourglass", {**MUON, **whole(batch=16, learning_rate=4e-3)}),
     "dit-muon": ("dit-logit-normal", {**MUON, **whole(batch=16, learning_rate=4e-3)}),
     "hourglass-x0-96": ("hourglass-x0", {"network": {"width": 96}}),
