@@ -124,10 +124,11 @@ def answer(results: dict[str, dict[str, Any]]) -> str:
                 continue
             points = ", ".join(f"{one[n][1] / scratch[n][1]:.2f} after {n:,}" for n in one)
             (_, mine), (_, other) = min(one.values()), min(scratch.values())
+            real = results[f"{task}-{arm}"]["curve"][0]["floor"]
             images = "300 photographs" if task == "photographs" else f"{int(task):,} heads"
             said.append(
                 f"{images}, from weights of {weights}: {mine / other:.2f} of the distance from "
-                f"scratch ({mine:.1f} against {other:.1f}; {points} images)"
+                f"scratch ({mine:.1f} against {other:.1f}, real images {real:.1f}; {points} images)"
             )
     return "; ".join(said) + ". One seed." if said else "Too few units are done."
 

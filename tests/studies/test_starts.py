@@ -42,14 +42,14 @@ def test_arms_differ_by_their_start_alone(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_answer_follows_from_the_units() -> None:
     def unit(*distances: float) -> dict[str, Any]:
         points = enumerate(distances, 1)
-        curve = [{"images": 1000 * i, "frechet_A": d - 1, "frechet_B": d} for i, d in points]
-        return {"curve": curve}
+        pairs = [(1000 * i, {"frechet_A": d - 1, "frechet_B": d}) for i, d in points]
+        return {"curve": [{"images": n, "floor": 8.0, **scores} for n, scores in pairs]}
 
     done = {"100-packaged": unit(30.0, 20.0), "100-scratch": unit(60.0, 50.0)}
     said = starts.answer(done)
     assert (
-        "100 heads, from weights of heads: 0.40 of the distance from scratch (20.0 against 50.0"
-        in said
+        "100 heads, from weights of heads: 0.40 of the distance from scratch (20.0 against 50.0, "
+        "real images 8.0" in said
     )
     assert "0.50 after 1,000, 0.40 after 2,000 images" in said
     other = unit(15.0, 25.0)
