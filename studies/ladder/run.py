@@ -182,6 +182,7 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     f"{ADAMW}-masked": (ADAMW, MASKED),
     f"{ADAMW}-detail": (ADAMW, {"network": {"kind": "hourglass-detail"}}),
     f"{BEST}-again": (BEST, {}),
+    f"{BEST}-stratified": (f"{BEST}-again", {"noise": {"stratified": True}}),
     f"{BEST}-ema-0.9995": (BEST, {"train": {"ema": 0.9995}}),
     f"{BEST}-batch-8": (BEST, whole(batch=8, learning_rate=2.8e-3)),
     f"{BEST}-rate-8e-3": (BEST, whole(learning_rate=8e-3)),
