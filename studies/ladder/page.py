@@ -40,7 +40,8 @@ DONE = [
     "other networks it is an assumption. The error of the seconds is not in the intervals.",
     "Since these units were trained the hourglass has lost the average of its blocks' values with "
     "the first block's (a unit without it had the same scores) and has GELU itself instead of its "
-    "approximation by tanh, which takes longer on a CPU: `-again` is the best recipe with it.",
+    "approximation by tanh, which takes longer on a CPU: `-again` is the best recipe with it. "
+    "`-stratified` also spreads the times of a batch over their law, as presets and `plan` do now.",
     "To repeat: `python -m studies.lib.draw`, `python -m studies.ladder.run` (`--table`: what "
     "there is to do), `python -m studies.ladder.speed` on a quiet machine, `make docs`.",
 ]

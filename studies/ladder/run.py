@@ -230,7 +230,7 @@ CANDIDATES = (
     "hourglass",
     "hourglass-64",
     ADAMW,
-    BEST,
+    f"{BEST}-stratified",
 )
 
 

@@ -20,6 +20,7 @@ Seconds an image are timed beforehand, all networks in turn, in the process's CP
 (`seconds.json`: beside other work, 1.6 times what a quiet core of the same machine takes); `plan`
 goes by them, and every unit sees as many images as fit, so that what else the machine does
 meanwhile changes nothing. All of the minutes are training: no grids, no checks. One seed, float32.
+Done before presets and `plan` spread the times of a batch over their law.
 
     error        mean squared error of x0 of 500 held-out images over eight noise levels
     frechet      distance (MobileNetV2 features, never an FID) of 500 samples to 500 held-out

@@ -60,6 +60,7 @@ def recipe(unit: str, scale: float) -> tuple[Any, list[int]]:
     changes = {
         "data": data,
         "space": {"patch": patch},
+        "noise": units.INDEPENDENT,
         "stages": {
             "whole": {
                 "images": scaled[-1],
@@ -88,6 +89,7 @@ def camera(work: Path, scale: float) -> str:
     changes = {
         "data": {"source": PHOTOGRAPHS["source"], "held_out": "1000", "size": 32},
         "space": {"patch": 2},
+        "noise": units.INDEPENDENT,
         "stages": {"whole": {"images": max(1, round(scale * LEARNED / batch)) * batch}},
         "train": {"threads": 1, "precision": "fp32", "sample_every": -1, "check_every": -1},
     }
