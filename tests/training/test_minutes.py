@@ -20,7 +20,8 @@ from underpaint import config
 from underpaint.core.masks import MaskSpec
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.model import Model
-from underpaint.training import minutes, step_rule, throughput, train
+from underpaint.training import early, minutes, step_rule, throughput, train
+from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.minutes import EARLY, OVERHEAD, Costs, Division, divide
 from underpaint.training.stages import prepare_stages
@@ -223,6 +224,61 @@ def test_what_was_decided_is_decided_when_the_run_goes_on(
         (out / "checkpoints" / "LATEST").write_text(again + "\n")
         train(None, out, resume=True, quiet=True)
         assert_same_run(straight, out)
+
+
+class Timed:
+    """A stage of 800 images in batches of 8, which has to end after 800 s, and its decisions."""
+
+    def __init__(
+        self, recipe: config.Run, monkeypatch: pytest.MonkeyPatch, cooldown: float = 0.25
+    ) -> None:
+        stage, *_ = prepare_stages(recipe, lambda _: None)
+        settings = dataclasses.replace(stage.settings, schedule="cooldown", cooldown=cooldown)
+        self.stage = dataclasses.replace(stage, settings=settings, images=800)
+        self.deadline, self.now, self.seen = minutes.Deadline(800.0, 16.0), 0.0, 0
+        self.decided: list[tuple[int, int]] = []
+        monkeypatch.setattr(minutes, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def train(self, until: int, seconds: float) -> None:
+        """Steps up to so many images, of so many seconds per image."""
+        world = World(0, 1, torch.device("cpu"))
+        while self.seen < min(until, self.stage.images):
+            self.seen, self.now = self.seen + 8, self.now + 8 * seconds
+            progress = Progress(stage_images=self.seen)
+            if (found := self.deadline.cooldown(self.stage, progress, world))[1]:
+                self.decided.append(found)
+                self.stage = early.with_cooldown(self.stage, *found)
+
+
+def test_a_stage_that_is_all_cool_down_ends_in_time(
+    recipe: config.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Timed(recipe, monkeypatch, cooldown=1.0)
+    run.train(200, 1.0)
+    assert run.decided == []
+    run.train(800, 2.0)
+    assert run.now == pytest.approx(800, rel=0.03)
+    assert all(begins > 0 for begins, _ in run.decided)  # 0 would be now
+
+
+def test_a_cool_down_gets_steeper_a_few_times_at_most(
+    recipe: config.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time has a checkpoint."""
+    run = Timed(recipe, monkeypatch)
+    run.train(608, 1.0)
+    run.train(800, 9.0)
+    assert 1 < len(run.decided) <= 64 * (run.seen - 608) / 800 + 1
+
+
+def test_steps_that_were_lost_make_none_slower(
+    recipe: config.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Timed(recipe, monkeypatch)
+    run.train(576, 0.9)
+    run.seen = 528  # back to a checkpoint, between the marks
+    run.train(800, 0.9)
+    assert run.decided == []
 
 
 def test_a_resumed_run_measures_nothing(
