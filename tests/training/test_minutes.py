@@ -227,15 +227,19 @@ def test_what_was_decided_is_decided_when_the_run_goes_on(
 
 
 class Timed:
-    """A stage of 800 images in batches of 8, which has to end after 800 s, and its decisions."""
+    """A stage of 800 images in batches of 8, which has to end after so many s; its decisions."""
 
     def __init__(
-        self, recipe: config.Run, monkeypatch: pytest.MonkeyPatch, cooldown: float = 0.25
+        self,
+        recipe: config.Run,
+        monkeypatch: pytest.MonkeyPatch,
+        cooldown: float = 0.25,
+        end: float = 800.0,
     ) -> None:
         stage, *_ = prepare_stages(recipe, lambda _: None)
         settings = dataclasses.replace(stage.settings, schedule="cooldown", cooldown=cooldown)
         self.stage = dataclasses.replace(stage, settings=settings, images=800)
-        self.deadline, self.now, self.seen = minutes.Deadline(800.0, 16.0), 0.0, 0
+        self.deadline, self.now, self.seen = minutes.Deadline(end, 0.02 * end), 0.0, 0
         self.decided: list[tuple[int, int]] = []
         monkeypatch.setattr(minutes, "time", SimpleNamespace(monotonic=lambda: self.now))
 
@@ -265,10 +269,12 @@ def test_a_cool_down_gets_steeper_a_few_times_at_most(
     recipe: config.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time has a checkpoint."""
-    run = Timed(recipe, monkeypatch)
-    run.train(608, 1.0)
-    run.train(800, 9.0)
-    assert 1 < len(run.decided) <= 64 * (run.seen - 608) / 800 + 1
+    run = Timed(recipe, monkeypatch, end=8000.0)
+    run.train(5000, 1.0)
+    run.train(8000, 5.0)
+    faster, slower, *steeper = run.decided
+    assert sum(faster) == 8000 > slower[0] > 5000
+    assert 3 < len(steeper) <= 64 * (run.seen - slower[0]) / run.seen + 1
 
 
 def test_steps_that_were_lost_make_none_slower(
