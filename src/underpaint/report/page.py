@@ -165,7 +165,7 @@ def _private(records: list[Record]) -> list[Record]:
 
 
 def _total(run: config.Run, stages: list[summary.StageFacts], stops: list[Record]) -> int:
-    """Images of the run: of stages that are over what they had, of others what is planned by now."""
+    """Images of the run: what the stages that are over had, and what is planned of the others."""
     over = {stage.name: stage.images for stage in stages if stage.finished}
     planned = sum(over.get(name, stage.images) for name, stage in run.stages.items())
     last = stops[-1] if stops else {}
