@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.training.runs import assert_same_run, metrics
+from tests.training.test_early import written
 from underpaint import config
 from underpaint.core.masks import MaskSpec
 from underpaint.evaluation.validation import OverfitCheck
@@ -137,7 +138,7 @@ def slower(timed: config.Run, measured: list[str], monkeypatch: pytest.MonkeyPat
     timed.train.log_every, timed.train.checkpoint_every = 4, 40
     timed.train.keep = 100
 
-    def begun(out: Path, after: int, times: float) -> tuple[Path, float]:
+    def begun(out: Path, after: int, times: float, make_check: Any = None) -> tuple[Path, float]:
         now = [0.0]
         moved = step_rule.step
 
@@ -150,7 +151,8 @@ def slower(timed: config.Run, measured: list[str], monkeypatch: pytest.MonkeyPat
             patched.setattr(minutes, "time", SimpleNamespace(monotonic=lambda: now[0]))
             patched.setattr(step_rule, "step", step)
             patched.setattr(minutes, "EARLY", EARLY)
-            train(timed, out, began=-4.0, quiet=True)  # a start of 4 of the 5 s
+            # a start of 4 of the 5 s
+            train(timed, out, began=-4.0, quiet=True, make_check=make_check)
         return out, now[0] + 4.0
 
     return begun
@@ -210,6 +212,16 @@ def test_a_machine_that_gets_faster_uses_the_time(slower: Any, tmp_path: Path) -
     assert rates[ends] == pytest.approx(8 / last["cooldown"] * max(rates.values()))
     grids = [r["images"] for r in metrics(out) if r["kind"] == "sample"]
     assert grids[-1] == ends
+
+
+def test_the_time_is_used_where_each_check_is_the_best(
+    slower: Any, timed: config.Run, tmp_path: Path
+) -> None:
+    timed.train.stop, timed.train.check_every, timed.train.keep = "auto", 8, 1
+    out, _ = slower(tmp_path / "run", 40, 0.6, written(tmp_path / "run", 10**6))
+    decided = [r for r in metrics(out) if r["kind"] == "stop"]
+    assert decided[0]["gain"]
+    assert decided[0]["total"] > 1.3 * config.load(out / "config.yaml").stages["whole"].images
 
 
 @pytest.mark.parametrize(("after", "times"), [(60, 2.0), (60, 0.6), (160, 2.0)])

@@ -231,9 +231,9 @@ class Trainer:
                     monitor.say_finding(found, self.log)
                     found = None
                 self._follow(decision)
-        if self.deadline and progress.stage == len(self.stages) - 1 and not any(decision):
+        if self.deadline and progress.stage == len(self.stages) - 1 and not any(decision[1:]):
             begins, length = self.deadline.cooldown(stage, progress, self.world)
-            decision = early.Decision(cooldown=length, begins=begins)
+            decision = decision._replace(cooldown=length, begins=begins)  # the best check, or not
             self._follow(decision)
         ends = decision.ends or self._at_end()
         if state.power and first and self._due(self.every.snapshot, before, ends):
