@@ -29,6 +29,10 @@ def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("250000 100000", 3),
         ("20000 100000", 1),
         ("1600000 100000", 8),
+        ("", 8),  # of no known kind
+        ("200000", 8),
+        ("200000 0", 8),
+        ("two 100000", 8),
     ],
 )
 def test_cores_are_those_of_the_affinity_that_the_quota_allows(
@@ -46,6 +50,15 @@ def test_the_quota_of_older_systems(cgroup: Path) -> None:
     assert cores.available() == 8
     (cgroup / "cpu" / "cpu.cfs_quota_us").write_text("300000\n")
     assert cores.available() == 3
+
+
+def test_a_quota_that_cannot_be_read_is_none(cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    (cgroup / "cpu.max").write_text("200000 100000")
+    monkeypatch.setattr(Path, "read_text", refused)
+    assert cores.available() == 8
 
 
 def test_a_system_without_affinities(cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:

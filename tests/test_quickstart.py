@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from underpaint import config
+from underpaint import api, config, report
 from underpaint.cli import main, quickstart
-from underpaint.errors import UserError
+from underpaint.errors import Interrupted, UserError
 from underpaint.evaluation import records
 from underpaint.interop import onnx, web
 from underpaint.io import mark
@@ -79,6 +79,63 @@ def test_interrupted_and_resumed(
 
 def _stops(run: Path) -> list[records.Record]:
     return records.of_kind(records.read(run / "metrics.jsonl"), "stop")
+
+
+@pytest.fixture
+def did(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is done to which run, which leaves a checkpoint; the first is interrupted."""
+    seen: list[tuple[str, str]] = []
+
+    def done(what: str, folder: Path) -> None:
+        seen.append((what, folder.name))
+        checkpoint = folder / "checkpoints" / "000000000016"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "state.json").write_text("{}")
+        mark(folder, "run")
+        (folder / "config.yaml").write_text("")
+        if len(seen) == 1:
+            raise Interrupted
+
+    def begin(_: config.Run, out: Path, overwrite: bool, **others: Any) -> None:
+        RunFolder(out).check(overwrite)
+        done("train", out)
+
+    def nothing(run: Path) -> tuple[dict[str, config.Stage], config.Train]:
+        return {}, config.Train()
+
+    monkeypatch.setattr(api, "train", begin)
+    monkeypatch.setattr(api, "resume", lambda out, **_: done("resume", out))
+    monkeypatch.setattr(report, "build", lambda out, **_: out)
+    monkeypatch.setattr(quickstart, "_write_web", lambda _: None)
+    monkeypatch.setattr(quickstart, "_as_seen", nothing)
+    return seen
+
+
+def test_what_stopped_before_its_first_checkpoint_begins_anew(
+    tmp_path: Path, did: list[tuple[str, str]]
+) -> None:
+    with pytest.raises(Interrupted):
+        quickstart.train(tmp_path / "quick", 1.0)
+    transfer = tmp_path / "quick" / "transfer"
+    (transfer / "checkpoints").mkdir(parents=True)
+    (transfer / "config.yaml").write_text("")
+    mark(transfer, "run")
+    quickstart.train(tmp_path / "quick", 1.0, resume=True)
+    assert did[1:] == [("resume", "quick"), ("train", "transfer"), ("train", "scratch")]
+
+
+def test_runs_of_an_earlier_quick_start_are_not_gone_on_with(
+    tmp_path: Path, did: list[tuple[str, str]]
+) -> None:
+    did.append(("", ""))
+    quickstart.train(tmp_path / "quick", 1.0)
+    with pytest.raises(UserError, match="a run is there already"):
+        quickstart.train(tmp_path / "quick", 1.0)
+    did.clear()
+    with pytest.raises(Interrupted):
+        quickstart.train(tmp_path / "quick", 1.0, overwrite=True)
+    quickstart.train(tmp_path / "quick", 1.0, resume=True)
+    assert did[1:] == [("resume", "quick"), ("train", "transfer"), ("train", "scratch")]
 
 
 def test_without_the_extra_there_is_no_page(

@@ -30,11 +30,14 @@ def share() -> None:
 def _quota() -> float:
     """Cores' worth of time that the container has (`docker run --cpus 2`); infinite: no limit."""
     two, one = CGROUP / "cpu.max", CGROUP / "cpu"  # of the versions of cgroups
-    if two.is_file():
-        quota, period = two.read_text(encoding="ascii").split()
-    elif (one / "cpu.cfs_quota_us").is_file():
-        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-        quota, period = ((one / name).read_text(encoding="ascii").strip() for name in names)
-    else:
+    try:
+        if two.is_file():
+            quota, period = two.read_text(encoding="ascii").split()
+        elif (one / "cpu.cfs_quota_us").is_file():
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = ((one / name).read_text(encoding="ascii").strip() for name in names)
+        else:
+            return math.inf
+        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no file of ours, and no command fails for it
         return math.inf
-    return math.inf if quota in ("max", "-1") else int(quota) / int(period)

@@ -469,6 +469,25 @@ def test_training_images_are_left_out_if_asked(tmp_path: Path, source: str) -> N
     assert 'alt="sample' in without
 
 
+def test_the_length_of_a_run_that_is_not_as_long_as_it_was_planned(
+    tmp_path: Path, source: str
+) -> None:
+    run = write_run(tmp_path / "run", source)
+    settings, path = config.load(run / "config.yaml"), run / "metrics.jsonl"
+    settings.stages["whole-more1"] = dataclasses.replace(settings.last, images=16_000)
+    lines = path.read_text().splitlines(keepends=True)
+    decided = {"kind": "stop", "stage": "whole", "sentence": "faster", "images": 50_000, "back": 0}
+    decided |= {"cooldown": 12_000, "begins": 18_000, "total": 62_000}
+    path.write_text("".join([*lines[:-1], json.dumps(decided) + "\n"]))
+    assert " of 62,000 images" in report.live(run, 10)
+    ends = json.loads(lines[-1]) | {"images": 62_000}
+    with path.open("a") as file:
+        file.write(json.dumps(ends) + "\n")
+    assert "62,000 of 62,000 images" in report.live(run, 10)
+    (run / "config.yaml").write_text(config.to_yaml(settings))  # extended
+    assert "62,000 of 78,000 images" in report.live(run, 10)
+
+
 def test_a_run_is_followed_while_it_goes_on(tmp_path: Path, source: str) -> None:
     run = write_run(tmp_path / "run", source)
     found = report.live(run, 10)

@@ -16,11 +16,13 @@ import pytest
 import torch
 
 from tests.training.runs import assert_same_run, metrics
+from tests.training.test_early import written
 from underpaint import config
 from underpaint.core.masks import MaskSpec
 from underpaint.evaluation.validation import OverfitCheck
 from underpaint.model import Model
-from underpaint.training import minutes, step_rule, throughput, train
+from underpaint.training import early, minutes, step_rule, throughput, train
+from underpaint.training.checkpointing import Progress
 from underpaint.training.distributed import World
 from underpaint.training.minutes import EARLY, OVERHEAD, Costs, Division, divide
 from underpaint.training.stages import prepare_stages
@@ -136,7 +138,7 @@ def slower(timed: config.Run, measured: list[str], monkeypatch: pytest.MonkeyPat
     timed.train.log_every, timed.train.checkpoint_every = 4, 40
     timed.train.keep = 100
 
-    def begun(out: Path, after: int, times: float) -> tuple[Path, float]:
+    def begun(out: Path, after: int, times: float, make_check: Any = None) -> tuple[Path, float]:
         now = [0.0]
         moved = step_rule.step
 
@@ -149,7 +151,8 @@ def slower(timed: config.Run, measured: list[str], monkeypatch: pytest.MonkeyPat
             patched.setattr(minutes, "time", SimpleNamespace(monotonic=lambda: now[0]))
             patched.setattr(step_rule, "step", step)
             patched.setattr(minutes, "EARLY", EARLY)
-            train(timed, out, began=-4.0, quiet=True)  # a start of 4 of the 5 s
+            # a start of 4 of the 5 s
+            train(timed, out, began=-4.0, quiet=True, make_check=make_check)
         return out, now[0] + 4.0
 
     return begun
@@ -211,6 +214,16 @@ def test_a_machine_that_gets_faster_uses_the_time(slower: Any, tmp_path: Path) -
     assert grids[-1] == ends
 
 
+def test_the_time_is_used_where_each_check_is_the_best(
+    slower: Any, timed: config.Run, tmp_path: Path
+) -> None:
+    timed.train.stop, timed.train.check_every, timed.train.keep = "auto", 8, 1
+    out, _ = slower(tmp_path / "run", 40, 0.6, written(tmp_path / "run", 10**6))
+    decided = [r for r in metrics(out) if r["kind"] == "stop"]
+    assert decided[0]["gain"]
+    assert decided[0]["total"] > 1.3 * config.load(out / "config.yaml").stages["whole"].images
+
+
 @pytest.mark.parametrize(("after", "times"), [(60, 2.0), (60, 0.6), (160, 2.0)])
 def test_what_was_decided_is_decided_when_the_run_goes_on(
     after: int, times: float, slower: Any, tmp_path: Path
@@ -223,6 +236,67 @@ def test_what_was_decided_is_decided_when_the_run_goes_on(
         (out / "checkpoints" / "LATEST").write_text(again + "\n")
         train(None, out, resume=True, quiet=True)
         assert_same_run(straight, out)
+
+
+class Timed:
+    """A stage of 800 images in batches of 8, which has to end after so many s; its decisions."""
+
+    def __init__(
+        self,
+        recipe: config.Run,
+        monkeypatch: pytest.MonkeyPatch,
+        cooldown: float = 0.25,
+        end: float = 800.0,
+    ) -> None:
+        stage, *_ = prepare_stages(recipe, lambda _: None)
+        settings = dataclasses.replace(stage.settings, schedule="cooldown", cooldown=cooldown)
+        self.stage = dataclasses.replace(stage, settings=settings, images=800)
+        self.deadline, self.now, self.seen = minutes.Deadline(end, 0.02 * end), 0.0, 0
+        self.decided: list[tuple[int, int]] = []
+        monkeypatch.setattr(minutes, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def train(self, until: int, seconds: float) -> None:
+        """Steps up to so many images, of so many seconds per image."""
+        world = World(0, 1, torch.device("cpu"))
+        while self.seen < min(until, self.stage.images):
+            self.seen, self.now = self.seen + 8, self.now + 8 * seconds
+            progress = Progress(stage_images=self.seen)
+            if (found := self.deadline.cooldown(self.stage, progress, world))[1]:
+                self.decided.append(found)
+                self.stage = early.with_cooldown(self.stage, *found)
+
+
+def test_a_stage_that_is_all_cool_down_ends_in_time(
+    recipe: config.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Timed(recipe, monkeypatch, cooldown=1.0)
+    run.train(200, 1.0)
+    assert run.decided == []
+    run.train(800, 2.0)
+    assert run.now == pytest.approx(800, rel=0.03)
+    assert all(begins > 0 for begins, _ in run.decided)  # 0 would be now
+
+
+def test_a_cool_down_gets_steeper_a_few_times_at_most(
+    recipe: config.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time has a checkpoint."""
+    run = Timed(recipe, monkeypatch, end=8000.0)
+    run.train(5000, 1.0)
+    run.train(8000, 5.0)
+    faster, slower, *steeper = run.decided
+    assert sum(faster) == 8000 > slower[0] > 5000
+    assert 3 < len(steeper) <= 64 * (run.seen - slower[0]) / run.seen + 1
+
+
+def test_steps_that_were_lost_make_none_slower(
+    recipe: config.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Timed(recipe, monkeypatch)
+    run.train(576, 0.9)
+    run.seen = 528  # back to a checkpoint, between the marks
+    run.train(800, 0.9)
+    assert run.decided == []
 
 
 def test_a_resumed_run_measures_nothing(

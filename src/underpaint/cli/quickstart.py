@@ -13,6 +13,7 @@ from pathlib import Path
 from underpaint import config
 from underpaint.cli.parser import Parser, print_json
 from underpaint.errors import Interrupted, RunFailed, UserError
+from underpaint.io import numbered
 from underpaint.progress import doing
 
 MINUTES = 6.0
@@ -87,14 +88,22 @@ def train(
     out = Path(out).expanduser()
     parts = recipes(minutes, seed)
     folders = {"main": out, "transfer": out / "transfer", "scratch": out / "scratch"}
-    begun = {name: resume and (folder / "config.yaml").exists() for name, folder in folders.items()}
-    if resume and not begun["main"]:
+    if resume and not (out / "config.yaml").exists():
         raise UserError(f"{out}: holds no quick start to go on with; leave --resume out")
+    # the others may have been stopped before their first checkpoint: then they begin anew
+    begun = {n: resume and bool(numbered(f / "checkpoints")) for n, f in folders.items()}
+    begun["main"] = resume
+    overwrite |= resume
     for name, folder in folders.items():
         if not begun[name]:
             RunFolder(folder).check(overwrite)
+    for folder in (folders["transfer"], folders["scratch"]):
+        if not resume and folder.exists():  # of an earlier quick start: none to resume with this
+            earlier = RunFolder(folder)
+            earlier.create(overwrite)
+            earlier.unlock()
     for name, recipe in parts.items():
-        if name == "scratch":
+        if name == "scratch" and not begun[name]:
             recipe.stages, recipe.train = _as_seen(folders["transfer"])
         try:
             if begun[name]:
@@ -104,7 +113,7 @@ def train(
                 recipe,
                 folders[name],
                 start=str(out) if name == "transfer" else None,
-                overwrite=overwrite,
+                overwrite=overwrite or name != "main",
                 write_report=name == "main",  # from the start; that of all three takes its place
                 began=began if name == "main" else None,
             )

@@ -113,7 +113,7 @@ class Stage:
     minutes: float = setting(
         0.0,
         "length in minutes, with start, checks, grids and report; converted to images "
-        "once, by the measured speed; fewer if the machine becomes slower",
+        "once, by the measured speed; fewer or more if the machine becomes slower or faster",
     )
     mask: Literal["none", "patch", "block", "crop", "salient"] = setting(
         "none",

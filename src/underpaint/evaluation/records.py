@@ -17,7 +17,7 @@ RECORD = {  # what any record must hold, and of what type the rest is
     "kind": Is(str, 1, 64),
     **dict.fromkeys(("stage", "event", "mask", "file", "reason", "sentence"), TEXT),
     **dict.fromkeys(("images", "stage_images", "index", "visible", "patches", "unit"), COUNT),
-    **dict.fromkeys(("columns", "rows", "skipped", "to"), COUNT),
+    **dict.fromkeys(("columns", "rows", "skipped", "to", "total"), COUNT),
     **dict.fromkeys(("seconds", "flops", "loss", "x0_mse", "grad_norm", "lr", "rate"), NUMBER),
     **dict.fromkeys(("train_mean", "held_out_mean", "held_out_se", "gap", "time"), NUMBER),
     **dict.fromkeys(("rate_asked", "images_per_s", "flops_per_image", "below_wiener"), NUMBER),

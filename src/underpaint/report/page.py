@@ -87,7 +87,6 @@ def _text(
         pictures = draw(run_dir, run, last, training_images, data)
     compared = list(also) if len(also) != 1 else [(name, run_dir), *also]
     stopping, stops = early_stopping.judge(records), of_kind(records, "stop")
-    planned = sum(stage.images for stage in run.stages.values())
     finished = len(stages) == len(run.stages) and all(stage.finished for stage in stages)
     return render(
         "page.html.jinja",
@@ -98,7 +97,7 @@ def _text(
         parameters=environment.get("parameters"),
         start=environment.get("start"),
         answers=answers(records),
-        total=stops[-1].get("total", planned) if stops else planned,
+        total=_total(run, stages, stops),
         finished=finished,
         next=_next(run_dir, finished, bool(every) and not finished, records),
         stopping=stopping,
@@ -163,6 +162,14 @@ def _private(records: list[Record]) -> list[Record]:
         privacy = record["privacy"] | ({} if finished else spent)
         found.append({"name": name, "finished": finished, **privacy})
     return found
+
+
+def _total(run: config.Run, stages: list[summary.StageFacts], stops: list[Record]) -> int:
+    """Images of the run: what the stages that are over had, and what is planned of the others."""
+    over = {stage.name: stage.images for stage in stages if stage.finished}
+    planned = sum(over.get(name, stage.images) for name, stage in run.stages.items())
+    last = stops[-1] if stops else {}
+    return planned if last.get("stage") in over else int(last.get("total", planned))
 
 
 def _last(records: list[Record], kind: str, **values: Any) -> Record:

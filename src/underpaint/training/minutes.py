@@ -35,6 +35,7 @@ OVERHEAD = 0.1  # of the minutes
 LATE = 0.02  # of the minutes: a delay that is not made up for
 EARLY = 0.1  # of the stage's images: so many more are worth a longer stage
 RECENT = 8  # parts of a stage, in the last one or two of which its speed is taken
+STEEPER = 64  # parts of a stage, in each of which a cool-down gets steeper once at most
 MEASURING, MOST = 0.02, 0.75  # of the minutes, for steps; and seconds a level at most
 REPORT, DRAWN = 1.5, 32  # the report: seconds, besides samples
 TRIES = 3  # of drawing
@@ -58,6 +59,8 @@ class Deadline:
     end: float
     slack: float  # seconds after it that do not count
     marks: tuple[tuple[int, float], tuple[int, float]] | None = None  # images of the stage, time
+    seen: int = 0  # images of the stage, when it was last asked
+    steeper: int = 0  # and when a cool-down last got steeper
 
     def cooldown(self, stage: PreparedStage, progress: Progress, world: World) -> tuple[int, int]:
         """Another cool-down than planned, or (0, 0).
@@ -69,23 +72,27 @@ class Deadline:
         if it had begun later: the learning rate falls from what it is now to 0.
         """
         seen, settings, now = progress.stage_images, stage.settings, time.monotonic()
-        if self.marks is None or seen <= self.marks[1][0]:  # another stage, or gone back
-            self.marks = ((seen, now), (seen, now))
+        if self.marks is None or seen <= self.seen:  # gone back
+            self.marks, self.steeper = ((seen, now), (seen, now)), 0
         (begin, since), mark = self.marks
+        self.seen = seen
         if seen - mark[0] >= stage.images / RECENT:
             self.marks = (mark, (seen, now))
         planned = stage.images * (1 - settings.cooldown)
         if settings.schedule != "cooldown" or seen <= max(begin, settings.warmup):
             return 0, 0
-        share, batch = settings.cooldown / (1 - settings.cooldown), stage.batch
+        batch = stage.batch
+        share = settings.cooldown / (1 - settings.cooldown) if seen < planned else 0.0
         an_image = (now - since) / (seen - begin)
         fits = seen + max(1, int((self.end - now) / an_image / batch)) * batch
         begins, length = 0, 0
         if seen >= planned:
             left = stage.images - seen
-            if now + left * an_image - self.end > self.slack and fits < stage.images:
-                length = round((stage.images - planned) * (fits - seen) / left)
-                begins = fits - length
+            late = now + left * an_image - self.end > self.slack and fits < stage.images
+            if late and seen - self.steeper >= stage.images / STEEPER:
+                self.steeper = seen
+                begins = max(1, fits - round((stage.images - planned) * (fits - seen) / left))
+                length = fits - begins
         elif now + (batch + share * (seen + batch)) * an_image - self.end > self.slack:
             begins, length = seen, max(1, round(share * seen / batch)) * batch
         elif seen + batch >= planned and fits >= stage.images * (1 + EARLY):

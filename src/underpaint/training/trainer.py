@@ -8,7 +8,6 @@ training diverges. What comes before it: `run`.
 import contextlib
 import time
 from dataclasses import InitVar, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -163,7 +162,8 @@ class Trainer:
         self.state, notes = handover.enter(stage, run, self.state, progress)
         for note in notes:
             self.log.say(note)
-        self.every = monitor.Cadence.of(run.train, self.log.total, stage)
+        planned = sum(each.images for each in self.stages)
+        self.every = monitor.Cadence.of(run.train, planned, stage)
         self.rule = rule_of(stage)
         self.check = self._make_check() if self.rule.public else None
         if progress.stage_images == 0:
@@ -172,8 +172,7 @@ class Trainer:
             record = monitor.stage_record(stage, self.rule, progress)
             self.log.metric("stage", event="start", **record)
             monitor.say_stage(stage, self.rule, self.log)
-        if progress.cooldown[1]:
-            self._cool_down()
+        self._set_length()
         self.rule.begin(self.folder, progress, self.log.warn)
         progress.stage_end = False
         if self.started and progress.images == 0 and self.rule.public:
@@ -232,9 +231,9 @@ class Trainer:
                     monitor.say_finding(found, self.log)
                     found = None
                 self._follow(decision)
-        if self.deadline and progress.stage == len(self.stages) - 1 and not any(decision):
+        if self.deadline and progress.stage == len(self.stages) - 1 and not any(decision[1:]):
             begins, length = self.deadline.cooldown(stage, progress, self.world)
-            decision = early.Decision(cooldown=length, begins=begins)
+            decision = decision._replace(cooldown=length, begins=begins)  # the best check, or not
             self._follow(decision)
         ends = decision.ends or self._at_end()
         if state.power and first and self._due(self.every.snapshot, before, ends):
@@ -286,21 +285,22 @@ class Trainer:
         sentence = early.said(decision, self.stage, progress)
         if decision.cooldown:
             progress.cooldown = (decision.begins or progress.stage_images, decision.cooldown)
-            self._cool_down()
+            self._set_length()
         record = decision._asdict() | {"sentence": sentence}
         if decision.cooldown:
             record["total"] = self.log.total
         self.log.metric("stop", stage=self.stage.name, images=progress.images, **record)
         self.log.say(sentence)
 
-    def _cool_down(self) -> None:
-        """Give the stage the cool-down that was decided."""
-        stage = self.stages[self.progress.stage]
-        self.rule.stage = early.with_cooldown(stage, *self.progress.cooldown)
-        stages = [self.rule.stage if s.index == stage.index else s for s in self.stages]
-        rest = sum(s.images for s in stages[stage.index :])
-        before = self.progress.images - self.progress.stage_images
-        self.log.resize(before + rest, partial(left, stages))
+    def _set_length(self) -> None:
+        """Give the stage the cool-down that was decided, if any, and the log what is left."""
+        stage, progress = self.stages[self.progress.stage], self.progress
+        if progress.cooldown[1]:
+            self.rule.stage = early.with_cooldown(stage, *progress.cooldown)
+        rest = [self.rule.stage, *self.stages[stage.index + 1 :]]
+        before = progress.images - progress.stage_images  # the stages before, as they have become
+        total = before + sum(each.images for each in rest)
+        self.log.resize(total, lambda images: left(rest, images - before))
 
     def _finish_stage(self) -> None:
         """The end of a stage: `progress` belongs to the next one."""
