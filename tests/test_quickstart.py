@@ -100,14 +100,11 @@ def did(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         RunFolder(out).check(overwrite)
         done("train", out)
 
-    def nothing(run: Path) -> tuple[dict[str, config.Stage], config.Train]:
-        return {}, config.Train()
-
     monkeypatch.setattr(api, "train", begin)
     monkeypatch.setattr(api, "resume", lambda out, **_: done("resume", out))
     monkeypatch.setattr(report, "build", lambda out, **_: out)
     monkeypatch.setattr(quickstart, "_write_web", lambda _: None)
-    monkeypatch.setattr(quickstart, "_as_seen", nothing)
+    monkeypatch.setattr(config, "load", lambda _: config.Run())
     return seen
 
 

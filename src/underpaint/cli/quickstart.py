@@ -83,6 +83,7 @@ def train(
     """
     with doing("starting"):
         from underpaint import api, report
+        from underpaint.evaluation.as_seen import as_seen
         from underpaint.training.checkpointing import RunFolder
 
     out = Path(out).expanduser()
@@ -104,7 +105,10 @@ def train(
             earlier.unlock()
     for name, recipe in parts.items():
         if name == "scratch" and not begun[name]:
-            recipe.stages, recipe.train = _as_seen(folders["transfer"])
+            transfer = as_seen(
+                config.load(folders["transfer"] / "config.yaml"), folders["transfer"]
+            )
+            recipe.stages, recipe.train = transfer.stages, transfer.train
         try:
             if begun[name]:
                 api.resume(folders[name], write_report=False)
@@ -128,18 +132,6 @@ def train(
     ]
     with doing("writing the report"):
         return report.build(out, title="Quick start", also=also)
-
-
-def _as_seen(run: Path) -> tuple[dict[str, config.Stage], config.Train]:
-    """A run of one stage with as many images as this one saw, however fast the machine is now."""
-    from underpaint.training.checkpointing import RunFolder, read_progress
-
-    recipe = config.load(run / "config.yaml")
-    progress = read_progress(RunFolder(run).latest().folder)
-    ((name, stage),) = recipe.stages.items()
-    images = progress.length(stage.images)
-    share = progress.cooldown[1] / images or stage.cooldown
-    return {name: dataclasses.replace(stage, images=images, cooldown=share)}, recipe.train
 
 
 def _write_web(run: Path) -> None:

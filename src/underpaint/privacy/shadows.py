@@ -33,6 +33,7 @@ from underpaint import config, cores, model_folder
 from underpaint.compare.pool import gather
 from underpaint.data import cache
 from underpaint.errors import Interrupted, UserError
+from underpaint.evaluation.as_seen import as_seen
 from underpaint.hardware import pick_device
 from underpaint.io import numbered, replace_text
 from underpaint.privacy.membership import MembershipData, Subset
@@ -180,6 +181,7 @@ def _recipe(data: MembershipData, images: int) -> config.Run:
             "--against shadow trains on whole images, and these are sealed; give the images "
             "themselves by --members and --non-members, or a reference model"
         )
+    run = as_seen(run, data.place)
     audited = run.data_of(run.last).source
     one, two = data.members.data, data.non_members.data
     pool = dataclasses.replace(one, audit_split=0.0, limit=0)
