@@ -13,7 +13,8 @@ def stage(**settings: Any) -> config.Stage:
 
 
 def turn(name: str, event: str, images: int) -> dict[str, Any]:
-    return {"kind": "stage", "event": event, "stage": name, "images": images}
+    needed = {"seconds": 1.0, "flops": 1.0, "mask": "none", "rate": 0.0, "visible": 4, "patches": 4}
+    return {"kind": "stage", "event": event, "stage": name, "images": images, **needed}
 
 
 def test_stages_that_are_over_are_as_long_as_they_became(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from underpaint import config
 from underpaint.cli.parser import Parser, print_json
 from underpaint.errors import Interrupted, RunFailed, UserError
-from underpaint.io import numbered
 from underpaint.progress import doing
 
 MINUTES = 6.0
@@ -84,6 +83,7 @@ def train(
     with doing("starting"):
         from underpaint import api, report
         from underpaint.evaluation.as_seen import as_seen
+        from underpaint.io import numbered
         from underpaint.training.checkpointing import RunFolder
 
     out = Path(out).expanduser()
