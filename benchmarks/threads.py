@@ -4,8 +4,8 @@
 
 Times steps of the quick start, of one thread and of as many as there are cores, beside so many
 processes that never wait; and, of several threads, with what OpenMP does by itself (`default`) and
-with what the command line asks of it (`cores.share`). Each in a process of its own, in turn; the
-median of ROUNDS, in milliseconds. Begin it on a quiet machine.
+with what the command line asks of it (`cores.share`). Each in a process of its own, in turn; in
+milliseconds. Begin it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from underpaint import cores
 
 RESULTS = Path(__file__).parent / "results" / "threads.json"
-ROUNDS, SECONDS, LEAST = 3, 4.0, 2  # of each way; of a round; steps of one
+SECONDS, LEAST = 4.0, 2  # of a way; steps of one
 BUSY = "while True: pass"
 
 
@@ -79,15 +78,11 @@ def main() -> int:
     for busy in given.busy:
         others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
         time.sleep(1.0)
-        taken: dict[str, list[float]] = {name: [] for name in ways}
         try:
-            for _ in range(ROUNDS):
-                for name, way in ways.items():
-                    taken[name].append(timed(*way))
+            found[str(busy)] = {name: round(timed(*way), 1) for name, way in ways.items()}
         finally:
             for other in others:
                 other.kill()
-        found[str(busy)] = {name: round(statistics.median(ms), 1) for name, ms in taken.items()}
         print(busy, "busy processes:", found[str(busy)])
     about = {"spins": cores.SPINS, "machine": f"{platform.machine()}, {many} cores"}
     given.out.write_text(json.dumps({**about, "busy": found}, indent=1) + "\n", encoding="utf-8")
