@@ -6,8 +6,8 @@ from pathlib import Path
 
 # Rounds that a thread of GNU OpenMP, torch's on Linux, asks for work before it sleeps; by default
 # it goes on for milliseconds. Where others want the cores, those who wait so keep the one that they
-# wait for from its core: a step of two threads took 60 times as long as one of one thread, and with
-# this twice as long (benchmarks/threads.py).
+# wait for from its core: beside three busy processes on two cores a step takes less than half the
+# time with this, on a quiet machine a few per cent more (benchmarks/threads.py).
 SPINS = 2000
 CGROUP = Path("/sys/fs/cgroup")
 
