@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,27 @@ def test_shorter_shadows_are_other_shadows(
     monkeypatch.setattr(shadows, "train", noted)
     assert main(flags(run, "--shadows", 2, "--shadow-images", 32)) == 130
     assert [(s.images, s.warmup) for s in calls[0].stages.values()] == [(16, 0), (16, 4)]
+
+
+@pytest.mark.usefixtures("one_process")
+def test_shadows_see_as_many_images_as_the_run_did(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last stage ended early, whatever its recipe says."""
+    calls: list[Any] = []
+
+    def noted(recipe: Any, out: Path, **options: Any) -> Path:
+        calls.append(recipe)
+        raise Interrupted("enough")
+
+    early = Path(shutil.copytree(run, tmp_path / "early"))
+    records = [json.loads(line) for line in (early / "metrics.jsonl").read_text().splitlines()]
+    ends = [r for r in records if r["kind"] == "stage" and r["event"] == "end"]
+    ends[-1]["images"] -= 24
+    (early / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    monkeypatch.setattr(shadows, "train", noted)
+    assert main(flags(early, "--shadows", 2)) == 130
+    assert [stage.images for stage in calls[0].stages.values()] == [64, 40]
 
 
 def test_processes_of_their_own_train_the_same_shadows(

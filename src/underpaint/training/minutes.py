@@ -83,7 +83,7 @@ class Deadline:
             return 0, 0
         batch = stage.batch
         share = settings.cooldown / (1 - settings.cooldown) if seen < planned else 0.0
-        an_image = (now - since) / (seen - begin)
+        an_image = max(1e-9, now - since) / (seen - begin)  # some clocks tick coarsely
         fits = seen + max(1, int((self.end - now) / an_image / batch)) * batch
         begins, length = 0, 0
         if seen >= planned:
