@@ -2,8 +2,8 @@
 
 Each image is decoded in memory, a few at a time; its visible patches go to a random place of the
 file, the rest is forgotten. No cache is read or written. What is remembered of an image until the
-end, in memory alone, is a thumbnail (see `near_duplicates`) and two digests (to split): about half
-a kilobyte.
+end, in memory alone, is a thumbnail (see `near_duplicates`) and two digests (to split): about a
+third of a kilobyte.
 
 A file gets its name when all of it was read back and verified. One whose writing was interrupted is
 removed; it never held anything but visible patches.
@@ -24,7 +24,7 @@ from underpaint import cores
 from underpaint.core import masks
 from underpaint.core.alpha import premultiplied
 from underpaint.core.spaces import Pixels
-from underpaint.data import fixed_masks, split
+from underpaint.data import digests, fixed_masks, split
 from underpaint.data.build import check_bad, check_size, in_order, natural_order
 from underpaint.data.decode import Options
 from underpaint.data.near_duplicates import NearDuplicates
@@ -94,9 +94,9 @@ def seal(
                             shape = image.pixels.shape
                             writer = Writer(file, contents.total, shape, patch, spec, key, labels)
                         bleed = _bleed(image.original_size, options)
-                        digests = image.file_sha, image.pixel_sha
+                        shas = image.file_sha, image.pixel_sha
                         label = item.label if labels else None
-                        writer.add(image.pixels, digests, label, bleed, drop_duplicates)
+                        writer.add(image.pixels, shas, label, bleed, drop_duplicates)
                     if done % BATCH == 0 or done == contents.total:
                         at(done)
             check_bad(source.origin, bad, writer.seen if writer else 0, data.max_bad)
@@ -162,7 +162,7 @@ class Writer:
     def add(
         self,
         pixels: NDArray[np.uint8],
-        digests: tuple[bytes, bytes],
+        shas: tuple[bytes, bytes],
         label: str | None,
         bleed: int,
         drop_duplicates: bool,
@@ -176,8 +176,8 @@ class Writer:
         number = self.near_duplicates.add(pixels)
         for other in near:
             self.root[self._of(number)] = self._of(other)
-        self.file_sha += digests[0]
-        self.pixel_sha += digests[1]
+        self.file_sha += shas[0]
+        self.pixel_sha += shas[1]
         self.labels.append(-1 if label is None else self.names.setdefault(label, len(self.names)))
         self.bleed = max(self.bleed, bleed)
         self.waiting.append(pixels)
@@ -205,6 +205,7 @@ class Writer:
     def finish(self, wanted: int | None, label_names: tuple[str, ...] | None) -> None:
         """Close the gaps, split, and write labels, held-out marks, checksums and header."""
         self._flush()
+        del self.near_duplicates  # most of what is held, and no longer needed
         n, slots = self.count, self._compact()
         names = label_names or natural_order(list(self.names))
         of_name = np.array([names.index(name) for name in self.names] + [-1])  # −1 stays −1
@@ -213,7 +214,7 @@ class Writer:
         groups = np.array([self._of(i) for i in range(n)])
         file_sha = np.frombuffer(self.file_sha, np.uint8).reshape(n, 32)
         pixel_sha = np.frombuffer(self.pixel_sha, np.uint8).reshape(n, 32)
-        exact = n - len({sha.tobytes() for sha in pixel_sha})
+        exact = n - len(digests.distinct(pixel_sha)[0])
         side = split.assign(file_sha, pixel_sha[groups], None, wanted)  # groups stay together
         held_out = np.empty(n, bool)
         held_out[slots] = side == split.HELD_OUT
