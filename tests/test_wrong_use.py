@@ -250,6 +250,8 @@ def test_a_run_that_is_not_there(wrong: Wrong, tmp_path: Path) -> None:
         (["--remove-duplicates"], "--remove-duplicates true: the run in "),
         (["--stages.whole.images", "64"], "--stages.whole.images 64: the run in "),
         (["--preset", "default"], "--preset default: "),
+        (["--preset", "default"], " more differ too), and "),
+        (["--train.seed", "5", "--size", "16"], " (train.seed differs too), and "),
         (["--from", "pretrained:lorelei"], "--from pretrained:lorelei: the run in "),
     ],
 )

@@ -13,6 +13,7 @@ SETTLED = {  # when a run begins: lengths by its minutes, the rest by the machin
     *("train.check_every", "train.sample_every", "train.check_images", "train.microbatch"),
     *("data.size", "space.patch"),
 }
+NAMED = 3  # of several differences, beside the first
 
 
 def check_saved(
@@ -57,10 +58,14 @@ def check_saved(
         change = different[0]
         flag = f"--{_flag(change.name) if change.name in given else change.name}"
         where = flag if change.source is None else f"{change.source}: {change.name}"
+        names = ", ".join(other.name for other in different[1 : 1 + NAMED])
+        more = f" and {n} more" if (n := len(different) - 1 - NAMED) > 0 else ""
+        verb = "differ" if len(different) > 2 else "differs"
+        others = f" ({names}{more} {verb} too)" if names else ""
         raise UserError(
-            f"{where} {_shown(change.asked)}: the run in {folder} has {_shown(change.saved)}, and "
-            "a resumed run keeps its settings; leave that out, or begin another run with other "
-            "settings (--from to start with these weights)"
+            f"{where} {_shown(change.asked)}: the run in {folder} has {_shown(change.saved)}"
+            f"{others}, and a resumed run keeps its settings; leave that out, or begin another run "
+            "with other settings (--from to start with these weights)"
         )
 
 
