@@ -301,6 +301,9 @@ def test_transparent_pictures_are_offered_rgba(
     out = " ".join(capsys.readouterr().out.split())
     assert "160 of 160 images have transparent pixels, which become white" in out
     assert f"underpaint train --data {place / 'icons'} --channels rgba" in out
+    assert main(["prepare", str(place / "icons"), "--size", "16", "--quiet"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"underpaint train --data {place / 'icons'} --size 16 --channels rgba" in out
     mixed = write(tmp_path / "mixed", icons(20))
     (mixed / "020.png").write_bytes(png(icons(1)[0, ..., :3]))
     assert main(["prepare", str(mixed), "--channels", "rgba", "--quiet"]) == 0

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 from pathlib import Path
 
 from underpaint import config
@@ -99,4 +100,5 @@ def run(args: argparse.Namespace, others: list[str]) -> None:
     for reason in plan.reasons:
         if args.explain or not reason.startswith("network "):
             screen.print(f"- {reason}")
-    screen.print(f"recipe   {out}\ntrain    underpaint train --config {out}{plan.start}")
+    command = f"underpaint train --config {shlex.quote(str(out))}{plan.start}"
+    screen.print(f"recipe   {out}\ntrain    {command}")

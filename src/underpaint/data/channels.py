@@ -19,7 +19,9 @@ def on_channels(settings: config.Data, dataset: Dataset) -> str:
     if settings.channels == "rgba":
         opaque = f"{n - found:,} of {n:,} images have no transparent pixels and are opaque"
         return opaque if found < n else ""
-    command = f"underpaint train --data {shlex.quote(settings.source)} --channels"
+    size = "".join(f" {side}" for side in settings.size)
+    size = f" --size{size}" if size else ""
+    command = f"underpaint train --data {shlex.quote(settings.source)}{size} --channels"
     if found:
         return (
             f"{found:,} of {n:,} images have transparent pixels, which become "

@@ -166,7 +166,9 @@ def _masks(
     backbone = cost.network(run, images.size, images.channels, images.classes)
     tokens = math.prod(backbone.grid) // backbone.unit**2
     cell = evidence.nearest(evidence.load()["masks"], tokens)
-    what, studied = f"for {tokens} patches per image", f"in our studies {evidence.sentence(cell)}"
+    unit = f"squares of {backbone.unit}×{backbone.unit} " if backbone.unit > 1 else ""
+    what = f"for {tokens} {unit}patches per image"
+    studied = f"in our studies {evidence.sentence(cell)}"
     if cell["verdict"] == "pays":
         tried = _in_memory(candidates.masked(run, cell, backbone.unit), images, machine)
         flops = [stage["flops_per_image"] for stage in machine.counted(tried, images)["stages"]]

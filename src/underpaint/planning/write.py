@@ -1,5 +1,6 @@
 """A plan as the YAML that `underpaint train --config` takes, with a comment that says why."""
 
+import shlex
 import textwrap
 from typing import Any
 
@@ -25,7 +26,7 @@ def text(plan: Plan, name: str) -> str:
         f"{plan.machine.name} ({'computed, not measured' if plan.machine.sheet else 'measured'}).",
         f"# By `underpaint plan` {__version__}, for a budget of {shown(plan.budget)}. Why:",
         *(f"# {line}" for reason in reasons for line in reason),
-        f"# Train by it: underpaint train --config {name}{plan.start}",
+        f"# Train by it: underpaint train --config {shlex.quote(name)}{plan.start}",
     ]
     comments = {
         "patch": f"{plan.counted['stages'][-1]['patches']} patches per image",
