@@ -78,7 +78,8 @@ def _starts() -> tuple[str, str]:
         first, other_first = (curve["curve"][0] for curve in (one, other))
         told.append(
             f"{int(count):,} images: {one['frechet'] / other['frechet']:.2f} of the FD-MobileNetV2 "
-            f"({first['frechet_B'] / other_first['frechet_B']:.2f} after {first['images']:,})"
+            f"({first['frechet_B'] / other_first['frechet_B']:.2f} after {first['images']:,}; real "
+            f"images {first['floor'] / other['frechet']:.2f})"
         )
     return (
         "; ".join(told),

@@ -183,6 +183,8 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     f"{ADAMW}-detail": (ADAMW, {"network": {"kind": "hourglass-detail"}}),
     f"{BEST}-again": (BEST, {}),
     f"{BEST}-stratified": (f"{BEST}-again", {"noise": {"stratified": True}}),
+    # windows that overlap (`overlap.py`)
+    f"{BEST}-overlap": (f"{BEST}-stratified", {"network": {"kind": "hourglass-overlap"}}),
     f"{BEST}-ema-0.9995": (BEST, {"train": {"ema": 0.9995}}),
     f"{BEST}-batch-8": (BEST, whole(batch=8, learning_rate=2.8e-3)),
     f"{BEST}-rate-8e-3": (BEST, whole(learning_rate=8e-3)),
@@ -193,6 +195,8 @@ UNITS: dict[str, tuple[str | None, dict[str, Any]]] = {
     # other pictures
     "photographs-dit": ("dit", PHOTOGRAPHS),
     f"photographs-{BEST}": (BEST, PHOTOGRAPHS),
+    f"photographs-{BEST}-stratified": (f"{BEST}-stratified", PHOTOGRAPHS),
+    f"photographs-{BEST}-overlap": (f"{BEST}-overlap", PHOTOGRAPHS),
     "fashion-dit": ("dit", FASHION),
     f"fashion-{BEST}": (BEST, merged(FASHION, {"space": {"patch": 2}})),
     # MaskDM as published, against the same without its first stage
@@ -242,7 +246,8 @@ def settings(unit: str) -> dict[str, Any]:
 
 def recipe(unit: str, scale: float) -> Any:
     """The run of a unit: as long as its FLOPs allow."""
-    import studies.ladder.detail  # noqa: F401  (its networks)
+    import studies.ladder.detail
+    import studies.ladder.overlap  # noqa: F401  (their networks)
     from underpaint import config
     from underpaint.compare import study
 
