@@ -58,13 +58,13 @@ def check_saved(
         change = different[0]
         flag = f"--{_flag(change.name) if change.name in given else change.name}"
         where = flag if change.source is None else f"{change.source}: {change.name}"
-        names = ", ".join(other.name for other in different[1 : 1 + NAMED])
+        further = ", ".join(other.name for other in different[1 : 1 + NAMED])
         more = f" and {n} more" if (n := len(different) - 1 - NAMED) > 0 else ""
         verb = "differ" if len(different) > 2 else "differs"
-        others = f" ({names}{more} {verb} too)" if names else ""
+        beside = f" ({further}{more} {verb} too)" if further else ""
         raise UserError(
             f"{where} {_shown(change.asked)}: the run in {folder} has {_shown(change.saved)}"
-            f"{others}, and a resumed run keeps its settings; leave that out, or begin another run "
+            f"{beside}, and a resumed run keeps its settings; leave that out, or begin another run "
             "with other settings (--from to start with these weights)"
         )
 
