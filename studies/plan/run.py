@@ -25,6 +25,10 @@ meanwhile changes nothing. All of the minutes are training: no grids, no checks.
     frechet      distance (MobileNetV2 features, never an FID) of 500 samples to 500 held-out
                  images, with their labels, `low` to `high`: its 95 % interval by the jackknife
     difference   to `default`, in the same seeds and against the same images, with its interval
+
+Intervals are of samples and images; another seed of training moves the distance more. In a series
+before this one, whose times were not spread over each batch, `plan` ended 7.4 nearer than `default`
+on photographs in 18 minutes, of which it was as sure.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ Nearer to that end is not nearer to real heads: what small networks get wrong at
 levels shows as grain, of which few steps leave less. `real` in the JSON is the same of 500 training
 images: what a perfect model would have. Ways that end in `-packaged` are those of an hourglass,
 `pretrained:lorelei`; with guidance each step evaluates the network twice.
+
+Presets keep `heun-10`, of the DiT's ways the best; `dpm++-20` is a little nearer for the hourglass,
+and cannot edit images, which takes steps that stand alone.
 """
 
 from __future__ import annotations
