@@ -319,6 +319,8 @@ def test_a_page_answers_three_questions() -> None:
     assert "two checks" in nothing.longer
     short = answers([grid(0.0) | {"images": 2208}])
     assert "2,208 images seen are few for shapes: train longer" in short.good
+    assert "few for shapes" in answers([grid(0.0) | {"images": 5216}]).good  # textures as yet
+    assert "few for shapes" not in answers([grid(0.0) | {"images": 8000}]).good
     tuned = answers([grid(0.0) | {"images": n} for n in (0, 2208)])  # began with other weights
     assert tuned.good == f"{GOOD[0].upper()}{GOOD[1:]}."
     blind = [check | {"held_out_mean": None} for check in scaled(checks(FALLING, FALLING), 0.6)]

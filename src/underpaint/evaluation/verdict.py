@@ -14,7 +14,9 @@ STILL = {
     "blurred": "samples are still blurred: they lack the fine detail of real images",
 }
 GOOD = "samples are as sharp as real images, without noise or copies; judge their shapes by eye"
-FEW = 5000  # images: heads of 32×32 pixels were heads after 8,000, sharp blobs after 2,000
+# images: of 32×32 pixels, heads were heads after 8,000 and sharp blobs after 2,000; photographs
+# were textures after 5,200
+FEW = 8000
 SOON = "samples are sharp and without noise, but {:,} images seen are few for shapes: train longer"
 YOUNG = "samples cannot be good yet: the network removes noise worse than a linear filter does"
 LONGER = {
